@@ -1,0 +1,90 @@
+"""Configuration: where it lies, and the one place where a name in it becomes an object.
+
+The constructor's signature is the schema, YAML holds values. A `_target_` is an import, so it is treated as
+one: `build` resolves it, checks that the thing it found is *defined* in an allowed package (an attribute
+path such as `sam_train.config.os.system` resolves, but is defined elsewhere) and only then calls it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sam_train.errors import ConfigError
+
+ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning")
+
+
+def config_dir() -> str:
+    """Absolute path of the Hydra configs: inside the package when installed, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    inside, beside = here / "configs", here.parent / "configs"
+    return str(inside if inside.is_dir() else beside)
+
+
+def resolve_target(target: str, allowed: Sequence[str] = ALLOWED_PACKAGES) -> Any:
+    """The class or function that `target` names. Raises ConfigError unless an allowed package defines it."""
+    try:
+        found = get_object(target)
+    except Exception as error:  # Hydra wraps whatever the import raised
+        raise ConfigError(f"_target_ {target!r} cannot be imported: {error}") from error
+    home = getattr(found, "__module__", "") or ""
+    if not callable(found) or not any(home == p or home.startswith(p + ".") for p in allowed):
+        raise ConfigError(
+            f"_target_ {target!r} is defined in {home or 'no module'!r}; only {', '.join(allowed)} may be built from a config"
+        )
+    return found
+
+
+def targets(node: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Every (`_target_`, keys beside it) in a plain container, depth first."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            found.append((str(node["_target_"]), {str(k): v for k, v in node.items() if not str(k).startswith("_")}))
+        for value in node.values():
+            found += targets(value)
+    elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
+        for value in node:
+            found += targets(value)
+    return found
+
+
+def build(cfg: DictConfig | ListConfig | Mapping[str, Any], allowed: Sequence[str] = ALLOWED_PACKAGES, **kwargs: Any) -> Any:
+    """Build what `cfg._target_` names, `kwargs` added. Nested targets are built too, each checked first.
+
+    Raises ConfigError when a target is not allowed or its constructor refuses the values.
+    """
+    plain = to_plain(cfg)
+    if "_target_" not in plain:
+        raise ConfigError(f"nothing to build: no _target_ among the keys {sorted(plain)}")
+    for target, _ in targets(plain):
+        resolve_target(target, allowed)
+    try:
+        return instantiate(OmegaConf.create(plain), **kwargs, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{plain['_target_']} cannot be built: {type(cause).__name__}: {cause}") from error
+
+
+def to_plain(cfg: DictConfig | ListConfig | Mapping[str, Any]) -> Any:
+    """The resolved config as dicts and lists, ready for JSON or a checkpoint."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else dict(cfg)
+
+
+def config_hash(cfg: DictConfig | Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 of the resolved config, keys sorted."""
+    return hashlib.sha256(json.dumps(to_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def save_resolved(cfg: DictConfig, path: Path) -> None:
+    """Write the resolved config beside a run, so that the run can be read without Hydra."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(OmegaConf.to_yaml(cfg, resolve=True))

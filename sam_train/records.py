@@ -1,0 +1,172 @@
+"""The nouns on disk: an image and its masks as SA-1B's JSON has them, keys verbatim.
+
+One key is ours: each annotation may carry `provenance`, which other readers ignore. Whatever else is
+missing or unknown is a ShardError that names key and field, because a reader that guesses loses masks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sam_train.errors import ShardError
+
+# A key becomes a file name and a tar member: letters, digits, dash and underscore, so it can never climb out
+# of a folder; no dot, because webdataset splits member names at the first one.
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
+Rle = dict[str, Any]
+"""COCO compressed RLE: {"size": [height, width], "counts": str}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a mask comes from."""
+
+    stage: str
+    """Engine stage, or "import" for masks that came with a data set."""
+    checkpoint: str
+    """SHA-256 of the checkpoint that helped, empty when none did."""
+    annotator: str
+    """"automatic", "simulated", a person's id, or the importer's name."""
+    config: str
+    """Hash of the resolved config that made it."""
+    prompts: list[list[float]] = field(default_factory=list)
+    """[x, y, label] in the image frame, labels as PointLabel."""
+    seconds: float = 0.0
+    """Time spent on this mask, by a person or by a stated cost model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRecord:
+    """One mask, image frame. `bbox` and `crop_box` are XYWH in pixels, `area` in pixels."""
+
+    id: int
+    segmentation: Rle
+    bbox: list[float]
+    area: int
+    predicted_iou: float
+    stability_score: float
+    crop_box: list[float]
+    point_coords: list[list[float]]
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """One image and its masks. `key` is the member name in the tar without its extension."""
+
+    key: str
+    image_id: int
+    width: int
+    height: int
+    masks: list[MaskRecord]
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+
+    def to_json(self) -> bytes:
+        """SA-1B's JSON for this image, UTF-8, no spaces, so equal records give equal bytes."""
+        return json.dumps(
+            {
+                "image": {
+                    "image_id": self.image_id,
+                    "width": self.width,
+                    "height": self.height,
+                    "file_name": f"{self.key}.jpg",
+                },
+                "annotations": [_without_empty_provenance(mask) for mask in self.masks],
+            },
+            separators=(",", ":"),
+        ).encode()
+
+    @staticmethod
+    def from_json(data: bytes, *, key: str, shard: str = "") -> ImageRecord:
+        """Parse SA-1B JSON. Raises ShardError (shard, key, field) for anything the schema does not say."""
+        check_key(key, shard=shard)
+        try:
+            document = json.loads(data)
+        except ValueError as error:
+            raise ShardError(f"not JSON: {error}", shard=shard, key=key) from error
+        top = _take(document, {"image": dict, "annotations": list}, shard=shard, key=key, place="")
+        image = _take(
+            top["image"], {"image_id": int, "width": int, "height": int, "file_name": str}, shard=shard, key=key, place="image."
+        )
+        return ImageRecord(
+            key=key,
+            image_id=image["image_id"],
+            width=image["width"],
+            height=image["height"],
+            masks=[
+                _mask_from_json(m, shard=shard, key=key, place=f"annotations[{i}].") for i, m in enumerate(top["annotations"])
+            ],
+        )
+
+
+def check_key(key: str, *, shard: str = "") -> None:
+    """Raise ShardError unless `key` is a name that can be a tar member and a file name anywhere."""
+    if not KEY_PATTERN.fullmatch(key):
+        raise ShardError(
+            f"key {key[:80]!r} is not 1 to 200 letters, digits, '_' or '-': rename the image or import it again", shard=shard
+        )
+
+
+_NUMBER = (int, float)
+_MASK_SCHEMA: dict[str, type | tuple[type, ...]] = {
+    "id": int,
+    "segmentation": dict,
+    "bbox": list,
+    "area": int,
+    "predicted_iou": _NUMBER,
+    "stability_score": _NUMBER,
+    "crop_box": list,
+    "point_coords": list,
+}
+_PROVENANCE_SCHEMA: dict[str, type | tuple[type, ...]] = {
+    "stage": str,
+    "checkpoint": str,
+    "annotator": str,
+    "config": str,
+    "prompts": list,
+    "seconds": _NUMBER,
+}
+
+
+def _mask_from_json(value: Any, *, shard: str, key: str, place: str) -> MaskRecord:
+    provenance = None
+    if isinstance(value, dict) and "provenance" in value:
+        value = dict(value)
+        taken = _take(value.pop("provenance"), _PROVENANCE_SCHEMA, shard=shard, key=key, place=place + "provenance.")
+        provenance = Provenance(**taken)
+    taken = _take(value, _MASK_SCHEMA, shard=shard, key=key, place=place)
+    _take(taken["segmentation"], {"size": list, "counts": str}, shard=shard, key=key, place=place + "segmentation.")
+    return MaskRecord(**taken, provenance=provenance)
+
+
+def _take(
+    value: Any, schema: dict[str, type | tuple[type, ...]] | dict[str, type], *, shard: str, key: str, place: str
+) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ShardError(f"expected an object, got {type(value).__name__}", shard=shard, key=key, field=place.rstrip("."))
+    for name in schema:
+        if name not in value:
+            raise ShardError("missing key", shard=shard, key=key, field=place + name)
+    for name, item in value.items():
+        if name not in schema:
+            raise ShardError(f"unknown key (known: {', '.join(schema)})", shard=shard, key=key, field=place + name)
+        if not isinstance(item, schema[name]) or isinstance(item, bool):
+            raise ShardError(f"unexpected type {type(item).__name__}", shard=shard, key=key, field=place + name)
+    return value
+
+
+def _without_empty_provenance(mask: MaskRecord) -> dict[str, Any]:
+    value = asdict(mask)
+    if mask.provenance is None:
+        del value["provenance"]
+    return value
+
+
+RECORD_FIELDS = tuple(f.name for f in fields(MaskRecord))
+"""SA-1B's annotation keys plus the one of ours, in the order written."""

@@ -1,0 +1,22 @@
+"""SA-1B style webdataset tars, both directions.
+
+    folder/
+      sa_000000.tar             key.jpg, key.json, key.jpg, ... adjacent and in order; equal input, equal bytes
+      sa_000000.manifest.json   written last: a shard without one is not done
+"""
+
+from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
+from sam_train.shards.reader import Sample, expand_shards, iterate_samples
+from sam_train.shards.writer import commit_file, write_shard
+
+__all__ = [
+    "Manifest",
+    "Sample",
+    "commit_file",
+    "done_shards",
+    "expand_shards",
+    "iterate_samples",
+    "load_manifest",
+    "manifest_path",
+    "write_shard",
+]

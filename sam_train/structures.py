@@ -1,0 +1,125 @@
+"""The nouns of a step.
+
+B images in a batch · N prompts, one target mask each · P points in a prompt ·
+M candidate masks (3 when the prompt is ambiguous, else 1) · H W model frame · h w the decoder's grid
+(four cells for each image token along a side: a quarter of H W with 16-pixel patches)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+class PointLabel(IntEnum):
+    """Released SAM's own numbers."""
+
+    PADDING = -1
+    BACKGROUND = 0
+    FOREGROUND = 1
+    BOX_TOP_LEFT = 2
+    BOX_BOTTOM_RIGHT = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """N prompts over any number of images. A box is two labelled points; a mask is the last answer fed back.
+
+    A prompt without a box carries one `PADDING` point, as in the released prompt encoder, so a click and a
+    box are equally long and stay so as points are added.
+    """
+
+    image_index: Int[Tensor, " N"]
+    points_xy: Float[Tensor, "N P 2"]
+    point_labels: Int[Tensor, "N P"]
+    mask_logits: Float[Tensor, "N 1 h w"] | None = None
+
+    @staticmethod
+    def from_points(
+        image_index: Int[Tensor, " N"], points_xy: Float[Tensor, "N P 2"], point_labels: Int[Tensor, "N P"]
+    ) -> Prompts:
+        """Click prompts; the padding point of the released encoder is added here."""
+        padding_xy = points_xy.new_zeros(len(points_xy), 1, 2)
+        padding = point_labels.new_full((len(points_xy), 1), PointLabel.PADDING)
+        return Prompts(
+            image_index=image_index,
+            points_xy=torch.cat([points_xy, padding_xy], 1),
+            point_labels=torch.cat([point_labels, padding], 1),
+        )
+
+    @staticmethod
+    def from_boxes(image_index: Int[Tensor, " N"], boxes_xyxy: Float[Tensor, "N 4"]) -> Prompts:
+        """Box prompts, corners as two labelled points."""
+        labels = torch.tensor([PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT], device=boxes_xyxy.device)
+        return Prompts(
+            image_index=image_index,
+            points_xy=boxes_xyxy.reshape(-1, 2, 2),
+            point_labels=labels.expand(len(boxes_xyxy), 2),
+        )
+
+    def with_point(
+        self, points_xy: Float[Tensor, "N 2"], point_labels: Int[Tensor, " N"], mask_logits: Float[Tensor, "N 1 h w"] | None
+    ) -> Prompts:
+        """The same prompts with one more point each and the last answer as mask prompt."""
+        return replace(
+            self,
+            points_xy=torch.cat([self.points_xy, points_xy[:, None]], 1),
+            point_labels=torch.cat([self.point_labels, point_labels[:, None]], 1),
+            mask_logits=mask_logits,
+        )
+
+    def with_mask(self, mask_logits: Float[Tensor, "N 1 h w"]) -> Prompts:
+        """The same points with the last answer as mask prompt: a round without new information."""
+        return replace(self, mask_logits=mask_logits)
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+    def __getitem__(self, index: Tensor | slice) -> Prompts:
+        """A selection of the prompts (a slice, an index or a boolean tensor)."""
+        mask_logits = None if self.mask_logits is None else self.mask_logits[index]
+        return Prompts(
+            image_index=self.image_index[index],
+            points_xy=self.points_xy[index],
+            point_labels=self.point_labels[index],
+            mask_logits=mask_logits,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Packed: no padding masks, and one image per decoder call cannot be written by accident."""
+
+    keys: tuple[str, ...]
+    images: UInt8[Tensor, "B 3 H W"]
+    image_index: Int[Tensor, " N"]
+    target_masks: Bool[Tensor, "N H W"]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch with its tensors on `device` (Lightning's transfer hook looks for this method)."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            image_index=self.image_index.to(device, non_blocking=non_blocking),
+            target_masks=self.target_masks.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the decoder answers: logits before the threshold at 0, and its own estimate of their IoU."""
+
+    mask_logits: Float[Tensor, "N M h w"]
+    iou_scores: Float[Tensor, "N M"]
+
+    def best(self) -> Prediction:
+        """The candidate with the highest estimated IoU for each prompt, M = 1."""
+        if self.iou_scores.shape[1] == 1:
+            return self
+        best = self.iou_scores.argmax(1)
+        rows = torch.arange(len(best), device=best.device)
+        return Prediction(mask_logits=self.mask_logits[rows, best][:, None], iou_scores=self.iou_scores[rows, best][:, None])
