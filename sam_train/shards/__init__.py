@@ -5,6 +5,7 @@
       sa_000000.manifest.json   written last: a shard without one is not done
 """
 
+from sam_train.shards.jpeg import decode_jpeg, encode_jpeg
 from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
 from sam_train.shards.reader import Sample, expand_shards, iterate_samples
 from sam_train.shards.writer import commit_file, write_shard
@@ -13,7 +14,9 @@ __all__ = [
     "Manifest",
     "Sample",
     "commit_file",
+    "decode_jpeg",
     "done_shards",
+    "encode_jpeg",
     "expand_shards",
     "iterate_samples",
     "load_manifest",
