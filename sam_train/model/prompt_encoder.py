@@ -1,0 +1,79 @@
+"""The prompt encoder (paper, section A; segment_anything/modeling/prompt_encoder.py).
+
+Labelled points become sparse tokens, the fed-back mask a dense map. Positions are random Fourier features,
+always computed in fp32: in bf16 their error is that of moving a click by a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sam_train.model.layers import LayerNorm2d
+from sam_train.structures import PointLabel, Prompts
+
+
+class PromptEncoder(nn.Module):
+    """`Prompts` to N P C sparse and N C h w dense embeddings."""
+
+    def __init__(self, *, embed_dim: int, image_size: int, grid_size: int, mask_in_chans: int = 16) -> None:
+        super().__init__()
+        self.image_size, self.grid_size = image_size, grid_size
+        self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, mask_in_chans // 4, 2, stride=2),
+            LayerNorm2d(mask_in_chans // 4),
+            nn.GELU(),
+            nn.Conv2d(mask_in_chans // 4, mask_in_chans, 2, stride=2),
+            LayerNorm2d(mask_in_chans),
+            nn.GELU(),
+            nn.Conv2d(mask_in_chans, embed_dim, 1),
+        )
+        self.no_mask_embed = nn.Embedding(1, embed_dim)
+
+    def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N P C"], Float[Tensor, "#N C #h #w"]]:
+        """Sparse and dense embeddings; without a mask prompt the dense one is 1 C 1 1, to be broadcast."""
+        if prompts.mask_logits is None:
+            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        else:
+            dense = self.mask_downscaling(prompts.mask_logits)
+        return self._embed_points(prompts), dense
+
+    def dense_positions(self) -> Float[Tensor, "1 C h w"]:
+        """The positional encoding of the image tokens."""
+        return self.pe_layer.grid(self.grid_size)[None]
+
+    def _embed_points(self, prompts: Prompts) -> Float[Tensor, "N P C"]:
+        labels = prompts.point_labels
+        positions = self.pe_layer((prompts.points_xy.float() + 0.5) / self.image_size)
+        positions = positions * (labels != PointLabel.PADDING)[..., None]
+        # Row 0 is "not a point", row 1 + label the labelled ones.
+        table = torch.cat([self.not_a_point_embed.weight, *[e.weight for e in self.point_embeddings]])
+        return positions.to(table.dtype) + table[labels.long() + 1]
+
+
+class PositionEmbeddingRandom(nn.Module):
+    """Random Fourier features of coordinates in [0, 1]; the matrix is a buffer and part of the checkpoint."""
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, num_features))
+
+    def forward(self, points: Float[Tensor, "... 2"]) -> Float[Tensor, "... C"]:
+        with torch.autocast(points.device.type, enabled=False):
+            matrix = self.positional_encoding_gaussian_matrix.float()
+            angles = 2 * math.pi * ((2 * points.float() - 1) @ matrix)
+            return torch.cat([angles.sin(), angles.cos()], -1)
+
+    def grid(self, size: int) -> Float[Tensor, "C h w"]:
+        """The encoding of the centres of a size x size grid of cells."""
+        centres = (torch.arange(size, device=self.positional_encoding_gaussian_matrix.device) + 0.5) / size
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        return self(torch.stack([x, y], -1)).permute(2, 0, 1)
