@@ -27,6 +27,7 @@ def build_sam(
     prompt_dim: int = 256,
     decoder_mlp_dim: int = 2048,
     decoder_depth: int = 2,
+    decoder_heads: int = 8,
     decoder_dropout: float = 0.0,
     use_rel_pos: bool = True,
     stem: str = "linear",
@@ -60,7 +61,7 @@ def build_sam(
     if activation_checkpointing:
         encoder.blocks = nn.ModuleList(checkpoint_wrapper(block) for block in encoder.blocks)
     transformer = TwoWayTransformer(
-        depth=decoder_depth, dim=prompt_dim, num_heads=8, mlp_dim=decoder_mlp_dim, dropout=decoder_dropout
+        depth=decoder_depth, dim=prompt_dim, num_heads=decoder_heads, mlp_dim=decoder_mlp_dim, dropout=decoder_dropout
     )
     return Sam(
         encoder,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sam_train.model.layers import MLP, LayerNorm2d
 from sam_train.model.transformer import TwoWayTransformer
@@ -49,12 +50,31 @@ class MaskDecoder(nn.Module):
         """Three candidate masks for each prompt if `multimask_output`, else one."""
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
-        source = image_embeddings[image_index] + dense
-        queries, image = self.transformer(tokens, source.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2))
-        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(source.shape))
+        source = image_embeddings[image_index].permute(0, 2, 3, 1) + dense.permute(0, 2, 3, 1)
+        queries, image = self.transformer(tokens, source.flatten(1, 2), image_pe[0].flatten(1).T)
         wanted = range(1, 1 + NUM_MULTIMASK_OUTPUTS) if multimask_output else range(1)
         weights = torch.stack([self.output_hypernetworks_mlps[i](queries[:, 1 + i]) for i in wanted], 1)
-        mask_logits = torch.einsum("nmc,nchw->nmhw", weights, upscaled)
+        mask_logits = self._mask_logits(image.unflatten(1, source.shape[1:3]), weights)
         iou = self.iou_prediction_head(queries[:, 0])
         iou = iou.sigmoid() if self.iou_sigmoid else iou
         return Prediction(mask_logits=mask_logits, iou_scores=iou[:, wanted.start : wanted.stop])
+
+    def _mask_logits(self, image: Float[Tensor, "N h w C"], weights: Float[Tensor, "N M D"]) -> Float[Tensor, "N M 4h 4w"]:
+        """Upscale four times and take the product with the mask weights.
+
+        A transposed convolution with kernel and stride 2 is one linear map a pixel to its 2 x 2 children. Done so, channels
+        stay last, norm and activation run over contiguous memory, and only the M products are put in image order.
+        """
+        first, norm, activation, second, last_activation = self.output_upscaling
+        x = _children(image, first)
+        x = activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        x = last_activation(_children(x, second))
+        n, h, w = image.shape[:3]
+        products = weights @ x.flatten(1, -2).transpose(1, 2)  # N M (h w 2 2 2 2): y x of each of three scales
+        return products.view(n, -1, h, w, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(n, -1, 4 * h, 4 * w)
+
+
+def _children(x: Float[Tensor, "... i"], conv: nn.ConvTranspose2d) -> Float[Tensor, "... 2 2 o"]:
+    """A 2 x 2, stride 2 transposed convolution with channels last, the children as two new axes (y, x)."""
+    weight = conv.weight.permute(0, 2, 3, 1)  # i 2 2 o
+    return (x @ weight.flatten(1)).unflatten(-1, weight.shape[1:]) + conv.bias

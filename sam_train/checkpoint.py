@@ -1,0 +1,90 @@
+"""A checkpoint: weights, the model's config, and where they come from.
+
+    {"format": "sam-train/1", "model": state dict, "config": {"_target_": "sam_train.model.build...", ...},
+     "provenance": {...}}
+
+Only tensors and plain containers, so `weights_only=True` reads it; the config may build nothing but a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam_train.config import build
+from sam_train.errors import CheckpointError, ConfigError
+from sam_train.model import Sam
+
+FORMAT = "sam-train/1"
+
+
+def save_checkpoint(path: Path, model: Sam, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Write aside, sync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as stream:
+            torch.save({"format": FORMAT, "model": state, "config": dict(config), "provenance": dict(provenance)}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> Sam:
+    """The model of a checkpoint, in eval mode on the CPU. Raises CheckpointError when it is none of ours."""
+    document = _read(path)
+    try:
+        model = build(document["config"], allowed=("sam_train.model",))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its config builds no model: {error}") from error
+    load_weights(model, document["model"], origin=str(path))
+    return model.eval()
+
+
+def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) -> None:
+    """Load `state` strictly. Raises CheckpointError that names what is missing, unexpected or of another shape."""
+    own = model.state_dict()
+    problems = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
+    problems += [
+        f"{k} has shape {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(f"{origin} does not fit the model: {shown}")
+    model.load_state_dict(dict(state))
+
+
+def checkpoint_hash(path: Path) -> str:
+    """SHA-256 of the file, hex."""
+    _require(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    _require(path)
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way in which a file is wrong
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a {FORMAT} checkpoint; give the model.pt that sam-train wrote")
+    return document
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: give the model.pt of a run, for example runs/<name>/model.pt")

@@ -1,0 +1,94 @@
+"""The loss of one round (paper, section A): 20 focal + 1 dice on the best candidate, and the IoU head's MSE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from sam_train.structures import Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossTerms:
+    """Means over the N prompts of a round; `total` is weighted and carries the gradient."""
+
+    total: Float[Tensor, ""]
+    focal: Float[Tensor, ""]
+    dice: Float[Tensor, ""]
+    iou: Float[Tensor, ""]
+    true_iou: Float[Tensor, " N"]
+    """IoU of the backpropagated candidate, detached."""
+
+
+class SamLoss:
+    """Per candidate losses, minimum over the candidates, mean over the prompts.
+
+    focal_weight, dice_weight, iou_weight: 20, 1, 1 (paper).
+    focal_alpha, focal_gamma: 0.25 and 2, which the paper leaves open, from the focal-loss paper and SAM 2's code.
+    supervise_all_ious: the IoU head learns from all candidates (SAM 2's recipe) or from the best one only (SAM 2's
+        code says SAM 1 did so).
+    iou_loss: "mse" (paper) or "l1" (SAM 2).
+    """
+
+    def __init__(
+        self,
+        *,
+        focal_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        iou_weight: float = 1.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        supervise_all_ious: bool = False,
+        iou_loss: str = "mse",
+    ) -> None:
+        if iou_loss not in ("mse", "l1"):
+            raise ValueError(f"iou_loss must be 'mse' or 'l1', got {iou_loss!r}")
+        self.focal_weight, self.dice_weight, self.iou_weight = focal_weight, dice_weight, iou_weight
+        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        self.supervise_all_ious = supervise_all_ious
+        self.iou_error = F.mse_loss if iou_loss == "mse" else F.l1_loss
+
+    def __call__(self, prediction: Prediction, targets: Float[Tensor, "N h w"]) -> LossTerms:
+        """`targets` in {0, 1} at the resolution of the logits."""
+        logits = prediction.mask_logits.flatten(2).float()
+        target = targets.flatten(1)[:, None].float()
+        focal = focal_loss(logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma)
+        dice = dice_loss(logits, target)
+        mask_loss = self.focal_weight * focal + self.dice_weight * dice
+        best = mask_loss.argmin(1, keepdim=True)
+        true_iou = _iou(logits.detach(), target)
+        iou = self.iou_error(prediction.iou_scores.float(), true_iou, reduction="none")
+        best_iou = iou.mean(1) if self.supervise_all_ious else iou.gather(1, best)[:, 0]
+        return LossTerms(
+            total=mask_loss.gather(1, best).mean() + self.iou_weight * best_iou.mean(),
+            focal=focal.gather(1, best).mean().detach(),
+            dice=dice.gather(1, best).mean().detach(),
+            iou=best_iou.mean().detach(),
+            true_iou=true_iou.gather(1, best)[:, 0],
+        )
+
+
+def focal_loss(
+    logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"], *, alpha: float, gamma: float
+) -> Float[Tensor, "N M"]:
+    """Mean over the pixels of alpha_t (1 - p_t)^gamma CE (Lin et al. 2017)."""
+    signed = logits * (1 - 2 * targets)  # -log p_t = softplus(signed), 1 - p_t = sigmoid(signed)
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    return (weight * signed.sigmoid().pow(gamma) * F.softplus(signed)).mean(-1)
+
+
+def dice_loss(logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"]) -> Float[Tensor, "N M"]:
+    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1); the 1 is SAM 2's smoothing."""
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * targets).sum(-1)
+    return 1 - (2 * overlap + 1) / (probabilities.sum(-1) + targets.sum(-1) + 1)
+
+
+def _iou(logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"]) -> Float[Tensor, "N M"]:
+    answer, target = logits > 0, targets > 0.5
+    union = (answer | target).sum(-1)
+    return (answer & target).sum(-1) / union.clamp(min=1)

@@ -1,0 +1,5 @@
+"""AdamW with layer-wise learning rate decay, warm-up and milestones."""
+
+from sam_train.optim.adamw import OptimizerFactory
+
+__all__ = ["OptimizerFactory"]

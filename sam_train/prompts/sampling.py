@@ -1,0 +1,61 @@
+"""Where an annotator would click: points from regions, boxes from masks. Frame: that of the masks given."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sam_train.masks import masks_to_boxes_xyxy
+
+
+def uniform_points(region: Bool[Tensor, "N H W"], generator: torch.Generator) -> Float[Tensor, "N 2"]:
+    """One pixel drawn uniformly from each region, as x, y. Raises ValueError for an empty region.
+
+    Only N numbers are drawn, on the generator's device, so the draw is the same wherever the masks are.
+    """
+    counts = region.flatten(1).cumsum(1, dtype=torch.int32)
+    total = counts[:, -1:]
+    if not bool((total > 0).all()):
+        raise ValueError("cannot draw a point from an empty region")
+    uniform = torch.rand(len(region), 1, generator=generator, device=generator.device).to(region.device)
+    rank = (uniform * total).to(torch.int32).clamp(max=total - 1) + 1
+    return _to_xy(torch.searchsorted(counts, rank)[:, 0], region.shape[-1])
+
+
+def central_points(region: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
+    """The pixel farthest from each region's boundary, and that distance in pixels (0 for an empty region).
+
+    The frame's edge counts as boundary (one pixel of padding), as in the paper's protocol (section D.1).
+    """
+    points, distances = [], []
+    for mask in region.cpu().numpy():
+        padded = np.pad(mask.astype(np.uint8), 1)
+        distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+        points.append(int(distance.argmax()))
+        distances.append(float(distance.max()))
+    index = torch.tensor(points, dtype=torch.long, device=region.device)
+    return _to_xy(index, region.shape[-1]), torch.tensor(distances, device=region.device)
+
+
+def noisy_boxes(masks: Bool[Tensor, "N H W"], *, std: float, max_px: float, generator: torch.Generator) -> Float[Tensor, "N 4"]:
+    """XYXY boxes of the masks with Gaussian noise on each coordinate (paper, section A).
+
+    `std` is a share of the box side, the noise is clipped at `max_px`. A box that the noise turns inside out
+    stays clean. Boxes are kept inside the frame.
+    """
+    boxes = masks_to_boxes_xyxy(masks)
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    noise = torch.randn(boxes.shape, generator=generator, device=generator.device).to(boxes.device)
+    noisy = boxes + (noise * std * sides).clamp(-max_px, max_px)
+    height, width = masks.shape[1:]
+    limit = torch.tensor([width, height, width, height], device=boxes.device)
+    noisy = torch.minimum(noisy.clamp(min=0), limit)
+    valid = ((noisy[:, 2:] - noisy[:, :2]) >= 1).all(1, keepdim=True)
+    return torch.where(valid, noisy, boxes)
+
+
+def _to_xy(index: Tensor, width: int) -> Float[Tensor, "N 2"]:
+    return torch.stack([index % width, torch.div(index, width, rounding_mode="floor")], 1).float()
