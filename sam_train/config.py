@@ -2,7 +2,7 @@
 
 The constructor's signature is the schema, YAML holds values. A `_target_` is an import, so it is treated as
 one: `build` resolves it, checks that the thing it found is *defined* in an allowed package (an attribute
-path such as `sam_train.config.os.system` resolves, but is defined elsewhere) and only then calls it.
+path such as `sam_train.config.Path.home` resolves, but is defined elsewhere) and only then calls it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sam_train.errors import ConfigError
 
@@ -31,16 +32,23 @@ def config_dir() -> str:
 
 def resolve_target(target: str, allowed: Sequence[str] = ALLOWED_PACKAGES) -> Any:
     """The class or function that `target` names. Raises ConfigError unless an allowed package defines it."""
+    if not _is_in(target, allowed):  # before the import, which already runs what it finds
+        raise ConfigError(f"_target_ {target!r} is outside {', '.join(allowed)}: nothing else may be built from a config")
     try:
         found = get_object(target)
     except Exception as error:  # Hydra wraps whatever the import raised
         raise ConfigError(f"_target_ {target!r} cannot be imported: {error}") from error
     home = getattr(found, "__module__", "") or ""
-    if not callable(found) or not any(home == p or home.startswith(p + ".") for p in allowed):
-        raise ConfigError(
-            f"_target_ {target!r} is defined in {home or 'no module'!r}; only {', '.join(allowed)} may be built from a config"
-        )
+    if not callable(found) or not _is_in(home, allowed):
+        where = home or "no module"
+        raise ConfigError(f"_target_ {target!r} is defined in {where!r}; only {', '.join(allowed)} may be built from a config")
+    if home == __name__:
+        raise ConfigError(f"_target_ {target!r} would let a config choose what a config may build")
     return found
+
+
+def _is_in(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
 
 
 def targets(node: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -67,16 +75,36 @@ def build(cfg: DictConfig | ListConfig | Mapping[str, Any], allowed: Sequence[st
         raise ConfigError(f"nothing to build: no _target_ among the keys {sorted(plain)}")
     for target, _ in targets(plain):
         resolve_target(target, allowed)
+    _refuse_interpolations(plain)
     try:
         return instantiate(OmegaConf.create(plain), **kwargs, _convert_="all")
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{plain['_target_']} cannot be built: {error.full_key} is ??? and must be given a value") from error
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise ConfigError(f"{plain['_target_']} cannot be built: {type(cause).__name__}: {cause}") from error
 
 
+def _refuse_interpolations(node: Any) -> None:
+    """Raise ConfigError for a `${...}` that is left: resolved later, it could make a `_target_` that nobody checked."""
+    if isinstance(node, str) and "${" in node:
+        raise ConfigError(f"{node!r} is still an interpolation after the config was resolved")
+    if isinstance(node, Mapping):
+        node = list(node.values())
+    if isinstance(node, list):
+        for value in node:
+            _refuse_interpolations(value)
+
+
 def to_plain(cfg: DictConfig | ListConfig | Mapping[str, Any]) -> Any:
-    """The resolved config as dicts and lists, ready for JSON or a checkpoint."""
-    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else dict(cfg)
+    """The resolved config as dicts and lists, ready for JSON or a checkpoint.
+
+    Raises ConfigError when an interpolation points at nothing or a value is none that YAML could hold.
+    """
+    try:
+        return OmegaConf.to_container(cfg if OmegaConf.is_config(cfg) else OmegaConf.create(dict(cfg)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config does not resolve: {error}") from error
 
 
 def config_hash(cfg: DictConfig | Mapping[str, Any]) -> str:

@@ -73,10 +73,10 @@ def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
 
     if masks.shape[1:] == (height, width):
         return masks
-    resized = [
-        cv2.resize(m.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA if height < m.shape[0] else cv2.INTER_LINEAR)
-        for m in masks
-    ]
+    # Compared by area: the short side of a long thin image may stay as it is while the long one shrinks.
+    shrink = height * width < masks.shape[1] * masks.shape[2]
+    interpolation = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+    resized = [cv2.resize(m.astype(np.float32), (width, height), interpolation=interpolation) for m in masks]
     return np.stack(resized) > 0.5 if resized else np.zeros((0, height, width), bool)
 
 

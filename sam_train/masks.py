@@ -27,7 +27,8 @@ def decode_rle(rle: Rle, *, height: int, width: int, shard: str = "", key: str =
     """COCO RLE to H x W bool. Raises ShardError when it is not an RLE of exactly that size."""
     size = list(rle.get("size", []))
     if size != [height, width]:
-        raise ShardError(f"RLE size {size} is not the image's [{height}, {width}]", shard=shard, key=key, field="segmentation.size")
+        message = f"RLE size {size} is not the image's [{height}, {width}]"
+        raise ShardError(message, shard=shard, key=key, field="segmentation.size")
     # pycocotools trusts `counts`: runs that pass the end write outside the array, so they are summed first.
     if rle_pixels(rle["counts"]) != height * width:
         raise ShardError("RLE runs do not add up to the image's pixels", shard=shard, key=key, field="segmentation.counts")

@@ -7,7 +7,9 @@ missing or unknown is a ShardError that names key and field, because a reader th
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -69,18 +71,9 @@ class ImageRecord:
 
     def to_json(self) -> bytes:
         """SA-1B's JSON for this image, UTF-8, no spaces, so equal records give equal bytes."""
-        return json.dumps(
-            {
-                "image": {
-                    "image_id": self.image_id,
-                    "width": self.width,
-                    "height": self.height,
-                    "file_name": f"{self.key}.jpg",
-                },
-                "annotations": [_without_empty_provenance(mask) for mask in self.masks],
-            },
-            separators=(",", ":"),
-        ).encode()
+        image = {"image_id": self.image_id, "width": self.width, "height": self.height, "file_name": f"{self.key}.jpg"}
+        document = {"image": image, "annotations": [_without_empty_provenance(mask) for mask in self.masks]}
+        return json.dumps(document, separators=(",", ":")).encode()
 
     @staticmethod
     def from_json(data: bytes, *, key: str, shard: str = "") -> ImageRecord:
@@ -88,19 +81,18 @@ class ImageRecord:
         check_key(key, shard=shard)
         try:
             document = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ShardError(f"not JSON: {error}", shard=shard, key=key) from error
         top = _take(document, {"image": dict, "annotations": list}, shard=shard, key=key, place="")
-        image = _take(
-            top["image"], {"image_id": int, "width": int, "height": int, "file_name": str}, shard=shard, key=key, place="image."
-        )
+        image = _take(top["image"], _IMAGE_SCHEMA, shard=shard, key=key, place="image.")
         return ImageRecord(
             key=key,
             image_id=image["image_id"],
             width=image["width"],
             height=image["height"],
             masks=[
-                _mask_from_json(m, shard=shard, key=key, place=f"annotations[{i}].") for i, m in enumerate(top["annotations"])
+                _mask_from_json(mask, shard=shard, key=key, place=f"annotations[{index}].")
+                for index, mask in enumerate(top["annotations"])
             ],
         )
 
@@ -108,28 +100,51 @@ class ImageRecord:
 def check_key(key: str, *, shard: str = "") -> None:
     """Raise ShardError unless `key` is a name that can be a tar member and a file name anywhere."""
     if not KEY_PATTERN.fullmatch(key):
-        raise ShardError(
-            f"key {key[:80]!r} is not 1 to 200 letters, digits, '_' or '-': rename the image or import it again", shard=shard
-        )
+        message = f"key {key[:80]!r} is not 1 to 200 letters, digits, '_' or '-': rename the image or import it again"
+        raise ShardError(message, shard=shard)
 
 
+_Schema = Mapping[str, "type | tuple[type, ...] | _Numbers"]
 _NUMBER = (int, float)
-_MASK_SCHEMA: dict[str, type | tuple[type, ...]] = {
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """A list of `length` finite numbers, or with `rows` a list of any number of such lists."""
+
+    length: int
+    rows: bool = False
+
+    def __str__(self) -> str:
+        return f"{'lists' if self.rows else 'a list'} of {self.length} finite numbers"
+
+    def fits(self, value: Any) -> bool:
+        if not isinstance(value, list):
+            return False
+        return all(self._fits(row) for row in value) if self.rows else self._fits(value)
+
+    def _fits(self, row: Any) -> bool:
+        return isinstance(row, list) and len(row) == self.length and all(_is_finite(number) for number in row)
+
+
+_IMAGE_SCHEMA: _Schema = {"image_id": int, "width": int, "height": int, "file_name": str}
+_RLE_SCHEMA: _Schema = {"size": _Numbers(2), "counts": str}
+_MASK_SCHEMA: _Schema = {
     "id": int,
     "segmentation": dict,
-    "bbox": list,
+    "bbox": _Numbers(4),
     "area": int,
     "predicted_iou": _NUMBER,
     "stability_score": _NUMBER,
-    "crop_box": list,
-    "point_coords": list,
+    "crop_box": _Numbers(4),
+    "point_coords": _Numbers(2, rows=True),
 }
-_PROVENANCE_SCHEMA: dict[str, type | tuple[type, ...]] = {
+_PROVENANCE_SCHEMA: _Schema = {
     "stage": str,
     "checkpoint": str,
     "annotator": str,
     "config": str,
-    "prompts": list,
+    "prompts": _Numbers(3, rows=True),
     "seconds": _NUMBER,
 }
 
@@ -141,13 +156,11 @@ def _mask_from_json(value: Any, *, shard: str, key: str, place: str) -> MaskReco
         taken = _take(value.pop("provenance"), _PROVENANCE_SCHEMA, shard=shard, key=key, place=place + "provenance.")
         provenance = Provenance(**taken)
     taken = _take(value, _MASK_SCHEMA, shard=shard, key=key, place=place)
-    _take(taken["segmentation"], {"size": list, "counts": str}, shard=shard, key=key, place=place + "segmentation.")
+    _take(taken["segmentation"], _RLE_SCHEMA, shard=shard, key=key, place=place + "segmentation.")
     return MaskRecord(**taken, provenance=provenance)
 
 
-def _take(
-    value: Any, schema: dict[str, type | tuple[type, ...]] | dict[str, type], *, shard: str, key: str, place: str
-) -> dict[str, Any]:
+def _take(value: Any, schema: _Schema, *, shard: str, key: str, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ShardError(f"expected an object, got {type(value).__name__}", shard=shard, key=key, field=place.rstrip("."))
     for name in schema:
@@ -156,9 +169,21 @@ def _take(
     for name, item in value.items():
         if name not in schema:
             raise ShardError(f"unknown key (known: {', '.join(schema)})", shard=shard, key=key, field=place + name)
-        if not isinstance(item, schema[name]) or isinstance(item, bool):
-            raise ShardError(f"unexpected type {type(item).__name__}", shard=shard, key=key, field=place + name)
+        if (problem := _problem(item, schema[name])) is not None:
+            raise ShardError(problem, shard=shard, key=key, field=place + name)
     return value
+
+
+def _problem(item: Any, expected: type | tuple[type, ...] | _Numbers) -> str | None:
+    if isinstance(expected, _Numbers):
+        return None if expected.fits(item) else f"expected {expected}, got {str(item)[:80]}"
+    if not isinstance(item, expected) or isinstance(item, bool):
+        return f"unexpected type {type(item).__name__}"
+    return None if not isinstance(item, float) or math.isfinite(item) else f"expected a finite number, got {item}"
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, _NUMBER) and not isinstance(number, bool) and math.isfinite(number)
 
 
 def _without_empty_provenance(mask: MaskRecord) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """SA-1B style webdataset tars, both directions.
 
-    folder/
-      sa_000000.tar             key.jpg, key.json, key.jpg, ... adjacent and in order; equal input, equal bytes
-      sa_000000.manifest.json   written last: a shard without one is not done
+folder/
+  sa_000000.tar             key.jpg, key.json, key.jpg, ... adjacent and in order; equal input, equal bytes
+  sa_000000.manifest.json   written last: a shard without one is not done
 """
 
 from sam_train.shards.jpeg import decode_jpeg, encode_jpeg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -28,7 +29,7 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     """What made the shard: stage, checkpoint hash, config hash."""
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> builtins.bytes:  # `bytes` is a field here
         """JSON, keys in the order above, so equal manifests are equal bytes."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 

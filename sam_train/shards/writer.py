@@ -27,7 +27,8 @@ def write_shard(
 
     The tar is written aside, synced and renamed; the manifest follows the same way and is the mark that the
     shard is done. `samples` may be a generator: `skipped` and `counts` are read after it is exhausted, so it may
-    fill them. Raises ShardError for a key written twice; on any error no file of the final names appears.
+    fill them. Raises ShardError for a key written twice and for a record that its own schema refuses; on any error
+    no file of the final names appears.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -40,7 +41,9 @@ def write_shard(
                 for record, jpeg in samples:
                     if record.key in seen:
                         raise ShardError("key written twice", shard=path.name, key=record.key)
-                    tar.write({"__key__": record.key, "jpg": jpeg, "json": record.to_json()})
+                    document = record.to_json()
+                    ImageRecord.from_json(document, key=record.key, shard=path.name)  # what no reader takes is not written
+                    tar.write({"__key__": record.key, "jpg": jpeg, "json": document})
                     keys.append(record.key)
                     seen.add(record.key)
                     num_masks += len(record.masks)
@@ -56,6 +59,7 @@ def write_shard(
             counts=dict(counts or {}),
             provenance=dict(provenance or {}),
         )
+        manifest_path(path).unlink(missing_ok=True)  # that of an older shard would call this one done too early
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
