@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: venv quickstart test lint clean
+
+venv: $(STAMP)
+
+# Redone when the lock or the project's metadata changes, and only then.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+quickstart: venv
+	$(BIN)/sam-cycle experiment=quickstart
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+# Caches only: the venv takes minutes to make and runs/ are yours.
+clean:
+	rm -rf .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find sam_train data_engine tests -name __pycache__ -type d -prune -exec rm -rf {} +
