@@ -1,0 +1,1 @@
+"""Samples to batches: what a training step is fed with."""

@@ -1,0 +1,12 @@
+"""A corpus for the quickstart that needs no download: collages of real photographs with exact, nested masks.
+
+The photographs come inside the wheels of scikit-image and scikit-learn (`pip install 'sam-train[quickstart]'`).
+Objects are wholes with parts and sub-parts, so one click is ambiguous as it is in the paper.
+
+    python -m sam_train.data.synthetic --out data/synthetic --num-images 200
+"""
+
+from sam_train.data.synthetic.corpus import write_corpus
+from sam_train.data.synthetic.scene import Scene, compose_scene
+
+__all__ = ["Scene", "compose_scene", "write_corpus"]

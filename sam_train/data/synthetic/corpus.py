@@ -1,0 +1,123 @@
+"""Scenes to SA-1B shards, by the piece: a run that was killed continues where it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from sam_train.data.synthetic.photographs import load_photographs
+from sam_train.data.synthetic.scene import MIN_SIDE_PX, Scene, compose_scene
+from sam_train.errors import ConfigError
+from sam_train.masks import encode_rle, mask_to_box_xywh
+from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.shards import done_shards, encode_jpeg, load_manifest, manifest_path, write_shard
+
+_MAX_IMAGES = 1_000_000  # of a seed, so that ids of different seeds never meet
+_MAX_MASKS = 100  # of an image, likewise; a scene has at most 7 wholes of 2 parts of 1 sub-part, which is 35
+_LEVEL_NAMES = ("wholes", "parts", "sub_parts")
+_LARGEST_CUT = 0.25
+_COMPOSER = "1"
+"""To be raised when equal seeds begin to give other scenes: folders begun by the old composer are then refused."""
+
+
+def write_corpus(
+    folder: Path, *, num_images: int, seed: int, height: int, width: int, images_per_shard: int, progress: bool = False
+) -> None:
+    """Write `num_images` scenes to `folder` as shards `syn_{seed}_000000.tar`, ...
+
+    Each image fits `height` x `width`: one of its sides is shorter by up to a quarter, so that padding occurs. Keys
+    and ids of corpora with different seeds never meet, so their shards may share a folder. Shards that are done
+    stay as they are; calling again with more images adds the missing ones. `progress` draws a bar on the terminal.
+
+    Raises ConfigError for numbers that cannot go together, for a folder that holds other shards of this seed, and
+    when the photographs are not installed.
+    """
+    _check(num_images=num_images, seed=seed, height=height, width=width, images_per_shard=images_per_shard)
+    load_photographs()
+    settings = {
+        "stage": "import",
+        "annotator": "synthetic",
+        "composer": _COMPOSER,
+        "seed": seed,
+        "height": height,
+        "width": width,
+    }
+    shards = {
+        folder / f"syn_{seed}_{number:06d}.tar": range(start, min(start + images_per_shard, num_images))
+        for number, start in enumerate(range(0, num_images, images_per_shard))
+    }
+    _check_done_shards(folder, shards, seed=seed, settings=settings)
+    for path, indices in track(shards.items(), description="composing scenes", total=len(shards), disable=not progress):
+        if not (path.is_file() and manifest_path(path).is_file()):
+            counts: Counter[str] = Counter()
+            samples = _samples(indices, seed=seed, height=height, width=width, counts=counts)
+            write_shard(path, samples, counts=counts, provenance=settings)
+
+
+def _check(*, num_images: int, seed: int, height: int, width: int, images_per_shard: int) -> None:
+    if not 1 <= num_images <= _MAX_IMAGES or images_per_shard < 1:
+        raise ConfigError(
+            f"num_images {num_images} and images_per_shard {images_per_shard}: expected 1 to {_MAX_IMAGES} and at least 1"
+        )
+    if not 0 <= seed < _MAX_IMAGES:
+        raise ConfigError(f"seed {seed}: expected 0 to {_MAX_IMAGES - 1}, because image ids are counted from it")
+    # Half the largest ratio that a scene allows leaves room for the side that is cut.
+    least = int(np.ceil(MIN_SIDE_PX / (1 - _LARGEST_CUT)))
+    if min(height, width) < least or max(height, width) > 2 * min(height, width):
+        raise ConfigError(
+            f"images of {height} x {width}: expected sides of at least {least} px, neither more than twice the other"
+        )
+
+
+def _check_done_shards(folder: Path, shards: dict[Path, range], *, seed: int, settings: dict[str, Any]) -> None:
+    """Raise ConfigError unless every done shard of this seed is one that this call would have written."""
+    for path in done_shards(folder):
+        if not path.name.startswith(f"syn_{seed}_"):
+            continue
+        manifest = load_manifest(path)
+        keys = [_key(seed, index) for index in shards.get(path, ())]
+        if manifest.keys != keys or manifest.provenance != settings:
+            raise ConfigError(
+                f"{path} holds {len(manifest.keys)} images made with {manifest.provenance}, where {len(keys)} made with "
+                f"{settings} were asked for: choose another folder or seed, or delete the old shards"
+            )
+
+
+def _samples(indices: range, *, seed: int, height: int, width: int, counts: Counter[str]) -> Iterator[tuple[ImageRecord, bytes]]:
+    for index in indices:
+        rng = np.random.default_rng([seed, index])
+        sides = [height, width]
+        cut_side = rng.integers(2)
+        sides[cut_side] -= int(sides[cut_side] * rng.uniform(0, _LARGEST_CUT))
+        scene = compose_scene(int(rng.integers(2**63)), height=sides[0], width=sides[1])
+        counts.update(_LEVEL_NAMES[level] for level in scene.levels)
+        yield _record(scene, key=_key(seed, index), image_id=seed * _MAX_IMAGES + index), encode_jpeg(scene.image)
+
+
+def _key(seed: int, index: int) -> str:
+    return f"syn_{seed}_{index:06d}"
+
+
+def _record(scene: Scene, *, key: str, image_id: int) -> ImageRecord:
+    height, width = scene.image.shape[:2]
+    provenance = Provenance(stage="import", checkpoint="", annotator="synthetic", config="")
+    masks = [
+        MaskRecord(
+            id=image_id * _MAX_MASKS + number,
+            segmentation=encode_rle(mask),
+            bbox=mask_to_box_xywh(mask),
+            area=int(mask.sum()),
+            predicted_iou=1.0,
+            stability_score=1.0,
+            crop_box=[0.0, 0.0, float(width), float(height)],
+            point_coords=[],
+            provenance=provenance,
+        )
+        for number, mask in enumerate(scene.masks)
+    ]
+    return ImageRecord(key=key, image_id=image_id, width=width, height=height, masks=masks)

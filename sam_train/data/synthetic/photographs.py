@@ -1,0 +1,87 @@
+"""The photographs that two dependencies ship inside their wheels, and random crops of them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sam_train.errors import ConfigError
+
+_FILES = {
+    ("skimage", "data"): (
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "cell.png",
+        "chelsea.png",
+        "coffee.png",
+        "coins.png",
+        "grass.png",
+        "gravel.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "moon.png",
+        "motorcycle_left.png",
+        "motorcycle_right.png",
+        "retina.jpg",
+        "rocket.jpg",
+    ),
+    ("sklearn", "datasets/images"): ("china.jpg", "flower.jpg"),
+}
+_INSTALL = "install the photographs with: pip install 'sam-train[quickstart]'"
+_LONGEST_SIDE_PX = 768  # the larger ones are shrunk once, so that one crop scale fits all
+
+
+@lru_cache(maxsize=1)
+def load_photographs() -> tuple[np.ndarray, ...]:
+    """All photographs, read-only HWC uint8 RGB, always in the same order; read once per process.
+
+    Raises ConfigError when a package or a file in it is not there.
+    """
+    return tuple(_read(_package_folder(package) / folder / name) for (package, folder), names in _FILES.items() for name in names)
+
+
+def random_crop(
+    rng: np.random.Generator, photograph: np.ndarray, *, height: int, width: int, zoom: tuple[float, float], turn: bool
+) -> np.ndarray:
+    """A random window of an HWC uint8 photograph as height x width x 3 float32 in [0, 255].
+
+    `zoom` bounds the pixels shown per pixel of the photograph (drawn log-uniformly); where the photograph is too
+    small for that, the largest window of the right shape is taken. Mirrored at random; `turn` also turns it by
+    random quarters, which suits a texture but not a backdrop.
+    """
+    if turn:
+        photograph = np.rot90(photograph, int(rng.integers(4)))
+    drawn_zoom = np.exp(rng.uniform(*np.log(zoom)))
+    shrink = min(1.0, photograph.shape[0] * drawn_zoom / height, photograph.shape[1] * drawn_zoom / width)
+    rows, columns = (max(1, int(side * shrink / drawn_zoom)) for side in (height, width))
+    top = rng.integers(photograph.shape[0] - rows + 1)
+    left = rng.integers(photograph.shape[1] - columns + 1)
+    window = photograph[top : top + rows, left : left + columns]
+    if rng.random() < 0.5:
+        window = window[:, ::-1]
+    resampling = cv2.INTER_AREA if rows > height else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(window), (width, height), interpolation=resampling).astype(np.float32)
+
+
+def _package_folder(package: str) -> Path:
+    spec = find_spec(package)  # finds the folder without importing the package, which takes seconds
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"the synthetic corpus is cut from photographs in the package {package}, which is absent: {_INSTALL}")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _read(path: Path) -> np.ndarray:
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if pixels is None:
+        raise ConfigError(f"expected a photograph at {path}, found none that decodes: {_INSTALL}")
+    rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    scale = _LONGEST_SIDE_PX / max(rgb.shape[:2])
+    if scale < 1:
+        rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    rgb.flags.writeable = False  # the cache hands the same array to every caller
+    return rgb
