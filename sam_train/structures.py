@@ -96,14 +96,19 @@ class Batch:
 
     keys: tuple[str, ...]
     images: UInt8[Tensor, "B 3 H W"]
+    sizes_hw: Int[Tensor, "B 2"]
+    """Height and width of the picture inside the frame; the rest is padding."""
     image_index: Int[Tensor, " N"]
     target_masks: Bool[Tensor, "N H W"]
+    skipped: tuple[str, ...] = ()
+    """Why samples were passed over on the way to this batch, a reason each."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device` (Lightning's transfer hook looks for this method)."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=non_blocking),
+            sizes_hw=self.sizes_hw.to(device, non_blocking=non_blocking),
             image_index=self.image_index.to(device, non_blocking=non_blocking),
             target_masks=self.target_masks.to(device, non_blocking=non_blocking),
         )

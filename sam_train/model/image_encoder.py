@@ -9,6 +9,7 @@ minutes (Xiao et al., "Early convolutions help transformers see better").
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -92,7 +93,7 @@ class ConvStem(nn.Module):
             raise ValueError(f"a convolutional stem needs a power of two as patch_size, got {patch_size}")
         widths = [3, *[max(24, embed_dim // 2 ** (steps - i)) for i in range(1, steps + 1)]]
         layers: list[nn.Module] = []
-        for i, o in zip(widths, widths[1:], strict=False):
+        for i, o in pairwise(widths):
             layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), LayerNorm2d(o), nn.GELU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
 
@@ -103,7 +104,9 @@ class ConvStem(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block; window_size 0 means global attention."""
 
-    def __init__(self, dim: int, num_heads: int, *, window_size: int, input_size: int, use_rel_pos: bool, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, window_size: int, input_size: int, use_rel_pos: bool, drop_path: float
+    ) -> None:
         super().__init__()
         self.window_size = window_size
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)

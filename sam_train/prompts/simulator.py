@@ -51,7 +51,9 @@ class PromptSimulator:
         if click not in ("uniform", "center"):
             raise ValueError(f"click must be 'uniform' or 'center', got {click!r}")
         if num_empty_rounds not in (0, 1, 2) or num_corrections < 0:
-            raise ValueError(f"num_empty_rounds must be 0, 1 or 2, got {num_empty_rounds}; num_corrections {num_corrections} >= 0")
+            raise ValueError(
+                f"num_empty_rounds must be 0, 1 or 2, got {num_empty_rounds}; num_corrections {num_corrections} >= 0"
+            )
         self.num_corrections, self.num_empty_rounds, self.click = num_corrections, num_empty_rounds, click
         self.box_probability, self.box_noise_std, self.box_noise_max = box_probability, box_noise_std, box_noise_max
 

@@ -1,0 +1,1 @@
+"""What a checkpoint is worth, a protocol a file."""

@@ -1,0 +1,164 @@
+"""All masks of an image, no person: grid prompts and the paper's filters (section B).
+
+The order, for each crop: decode the grid, drop by predicted IoU, by stability, by touching an inner crop edge, by
+covering nearly the whole image, then NMS ranked by predicted IoU. Over all crops: NMS that prefers the most zoomed-in.
+Last: small islands and holes go.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam_train.inference.grids import Crop, crops, point_grid
+from sam_train.inference.predictor import Predictor, clicks
+from sam_train.masks import masks_to_boxes_xyxy, nms, remove_small_regions, stability_score
+from sam_train.model import Sam
+
+# A box edge nearer than this to a crop's inner edge touches it (segment_anything/utils/amg.py).
+CROP_EDGE_TOLERANCE_PX = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedMask:
+    """A mask in the image frame and how it came about."""
+
+    mask: np.ndarray
+    predicted_iou: float
+    stability_score: float
+    point_xy: tuple[float, float]
+    crop: Crop
+    box_xyxy: tuple[float, float, float, float]
+
+
+class AutomaticMaskGenerator:
+    """Masks for everything in an image.
+
+    points_per_side: grid of the whole image; layer i of the crops has points_per_side / crop_points_downscale ** i.
+    points_per_batch: prompts decoded at once.
+    pred_iou_thresh, stability_score_thresh, stability_score_offset: 0.88, 0.95, 1.0 (paper).
+    box_nms_thresh: box IoU above which the lesser of two masks goes, within and across crops, 0.7 (paper).
+    crop_layers: 0 is the released default; 2, with crop_points_downscale 2, is what made SA-1B.
+    crop_overlap_ratio: overlap of the first layer's crops as a share of the short side, 512 / 1500.
+    max_area_fraction: masks covering at least this share of the image go, 0.95 (paper).
+    min_region_area_px: islands go and holes are filled below this, 100 (paper).
+    """
+
+    def __init__(
+        self,
+        *,
+        points_per_side: int = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_layers: int = 0,
+        crop_points_downscale: int = 2,
+        crop_overlap_ratio: float = 512 / 1500,
+        max_area_fraction: float = 0.95,
+        min_region_area_px: int = 100,
+    ) -> None:
+        self.points_per_side, self.points_per_batch = points_per_side, points_per_batch
+        self.pred_iou_thresh, self.stability_score_thresh = pred_iou_thresh, stability_score_thresh
+        self.stability_score_offset, self.box_nms_thresh = stability_score_offset, box_nms_thresh
+        self.crop_layers, self.crop_points_downscale = crop_layers, crop_points_downscale
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.max_area_fraction, self.min_region_area_px = max_area_fraction, min_region_area_px
+
+    def generate(self, model: Sam, image: np.ndarray) -> tuple[list[GeneratedMask], Counter[str]]:
+        """Masks of an H x W x 3 uint8 RGB image, best predicted IoU first, and candidates dropped by reason."""
+        dropped: Counter[str] = Counter()
+        found: list[GeneratedMask] = []
+        height, width = image.shape[:2]
+        for crop in crops(height, width, self.crop_layers, self.crop_overlap_ratio):
+            found += self._crop_masks(Predictor(model), image, crop, dropped)
+        if self.crop_layers:
+            found = self._suppress(found, [float(m.crop.layer) for m in found], dropped, "nms_across_crops")
+        cleaned = [self._clean(mask, dropped) for mask in found]
+        return sorted((m for m in cleaned if m is not None), key=lambda m: -m.predicted_iou), dropped
+
+    def _crop_masks(self, predictor: Predictor, image: np.ndarray, crop: Crop, dropped: Counter[str]) -> list[GeneratedMask]:
+        window = image[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width]
+        predictor.set_image(np.ascontiguousarray(window))
+        per_side = max(1, self.points_per_side // self.crop_points_downscale**crop.layer)
+        points = torch.from_numpy(point_grid(per_side) * [crop.width, crop.height]).float().to(predictor.device)
+        found: list[GeneratedMask] = []
+        for batch in points.split(self.points_per_batch):
+            found += self._batch_masks(predictor, batch, image.shape[:2], crop, dropped)
+        return self._suppress(found, [m.predicted_iou for m in found], dropped, "nms")
+
+    @torch.inference_mode()
+    def _batch_masks(
+        self, predictor: Predictor, points: Tensor, image_hw: tuple[int, int], crop: Crop, dropped: Counter[str]
+    ) -> list[GeneratedMask]:
+        prediction = predictor.predict(clicks(points), multimask_output=True)
+        scores = prediction.iou_scores.flatten()
+        origin = torch.arange(len(points), device=points.device).repeat_interleave(prediction.iou_scores.shape[1])
+        keep = _passed(scores > self.pred_iou_thresh, dropped, "predicted_iou")
+        logits = predictor.logits_in_image(prediction.mask_logits.flatten(0, 1)[keep, None])[:, 0]
+        stability = stability_score(logits, self.stability_score_offset)
+        masks = logits > 0
+        boxes = masks_to_boxes_xyxy(masks) + torch.tensor([crop.x, crop.y] * 2, device=masks.device)
+        covered = masks.sum((1, 2)) / (image_hw[0] * image_hw[1])
+        index = torch.arange(len(masks), device=masks.device)
+        for reason, good in (
+            ("stability", stability >= self.stability_score_thresh),
+            ("empty", covered > 0),
+            ("covers_image", covered < self.max_area_fraction),
+            ("crop_edge", ~touches_inner_edge(boxes, crop, image_hw)),
+        ):
+            index = index[_passed(good[index], dropped, reason)]
+        return [
+            GeneratedMask(
+                mask=_in_image(masks[i].cpu().numpy(), crop, image_hw),
+                predicted_iou=float(scores[keep][i]),
+                stability_score=float(stability[i]),
+                point_xy=(float(points[origin[keep][i], 0]) + crop.x, float(points[origin[keep][i], 1]) + crop.y),
+                crop=crop,
+                box_xyxy=tuple(boxes[i].tolist()),
+            )
+            for i in index.tolist()
+        ]
+
+    def _suppress(
+        self, found: list[GeneratedMask], scores: list[float], dropped: Counter[str], reason: str
+    ) -> list[GeneratedMask]:
+        boxes = torch.tensor([m.box_xyxy for m in found]).reshape(-1, 4)
+        kept = nms(boxes, torch.tensor(scores), self.box_nms_thresh).tolist()
+        dropped[reason] += len(found) - len(kept)
+        return [found[i] for i in kept]
+
+    def _clean(self, generated: GeneratedMask, dropped: Counter[str]) -> GeneratedMask | None:
+        if self.min_region_area_px == 0:
+            return generated
+        mask = remove_small_regions(generated.mask, self.min_region_area_px)
+        if mask is None:
+            dropped["small_region"] += 1
+            return None
+        return replace(generated, mask=mask)
+
+
+def touches_inner_edge(boxes_xyxy: Tensor, crop: Crop, image_hw: tuple[int, int]) -> Tensor:
+    """Whether a box (N x 4, image frame) reaches an edge of its crop that is not an edge of the image."""
+    edges = torch.tensor([crop.x, crop.y, crop.x + crop.width, crop.y + crop.height], device=boxes_xyxy.device)
+    image_edges = torch.tensor([0, 0, image_hw[1], image_hw[0]], device=boxes_xyxy.device)
+    near_crop = (boxes_xyxy - edges).abs() <= CROP_EDGE_TOLERANCE_PX
+    near_image = (boxes_xyxy - image_edges).abs() <= CROP_EDGE_TOLERANCE_PX
+    return (near_crop & ~near_image).any(1)
+
+
+def _passed(good: Tensor, dropped: Counter[str], reason: str) -> Tensor:
+    """Indices of what is good; what is not is counted."""
+    dropped[reason] += int((~good).sum())
+    return good.nonzero()[:, 0]
+
+
+def _in_image(mask: np.ndarray, crop: Crop, image_hw: tuple[int, int]) -> np.ndarray:
+    whole = np.zeros(image_hw, bool)
+    whole[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width] = mask
+    return whole

@@ -1,0 +1,116 @@
+"""Train a model on shards.
+
+    sam-train experiment=nuclei
+    sam-train data.shards='FOLDER/*.tar' data.val_shards='HELDOUT/*.tar' name=mine
+
+The run lives in runs/<name>, never under a clock, so a run that was killed goes on where its last checkpoint
+is: start the same command again. At the end it holds model.pt, metrics.json, metrics.csv and config.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from sam_train.checkpoint import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
+from sam_train.config import build, config_dir, config_hash, save_resolved, to_plain
+from sam_train.errors import ConfigError, exit_with_message
+from sam_train.shards import commit_file
+from sam_train.training import SamModule
+
+log = logging.getLogger("sam_train")
+
+
+@hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
+@exit_with_message
+def main(cfg: DictConfig) -> None:
+    """Console script `sam-train`."""
+    run(cfg)
+
+
+def run(cfg: DictConfig) -> dict[str, float]:
+    """Train as the config says; the metrics that were also written to metrics.json."""
+    started = time.monotonic()
+    run_dir = Path(cfg.run_dir)
+    seed_everything(cfg.seed, verbose=False)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    datamodule = build(cfg.data)
+    model = build(cfg.model)
+    if cfg.init_checkpoint:
+        load_weights(model, load_checkpoint(Path(cfg.init_checkpoint)).state_dict(), origin=cfg.init_checkpoint)
+    module = SamModule(model, build(cfg.prompts), build(cfg.losses), build(cfg.optim), **to_plain(cfg.training), seed=cfg.seed)
+    save_resolved(cfg, run_dir / "config.yaml")
+    trainer = make_trainer(cfg, run_dir)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        log.info("going on from %s", last)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    return finish(cfg, run_dir, trainer, module, seconds=time.monotonic() - started)
+
+
+def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
+    """Lightning's trainer with our checkpoints, loggers and callbacks."""
+    if cfg.trainer.max_steps < 1:
+        raise ConfigError(f"trainer.max_steps is {cfg.trainer.max_steps}: give the number of steps, the schedule depends on it")
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            dirpath=run_dir / "checkpoints",
+            filename="step-{step}",
+            every_n_train_steps=cfg.checkpoint_every_n_steps,
+            save_last=True,
+            save_top_k=0,
+            enable_version_counter=False,
+        )
+    ]
+    callbacks += [build(c) for c in (cfg.callbacks or {}).values() if c is not None]
+    return Trainer(default_root_dir=run_dir, logger=make_loggers(cfg, run_dir), callbacks=callbacks, **to_plain(cfg.trainer))
+
+
+def make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+    """metrics.csv always; wandb as the config says, offline unless the user is logged in."""
+    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="csv")]
+    if cfg.wandb.enabled:
+        offline = not wandb_key_known() if cfg.wandb.mode == "auto" else cfg.wandb.mode == "offline"
+        # The run id is the run folder's name, so a run that goes on goes on in wandb too.
+        loggers.append(
+            WandbLogger(
+                project=cfg.wandb.project, name=cfg.name, id=cfg.name.replace("/", "-"), save_dir=run_dir, offline=offline
+            )
+        )
+    return loggers
+
+
+def wandb_key_known() -> bool:
+    """Whether the user is logged in to wandb on this machine."""
+    import wandb
+
+    return bool(wandb.setup().settings.api_key)
+
+
+def finish(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: SamModule, *, seconds: float) -> dict[str, float]:
+    """Write model.pt and, last, metrics.json: the mark that the run is done."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics |= {"steps": float(trainer.global_step), "seconds": seconds}
+    if trainer.is_global_zero:
+        provenance: dict[str, Any] = {"config": config_hash(cfg), "steps": trainer.global_step, "run": cfg.name}
+        if cfg.init_checkpoint:
+            provenance["init"] = checkpoint_hash(Path(cfg.init_checkpoint))
+        save_checkpoint(run_dir / "model.pt", module.model, to_plain(cfg.model), provenance)
+        commit_file(run_dir / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+        log.info("%s: %s", run_dir / "model.pt", ", ".join(f"{k} {v:.3f}" for k, v in sorted(metrics.items())))
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The training step and what watches it."""
+
+from sam_train.training.module import SamModule
+
+__all__ = ["SamModule"]
