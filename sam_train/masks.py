@@ -113,10 +113,13 @@ def _small_components(mask: np.ndarray, min_area: int) -> np.ndarray:
 
 
 def nms(boxes_xyxy: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou_threshold: float) -> Tensor:
-    """Greedy box NMS: indices kept, best score first."""
+    """Greedy box NMS: indices kept, best score first, of equal scores the earlier one."""
     if not len(boxes_xyxy):
         return torch.zeros(0, dtype=torch.long)
+    # Ranks in place of scores: OpenCV drops every score that is not above zero.
+    ranks = torch.empty(len(scores))
+    ranks[scores.argsort(descending=True, stable=True).cpu()] = torch.arange(len(scores), 0, -1).float()
     sides = boxes_xyxy.clone()
     sides[:, 2:] -= sides[:, :2]
-    kept = cv2.dnn.NMSBoxes(sides.tolist(), scores.tolist(), score_threshold=-1e9, nms_threshold=iou_threshold)
+    kept = cv2.dnn.NMSBoxes(sides.tolist(), ranks.tolist(), score_threshold=0.0, nms_threshold=iou_threshold)
     return torch.as_tensor(np.asarray(kept).reshape(-1), dtype=torch.long)

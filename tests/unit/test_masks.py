@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from pycocotools import mask as coco_mask
+
+from sam_train.errors import ShardError
+from sam_train.masks import (
+    decode_rle,
+    encode_rle,
+    mask_iou,
+    mask_to_box_xywh,
+    masks_to_boxes_xyxy,
+    nms,
+    remove_small_regions,
+    rle_pixels,
+    stability_score,
+)
+
+any_mask = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=40))
+
+
+def one_pixel(height: int, width: int, y: int, x: int) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[y, x] = True
+    return mask
+
+
+def number(value: int, groups: int) -> str:
+    """`value` as rleToString writes a number, in exactly `groups` characters."""
+    codes = [(value >> (5 * group)) & 31 | (32 if group < groups - 1 else 0) for group in range(groups)]
+    return "".join(chr(code + 48) for code in codes)
+
+
+@given(any_mask)
+@example(np.zeros((3, 4), bool))
+@example(np.ones((3, 4), bool))
+@example(np.ones((1, 1), bool))
+@example(one_pixel(5, 7, 4, 6))
+def test_rle_round_trip_agrees_with_pycocotools(mask: np.ndarray) -> None:
+    height, width = mask.shape
+    rle = encode_rle(mask)
+    assert rle["size"] == [height, width]
+    assert isinstance(rle["counts"], str)
+    assert rle_pixels(rle["counts"]) == height * width
+    assert int(coco_mask.area(rle)) == mask.sum()
+    decoded = decode_rle(rle, height=height, width=width)
+    assert decoded.dtype == bool
+    assert np.array_equal(decoded, mask)
+
+
+@given(st.lists(st.integers(0, 2**28), min_size=1, max_size=30))
+def test_rle_pixels_is_the_sum_of_the_runs(runs: list[int]) -> None:
+    counts = "".join(number(run - runs[i - 2] if i > 2 else run, 6) for i, run in enumerate(runs))
+    assert rle_pixels(counts) == sum(runs)
+
+
+@given(st.text(st.characters(min_codepoint=40, max_codepoint=115), max_size=12))
+@example("`")
+@example("0" * 8 + "1")
+def test_no_count_string_does_worse_than_a_shard_error(counts: str) -> None:
+    """What is accepted has the right size and is what pycocotools makes of it; all else is refused before C sees it."""
+    try:
+        mask = decode_rle({"size": [5, 8], "counts": counts}, height=5, width=8)
+    except ShardError:
+        assert rle_pixels(counts) != 40
+    else:
+        assert mask.shape == (5, 8)
+        assert mask.sum() == coco_mask.area({"size": [5, 8], "counts": counts.encode()})
+
+
+@pytest.mark.parametrize("size", [[4, 3], [3], [], [3, 5], [0, 0], [3, 4, 1]])
+def test_rle_of_the_wrong_size(size: list[int]) -> None:
+    rle = encode_rle(np.ones((3, 4), bool)) | {"size": size}
+    with pytest.raises(ShardError, match=r"is not the image's \[3, 4\]") as caught:
+        decode_rle(rle, height=3, width=4, shard="a.tar", key="sa_1")
+    assert (caught.value.shard, caught.value.key, caught.value.field) == ("a.tar", "sa_1", "segmentation.size")
+
+
+GOOD_COUNTS = encode_rle(one_pixel(5, 7, 2, 3))["counts"]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        "",
+        GOOD_COUNTS[:-1],  # a run short
+        GOOD_COUNTS + "1",  # a run too many
+        number(5, 1) + number(40, 2),  # past the end: C would write behind the array
+        GOOD_COUNTS + "\0",
+        GOOD_COUNTS[:-1] + " ",
+        GOOD_COUNTS[:-1] + "é",
+        number(35, 2)[:-1],  # ends inside a number
+        number(35, 9),  # a number longer than C's shifts allow
+        number(-5, 1) + number(40, 2),  # a negative run that makes the sum right
+        number(10, 1) + number(10, 1) + number(5, 1) + number(-15, 2) + number(10, 1),  # negative after the difference
+    ],
+)
+def test_malformed_counts(counts: str) -> None:
+    with pytest.raises(ShardError, match="do not add up") as caught:
+        decode_rle({"size": [5, 7], "counts": counts}, height=5, width=7, key="sa_1")
+    assert (caught.value.key, caught.value.field) == ("sa_1", "segmentation.counts")
+
+
+@given(any_mask)
+@example(np.zeros((3, 4), bool))
+def test_boxes_agree_with_pycocotools(mask: np.ndarray) -> None:
+    xywh = mask_to_box_xywh(mask)
+    assert xywh == coco_mask.toBbox(encode_rle(mask)).tolist()
+    (xyxy,) = masks_to_boxes_xyxy(torch.from_numpy(mask)[None]).tolist()
+    assert xyxy == [xywh[0], xywh[1], xywh[0] + xywh[2], xywh[1] + xywh[3]]
+
+
+def test_box_of_one_pixel_of_none_and_of_no_masks() -> None:
+    assert mask_to_box_xywh(one_pixel(5, 7, 4, 6)) == [6.0, 4.0, 1.0, 1.0]
+    assert mask_to_box_xywh(np.zeros((5, 7), bool)) == [0.0, 0.0, 0.0, 0.0]
+    assert masks_to_boxes_xyxy(torch.zeros(0, 5, 7, dtype=torch.bool)).shape == (0, 4)
+
+
+@given(st.tuples(st.integers(1, 8), st.integers(1, 8)).flatmap(lambda hw: st.tuples(arrays(bool, hw), arrays(bool, hw))))
+def test_iou_by_loops(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    a, b = pair
+    both = either = 0
+    for y in range(a.shape[0]):
+        for x in range(a.shape[1]):
+            both += int(a[y, x] and b[y, x])
+            either += int(a[y, x] or b[y, x])
+    expected = both / either if either else 0.0
+    assert mask_iou(torch.from_numpy(a), torch.from_numpy(b)).item() == pytest.approx(expected)
+
+
+def test_iou_broadcasts_to_a_matrix() -> None:
+    masks = torch.stack([torch.from_numpy(one_pixel(3, 3, 0, 0)), torch.ones(3, 3).bool(), torch.zeros(3, 3).bool()])
+    matrix = mask_iou(masks[:, None], masks[None])
+    assert torch.allclose(matrix, torch.tensor([[1, 1 / 9, 0], [1 / 9, 1, 0], [0, 0, 0]]))
+
+
+@pytest.mark.parametrize("offset", [0.5, 1.0])
+def test_stability_score_by_loops(offset: float) -> None:
+    logits = torch.randn(4, 6, 5) * 2
+    expected = []
+    for mask in logits.tolist():
+        values = [value for row in mask for value in row]
+        inner, outer = (sum(value > cut for value in values) for cut in (offset, -offset))
+        expected.append(inner / outer)
+    assert torch.allclose(stability_score(logits, offset), torch.tensor(expected))
+
+
+def test_stability_of_a_sharp_a_soft_and_an_empty_mask() -> None:
+    sharp, soft, empty = torch.full((3, 3), 9.0), torch.full((3, 3), 0.5), torch.full((3, 3), -9.0)
+    assert stability_score(torch.stack([sharp, soft, empty])).tolist() == [1.0, 0.0, 0.0]
+    assert stability_score(sharp).shape == ()
+
+
+def picture(*rows: str) -> np.ndarray:
+    return np.array([[cell == "#" for cell in row] for row in rows])
+
+
+REGIONS: list[Any] = [
+    pytest.param(("###..", "#.#..", "###.."), 2, ("###..", "###..", "###.."), id="hole of one pixel is filled"),
+    pytest.param(("###..", "#.#..", "###.."), 1, ("###..", "#.#..", "###.."), id="hole of just min_area stays"),
+    pytest.param(("##...", "##...", "....#"), 2, ("##...", "##...", "....."), id="island of one pixel goes"),
+    pytest.param(("##...", "##..#", "....#"), 2, ("##...", "##..#", "....#"), id="island of just min_area stays"),
+    pytest.param(("##...", "..#..", "....."), 3, ("##...", "..#..", "....."), id="a corner connects"),
+    pytest.param(("#....", ".....", "....#"), 2, None, id="nothing large enough: the whole mask goes"),
+    pytest.param((".....", ".....", "....."), 2, None, id="empty mask"),
+    pytest.param((".....", ".....", "....."), 99, None, id="empty mask smaller than min_area"),
+    pytest.param(("#####", "#####", "#####"), 2, ("#####", "#####", "#####"), id="full mask"),
+    pytest.param(("#....", "....."), 0, ("#....", "....."), id="min_area 0 keeps all"),
+]
+
+
+@pytest.mark.parametrize(("before", "min_area", "after"), REGIONS)
+def test_remove_small_regions(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
+    mask = picture(*before)
+    result = remove_small_regions(mask, min_area)
+    assert np.array_equal(mask, picture(*before)), "the argument was changed"
+    if after is None:
+        assert result is None
+    else:
+        assert result is not None
+        assert result.dtype == bool
+        assert np.array_equal(result, picture(*after))
+
+
+def plain_nms(boxes: list[list[float]], scores: list[float], threshold: float) -> list[int]:
+    def iou(a: list[float], b: list[float]) -> float:
+        width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+        height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+        areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+        return width * height / (areas - width * height)
+
+    kept: list[int] = []
+    for candidate in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        if all(iou(boxes[candidate], boxes[other]) <= threshold for other in kept):
+            kept.append(candidate)
+    return kept
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("num_boxes", [1, 2, 40])
+def test_nms_against_a_plain_loop(threshold: float, num_boxes: int) -> None:
+    corners = torch.randint(0, 20, (num_boxes, 2)).float()
+    boxes = torch.cat([corners, corners + torch.randint(1, 12, (num_boxes, 2))], 1)
+    scores = torch.randint(-3, 4, (num_boxes,)).float()  # with ties, and below zero as logits may be
+    kept = nms(boxes, scores, threshold)
+    assert kept.dtype == torch.long
+    assert kept.tolist() == plain_nms(boxes.tolist(), scores.tolist(), threshold)
+
+
+def test_nms_leaves_its_argument_alone_and_takes_nothing() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0]])
+    assert nms(boxes, torch.tensor([0.1, 0.2]), 0.5).tolist() == [1]
+    assert boxes.tolist() == [[0.0, 0.0, 4.0, 4.0]] * 2
+    empty = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert (empty.shape, empty.dtype) == ((0,), torch.long)
