@@ -1,0 +1,160 @@
+"""`sam-data import KIND --out DIR ...`: a data set to shards."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from sam_train.errors import ConfigError, ShardError, exit_with_message
+from sam_train.records import ImageRecord
+from sam_train.shards.importers import IMPORTERS
+from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
+from sam_train.shards.writer import write_shard
+
+
+@exit_with_message
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command on `argv` (the process's own by default). An expected error ends it with a message and code 1."""
+    arguments = _parser().parse_args(argv)
+    if not 0 <= arguments.holdout < 1:
+        raise ConfigError(f"--holdout is the fraction of images held out, from 0 up to but not 1, got {arguments.holdout}")
+    if arguments.images_per_shard < 1:
+        raise ConfigError(f"--images-per-shard must be 1 or more, got {arguments.images_per_shard}")
+    options = {name: getattr(arguments, name) for name in _options(arguments.kind)}
+    counts: Counter[str] = Counter()
+    samples = IMPORTERS[arguments.kind](**options, counts=counts)
+    _fill(_shelves(arguments, options), _with_counts(samples, counts), holdout=arguments.holdout, seed=arguments.seed)
+
+
+def is_held_out(key: str, *, holdout: float, seed: int) -> bool:
+    """Whether an image belongs to the held-out `holdout` (0..1) of its data set.
+
+    Depends on the key and the seed alone, so no image changes sides when others come or go.
+    """
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < holdout * 2**64
+
+
+class Shelf:
+    """Fills one folder with shards of `images_per_shard` images; those that are already there are kept."""
+
+    def __init__(self, folder: Path, images_per_shard: int, provenance: dict[str, Any]) -> None:
+        self.folder, self.images_per_shard, self.provenance = folder, images_per_shard, provenance
+        self.num_images = self.num_masks = self.num_shards = self.num_kept = 0
+        self._samples: list[tuple[ImageRecord, bytes]] = []
+        self._counts: Counter[str] = Counter()
+
+    def add(self, record: ImageRecord, jpeg: bytes, counts: Counter[str]) -> None:
+        """Put one image in; `counts` is what was left out of it. Writes a shard when one is full."""
+        self._samples.append((record, jpeg))
+        self._counts += counts
+        self.num_images += 1
+        self.num_masks += len(record.masks)
+        if len(self._samples) == self.images_per_shard:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left.
+
+        Raises ShardError when the folder holds shards that are not of this import.
+        """
+        if self._samples:
+            self._flush()
+        if more := done_shards(self.folder)[self.num_shards :]:
+            raise ShardError(
+                f"{more[0].name} and {len(more) - 1} more are of another import: give an empty --out", shard=str(more[0])
+            )
+
+    def _flush(self) -> None:
+        shard = self.folder / f"sa_{self.num_shards:06d}.tar"
+        if manifest_path(shard).is_file():
+            self._check_done(shard, load_manifest(shard))
+            self.num_kept += 1
+        else:
+            counts = {name: float(count) for name, count in self._counts.items()}
+            write_shard(shard, self._samples, counts=counts, provenance=self.provenance)
+        self.num_shards += 1
+        self._samples, self._counts = [], Counter()
+
+    def _check_done(self, shard: Path, manifest: Manifest) -> None:
+        keys, num_masks = [record.key for record, _ in self._samples], sum(len(record.masks) for record, _ in self._samples)
+        same = manifest.keys == keys and manifest.num_masks == num_masks and manifest.provenance == self.provenance
+        if not same or not shard.is_file() or shard.stat().st_size != manifest.bytes:
+            raise ShardError("the shard is there, but of other images or options: give an empty --out", shard=str(shard))
+
+
+def _shelves(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Shelf]:
+    """Split -> shelf; without a holdout the one split is called ""."""
+    provenance = {
+        "stage": "import",
+        "importer": arguments.kind,
+        "options": {name: value for name, value in options.items() if not isinstance(value, Path)},  # paths differ by machine
+    }
+    if not arguments.holdout:
+        return {"": Shelf(arguments.out, arguments.images_per_shard, provenance)}
+    split_by = {"holdout": arguments.holdout, "seed": arguments.seed}
+    return {
+        split: Shelf(arguments.out / split, arguments.images_per_shard, {**provenance, **split_by, "split": split})
+        for split in ("train", "heldout")
+    }
+
+
+def _fill(
+    shelves: dict[str, Shelf], samples: Iterable[tuple[ImageRecord, bytes, Counter[str]]], *, holdout: float, seed: int
+) -> None:
+    console = Console(stderr=True)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("reading", total=None)
+        for record, jpeg, counts in samples:
+            split = "" if not holdout else "heldout" if is_held_out(record.key, holdout=holdout, seed=seed) else "train"
+            shelves[split].add(record, jpeg, counts)
+            progress.update(task, description=f"{sum(shelf.num_images for shelf in shelves.values())} images")
+        for shelf in shelves.values():
+            shelf.close()
+    for split, shelf in shelves.items():
+        if not shelf.num_images:
+            raise ConfigError(f"no image fell into {split or 'the import'}: choose another --seed or --holdout")
+        kept = f" ({shelf.num_kept} were already there)" if shelf.num_kept else ""
+        print(f"{shelf.folder}: {shelf.num_images} images, {shelf.num_masks} masks, {shelf.num_shards} shards{kept}")
+
+
+def _with_counts(
+    samples: Iterator[tuple[ImageRecord, bytes]], counts: Counter[str]
+) -> Iterator[tuple[ImageRecord, bytes, Counter[str]]]:
+    """Each sample with what the importer counted while it made it."""
+    before: Counter[str] = Counter()
+    for record, jpeg in samples:
+        yield record, jpeg, counts - before
+        before = counts.copy()
+
+
+def _options(kind: str) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in inspect.signature(IMPORTERS[kind]).parameters.items() if name != "counts"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sam-data", description="Data sets to shards.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    kinds = commands.add_parser("import", help="write a data set as shards").add_subparsers(dest="kind", required=True)
+    for kind, importer in IMPORTERS.items():
+        about = (inspect.getdoc(importer) or "").partition("\n\n")
+        sub = kinds.add_parser(kind, help=about[0], description=about[0], epilog=about[2])
+        types = get_type_hints(importer)
+        for name, parameter in _options(kind).items():
+            flag, of_type, required = "--" + name.replace("_", "-"), types[name], parameter.default is parameter.empty
+            shown = "DIR" if of_type is Path else of_type.__name__.upper()
+            default = None if required else parameter.default
+            sub.add_argument(flag, type=of_type, required=required, default=default, metavar=shown)
+        sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
+        sub.add_argument("--images-per-shard", type=int, default=50, metavar="N")
+        sub.add_argument("--holdout", type=float, default=0.0, metavar="FRACTION", help="write OUT/train and OUT/heldout")
+        sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the hash that splits")
+    return parser
