@@ -81,13 +81,10 @@ def make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     """metrics.csv always; wandb as the config says, offline unless the user is logged in."""
     loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="csv")]
     if cfg.wandb.enabled:
-        offline = not wandb_key_known() if cfg.wandb.mode == "auto" else cfg.wandb.mode == "offline"
-        # The run id is the run folder's name, so a run that goes on goes on in wandb too.
-        loggers.append(
-            WandbLogger(
-                project=cfg.wandb.project, name=cfg.name, id=cfg.name.replace("/", "-"), save_dir=run_dir, offline=offline
-            )
-        )
+        mode = ("online" if wandb_key_known() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
+        # The run id is the run's name, so a run that goes on goes on in wandb too.
+        run_id = cfg.name.replace("/", "-")
+        loggers.append(WandbLogger(project=cfg.wandb.project, name=cfg.name, id=run_id, save_dir=run_dir, mode=mode))
     return loggers
 
 

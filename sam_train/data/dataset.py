@@ -6,10 +6,7 @@ drawn from (seed, e). A run that goes on at step s therefore goes on at position
 
 from __future__ import annotations
 
-import os
-import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,37 +14,8 @@ from torch.utils.data import Dataset, Sampler
 
 from sam_train.data.transforms import TrainingSample, Transform
 from sam_train.errors import ConfigError, ShardError, SkipSample
-from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where a sample's two members lie: (offset, size) in the tar."""
-
-    shard: Path
-    key: str
-    jpeg: tuple[int, int]
-    json: tuple[int, int]
-
-
-def index_shard(shard: Path) -> list[Entry]:
-    """The samples of one tar from its headers. Raises ShardError for a torn tar or a half pair."""
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.removeprefix("./").rpartition(".")
-                members.setdefault(key, {})[extension] = (member.offset_data, member.size)
-                end = member.offset_data + member.size
-    except (tarfile.TarError, OSError) as error:
-        raise ShardError(f"the tar is torn or no tar: {error}; write the shard again", shard=str(shard)) from error
-    if members and end > shard.stat().st_size:
-        raise ShardError("the tar is torn: its last member is cut off; write the shard again", shard=str(shard))
-    for key, parts in members.items():
-        if set(parts) != {"jpg", "json"}:
-            raise ShardError(f"expected {key}.jpg and {key}.json, found {sorted(parts)}", shard=str(shard), key=key)
-    return [Entry(shard, key, parts["jpg"], parts["json"]) for key, parts in members.items()]
+from sam_train.shards.index import IndexedSample, index_shard, read_sample
 
 
 class ShardDataset(Dataset[TrainingSample]):
@@ -81,20 +49,14 @@ class ShardDataset(Dataset[TrainingSample]):
         counted = ", ".join(f"{reason} {skipped.count(reason)} x" for reason in sorted(set(skipped)))
         raise ShardError(f"{len(skipped)} samples in a row cannot be trained on ({counted}): the data or the filters are wrong")
 
-    def _load(self, entry: Entry, position: int, skipped: tuple[str, ...]) -> TrainingSample:
-        with entry.shard.open("rb") as stream:
-            jpeg, json = (os.pread(stream.fileno(), size, offset) for offset, size in (entry.jpeg, entry.json))
-        record = ImageRecord.from_json(json, key=entry.key, shard=str(entry.shard))
-        image = decode_jpeg(jpeg, shard=str(entry.shard), key=entry.key)
+    def _load(self, entry: IndexedSample, position: int, skipped: tuple[str, ...]) -> TrainingSample:
+        sample = read_sample(entry)
+        image = decode_jpeg(sample.jpeg, shard=sample.shard, key=entry.key)
+        record = sample.record
         if image.shape[:2] != (record.height, record.width):
-            raise SkipSample(
-                "size_mismatch",
-                f"the JPEG is {image.shape[1]} x {image.shape[0]}, its record says {record.width} x {record.height}",
-                shard=str(entry.shard),
-                key=entry.key,
-            )
-        rng = np.random.default_rng([self.seed, position])
-        return self.transform(image, record, rng, skipped=skipped)
+            message = f"the JPEG is {image.shape[1]} x {image.shape[0]}, its record says {record.width} x {record.height}"
+            raise SkipSample("wrong_size", message, shard=sample.shard, key=entry.key)
+        return self.transform(image, record, np.random.default_rng([self.seed, position]), skipped=skipped)
 
     def _order(self, position: int) -> int:
         epoch, place = divmod(position, len(self.entries))

@@ -86,8 +86,8 @@ class Transform:
         if not wanted:
             raise SkipSample("no_mask", key=record.key)
         drawn = rng.permutation(len(wanted))[: self.max_masks]
-        size = {"height": record.height, "width": record.width}
-        return np.stack([decode_rle(wanted[i].segmentation, **size, key=record.key) for i in drawn])
+        height, width = record.height, record.width
+        return np.stack([decode_rle(wanted[i].segmentation, height=height, width=width, key=record.key) for i in drawn])
 
     def _turn(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         if self.quarter_turns:

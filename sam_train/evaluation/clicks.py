@@ -96,6 +96,6 @@ class ClickProtocol:
         large = [mask for mask in record.masks if mask.area >= self.min_area_px]
         rng = np.random.default_rng([self.seed, seed])
         drawn = sorted(rng.permutation(len(large))[: self.masks_per_image])
-        size = {"height": record.height, "width": record.width}
-        masks = [decode_rle(large[i].segmentation, **size, key=record.key) for i in drawn]
-        return torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, record.height, record.width, dtype=torch.bool)
+        height, width = record.height, record.width
+        masks = [decode_rle(large[i].segmentation, height=height, width=width, key=record.key) for i in drawn]
+        return torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, height, width, dtype=torch.bool)

@@ -8,6 +8,7 @@ Last: small islands and holes go.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,9 @@ from sam_train.model import Sam
 # A box edge nearer than this to a crop's inner edge touches it (segment_anything/utils/amg.py).
 CROP_EDGE_TOLERANCE_PX = 20
 
+# Mask pixels that are brought to the size of the image at once: 128 MB of logits.
+PIXELS_AT_ONCE = 1 << 25
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedMask:
@@ -32,6 +36,17 @@ class GeneratedMask:
     stability_score: float
     point_xy: tuple[float, float]
     crop: Crop
+    box_xyxy: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A candidate between the filters and the NMS of its crop: logits stay small until it is known to be kept."""
+
+    logits: Tensor
+    predicted_iou: float
+    stability_score: float
+    point_xy: tuple[float, float]
     box_xyxy: tuple[float, float, float, float]
 
 
@@ -70,6 +85,7 @@ class AutomaticMaskGenerator:
         self.crop_overlap_ratio = crop_overlap_ratio
         self.max_area_fraction, self.min_region_area_px = max_area_fraction, min_region_area_px
 
+    @torch.inference_mode()
     def generate(self, model: Sam, image: np.ndarray) -> tuple[list[GeneratedMask], Counter[str]]:
         """Masks of an H x W x 3 uint8 RGB image, best predicted IoU first, and candidates dropped by reason."""
         dropped: Counter[str] = Counter()
@@ -78,7 +94,7 @@ class AutomaticMaskGenerator:
         for crop in crops(height, width, self.crop_layers, self.crop_overlap_ratio):
             found += self._crop_masks(Predictor(model), image, crop, dropped)
         if self.crop_layers:
-            found = self._suppress(found, [float(m.crop.layer) for m in found], dropped, "nms_across_crops")
+            found = self._across_crops(found, dropped)
         cleaned = [self._clean(mask, dropped) for mask in found]
         return sorted((m for m in cleaned if m is not None), key=lambda m: -m.predicted_iou), dropped
 
@@ -87,20 +103,35 @@ class AutomaticMaskGenerator:
         predictor.set_image(np.ascontiguousarray(window))
         per_side = max(1, self.points_per_side // self.crop_points_downscale**crop.layer)
         points = torch.from_numpy(point_grid(per_side) * [crop.width, crop.height]).float().to(predictor.device)
-        found: list[GeneratedMask] = []
+        found: list[_Found] = []
         for batch in points.split(self.points_per_batch):
-            found += self._batch_masks(predictor, batch, image.shape[:2], crop, dropped)
-        return self._suppress(found, [m.predicted_iou for m in found], dropped, "nms")
+            prediction = predictor.predict(clicks(batch), multimask_output=True)
+            scores = prediction.iou_scores.flatten()
+            good = _passed(scores > self.pred_iou_thresh, dropped, "predicted_iou")
+            origins = batch.repeat_interleave(prediction.iou_scores.shape[1], 0)[good]
+            logits = prediction.mask_logits.flatten(0, 1)[good]
+            # Only a few masks at a time are at the size of the image, whatever that is.
+            for chunk in torch.arange(len(good)).split(max(1, PIXELS_AT_ONCE // (crop.width * crop.height))):
+                kept = self._filtered(
+                    predictor, logits[chunk], scores[good][chunk], origins[chunk], crop, image.shape[:2], dropped
+                )
+                found += kept
+        best = nms(_boxes(found), torch.tensor([f.predicted_iou for f in found]), self.box_nms_thresh).tolist()
+        dropped["nms"] += len(found) - len(best)
+        return [self._finished(predictor, found[i], crop, image.shape[:2]) for i in best]
 
-    @torch.inference_mode()
-    def _batch_masks(
-        self, predictor: Predictor, points: Tensor, image_hw: tuple[int, int], crop: Crop, dropped: Counter[str]
-    ) -> list[GeneratedMask]:
-        prediction = predictor.predict(clicks(points), multimask_output=True)
-        scores = prediction.iou_scores.flatten()
-        origin = torch.arange(len(points), device=points.device).repeat_interleave(prediction.iou_scores.shape[1])
-        keep = _passed(scores > self.pred_iou_thresh, dropped, "predicted_iou")
-        logits = predictor.logits_in_image(prediction.mask_logits.flatten(0, 1)[keep, None])[:, 0]
+    def _filtered(
+        self,
+        predictor: Predictor,
+        low_logits: Tensor,
+        scores: Tensor,
+        origins: Tensor,
+        crop: Crop,
+        image_hw: tuple[int, int],
+        dropped: Counter[str],
+    ) -> list[_Found]:
+        """Candidates that pass stability, area and edge, measured at the size of the crop."""
+        logits = predictor.logits_in_image(low_logits[:, None])[:, 0]
         stability = stability_score(logits, self.stability_score_offset)
         masks = logits > 0
         boxes = masks_to_boxes_xyxy(masks) + torch.tensor([crop.x, crop.y] * 2, device=masks.device)
@@ -114,23 +145,27 @@ class AutomaticMaskGenerator:
         ):
             index = index[_passed(good[index], dropped, reason)]
         return [
-            GeneratedMask(
-                mask=_in_image(masks[i].cpu().numpy(), crop, image_hw),
-                predicted_iou=float(scores[keep][i]),
-                stability_score=float(stability[i]),
-                point_xy=(float(points[origin[keep][i], 0]) + crop.x, float(points[origin[keep][i], 1]) + crop.y),
-                crop=crop,
-                box_xyxy=tuple(boxes[i].tolist()),
-            )
+            _Found(low_logits[i].clone(), float(scores[i]), float(stability[i]), _xy(origins[i]), _box(boxes[i]))
             for i in index.tolist()
         ]
 
-    def _suppress(
-        self, found: list[GeneratedMask], scores: list[float], dropped: Counter[str], reason: str
-    ) -> list[GeneratedMask]:
-        boxes = torch.tensor([m.box_xyxy for m in found]).reshape(-1, 4)
-        kept = nms(boxes, torch.tensor(scores), self.box_nms_thresh).tolist()
-        dropped[reason] += len(found) - len(kept)
+    def _finished(self, predictor: Predictor, found: _Found, crop: Crop, image_hw: tuple[int, int]) -> GeneratedMask:
+        mask = predictor.masks_in_image(found.logits[None, None])[0, 0].cpu().numpy()
+        whole = np.zeros(image_hw, bool)
+        whole[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width] = mask
+        return GeneratedMask(
+            mask=whole,
+            predicted_iou=found.predicted_iou,
+            stability_score=found.stability_score,
+            point_xy=(found.point_xy[0] + crop.x, found.point_xy[1] + crop.y),
+            crop=crop,
+            box_xyxy=found.box_xyxy,
+        )
+
+    def _across_crops(self, found: list[GeneratedMask], dropped: Counter[str]) -> list[GeneratedMask]:
+        """The most zoomed-in of masks that are the same wins."""
+        kept = nms(_boxes(found), torch.tensor([float(m.crop.layer) for m in found]), self.box_nms_thresh).tolist()
+        dropped["nms_across_crops"] += len(found) - len(kept)
         return [found[i] for i in kept]
 
     def _clean(self, generated: GeneratedMask, dropped: Counter[str]) -> GeneratedMask | None:
@@ -158,7 +193,13 @@ def _passed(good: Tensor, dropped: Counter[str], reason: str) -> Tensor:
     return good.nonzero()[:, 0]
 
 
-def _in_image(mask: np.ndarray, crop: Crop, image_hw: tuple[int, int]) -> np.ndarray:
-    whole = np.zeros(image_hw, bool)
-    whole[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width] = mask
-    return whole
+def _boxes(found: Sequence[_Found] | Sequence[GeneratedMask]) -> Tensor:
+    return torch.tensor([f.box_xyxy for f in found]).reshape(-1, 4)
+
+
+def _xy(point: Tensor) -> tuple[float, float]:
+    return float(point[0]), float(point[1])
+
+
+def _box(box: Tensor) -> tuple[float, float, float, float]:
+    return float(box[0]), float(box[1]), float(box[2]), float(box[3])

@@ -1,0 +1,35 @@
+"""What a stage expects of an annotator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from data_engine.ledger import Counts
+from data_engine.structures import Candidate, SourceImage, Verdict
+from sam_train.inference import Predictor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What an annotator did on one image."""
+
+    masks: list[Candidate]
+    counts: Counts = field(default_factory=Counts)
+    """clicks, seconds, masks_clicked, masks_drawn and so on."""
+
+
+class Annotator(Protocol):
+    """A person or a simulation of one."""
+
+    name: str
+    """Goes into the provenance of each mask."""
+
+    def review(self, image: SourceImage, prefilled: Sequence[Candidate]) -> tuple[list[Verdict], Counts]:
+        """A verdict on each mask that was there before the annotator looked, and what looking cost."""
+        ...
+
+    def annotate(self, image: SourceImage, predictor: Predictor | None, existing: Sequence[Candidate]) -> Work:
+        """New masks for what `existing` does not cover. Without a model (`predictor` None) all are drawn by hand."""
+        ...

@@ -1,0 +1,170 @@
+"""Ground truth plays the person.
+
+It sees what a person sees: the picture, what it wants (one truth mask at a time), and the model's answer. It clicks the
+middle of what is wrong, looks, clicks again, and stops at an answer that it accepts; when its patience ends it takes the
+brush. Its time is counted by a stated price for each action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from data_engine.annotators.base import Work
+from data_engine.ledger import Counts
+from data_engine.structures import Candidate, SourceImage, Verdict
+from sam_train.errors import SkipSample
+from sam_train.inference import Predictor
+from sam_train.masks import decode_rle, mask_iou, stability_score
+from sam_train.prompts import PromptSimulator
+from sam_train.structures import PointLabel, Prediction, Prompts
+
+
+class SimulatedAnnotator:
+    """An annotator whose knowledge is the record of the source image.
+
+    accept_iou: an answer at least this good is accepted (people among themselves agree at 0.85 to 0.91 IoU, paper,
+        section 5).
+    max_clicks: clicks after which it takes the brush.
+    max_masks: objects annotated in an image, most prominent (largest) first; the paper's annotators moved on when
+        objects became hard.
+    seconds_to_find, seconds_per_click, seconds_to_draw, seconds_to_review: price of finding an object, of a click
+        with a look at the answer, of drawing a mask with the brush, and of judging a mask that is there. Drawing costs
+        what the paper's stage one cost at its start, 34 s.
+    """
+
+    name = "simulated"
+
+    def __init__(
+        self,
+        *,
+        accept_iou: float = 0.85,
+        max_clicks: int = 6,
+        max_masks: int = 16,
+        seconds_to_find: float = 2.0,
+        seconds_per_click: float = 1.5,
+        seconds_to_draw: float = 34.0,
+        seconds_to_review: float = 1.0,
+    ) -> None:
+        if max_clicks < 1 or not 0 < accept_iou <= 1:
+            raise ValueError(f"max_clicks {max_clicks} must be at least 1 and accept_iou {accept_iou} in (0, 1]")
+        self.accept_iou, self.max_clicks, self.max_masks = accept_iou, max_clicks, max_masks
+        self.seconds_to_find, self.seconds_per_click = seconds_to_find, seconds_per_click
+        self.seconds_to_draw, self.seconds_to_review = seconds_to_draw, seconds_to_review
+        self.simulator = PromptSimulator(num_corrections=max_clicks - 1, num_empty_rounds=0, box_probability=0, click="center")
+
+    def review(self, image: SourceImage, prefilled: Sequence[Candidate]) -> tuple[list[Verdict], Counts]:
+        """Keep what is close enough to an object, one mask an object; the best comes first and wins."""
+        objects = torch.from_numpy(self._objects(image))
+        taken: set[int] = set()
+        verdicts = []
+        for candidate in prefilled:
+            ious = mask_iou(torch.from_numpy(candidate.mask)[None], objects)
+            best = int(ious.argmax()) if len(ious) else -1
+            if best < 0 or ious[best] < self.accept_iou:
+                verdicts.append(Verdict(kept=False, reason="no_object"))
+            elif best in taken:
+                verdicts.append(Verdict(kept=False, reason="duplicate"))
+            else:
+                taken.add(best)
+                verdicts.append(Verdict(kept=True))
+        return verdicts, Counts(masks_reviewed=len(prefilled), seconds=self.seconds_to_review * len(prefilled))
+
+    def annotate(self, image: SourceImage, predictor: Predictor | None, existing: Sequence[Candidate]) -> Work:
+        """Click, look, click again; draw what clicking does not bring. `predictor` already holds the image."""
+        wanted = self._wanted(image, existing)
+        if predictor is None:
+            masks = [self._drawn(mask, [], image) for mask in wanted]
+        else:
+            masks = self._clicked(torch.from_numpy(wanted), predictor, image) if len(wanted) else []
+        counts = Counts(
+            clicks=sum(len(m.prompts) for m in masks),
+            masks_drawn=sum(m.predicted_iou == DRAWN for m in masks),
+            masks_clicked=sum(m.predicted_iou != DRAWN for m in masks),
+            seconds=sum(m.seconds for m in masks),
+        )
+        return Work(masks=masks, counts=counts)
+
+    def _clicked(self, wanted: Bool[Tensor, "N H W"], predictor: Predictor, image: SourceImage) -> list[Candidate]:
+        """All objects of the image at once, each until its answer is accepted."""
+        generator = torch.Generator().manual_seed(image.image_id % 2**63)
+        wanted = wanted.to(predictor.device)
+        open_ = torch.arange(len(wanted), device=wanted.device)
+        prompts = self.simulator.first(wanted, torch.zeros_like(open_), generator)
+        masks: dict[int, Candidate] = {}
+        for round_ in self.simulator.rounds(generator):
+            if round_.index:
+                prompts = self.simulator.correct(prompts, answers, wanted[open_], best.mask_logits, generator)
+            best = predictor.predict(prompts, multimask_output=round_.multimask_output).best()
+            answers = predictor.masks_in_image(best.mask_logits)[:, 0]
+            accepted = mask_iou(answers, wanted[open_]) >= self.accept_iou
+            for i in accepted.nonzero()[:, 0].tolist():
+                masks[int(open_[i])] = self._accepted(answers[i], prompts[i : i + 1], best, i, image)
+            left = ~accepted
+            open_, prompts, answers = open_[left], prompts[left], answers[left]
+            best = Prediction(mask_logits=best.mask_logits[left], iou_scores=best.iou_scores[left])
+            if not len(open_):
+                break
+        for i, index in enumerate(open_.tolist()):
+            masks[index] = self._drawn(wanted[index].cpu().numpy(), clicks_of(prompts[i : i + 1]), image)
+        return [masks[i] for i in sorted(masks)]
+
+    def _accepted(self, answer: Tensor, prompt: Prompts, best: Prediction, i: int, image: SourceImage) -> Candidate:
+        clicks = clicks_of(prompt)
+        return Candidate(
+            mask=answer.cpu().numpy(),
+            predicted_iou=float(best.iou_scores[i, 0]),
+            stability_score=float(stability_score(best.mask_logits[i, 0])),
+            crop_box=_whole(image),
+            point_coords=[clicks[0][:2]],
+            prompts=clicks,
+            seconds=self.seconds_to_find + self.seconds_per_click * len(clicks),
+        )
+
+    def _drawn(self, mask: np.ndarray, clicks: list[list[float]], image: SourceImage) -> Candidate:
+        return Candidate(
+            mask=mask,
+            predicted_iou=DRAWN,
+            stability_score=DRAWN,
+            crop_box=_whole(image),
+            point_coords=[c[:2] for c in clicks[:1]],
+            prompts=clicks,
+            seconds=self.seconds_to_find + self.seconds_per_click * len(clicks) + self.seconds_to_draw,
+        )
+
+    def _wanted(self, image: SourceImage, existing: Sequence[Candidate]) -> np.ndarray:
+        """Objects that no existing mask covers, largest first, N x H x W bool."""
+        objects = self._objects(image)
+        if existing and len(objects):
+            there = torch.from_numpy(np.stack([c.mask for c in existing]))
+            covered = torch.stack([mask_iou(m, there).amax() for m in torch.from_numpy(objects)]) >= self.accept_iou
+            objects = objects[~covered.numpy()]
+        room = max(0, self.max_masks - len(existing))
+        return objects[np.argsort(-objects.sum((1, 2)), kind="stable")[:room]]
+
+    def _objects(self, image: SourceImage) -> np.ndarray:
+        if image.record is None:
+            message = f"{image.origin} has no ground truth: the simulated annotator needs shards with masks as source"
+            raise SkipSample("no_ground_truth", message, key=image.key)
+        height, width = image.image.shape[:2]
+        masks = [decode_rle(m.segmentation, height=height, width=width, key=image.key) for m in image.record.masks]
+        return np.stack(masks) if masks else np.zeros((0, height, width), bool)
+
+
+DRAWN = 1.0
+"""Predicted IoU and stability of a mask that a person drew: no model estimated it, and SA-1B's keys want a number."""
+
+
+def clicks_of(prompts: Prompts) -> list[list[float]]:
+    """[x, y, label] of the one prompt's clicks, in order, padding left out."""
+    points = torch.cat([prompts.points_xy[0], prompts.point_labels[0, :, None].float()], 1).tolist()
+    return [p for p in points if p[2] != PointLabel.PADDING]
+
+
+def _whole(image: SourceImage) -> list[float]:
+    height, width = image.image.shape[:2]
+    return [0.0, 0.0, float(width), float(height)]
