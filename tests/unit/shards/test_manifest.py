@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from sam_train.errors import ShardError
+from sam_train.shards import Manifest, done_shards, load_manifest, manifest_path
+
+
+@pytest.mark.parametrize(
+    ("shard", "manifest"),
+    [("sa_000000.tar", "sa_000000.manifest.json"), ("a.b.tar", "a.b.manifest.json"), ("a.tar.tar", "a.tar.manifest.json")],
+)
+def test_manifest_lies_beside_its_shard(shard: str, manifest: str) -> None:
+    assert manifest_path(Path("folder") / shard) == Path("folder") / manifest
+
+
+def test_manifest_says_what_the_tar_holds(tiny_shard: Path) -> None:
+    manifest = load_manifest(tiny_shard)
+    assert manifest.shard == tiny_shard.name
+    assert manifest.sha256 == hashlib.sha256(tiny_shard.read_bytes()).hexdigest()
+    assert manifest.bytes == tiny_shard.stat().st_size
+    assert manifest.keys == ["sa_000000", "sa_000001", "sa_000002"]
+    assert manifest.num_masks == 3
+    assert (manifest.skipped, manifest.counts, manifest.provenance) == ({}, {}, {})
+
+
+def test_manifest_comes_back_from_json(tiny_shard: Path) -> None:
+    data = manifest_path(tiny_shard).read_bytes()
+    assert Manifest(**json.loads(data)).to_json() == data
+    assert data.endswith(b"}\n")
+
+
+def test_no_manifest(tiny_shard: Path) -> None:
+    manifest_path(tiny_shard).unlink()
+    with pytest.raises(ShardError, match=r"no manifest sa_000000\.manifest\.json.*write it again") as caught:
+        load_manifest(tiny_shard)
+    assert caught.value.shard == str(tiny_shard)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"{}", b"[]", b"null", b'"text"'])
+def test_a_manifest_that_is_none(tiny_shard: Path, data: bytes) -> None:
+    manifest_path(tiny_shard).write_bytes(data)
+    with pytest.raises(ShardError, match=r"not JSON|keys differ"):
+        load_manifest(tiny_shard)
+
+
+@pytest.mark.parametrize("change", [{"surprise": 1}, {"sha256": None}])
+def test_a_manifest_with_a_key_more_or_less(tiny_shard: Path, change: dict[str, object]) -> None:
+    document = json.loads(manifest_path(tiny_shard).read_bytes())
+    for key, value in change.items():
+        if value is None:
+            del document[key]
+        else:
+            document[key] = value
+    manifest_path(tiny_shard).write_text(json.dumps(document))
+    with pytest.raises(ShardError, match="keys differ"):
+        load_manifest(tiny_shard)
+
+
+def test_done_shards_are_those_with_a_manifest(tmp_path: Path) -> None:
+    for name in ("b", "a", "torn"):
+        (tmp_path / f"{name}.tar").touch()
+    for name in ("b", "a", "lonely"):
+        manifest_path(tmp_path / f"{name}.tar").touch()
+    assert done_shards(tmp_path) == [tmp_path / "a.tar", tmp_path / "b.tar"]
+    assert done_shards(tmp_path / "absent") == []

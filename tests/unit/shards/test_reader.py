@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from sam_train.errors import ConfigError, ShardError
+from sam_train.records import ImageRecord
+from sam_train.shards import expand_shards, iterate_samples, write_shard
+
+Samples = list[tuple[ImageRecord, bytes]]
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_samples_come_back_in_order(tiny_shard: Path, tiny_samples: Samples) -> None:
+    found = list(iterate_samples([tiny_shard, tiny_shard]))
+    assert [(sample.record, sample.jpeg) for sample in found] == tiny_samples * 2
+    assert {sample.shard for sample in found} == {str(tiny_shard)}
+
+
+def test_reads_sa1b_as_released(tmp_path: Path, tiny_samples: Samples) -> None:
+    """Members in ./, and files that are none of ours between the pairs."""
+    record, jpeg = tiny_samples[0]
+    members = {
+        "./.hidden": b"x",
+        f"./{record.key}.jpg": jpeg,
+        f"./{record.key}.json": record.to_json(),
+        f"./{record.key}.txt": b"a caption",
+    }
+    (sample,) = iterate_samples([write_tar(tmp_path / "a.tar", members)])
+    assert (sample.record, sample.jpeg) == (record, jpeg)
+
+
+def test_every_cut_of_a_tar_is_noticed_before_its_first_sample(tmp_path: Path, tiny_shard: Path) -> None:
+    """tarfile alone takes a shard that was cut between two members for a shorter shard."""
+    data = tiny_shard.read_bytes()
+    with tarfile.open(tiny_shard) as tar:
+        end = max(member.offset_data + (member.size + 511) // 512 * 512 for member in tar)
+    torn = tmp_path / "torn.tar"
+    for cut in [*range(0, end + 1024, 512), 1, 700, end - 1, end + 1023]:
+        torn.write_bytes(data[:cut])
+        with pytest.raises(ShardError, match="torn") as caught:
+            next(iterate_samples([torn]))
+        assert caught.value.shard == str(torn)
+    torn.write_bytes(data[: end + 1024])
+    assert len(list(iterate_samples([torn]))) == 3
+
+
+def test_a_damaged_header_is_noticed(tmp_path: Path, tiny_shard: Path) -> None:
+    data = bytearray(tiny_shard.read_bytes())
+    with tarfile.open(tiny_shard) as tar:
+        third = tar.getmembers()[2].offset
+    data[third : third + 512] = b"\x07" * 512
+    torn = tmp_path / "torn.tar"
+    torn.write_bytes(data)
+    with pytest.raises(ShardError, match=f"no end at byte {third}"):
+        list(iterate_samples([torn]))
+
+
+@pytest.mark.parametrize("data", [b"", b"not a tar", b"\x07" * 4096, b"\x1f\x8b" + bytes(600)])
+def test_a_file_that_is_no_tar(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match="torn or no tar"):
+        list(iterate_samples([path]))
+
+
+def test_no_such_shard(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no such shard"):
+        list(iterate_samples([tmp_path / "absent.tar"]))
+    with pytest.raises(ShardError, match="no such shard"):
+        list(iterate_samples([tmp_path]))
+
+
+@pytest.mark.parametrize("missing", ["jpg", "json"])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_half_a_pair(tmp_path: Path, tiny_samples: Samples, missing: str, position: int) -> None:
+    members: dict[str, bytes] = {}
+    for record, jpeg in tiny_samples:
+        members |= {f"{record.key}.jpg": jpeg, f"{record.key}.json": record.to_json()}
+    key = tiny_samples[position][0].key
+    del members[f"{key}.{missing}"]
+    path = write_tar(tmp_path / "a.tar", members)
+    read = []
+    with pytest.raises(ShardError, match=r"expected adjacent .*, found \['js?[op]n?g?'\]") as caught:
+        read.extend(iterate_samples([path]))
+    assert (caught.value.shard, caught.value.key) == (str(path), key)
+
+
+def test_pairs_that_are_not_adjacent(tmp_path: Path, tiny_samples: Samples) -> None:
+    members = {f"{record.key}.jpg": jpeg for record, jpeg in tiny_samples}
+    members |= {f"{record.key}.json": record.to_json() for record, _ in tiny_samples}
+    with pytest.raises(ShardError, match="expected adjacent"):
+        list(iterate_samples([write_tar(tmp_path / "a.tar", members)]))
+
+
+def test_a_member_that_comes_twice(tmp_path: Path, tiny_samples: Samples) -> None:
+    record, jpeg = tiny_samples[0]
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in [("jpg", jpeg), ("jpg", jpeg), ("json", record.to_json())]:
+            info = tarfile.TarInfo(f"{record.key}.{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(ShardError, match="duplicate"):
+        list(iterate_samples([path]))
+
+
+@pytest.mark.parametrize("key", ["../up", "/abs", "a/b", "a b"])
+def test_keys_that_climb_out(tmp_path: Path, tiny_samples: Samples, key: str) -> None:
+    record, jpeg = tiny_samples[0]
+    path = write_tar(tmp_path / "a.tar", {f"{key}.jpg": jpeg, f"{key}.json": record.to_json()})
+    with pytest.raises(ShardError, match="rename the image") as caught:
+        list(iterate_samples([path]))
+    assert caught.value.shard == str(path)
+
+
+def test_a_broken_record_names_its_place(tmp_path: Path, tiny_samples: Samples) -> None:
+    record, jpeg = tiny_samples[0]
+    document = record.to_json().replace(b'"area"', b'"aera"', 1)
+    path = write_tar(tmp_path / "a.tar", {f"{record.key}.jpg": jpeg, f"{record.key}.json": document})
+    with pytest.raises(ShardError, match="missing key") as caught:
+        list(iterate_samples([path]))
+    error = caught.value
+    assert (error.shard, error.key, error.field) == (str(path), record.key, "annotations[0].area")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b_01.tar", "b_00.tar", "a[1].tar", "notes.txt"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", ["a[1].tar", "b_00.tar", "b_01.tar"]),
+        ("b_00.tar", ["b_00.tar"]),
+        ("b_*.tar", ["b_00.tar", "b_01.tar"]),
+        ("b_{00..01}.tar", ["b_00.tar", "b_01.tar"]),
+        ("{b_01,b_00}.tar", ["b_00.tar", "b_01.tar"]),
+        ("a[1].tar", ["a[1].tar"]),
+        ("b_0[1-9].tar", ["b_01.tar"]),
+    ],
+)
+def test_expand_shards(folder: Path, pattern: str, expected: list[str]) -> None:
+    assert expand_shards(str(folder / pattern)) == [folder / name for name in expected]
+
+
+def test_a_shard_that_is_named_twice_is_read_once(folder: Path) -> None:
+    patterns = [str(folder / "b_*.tar"), str(folder / "b_00.tar"), str(folder)]
+    assert [path.name for path in expand_shards(patterns)] == ["a[1].tar", "b_00.tar", "b_01.tar"]
+
+
+@pytest.mark.parametrize("pattern", ["c_*.tar", "c.tar", "b_{00..02}.tar", "{b_00,c}.tar", "absent"])
+def test_a_pattern_that_names_nothing(folder: Path, pattern: str) -> None:
+    with pytest.raises(ConfigError, match="no shard matches"):
+        expand_shards([str(folder / pattern)])
+
+
+def test_no_patterns_no_tars_and_half_a_brace(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no shards were named"):
+        expand_shards([])
+    (folder / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no shard matches"):
+        expand_shards(str(folder / "empty"))
+    with pytest.raises(ConfigError, match="is no brace range"):
+        expand_shards(str(folder / "b_{00..01.tar"))
+
+
+def test_reading_does_not_run_what_a_name_says(tmp_path: Path, tiny_samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """webdataset takes `pipe:` in a name for a command."""
+    monkeypatch.chdir(tmp_path)
+    write_shard(Path("pipe:touch ran.tar"), tiny_samples)
+    assert len(list(iterate_samples([Path("pipe:touch ran.tar")]))) == 3
+    assert not (tmp_path / "ran.tar").exists()
