@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data_engine.ledger import Counts
 from data_engine.structures import Candidate, SourceImage, Verdict
@@ -20,6 +20,7 @@ class Work:
     """clicks, seconds, masks_clicked, masks_drawn and so on."""
 
 
+@runtime_checkable  # so that the type checks of the tests can ask
 class Annotator(Protocol):
     """A person or a simulation of one."""
 

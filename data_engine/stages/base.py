@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data_engine.annotators import Work
 from data_engine.structures import SourceImage
 from sam_train.model import Sam
 
 
+@runtime_checkable  # so that the type checks of the tests can ask
 class Stage(Protocol):
     """Makes the masks of one image."""
 

@@ -1,0 +1,59 @@
+"""The names a package exports are frozen: adding, renaming or dropping one is a change of this file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+PUBLIC = {
+    "data_engine.annotators": ["Annotator", "SimulatedAnnotator", "Work"],
+    "data_engine.drivers": ["run_slices"],
+    "data_engine.stages": ["AssistedManual", "FullyAutomatic", "SemiAutomatic", "Stage"],
+    "sam_train.data.synthetic": ["Scene", "compose_scene", "write_corpus"],
+    "sam_train.inference": ["AutomaticMaskGenerator", "GeneratedMask", "Predictor"],
+    "sam_train.losses": ["LossTerms", "SamLoss"],
+    "sam_train.metrics": ["ClickIoU"],
+    "sam_train.model": ["Sam"],
+    "sam_train.optim": ["OptimizerFactory"],
+    "sam_train.prompts": ["PromptSimulator", "Round"],
+    "sam_train.shards": [
+        "Manifest",
+        "Sample",
+        "commit_file",
+        "decode_jpeg",
+        "done_shards",
+        "encode_jpeg",
+        "expand_shards",
+        "iterate_samples",
+        "load_manifest",
+        "manifest_path",
+        "write_shard",
+    ],
+    "sam_train.shards.importers": ["IMPORTERS", "import_label_maps"],
+    "sam_train.training": ["SamModule"],
+}
+
+
+def exporting_packages(root: Path) -> list[str]:
+    """Packages of ours with an `__all__`, found without importing them."""
+    found = []
+    for path in sorted((root / name for name in ("sam_train", "data_engine")), key=str):
+        for init in sorted(path.rglob("__init__.py")):
+            assigned = [node.targets for node in ast.parse(init.read_text()).body if isinstance(node, ast.Assign)]
+            if any(isinstance(target, ast.Name) and target.id == "__all__" for targets in assigned for target in targets):
+                found.append(".".join(init.parent.relative_to(root).parts))
+    return found
+
+
+def test_every_exporting_package_is_listed(repo_root: Path) -> None:
+    assert exporting_packages(repo_root) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_exported_names(package: str) -> None:
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == PUBLIC[package]
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
