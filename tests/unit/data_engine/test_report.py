@@ -1,0 +1,485 @@
+"""The report: numbers against ones worked out by hand, a page that parses and escapes, runs that are not finished."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from data_engine.report import write_report
+from data_engine.report.__main__ import main
+from data_engine.report.comparison import compare, representative
+from data_engine.report.numbers import best_ious
+from data_engine.report.pictures import MAX_HEIGHT_PX, MAX_WIDTH_PX, draw_sample, to_thumbnail, window_around
+from data_engine.report.run_folder import read_run
+from data_engine.report.training_log import concatenate, read_log, smooth
+from sam_train.checkpoint import checkpoint_hash, save_checkpoint
+from sam_train.errors import ConfigError, ShardError
+from sam_train.masks import encode_rle, mask_to_box_xywh
+from sam_train.model.build import build_sam
+from sam_train.records import ImageRecord, MaskRecord
+from sam_train.shards import Sample, encode_jpeg, manifest_path, write_shard
+
+HEIGHT, WIDTH = 48, 64
+TINY = {
+    "image_size": 64,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "global_attn_indexes": [0],
+    "window_size": 4,
+    "prompt_dim": 32,
+    "decoder_mlp_dim": 32,
+    "decoder_heads": 2,
+    "use_rel_pos": False,
+    "stem": "conv",
+}
+STAGES = ("assisted_manual", "assisted_manual", "fully_automatic")
+STEPS = tuple(f"{number}_{stage}" for number, stage in enumerate(STAGES, 1))
+VOID_TAGS = {"meta", "img", "br", "link", "hr"}
+FIRST_KEYS = [
+    "stage",
+    "images",
+    "masks_per_image",
+    "clicks_per_mask",
+    "seconds_per_mask",
+    "mean_iou",
+    "miou_at_1",
+    "miou_at_3",
+    "miou_at_5",
+]
+LOG = """epoch,step,train/iou_first_round,train/iou_last_round,train/loss,val/miou_at_1
+0,0,0.10,0.20,2.0,
+0,0,,,,0.3
+0,1,0.20,0.40,1.0,
+"""
+
+
+def rectangle(left: int, right: int, *, top: int = 0, bottom: int = 10, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def image(key: str, *masks: np.ndarray, height: int = HEIGHT, width: int = WIDTH) -> tuple[ImageRecord, bytes]:
+    records = [
+        MaskRecord(
+            id=index,
+            segmentation=encode_rle(mask),
+            bbox=mask_to_box_xywh(mask),
+            area=int(mask.sum()),
+            predicted_iou=0.9,
+            stability_score=0.9,
+            crop_box=[0.0, 0.0, float(width), float(height)],
+            point_coords=[[1.0, 1.0]],
+        )
+        for index, mask in enumerate(masks)
+    ]
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3)).astype(np.uint8)
+    return ImageRecord(key=key, image_id=0, width=width, height=height, masks=records), encode_jpeg(pixels)
+
+
+TRUTH = [image("a", rectangle(0, 20), rectangle(30, 50)), image("b", rectangle(0, 40, bottom=30)), image("c")]
+# Against TRUTH: half of the first object and all of the second (0.5, 1), a third of the one of b (1/3), and one mask in c,
+# where there is nothing (0).
+WRITTEN = [
+    image("a", rectangle(0, 10), rectangle(30, 50)),
+    image("b", rectangle(0, 40)),
+    image("c", rectangle(0, 5)),
+]
+MEAN_IOU = (0.5 + 1 + 1 / 3 + 0) / 4
+COUNTS = {"clicks": 6.0, "seconds": 30.0, "masks_drawn": 1.0, "dropped/nms": 3.0, "dropped/<odd> & reason": 1.0}
+
+
+@dataclass
+class FakeRun:
+    """A run folder that is filled step by step, as the cycle does."""
+
+    folder: Path
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin(self, stages: tuple[str, ...] = STAGES, **corpus: str) -> None:
+        self.folder.mkdir(parents=True)
+        there = {"truth": str(self.folder.parent / "truth"), "heldout": str(self.folder.parent / "truth"), **corpus}
+        write_shard(self.folder.parent / "truth" / "sa_000000.tar", TRUTH)
+        config = {"name": "x", "corpus": there, "stages": [{"stage": stage} for stage in stages]}
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def annotate(self, step: str, samples: list[tuple[ImageRecord, bytes]], index: int = 0, **counts: float) -> Path:
+        shard = self.folder / step / "shards" / f"sa_{index:06d}.tar"
+        write_shard(shard, samples, counts=counts, skipped={"tiny.png": "too_small"})
+        return shard
+
+    def train(self, step: str, *, promoted: bool, miou: float, seed: int = 0) -> None:
+        path = self.folder / step / "train" / "model.pt"
+        torch.manual_seed(seed)
+        save_checkpoint(path, build_sam(**TINY), {"_target_": "sam_train.model.build.build_sam", **TINY}, {"seed": seed})
+        (path.parent / "csv").mkdir()
+        (path.parent / "csv" / "metrics.csv").write_text(LOG)
+        means = {"checkpoint": checkpoint_hash(path), "miou_at_1": miou, "miou_at_3": miou + 0.1, "miou_at_5": miou + 0.2}
+        (self.folder / step / "evaluation.json").write_text(json.dumps(means))
+        entry = {"step": step, "checkpoint": f"{step}/train/model.pt", "sha256": checkpoint_hash(path), "promoted": promoted}
+        self.history.append({**entry, "evaluation": means})
+        document = {"checkpoint": entry["checkpoint"], "sha256": entry["sha256"], "history": self.history}
+        (self.folder / "promoted.json").write_text(json.dumps(document))
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; collects ids, addresses and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FakeRun:
+    """Named so that every place that prints the name must escape it."""
+    return FakeRun(tmp_path / "<b>run & co")
+
+
+@pytest.fixture
+def finished(run: FakeRun) -> FakeRun:
+    """Three stages; the second one's model was not better."""
+    run.begin()
+    run.annotate(STEPS[0], WRITTEN[:2], 0, **COUNTS)
+    run.annotate(STEPS[0], WRITTEN[2:], 1, clicks=2.0, seconds=10.0)
+    run.train(STEPS[0], promoted=True, miou=0.4)
+    run.annotate(STEPS[1], WRITTEN[:1], **COUNTS)
+    run.train(STEPS[1], promoted=False, miou=0.3, seed=1)
+    run.annotate(STEPS[2], WRITTEN, masks_automatic=4.0)
+    run.train(STEPS[2], promoted=True, miou=0.5, seed=2)
+    return run
+
+
+def stages_of(run: FakeRun) -> list[dict[str, Any]]:
+    return json.loads((run.folder / "report.json").read_bytes())["stages"]
+
+
+def test_numbers_of_a_finished_run(finished: FakeRun) -> None:
+    report = write_report(finished.folder)
+    assert report.notes == []
+    first, second, third = stages_of(finished)
+    assert list(first)[: len(FIRST_KEYS)] == FIRST_KEYS
+    assert (first["stage"], first["images"], first["masks"]) == ("assisted_manual", 3, 4)
+    assert first["masks_per_image"] == pytest.approx(4 / 3)
+    assert first["clicks_per_mask"] == pytest.approx(8 / 4)
+    assert first["seconds_per_mask"] == pytest.approx(40 / 4)
+    assert first["mean_iou"] == pytest.approx(MEAN_IOU)
+    assert first["dropped"] == {"<odd> & reason": 1, "nms": 3}
+    assert first["skipped"] == {"too_small": 2}
+    assert second["mean_iou"] == pytest.approx(0.75)
+    assert third["mean_iou"] == pytest.approx(MEAN_IOU)
+    # Nobody works in the third stage, so what was not counted is zero there.
+    assert (third["clicks_per_mask"], third["seconds_per_mask"]) == (0, 0)
+
+
+def test_a_rejected_model_leaves_the_score_of_the_one_in_use(finished: FakeRun) -> None:
+    write_report(finished.folder)
+    first, second, third = stages_of(finished)
+    assert [line["promoted"] for line in (first, second, third)] == [True, False, True]
+    for clicks, added in ((1, 0.0), (3, 0.1), (5, 0.2)):
+        values = [line[f"miou_at_{clicks}"] for line in (first, second, third)]
+        assert values == pytest.approx([0.4 + added, 0.4 + added, 0.5 + added])
+    assert second["candidate"]["miou_at_1"] == pytest.approx(0.3)
+
+
+def test_page_parses_and_loads_nothing(finished: FakeRun) -> None:
+    report = write_report(finished.folder)
+    page = Page(report.html_path.read_text())
+    assert len(page.ids) == len(set(page.ids))
+    assert page.addresses
+    for address in page.addresses:
+        assert address.startswith(("#", "data:image/jpeg;base64,"))
+        assert not address.startswith("#") or address[1:] in page.ids
+    assert "script" not in page.tags
+    assert "b>run" not in page.tags
+    assert "<b>run & co" in page.text
+    assert "<odd> & reason" in page.text
+    # Three stages with 3, 1 and 3 images, and an object, its click and two answers for each of the three held-out objects.
+    assert len([a for a in page.addresses if a.startswith("data:")]) == 7 + 3 * 3
+    assert "not yet" not in page.text
+
+
+def test_names_from_the_config_are_escaped_everywhere(run: FakeRun) -> None:
+    name = '<i onclick="x">$a_b$'
+    run.begin(stages=(name,))
+    run.annotate(f"1_{name}", WRITTEN, clicks=1.0, seconds=1.0)
+    run.train(f"1_{name}", promoted=True, miou=0.2)
+    page = Page(write_report(run.folder).html_path.read_text())
+    assert "i" not in page.tags
+    assert '1 <i onclick="x">$a b$' in page.text
+
+
+def test_same_run_same_bytes(finished: FakeRun) -> None:
+    report = write_report(finished.folder)
+    before = report.html_path.read_bytes(), report.json_path.read_bytes()
+    write_report(finished.folder)
+    assert (report.html_path.read_bytes(), report.json_path.read_bytes()) == before
+
+
+def test_run_that_has_only_a_config(run: FakeRun) -> None:
+    run.begin()
+    report = write_report(run.folder)
+    for line in stages_of(run):
+        assert all(line[key] is None for key in FIRST_KEYS[1:])
+    assert any("no model has been promoted yet" in note for note in report.notes)
+    page = Page(report.html_path.read_text())
+    assert "not yet" in page.text
+    assert "Nothing written yet." in page.text
+
+
+def test_stage_that_is_annotated_but_not_trained(run: FakeRun) -> None:
+    run.begin()
+    run.annotate(STEPS[0], WRITTEN, **COUNTS)
+    run.train(STEPS[0], promoted=True, miou=0.4)
+    run.annotate(STEPS[1], WRITTEN[:1], **COUNTS)
+    report = write_report(run.folder)
+    first, second, third = report.stages
+    assert first.miou_at_1 == pytest.approx(0.4)
+    assert second.mean_iou == pytest.approx(0.75)
+    assert (second.miou_at_1, second.promoted, second.candidate) == (None, None, None)
+    assert third.images is None
+    Page(report.html_path.read_text())
+
+
+def test_shard_without_manifest_is_left_out_and_said(run: FakeRun) -> None:
+    run.begin()
+    run.annotate(STEPS[0], WRITTEN[:2], 0)
+    manifest_path(run.annotate(STEPS[0], WRITTEN[2:], 1)).unlink()
+    report = write_report(run.folder)
+    assert report.stages[0].images == 2
+    assert any(note.startswith(STEPS[0]) and note.endswith("not finished: 1.") for note in report.notes)
+
+
+def test_stage_that_wrote_no_mask(run: FakeRun) -> None:
+    run.begin()
+    run.annotate(STEPS[0], [image("a"), image("b")], clicks=0.0, seconds=0.0)
+    report = write_report(run.folder)
+    line = report.stages[0]
+    assert (line.images, line.masks, line.masks_per_image) == (2, 0, 0)
+    assert (line.clicks_per_mask, line.mean_iou) == (None, None)
+    assert "no masks" in report.html_path.read_text()
+
+
+def test_counts_that_a_stage_lacks_are_no_zeros(run: FakeRun) -> None:
+    run.begin()
+    run.annotate(STEPS[0], WRITTEN)
+    report = write_report(run.folder)
+    assert report.stages[0].clicks_per_mask is None
+    assert "not counted" in report.html_path.read_text()
+
+
+@pytest.mark.parametrize("truth", ["", "/nowhere/truth"])
+def test_run_without_truth(run: FakeRun, truth: str) -> None:
+    run.begin(truth=truth)
+    run.annotate(STEPS[0], WRITTEN, **COUNTS)
+    report = write_report(run.folder)
+    assert report.stages[0].mean_iou is None
+    assert any("truth" in note for note in report.notes)
+    assert "no truth" in report.html_path.read_text()
+
+
+def test_image_that_the_truth_does_not_have(run: FakeRun) -> None:
+    run.begin()
+    run.annotate(STEPS[0], [*WRITTEN[:1], image("stranger", rectangle(0, 9))])
+    report = write_report(run.folder)
+    assert report.stages[0].mean_iou == pytest.approx(0.75)
+    assert report.stages[0].masks_without_truth == 1
+    assert any("the truth lacks their image: 1" in note for note in report.notes)
+
+
+def test_truth_of_another_size_is_an_error(run: FakeRun) -> None:
+    run.begin()
+    run.annotate(STEPS[0], [image("a", rectangle(0, 9, height=40, width=40), height=40, width=40)])
+    with pytest.raises(ShardError, match="differ in size"):
+        write_report(run.folder)
+
+
+def test_best_iou_is_zero_without_a_true_mask_and_empty_without_a_mask() -> None:
+    drawn, nothing = image("a", rectangle(0, 9))[0], image("a")[0]
+    assert best_ious(drawn, nothing).tolist() == [0.0]
+    assert best_ious(nothing, drawn).shape == (0,)
+
+
+def test_comparison_of_the_only_promoted_model(run: FakeRun) -> None:
+    run.begin()
+    run.train(STEPS[0], promoted=True, miou=0.4)
+    report = write_report(run.folder)
+    assert "the only model promoted so far" in report.html_path.read_text()
+    compared = json.loads(report.json_path.read_bytes())["comparison"]
+    assert (compared["steps"], compared["num_objects"], len(compared["mean_ious"])) == ([STEPS[0]], 3, 1)
+
+
+def test_comparison_agrees_with_its_own_masks(finished: FakeRun) -> None:
+    comparison = compare(read_run(finished.folder), num_images=3, device=torch.device("cpu"))
+    assert comparison.steps == (STEPS[0], STEPS[2])
+    assert comparison.num_better + comparison.num_worse <= comparison.num_objects == 3
+    gains = [item.gain for item in comparison.shown]
+    assert gains == sorted(gains, reverse=True)
+    for item in comparison.shown:
+        x, y = item.click_xy
+        mask = next(m for record, _ in TRUTH for m in record.masks if m.segmentation == item.target)
+        left, top, width, height = mask.bbox
+        assert left <= x < left + width
+        assert top <= y < top + height
+
+
+def test_checkpoint_that_is_gone_or_replaced(finished: FakeRun) -> None:
+    first, last = (finished.folder / step / "train" / "model.pt" for step in (STEPS[0], STEPS[2]))
+    shutil.copy(first, last)
+    assert any("is not the model that was promoted" in note for note in write_report(finished.folder).notes)
+    last.unlink()
+    report = write_report(finished.folder)
+    assert any("bring it back" in note for note in report.notes)
+    assert report.stages[2].miou_at_1 == pytest.approx(0.5)
+
+
+def test_heldout_without_a_usable_object(run: FakeRun, tmp_path: Path) -> None:
+    write_shard(tmp_path / "empty" / "sa_000000.tar", [image("h")])
+    run.begin(heldout=str(tmp_path / "empty"))
+    run.train(STEPS[0], promoted=True, miou=0.4)
+    assert any("no object of at least" in note for note in write_report(run.folder).notes)
+
+
+def test_representative_takes_both_ends_and_even_ranks() -> None:
+    assert representative([0.0, 0.5, -0.2, 0.1, 0.3], 3) == [1, 3, 2]
+    assert representative([0.1, 0.2], 6) == [1, 0]
+    assert representative([1.0, 1.0, 1.0], 1) == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", None, "has no config.yaml"),
+        ("config.yaml", "a: [", "is not YAML"),
+        ("config.yaml", "- a\n", "holds no mapping"),
+        ("config.yaml", "name: x\n", "no list `stages`"),
+        ("config.yaml", "stages: []\n", "no list `stages`"),
+        ("config.yaml", "stages: [{engine: 1}]\n", "names no stage"),
+        ("promoted.json", "{", "is not JSON"),
+        ("promoted.json", "[]", "holds no object"),
+        ("promoted.json", "{}", "no list `history`"),
+        ("promoted.json", '{"history": [{"step": "x", "checkpoint": 3}]}', "needs `checkpoint` as str"),
+        ("1_assisted_manual/evaluation.json", '{"miou_at_1": NaN}', "expected a finite number"),
+    ],
+)
+def test_malformed_files_are_named(run: FakeRun, name: str, content: str | None, message: str) -> None:
+    run.begin()
+    path = run.folder / name
+    path.parent.mkdir(exist_ok=True)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        write_report(run.folder)
+    assert not (run.folder / "report.html").exists()
+
+
+def test_log_without_its_empty_cells(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert read_log(path) == {}
+    path.write_text(LOG)
+    log = read_log(path)
+    assert log["train/loss"].values.tolist() == [2.0, 1.0]
+    assert (log["val/miou_at_1"].steps.tolist(), log["val/miou_at_1"].values.tolist()) == ([0.0], [0.3])
+    series, starts = concatenate([log, {}, log], "train/loss")
+    assert [s.steps.tolist() for s in series] == [[0.0, 1.0], [2.0, 3.0]]
+    assert starts == [0.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(("text", "message"), [("epoch,loss\n0,1\n", "without `step`"), ("step,loss\n0,high\n", "column loss")])
+def test_log_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_log(path)
+
+
+def test_smoothing_keeps_length_and_constants() -> None:
+    assert smooth(np.ones(7), 4).tolist() == pytest.approx([1.0] * 7)
+    assert smooth(np.array([0.0, 3.0, 0.0]), 3).tolist() == pytest.approx([1.5, 1.0, 1.5])
+
+
+def test_long_log_is_drawn_smoothed(finished: FakeRun) -> None:
+    log = finished.folder / STEPS[0] / "train" / "csv" / "metrics.csv"
+    log.write_text("step,train/loss\n" + "".join(f"{step},{1 / (step + 1)}\n" for step in range(100)))
+    page = Page(write_report(finished.folder).html_path.read_text())
+    assert "Training loss" in page.text
+
+
+def test_pictures_are_thumbnails_and_masks_show(tmp_path: Path) -> None:
+    record, jpeg = image("a", rectangle(0, 32, bottom=24))
+    drawn = draw_sample(Sample(shard="s", jpeg=jpeg, record=record))
+    plain = draw_sample(Sample(shard="s", jpeg=jpeg, record=image("a")[0]))
+    changed = (drawn != plain).any(-1)
+    assert drawn.shape == (round(HEIGHT * MAX_WIDTH_PX / WIDTH), MAX_WIDTH_PX, 3)
+    assert changed[:130, :170].mean() > 0.99
+    assert not changed[145:].any()
+    assert not changed[:, 190:].any()
+    assert to_thumbnail(np.zeros((3000, 1000, 3), np.uint8)).shape[:2] == (MAX_HEIGHT_PX, MAX_HEIGHT_PX // 3)
+
+
+@pytest.mark.parametrize("box", [(0, 4, 0, 4), (60, 64, 40, 48), (0, 64, 0, 48), (30, 31, 0, 48)])
+def test_window_shows_all_of_the_masks(box: tuple[int, int, int, int]) -> None:
+    left, right, top, bottom = box
+    mask = rectangle(left, right, top=top, bottom=bottom)
+    window = window_around([mask, np.zeros_like(mask)])
+    assert mask[window.top : window.bottom, window.left : window.right].sum() == mask.sum()
+    assert 0 <= window.left < window.right <= WIDTH
+    assert 0 <= window.top < window.bottom <= HEIGHT
+
+
+def test_command_line(finished: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--run", str(finished.folder), "--heldout-images", "2"])
+    printed = capsys.readouterr().out
+    for step in STEPS:
+        assert step in printed
+    assert "report.html" in printed
+    assert "0.458" in printed
+
+
+def test_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--run", str(tmp_path / "nothing")])
+    assert exit_.value.code == 1
+    assert "is no folder: give the folder that sam-cycle wrote" in capsys.readouterr().err
+
+
+def test_command_to_run_again_quotes_the_folder(finished: FakeRun) -> None:
+    page = Page(write_report(finished.folder).html_path.read_text())
+    assert f"sam-cycle --config-path '{finished.folder}' --config-name config run_dir='{finished.folder}_again'" in page.text
