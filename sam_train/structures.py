@@ -121,6 +121,10 @@ class Prediction:
     mask_logits: Float[Tensor, "N M h w"]
     iou_scores: Float[Tensor, "N M"]
 
+    def detach(self) -> Prediction:
+        """The same values without history."""
+        return Prediction(mask_logits=self.mask_logits.detach(), iou_scores=self.iou_scores.detach())
+
     def best(self) -> Prediction:
         """The candidate with the highest estimated IoU for each prompt, M = 1."""
         if self.iou_scores.shape[1] == 1:

@@ -97,18 +97,17 @@ class SimulatedAnnotator:
         prompts = self.simulator.first(wanted, torch.zeros_like(open_), generator)
         masks: dict[int, Candidate] = {}
         for round_ in self.simulator.rounds(generator):
-            if round_.index:
-                prompts = self.simulator.correct(prompts, answers, wanted[open_], best.mask_logits, generator)
             best = predictor.predict(prompts, multimask_output=round_.multimask_output).best()
             answers = predictor.masks_in_image(best.mask_logits)[:, 0]
             accepted = mask_iou(answers, wanted[open_]) >= self.accept_iou
             for i in accepted.nonzero()[:, 0].tolist():
                 masks[int(open_[i])] = self._accepted(answers[i], prompts[i : i + 1], best, i, image)
             left = ~accepted
-            open_, prompts, answers = open_[left], prompts[left], answers[left]
-            best = Prediction(mask_logits=best.mask_logits[left], iou_scores=best.iou_scores[left])
+            open_, prompts = open_[left], prompts[left]
             if not len(open_):
                 break
+            logits = best.mask_logits[left]
+            prompts = self.simulator.advance(round_, prompts, answers[left], wanted[open_], logits, generator)
         for i, index in enumerate(open_.tolist()):
             masks[index] = self._drawn(wanted[index].cpu().numpy(), clicks_of(prompts[i : i + 1]), image)
         return [masks[i] for i in sorted(masks)]

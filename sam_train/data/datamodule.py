@@ -77,7 +77,7 @@ class ShardDataModule(LightningDataModule):
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = PositionSampler(start=start, num_positions=num_positions, rank=rank, world_size=world_size)
         return DataLoader(
-            dataset,
+            dataset,  # type: ignore[arg-type] # collate_fn makes batches of its samples
             batch_size=self.images_per_step,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -82,14 +82,13 @@ class ClickProtocol:
         prompts = self.simulator.first(targets, torch.zeros(len(targets), dtype=torch.long, device=targets.device), generator)
         ious = []
         for round_ in self.simulator.rounds(generator):
-            if round_.index:
-                prompts = self.simulator.correct(prompts, answers, targets, best.mask_logits, generator)
             prediction = predictor.predict(prompts, multimask_output=round_.multimask_output)
             if round_.index == 0:
                 oracle = mask_iou(predictor.masks_in_image(prediction.mask_logits), targets[:, None]).amax(1)
             best = prediction.best()
             answers = predictor.masks_in_image(best.mask_logits)[:, 0]
             ious.append(mask_iou(answers, targets))
+            prompts = self.simulator.advance(round_, prompts, answers, targets, best.mask_logits, generator)
         return torch.stack(ious, 1), oracle
 
     def _targets(self, record: ImageRecord, seed: int) -> Bool[Tensor, "N H W"]:

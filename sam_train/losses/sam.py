@@ -28,6 +28,10 @@ class SamLoss:
 
     focal_weight, dice_weight, iou_weight: 20, 1, 1 (paper).
     focal_alpha, focal_gamma: 0.25 and 2, which the paper leaves open, from the focal-loss paper and SAM 2's code.
+    focal_normalize: "pixels" is the mean over all pixels; "weights" divides by the sum of the weights (1 - p_t)^gamma, as
+        RITM's normalized focal loss does. The paper does not say. Over all pixels, a small object weighs so little that a
+        model that starts from nothing first learns to answer "nothing" for thousands of steps; over the weights it
+        starts at once, and wants a focal_weight near 1.
     supervise_all_ious: the IoU head learns from all candidates (SAM 2's recipe) or from the best one only (SAM 2's
         code says SAM 1 did so).
     iou_loss: "mse" (paper) or "l1" (SAM 2).
@@ -41,6 +45,7 @@ class SamLoss:
         iou_weight: float = 1.0,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        focal_normalize: str = "pixels",
         supervise_all_ious: bool = False,
         iou_loss: str = "mse",
     ) -> None:
@@ -48,6 +53,9 @@ class SamLoss:
             raise ValueError(f"iou_loss must be 'mse' or 'l1', got {iou_loss!r}")
         self.focal_weight, self.dice_weight, self.iou_weight = focal_weight, dice_weight, iou_weight
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        if focal_normalize not in ("pixels", "weights"):
+            raise ValueError(f"focal_normalize must be 'pixels' or 'weights', got {focal_normalize!r}")
+        self.focal_normalize = focal_normalize
         self.supervise_all_ious = supervise_all_ious
         self.iou_error = F.mse_loss if iou_loss == "mse" else F.l1_loss
 
@@ -55,7 +63,7 @@ class SamLoss:
         """`targets` in {0, 1} at the resolution of the logits."""
         logits = prediction.mask_logits.flatten(2).float()
         target = targets.flatten(1)[:, None].float()
-        focal = focal_loss(logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma)
+        focal = focal_loss(logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, normalize=self.focal_normalize)
         dice = dice_loss(logits, target)
         mask_loss = self.focal_weight * focal + self.dice_weight * dice
         best = mask_loss.argmin(1, keepdim=True)
@@ -72,12 +80,16 @@ class SamLoss:
 
 
 def focal_loss(
-    logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"], *, alpha: float, gamma: float
+    logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"], *, alpha: float, gamma: float, normalize: str = "pixels"
 ) -> Float[Tensor, "N M"]:
-    """Mean over the pixels of alpha_t (1 - p_t)^gamma CE (Lin et al. 2017)."""
+    """alpha_t (1 - p_t)^gamma CE (Lin et al. 2017), its mean over the pixels or over their weights (1 - p_t)^gamma."""
     signed = logits * (1 - 2 * targets)  # -log p_t = softplus(signed), 1 - p_t = sigmoid(signed)
     weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return (weight * signed.sigmoid().pow(gamma) * F.softplus(signed)).mean(-1)
+    hardness = signed.sigmoid().pow(gamma)
+    loss = weight * hardness * F.softplus(signed)
+    if normalize == "pixels":
+        return loss.mean(-1)
+    return loss.sum(-1) / hardness.detach().sum(-1).clamp(min=1)
 
 
 def dice_loss(logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"]) -> Float[Tensor, "N M"]:

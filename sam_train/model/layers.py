@@ -30,6 +30,8 @@ class MLP(nn.Module):
         super().__init__()
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(dims))
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
         for layer in self.layers[:-1]:

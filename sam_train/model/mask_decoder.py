@@ -34,6 +34,8 @@ class MaskDecoder(nn.Module):
             nn.ConvTranspose2d(dim // 4, dim // 8, 2, stride=2),
             nn.GELU(),
         )
+        for upscale in (self.output_upscaling[0], self.output_upscaling[3]):
+            nn.init.normal_(upscale.weight, std=len(upscale.weight) ** -0.5)  # type: ignore[arg-type]
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(num_masks))
         self.iou_prediction_head = MLP(dim, 256, num_masks, 3)
         self.iou_sigmoid = iou_sigmoid
@@ -59,16 +61,18 @@ class MaskDecoder(nn.Module):
         iou = iou.sigmoid() if self.iou_sigmoid else iou
         return Prediction(mask_logits=mask_logits, iou_scores=iou[:, wanted.start : wanted.stop])
 
-    def _mask_logits(self, image: Float[Tensor, "N h w C"], weights: Float[Tensor, "N M D"]) -> Float[Tensor, "N M 4h 4w"]:
+    def _mask_logits(self, image: Float[Tensor, "N h w C"], weights: Float[Tensor, "N M D"]) -> Float[Tensor, "N M 4*h 4*w"]:
         """Upscale four times and take the product with the mask weights.
 
         A transposed convolution with kernel and stride 2 is one linear map a pixel to its 2 x 2 children. Done so, channels
         stay last, norm and activation run over contiguous memory, and only the M products are put in image order.
         """
-        first, norm, activation, second, last_activation = self.output_upscaling
+        first, norm, _, second, _ = self.output_upscaling
+        assert isinstance(first, nn.ConvTranspose2d) and isinstance(norm, LayerNorm2d)
+        assert isinstance(second, nn.ConvTranspose2d)
         x = _children(image, first)
-        x = activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-        x = last_activation(_children(x, second))
+        x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        x = F.gelu(_children(x, second))
         n, h, w = image.shape[:3]
         products = weights @ x.flatten(1, -2).transpose(1, 2)  # N M (h w 2 2 2 2): y x of each of three scales
         return products.view(n, -1, h, w, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(n, -1, 4 * h, 4 * w)

@@ -53,7 +53,8 @@ class PromptEncoder(nn.Module):
         positions = self.pe_layer((prompts.points_xy.float() + 0.5) / self.image_size)
         positions = positions * (labels != PointLabel.PADDING)[..., None]
         # Row 0 is "not a point", row 1 + label the labelled ones.
-        table = torch.cat([self.not_a_point_embed.weight, *[e.weight for e in self.point_embeddings]])
+        labelled: list[Tensor] = [e.weight for e in self.point_embeddings]  # type: ignore[misc]
+        table = torch.cat([self.not_a_point_embed.weight, *labelled])
         return positions.to(table.dtype) + table[labels.long() + 1]
 
 

@@ -82,6 +82,15 @@ class TokenAttention(nn.Module):
         self.num_heads, self.scale = num_heads, (inner // num_heads) ** -0.5
         self.q_proj, self.k_proj, self.v_proj = nn.Linear(dim, inner), nn.Linear(dim, inner), nn.Linear(dim, inner)
         self.out_proj = nn.Linear(inner, dim)
+        # Queries and keys start as the same map, so a token first attends to what lies where it lies. With independent
+        # maps the attention starts out uniform, all image tokens read the same, and a model that starts from nothing
+        # needs twice as many steps until its answer depends on the click. Released weights overwrite this.
+        nn.init.xavier_uniform_(self.q_proj.weight, gain=1.5)
+        self.k_proj.weight.data.copy_(self.q_proj.weight)
+        nn.init.zeros_(self.q_proj.bias)
+        nn.init.zeros_(self.k_proj.bias)
+        nn.init.xavier_uniform_(self.v_proj.weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
 
     def _heads(self, x: Float[Tensor, "N S I"]) -> Float[Tensor, "N n S d"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -6,6 +6,7 @@ It sees no more than a person does: the target (what the person wants), and the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,15 +16,27 @@ from sam_train.prompts.sampling import central_points, noisy_boxes, uniform_poin
 from sam_train.structures import PointLabel, Prompts
 
 
+class Then(Enum):
+    """What follows a round."""
+
+    CLICK = auto()
+    """A new point where the answer is wrong, and the answer fed back."""
+    FEEDBACK = auto()
+    """Only the answer fed back: the paper's rounds without new information."""
+    END = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """One round of prompting."""
 
     index: int
-    new_point: bool
-    """False in the rounds that only feed the last answer back."""
-    multimask_output: bool
-    """True where the prompt is ambiguous: the first, single prompt."""
+    then: Then
+
+    @property
+    def multimask_output(self) -> bool:
+        """Whether the prompt is ambiguous: only the first, single prompt is."""
+        return self.index == 0
 
 
 class PromptSimulator:
@@ -59,13 +72,13 @@ class PromptSimulator:
 
     def rounds(self, generator: torch.Generator) -> list[Round]:
         """The rounds of one step: first prompt, corrections, one empty round at a random place, one at the end."""
-        new_point = [True] * self.num_corrections
+        then = [Then.CLICK] * self.num_corrections
         if self.num_empty_rounds == 2:
             place = int(torch.randint(self.num_corrections + 1, (), generator=generator, device=generator.device))
-            new_point.insert(place, False)
+            then.insert(place, Then.FEEDBACK)
         if self.num_empty_rounds:
-            new_point.append(False)
-        return [Round(0, True, True)] + [Round(i + 1, new, False) for i, new in enumerate(new_point)]
+            then.append(Then.FEEDBACK)
+        return [Round(index, next_) for index, next_ in enumerate([*then, Then.END])]
 
     def first(self, targets: Bool[Tensor, "N H W"], image_index: Int[Tensor, " N"], generator: torch.Generator) -> Prompts:
         """A foreground point in, or a noisy box around, each target. Targets must not be empty."""
@@ -85,19 +98,24 @@ class PromptSimulator:
             point_labels=torch.where(use_box[:, None], boxed.point_labels, clicks.point_labels),
         )
 
-    def correct(
+    def advance(
         self,
+        round_: Round,
         prompts: Prompts,
         answers: Bool[Tensor, "N H W"],
         targets: Bool[Tensor, "N H W"],
         mask_logits: Float[Tensor, "N 1 h w"],
         generator: torch.Generator,
     ) -> Prompts:
-        """Each prompt with one more point where its answer is wrong, and the answer's logits fed back.
+        """The prompts of the next round: the answer's logits fed back, and a click where the answer is wrong.
 
-        A perfect answer has no wrong pixel; there the new point confirms a pixel of the target, which tells the
-        model nothing new but keeps the prompts equally long.
+        A perfect answer has no wrong pixel; there the click confirms a pixel of the target, which tells the model
+        nothing new but keeps the prompts equally long.
         """
+        if round_.then is Then.END:
+            return prompts
+        if round_.then is Then.FEEDBACK:
+            return prompts.with_mask(mask_logits)
         if self.click == "uniform":
             points, labels = self._uniform_correction(answers, targets, generator)
         else:

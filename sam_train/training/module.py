@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
 from sam_train.losses import LossTerms, SamLoss
+from sam_train.masks import mask_iou
 from sam_train.metrics import ClickIoU
 from sam_train.model import Sam
 from sam_train.optim import OptimizerFactory
@@ -57,7 +60,7 @@ class SamModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimiser step over all rounds of a batch."""
         generator = self._generator()
-        optimizer = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         encoded = self.model.encode_images(batch.images, batch.sizes_hw)
         embeddings = encoded.detach().requires_grad_()
@@ -65,17 +68,13 @@ class SamModule(LightningModule):
         prompts = self.simulator.first(batch.target_masks, batch.image_index, generator)
         history: list[LossTerms] = []
         for round_ in self.simulator.rounds(generator):
-            if round_.index:
-                best = detached(prediction.best())
-                if round_.new_point:
-                    answers = self._answers(best)
-                    prompts = self.simulator.correct(prompts, answers, batch.target_masks, best.mask_logits, generator)
-                else:
-                    prompts = prompts.with_mask(best.mask_logits)
             prediction = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output)
             terms = self.loss(self._at_loss_resolution(prediction), targets)
             self.manual_backward(terms.total)
             history.append(terms)
+            best = prediction.best().detach()
+            answers = self._answers(best)
+            prompts = self.simulator.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
         assert embeddings.grad is not None
         self.manual_backward(encoded, gradient=embeddings.grad)
         self._finish_step(optimizer)
@@ -85,7 +84,7 @@ class SamModule(LightningModule):
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
         optimizer.step()
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """IoU after each of five careful clicks, model frame."""
@@ -94,12 +93,10 @@ class SamModule(LightningModule):
         prompts = self.judge.first(batch.target_masks, batch.image_index, generator)
         ious = []
         for round_ in self.judge.rounds(generator):
-            if round_.index:
-                prompts = self.judge.correct(prompts, answers, batch.target_masks, best.mask_logits, generator)
             best = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output).best()
             answers = self._answers(best)
-            union = (answers | batch.target_masks).sum((1, 2)).clamp(min=1)
-            ious.append((answers & batch.target_masks).sum((1, 2)) / union)
+            ious.append(mask_iou(answers, batch.target_masks))
+            prompts = self.judge.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
         self.val_iou.update(torch.stack(ious, 1))
 
     def on_validation_epoch_end(self) -> None:
@@ -109,7 +106,7 @@ class SamModule(LightningModule):
         for clicks in VALIDATION_CLICKS:
             self.log(f"val/miou_at_{clicks}", means[clicks - 1], prog_bar=True, sync_dist=False, rank_zero_only=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule over the trainer's `max_steps`."""
         optimizer, schedule = self.optimizer_factory.build(self.model, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
@@ -138,7 +135,7 @@ class SamModule(LightningModule):
     def _log_step(self, batch: Batch, history: list[LossTerms]) -> None:
         num_masks, num_images = len(batch.image_index), len(batch.keys)
         first, last = history[0], history[-1]
-        values = {
+        values: dict[str, Tensor | float] = {
             "loss": torch.stack([t.total.detach() for t in history]).mean(),
             "focal": torch.stack([t.focal for t in history]).mean(),
             "dice": torch.stack([t.dice for t in history]).mean(),
@@ -151,8 +148,3 @@ class SamModule(LightningModule):
         self.log_dict({f"train/{k}": v for k, v in values.items()}, batch_size=num_masks)
         self.log("loss", values["loss"], prog_bar=True, logger=False, batch_size=num_masks)
         self.log("iou", values["iou_last_round"], prog_bar=True, logger=False, batch_size=num_masks)
-
-
-def detached(prediction: Prediction) -> Prediction:
-    """The same values without history."""
-    return Prediction(mask_logits=prediction.mask_logits.detach(), iou_scores=prediction.iou_scores.detach())
