@@ -45,6 +45,12 @@ def build_sam(
             f"image_size {image_size} must be a multiple of patch_size {patch_size}, embed_dim {embed_dim} of num_heads "
             f"{num_heads}, and prompt_dim {prompt_dim} of 16"
         )
+    if prompt_dim % (2 * decoder_heads):
+        raise ConfigError(f"prompt_dim {prompt_dim} must be a multiple of twice decoder_heads {decoder_heads}")
+    if stem not in ("linear", "conv"):
+        raise ConfigError(f"stem must be 'linear' or 'conv', got {stem!r}")
+    if not set(global_attn_indexes) <= set(range(depth)):
+        raise ConfigError(f"global_attn_indexes {list(global_attn_indexes)} must lie in 0 ... {depth - 1}, the {depth} blocks")
     encoder = ImageEncoder(
         image_size=image_size,
         patch_size=patch_size,
