@@ -73,9 +73,9 @@ class MaskDecoder(nn.Module):
         x = _children(image, first)
         x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
         x = F.gelu(_children(x, second))
-        n, h, w = image.shape[:3]
+        (n, h, w), m = image.shape[:3], weights.shape[1]
         products = weights @ x.flatten(1, -2).transpose(1, 2)  # N M (h w 2 2 2 2): y x of each of three scales
-        return products.view(n, -1, h, w, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(n, -1, 4 * h, 4 * w)
+        return products.view(n, m, h, w, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(n, m, 4 * h, 4 * w)
 
 
 def _children(x: Float[Tensor, "... i"], conv: nn.ConvTranspose2d) -> Float[Tensor, "... 2 2 o"]:

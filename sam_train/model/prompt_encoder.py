@@ -46,7 +46,7 @@ class PromptEncoder(nn.Module):
 
     def dense_positions(self) -> Float[Tensor, "1 C h w"]:
         """The positional encoding of the image tokens."""
-        return self.pe_layer.grid(self.grid_size)[None]
+        return self.pe_layer.grid(self.grid_size)[None].to(self.no_mask_embed.weight.dtype)
 
     def _embed_points(self, prompts: Prompts) -> Float[Tensor, "N P C"]:
         labels = prompts.point_labels
