@@ -1,0 +1,173 @@
+"""Decoding is packed: prompts over any number of images in one call answer as each would alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam_train.model import Sam
+from sam_train.model.build import build_sam
+from sam_train.model.layers import MLP, LayerNorm2d
+from sam_train.model.mask_decoder import _children
+from sam_train.model.prompt_encoder import PositionEmbeddingRandom
+from sam_train.structures import Prompts
+
+TINY: dict[str, Any] = {
+    "image_size": 64,
+    "embed_dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "global_attn_indexes": [0],
+    "prompt_dim": 32,
+    "decoder_mlp_dim": 32,
+    "decoder_heads": 4,
+}
+
+
+class PositionsInDouble(PositionEmbeddingRandom):
+    """Ours are always fp32, where rounding depends on how many points are placed at once: by a millionth."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        angles = 2 * torch.pi * ((2 * points.double() - 1) @ self.positional_encoding_gaussian_matrix.double())
+        return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+@pytest.fixture
+def model() -> Sam:
+    return build_sam(**TINY).eval().double()
+
+
+@pytest.fixture
+def embeddings() -> Tensor:
+    return torch.randn(3, 32, 4, 4, dtype=torch.float64)
+
+
+def mixed_prompts(image_index: Tensor) -> Prompts:
+    """Clicks and boxes in turn, one correction each."""
+    n = len(image_index)
+    clicks = Prompts.from_points(image_index, torch.rand(n, 1, 2) * 64, torch.ones(n, 1, dtype=torch.long))
+    boxes = Prompts.from_boxes(image_index, torch.rand(n, 2, 2).sort(1).values.flatten(1) * 64)
+    use_box = (torch.arange(n) % 2 == 0)[:, None]
+    mixed = Prompts(
+        image_index=image_index,
+        points_xy=torch.where(use_box[..., None], boxes.points_xy, clicks.points_xy),
+        point_labels=torch.where(use_box, boxes.point_labels, clicks.point_labels),
+    )
+    return mixed.with_point(torch.rand(n, 2) * 64, torch.arange(n) % 2, None)
+
+
+@pytest.mark.parametrize("multimask_output", [True, False])
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_packed_over_three_images_equals_one_call_a_prompt(
+    model: Sam, embeddings: Tensor, with_mask: bool, multimask_output: bool
+) -> None:
+    model.prompt_encoder.pe_layer = PositionsInDouble(16)
+    prompts = mixed_prompts(torch.tensor([2, 0, 0, 1, 2, 0, 2]))
+    if with_mask:
+        prompts = prompts.with_mask(torch.randn(7, 1, 16, 16, dtype=torch.float64))
+    with torch.no_grad():
+        together = model.decode(embeddings, prompts, multimask_output=multimask_output)
+        assert together.mask_logits.shape == (7, 3 if multimask_output else 1, 16, 16)
+        assert together.mask_logits.dtype == torch.float64
+        for i in range(7):
+            one = prompts[i : i + 1]
+            image = int(one.image_index)
+            own = Prompts(
+                image_index=torch.zeros(1, dtype=torch.long),
+                points_xy=one.points_xy,
+                point_labels=one.point_labels,
+                mask_logits=one.mask_logits,
+            )
+            alone = model.decode(embeddings[image : image + 1], own, multimask_output=multimask_output)
+            assert torch.allclose(together.mask_logits[i], alone.mask_logits[0], rtol=0, atol=1e-12)
+            assert torch.allclose(together.iou_scores[i], alone.iou_scores[0], rtol=0, atol=1e-12)
+
+
+def test_the_image_matters(model: Sam, embeddings: Tensor) -> None:
+    prompts = Prompts.from_points(torch.tensor([0, 1]), torch.full((2, 1, 2), 20.0), torch.ones(2, 1, dtype=torch.long))
+    answer = model.decode(embeddings, prompts, multimask_output=False)
+    assert (answer.mask_logits[0] - answer.mask_logits[1]).abs().max() > 1e-3
+
+
+def test_gradients_reach_each_prompts_image_alone(model: Sam, embeddings: Tensor) -> None:
+    leaf = embeddings.clone().requires_grad_()
+    prompts = Prompts.from_points(torch.tensor([0, 2]), torch.full((2, 1, 2), 20.0), torch.ones(2, 1, dtype=torch.long))
+    model.decode(leaf, prompts, multimask_output=True).mask_logits.sum().backward()
+    assert leaf.grad is not None
+    assert (leaf.grad.flatten(1).abs().sum(1) > 0).tolist() == [True, False, True]
+
+
+def test_the_order_of_the_points_does_not_matter(model: Sam, embeddings: Tensor) -> None:
+    points, labels = torch.rand(1, 4, 2) * 64, torch.tensor([[1, 0, 1, 0]])
+    order = torch.tensor([2, 0, 3, 1])
+    one = Prompts.from_points(torch.tensor([0]), points, labels)
+    other = Prompts.from_points(torch.tensor([0]), points[:, order], labels[:, order])
+    answers = [model.decode(embeddings, p, multimask_output=False).mask_logits for p in (one, other)]
+    assert torch.allclose(*answers, rtol=0, atol=1e-6)
+
+
+def test_a_padding_point_has_no_place(model: Sam, embeddings: Tensor) -> None:
+    labels = torch.tensor([[1, -1]])
+    here, there = torch.tensor([[[5.0, 6], [0, 0]]]), torch.tensor([[[5.0, 6], [63, 17]]])
+    answers = [
+        model.decode(
+            embeddings, Prompts(image_index=torch.tensor([0]), points_xy=p, point_labels=labels), multimask_output=False
+        ).mask_logits
+        for p in (here, there)
+    ]
+    assert torch.equal(*answers)
+
+
+def test_no_prompts_no_answers(model: Sam, embeddings: Tensor) -> None:
+    prompts = Prompts.from_points(torch.zeros(0, dtype=torch.long), torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.long))
+    assert model.decode(embeddings, prompts, multimask_output=True).mask_logits.shape == (0, 3, 16, 16)
+
+
+def test_positions_are_fp32_under_autocast() -> None:
+    model = build_sam(**TINY).eval()
+    points = torch.rand(5, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = model.prompt_encoder.pe_layer(points)
+    assert under.dtype == torch.float32
+    assert torch.equal(under, model.prompt_encoder.pe_layer(points))
+
+
+def test_decoding_under_autocast_stays_near() -> None:
+    model = build_sam(**TINY).eval()
+    embeddings = torch.randn(3, 32, 4, 4)
+    prompts = mixed_prompts(torch.tensor([0, 1, 2])).with_mask(torch.randn(3, 1, 16, 16))
+    with torch.no_grad():
+        exact = model.decode(embeddings, prompts, multimask_output=True).mask_logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = model.decode(embeddings, prompts, multimask_output=True).mask_logits.float()
+    assert 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_children_are_a_transposed_convolution() -> None:
+    conv = nn.ConvTranspose2d(6, 4, 2, stride=2)
+    x = torch.randn(2, 6, 3, 5)
+    expected = conv(x)
+    actual = _children(x.permute(0, 2, 3, 1), conv)  # n h w 2 2 o
+    assert torch.allclose(actual.permute(0, 5, 1, 3, 2, 4).reshape(expected.shape), expected, atol=1e-6)
+
+
+def test_layer_norm_2d_is_over_the_channels() -> None:
+    norm = LayerNorm2d(5)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(5))
+        norm.bias.copy_(torch.rand(5))
+    x = torch.randn(2, 5, 3, 4)
+    mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, correction=0)
+    expected = (x - mean) / (variance + 1e-6).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+    assert torch.allclose(norm(x), expected, atol=1e-5)
+
+
+def test_mlp_has_relu_between_its_layers_only() -> None:
+    mlp = MLP(3, 4, 2, 2)
+    x = torch.randn(50, 3)
+    first, last = mlp.layers
+    assert torch.allclose(mlp(x), last(first(x).clamp(min=0)))
+    assert (mlp(x) < 0).any()
