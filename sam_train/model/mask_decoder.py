@@ -68,7 +68,8 @@ class MaskDecoder(nn.Module):
         stay last, norm and activation run over contiguous memory, and only the M products are put in image order.
         """
         first, norm, _, second, _ = self.output_upscaling
-        assert isinstance(first, nn.ConvTranspose2d) and isinstance(norm, LayerNorm2d)
+        assert isinstance(first, nn.ConvTranspose2d)
+        assert isinstance(norm, LayerNorm2d)
         assert isinstance(second, nn.ConvTranspose2d)
         x = _children(image, first)
         x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
