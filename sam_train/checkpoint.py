@@ -24,13 +24,18 @@ FORMAT = "sam-train/1"
 
 
 def save_checkpoint(path: Path, model: Sam, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Write aside, sync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the model with its config, whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_whole(path, {"format": FORMAT, "model": state, "config": dict(config), "provenance": dict(provenance)})
+
+
+def write_whole(path: Path, document: Mapping[str, Any]) -> None:
+    """`torch.save`, whole or not at all: aside in the same folder, sync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as stream:
-            torch.save({"format": FORMAT, "model": state, "config": dict(config), "provenance": dict(provenance)}, stream)
+            torch.save(document, stream)
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,25 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
 from sam_train.config import build, config_dir, config_hash, save_resolved, to_plain
 from sam_train.errors import ConfigError, exit_with_message
 from sam_train.shards import commit_file
 from sam_train.training import SamModule
+from sam_train.training.checkpoint_io import WholeCheckpointIO
+from sam_train.training.step_log import StepLog
 
 log = logging.getLogger("sam_train")
+
+NO_NEWS = (
+    "Using ModelCheckpoint with manual optimization",  # after the step is where ours are meant to be written
+    "Total length of `list` across ranks is zero",  # no validation shards, as the config says
+    "The '.*_dataloader' does not have many workers",  # data.num_workers is the user's choice
+    ".*LeafSpec.* is deprecated",  # Lightning 2.6 with torch 2.13
+)
+"""Warnings of Lightning about which nobody can or should do anything."""
 
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
@@ -41,6 +52,8 @@ def main(cfg: DictConfig) -> None:
 def run(cfg: DictConfig) -> dict[str, float]:
     """Train as the config says; the metrics that were also written to metrics.json."""
     started = time.monotonic()
+    for message in NO_NEWS:
+        warnings.filterwarnings("ignore", message)
     run_dir = Path(cfg.run_dir)
     seed_everything(cfg.seed, verbose=False)
     if cfg.threads:
@@ -73,13 +86,19 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
             enable_version_counter=False,
         )
     ]
-    callbacks += [build(c) for c in (cfg.callbacks or {}).values() if c is not None]
-    return Trainer(default_root_dir=run_dir, logger=make_loggers(cfg, run_dir), callbacks=callbacks, **to_plain(cfg.trainer))
+    callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
+    return Trainer(
+        default_root_dir=run_dir,
+        logger=make_loggers(cfg, run_dir),
+        callbacks=callbacks,
+        plugins=[WholeCheckpointIO()],
+        **to_plain(cfg.trainer),
+    )
 
 
 def make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     """metrics.csv always; wandb as the config says, offline unless the user is logged in."""
-    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="csv")]
+    loggers: list[Logger] = [StepLog(run_dir / "csv")]
     if cfg.wandb.enabled:
         mode = ("online" if wandb_key_known() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
         # The run id is the run's name, so a run that goes on goes on in wandb too.
