@@ -32,7 +32,7 @@ class SamModule(LightningModule):
     loss_resolution: "grid" compares at the decoder's resolution, the target area-averaged; "full" upsamples the
         logits to the model frame, as SAM 2's code does, at four to sixteen times the cost.
     gradient_clip: largest gradient norm; none in SAM 1, 0.1 in SAM 2. None switches it off.
-    seed: prompts are drawn from (seed, step, rank), so a resumed step draws what the unbroken run drew.
+    seed: prompts and dropped paths are drawn from (seed, step, rank), so a resumed step draws what the unbroken run drew.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class SamModule(LightningModule):
 
     def _generator(self) -> torch.Generator:
         seed = (self.seed * 1_000_003 + self.global_step) * 4096 + self.global_rank
+        torch.manual_seed(-seed - 1)  # drop path and dropout draw from the global generator
         return torch.Generator().manual_seed(seed)
 
     def _targets(self, masks: Bool[Tensor, "N H W"]) -> Float[Tensor, "N h w"]:
