@@ -1,0 +1,176 @@
+"""A training run that was killed and started again by the same command ends with the very weights of the unbroken run.
+
+Position of the data, prompts, dropped paths, optimiser, schedule and step count all go on where the last checkpoint is;
+the log keeps one row a step.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_sample
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from sam_train.config import config_dir
+from sam_train.shards import write_shard
+from sam_train.train import run
+from sam_train.training import SamModule
+
+MAX_STEPS = 7
+SMALL = [
+    "model=vit_nano",
+    "wandb.enabled=false",
+    "~callbacks",
+    "threads=1",
+    "trainer.accelerator=cpu",
+    "+trainer.enable_progress_bar=false",
+    f"trainer.max_steps={MAX_STEPS}",
+    "trainer.log_every_n_steps=1",
+    "checkpoint_every_n_steps=2",
+    "optim.warmup_steps=3",
+    "prompts={num_corrections: 2, num_empty_rounds: 2}",
+    "data={images_per_step: 2, flip: true, quarter_turns: true, scale_jitter: [0.5, 1.5]}",
+    "+model.drop_path_rate=0.5",  # draws from torch's global generator
+]
+
+
+class KilledError(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_shard(folder / "sa_000000.tar", [make_sample(index) for index in range(5)])
+    return folder
+
+
+def overrides(shards: Path, run_dir: Path) -> list[str]:
+    return [*SMALL, f"data.shards={shards}", f"run_dir={run_dir}"]
+
+
+def config(shards: Path, run_dir: Path, *more: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        return compose("train", overrides=[*overrides(shards, run_dir), *more])
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("unbroken")
+    run(config(shards, run_dir))
+    return run_dir
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "model.pt", weights_only=True)["model"]
+
+
+def log_rows(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "csv" / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def check_same(resumed: Path, unbroken: Path) -> None:
+    expected, found = weights(unbroken), weights(resumed)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert [row["step"] for row in log_rows(resumed)] == [str(step) for step in range(MAX_STEPS)]
+    assert log_rows(resumed) == log_rows(unbroken)
+    assert json.loads((resumed / "metrics.json").read_bytes())["steps"] == MAX_STEPS
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SamModule.training_step
+
+    def until(self: SamModule, batch: object, batch_idx: int) -> None:
+        if self.global_step == step:
+            raise KilledError
+        whole(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SamModule, "training_step", until)
+
+
+@pytest.mark.parametrize("steps", [(1,), (4,), (3, 5, 5)], ids=["before the first checkpoint", "on one", "again and again"])
+def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(
+    steps: tuple[int, ...], shards: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    for step in steps:
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at(step, patch)
+            with pytest.raises(KilledError):
+                run(config(shards, tmp_path))
+        assert not (tmp_path / "metrics.json").exists(), "the mark of a finished run"
+    run(config(shards, tmp_path))
+    check_same(tmp_path, unbroken)
+
+
+def test_other_seeds_give_other_weights(shards: Path, unbroken: Path, tmp_path: Path) -> None:
+    """Else the tests above would compare runs that nothing can move."""
+    run(config(shards, tmp_path, "seed=1"))
+    expected, found = weights(unbroken), weights(tmp_path)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] != []
+
+
+def test_finished_run_started_again_stays_as_it_is(shards: Path, tmp_path: Path) -> None:
+    run(config(shards, tmp_path))
+    before = weights(tmp_path)
+    run(config(shards, tmp_path))
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path).items())
+    assert len(log_rows(tmp_path)) == MAX_STEPS
+
+
+def test_validation_in_between_moves_nothing(shards: Path, unbroken: Path, tmp_path: Path) -> None:
+    run(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.val_check_interval=3"))
+    expected = weights(unbroken)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights(tmp_path).items())
+    assert [row["step"] for row in log_rows(tmp_path) if row["val/miou_at_1"]] == ["2", "5"]
+
+
+def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
+    shards: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save: Callable[..., None] = torch.save
+    calls = []
+
+    def half(document: object, stream: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            stream.write(b"PK\3\4 half a checkpoint")  # type: ignore[attr-defined]
+            raise KilledError
+        save(document, stream)
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KilledError):
+        run(config(shards, tmp_path))
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    run(config(shards, tmp_path))
+    check_same(tmp_path, unbroken)
+
+
+@pytest.mark.slow
+def test_real_kill(shards: Path, unbroken: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sam_train.train", *overrides(shards, tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "checkpoints" / "last.ckpt").is_file() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        message = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, message
+    assert not (tmp_path / "metrics.json").exists()
+    run(config(shards, tmp_path))
+    check_same(tmp_path, unbroken)
