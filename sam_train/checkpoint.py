@@ -50,6 +50,10 @@ def load_checkpoint(path: Path) -> Sam:
         model = build(document["config"], allowed=("sam_train.model",))
     except ConfigError as error:
         raise CheckpointError(f"{path}: its config builds no model: {error}") from error
+    if not isinstance(model, Sam):
+        raise CheckpointError(f"{path}: its config builds no model but a {type(model).__name__}")
+    if strangers := [k for k, v in document["model"].items() if not isinstance(v, torch.Tensor)]:
+        raise CheckpointError(f"{path}: these of its weights are no tensors: {strangers[:5]}")
     load_weights(model, document["model"], origin=str(path))
     return model.eval()
 
@@ -87,6 +91,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a {FORMAT} checkpoint; give the model.pt that sam-train wrote")
+    for part in ("model", "config"):
+        if not isinstance(document.get(part), dict):
+            raise CheckpointError(f"{path}: its {part!r} is missing or no dictionary; give the model.pt that sam-train wrote")
     return document
 
 
