@@ -1,0 +1,81 @@
+"""Every parameter that is trained is in exactly one group; vectors and positions are not decayed unless it is asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sam_train.model import Sam
+from sam_train.model.build import build_sam
+from sam_train.optim import OptimizerFactory
+
+
+@pytest.fixture
+def model() -> Sam:
+    return build_sam(
+        image_size=32,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        global_attn_indexes=[1],
+        window_size=2,
+        prompt_dim=16,
+        decoder_mlp_dim=16,
+    )
+
+
+def decays(factory: OptimizerFactory, model: Sam) -> dict[str, float]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [(names[id(p)], g["weight_decay"]) for g in factory.parameter_groups(model) for p in g["params"]]  # type: ignore[attr-defined]
+    assert len(found) == len(dict(found)), "a parameter is in two groups"
+    return dict(found)  # type: ignore[arg-type]
+
+
+def test_vectors_and_positions_are_not_decayed(model: Sam) -> None:
+    found = decays(OptimizerFactory(weight_decay=0.1), model)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert found[name] == (0 if parameter.ndim < 2 or name == "image_encoder.pos_embed" else 0.1), name
+    assert found["image_encoder.blocks.0.attn.rel_pos_h"] == 0.1
+    assert found["image_encoder.blocks.0.norm1.weight"] == 0
+
+
+def test_all_are_decayed_when_asked(model: Sam) -> None:
+    assert set(decays(OptimizerFactory(weight_decay=0.1, decay_norms_and_biases=True), model).values()) == {0.1}
+
+
+def test_frozen_parameters_are_left_out(model: Sam) -> None:
+    model.image_encoder.requires_grad_(False)
+    found = decays(OptimizerFactory(), model)
+    assert found
+    assert not any(name.startswith("image_encoder.") for name in found)
+
+
+def test_no_layer_decay_is_one_rate(model: Sam) -> None:
+    assert {g["lr"] for g in OptimizerFactory(lr=1e-3, layer_decay=1.0).parameter_groups(model)} == {1e-3}
+
+
+def test_the_first_step_moves_by_the_warmed_up_rate(model: Sam) -> None:
+    """AdamW's first step is lr times the sign of the gradient."""
+    optimizer, _ = OptimizerFactory(lr=1e-2, layer_decay=1.0, warmup_steps=10, weight_decay=0.0).build(model, 100)
+    before = model.mask_decoder.iou_token.weight.clone()
+    model.mask_decoder.iou_token.weight.grad = torch.ones_like(before)
+    optimizer.step()
+    assert torch.allclose(before - model.mask_decoder.iou_token.weight, torch.full_like(before, 1e-3), rtol=1e-3)
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+
+
+def test_no_warm_up() -> None:
+    assert OptimizerFactory(warmup_steps=0).lr_factor(0, 100) == 1
+    assert OptimizerFactory(warmup_steps=0, schedule="cosine").lr_factor(0, 100) == 1
+
+
+def test_a_run_shorter_than_its_warm_up() -> None:
+    factory = OptimizerFactory(warmup_steps=20, schedule="cosine")
+    assert [factory.lr_factor(step, 5) for step in range(5)] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25])
+    assert factory.lr_factor(21, 5) == pytest.approx(0)
+
+
+def test_bad_values_are_named() -> None:
+    with pytest.raises(ValueError, match="schedule must be 'step' or 'cosine', got 'linear'"):
+        OptimizerFactory(schedule="linear")
