@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sam_train.inference.grids import Crop, crops, point_grid
 from sam_train.inference.predictor import Predictor, clicks
-from sam_train.masks import masks_to_boxes_xyxy, nms, remove_small_regions, stability_score
+from sam_train.masks import mask_to_box_xywh, masks_to_boxes_xyxy, nms, remove_small_regions, stability_score
 from sam_train.model import Sam
 
 # A box edge nearer than this to a crop's inner edge touches it (segment_anything/utils/amg.py).
@@ -175,7 +175,8 @@ class AutomaticMaskGenerator:
         if mask is None:
             dropped["small_region"] += 1
             return None
-        return replace(generated, mask=mask)
+        x, y, width, height = mask_to_box_xywh(mask)
+        return replace(generated, mask=mask, box_xyxy=(x, y, x + width, y + height))
 
 
 def touches_inner_edge(boxes_xyxy: Tensor, crop: Crop, image_hw: tuple[int, int]) -> Tensor:
