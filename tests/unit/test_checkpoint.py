@@ -102,7 +102,7 @@ class Bomb:
 def test_a_pickle_bomb_is_refused(document: dict[str, Any], tmp_path: Path) -> None:
     proof = tmp_path / "it_ran"
     path = saved(document | {"provenance": Bomb(proof)}, tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.pt .*checkpoint"):
         load_checkpoint(path)
     assert not proof.exists()
     torch.load(path, weights_only=False)
@@ -175,7 +175,7 @@ def test_a_torn_file_is_refused(model: Sam, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     save_checkpoint(path, model, CONFIG, {})
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.pt .*checkpoint"):
         load_checkpoint(path)
 
 
