@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,12 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(dims))
         for layer in self.layers:
             nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
+
+    def init_last(self, *, gain: float, bias: float) -> None:
+        """Scale the weights of the last layer by `gain` and set its bias: what the MLP answers at first."""
+        last = cast(nn.Linear, self.layers[-1])
+        last.weight.data.mul_(gain)
+        nn.init.constant_(last.bias, bias)
 
     def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
         for layer in self.layers[:-1]:

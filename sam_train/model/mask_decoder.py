@@ -6,6 +6,8 @@ those that are.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from sam_train.model.transformer import TwoWayTransformer
 from sam_train.structures import Prediction
 
 NUM_MULTIMASK_OUTPUTS = 3
+
+# Shared out over the channels of the upscaled map, whose mean is about 0.17 at the start: logits of about -2.4.
+PRIOR_LOGIT = -14.0
 
 
 class MaskDecoder(nn.Module):
@@ -34,11 +39,23 @@ class MaskDecoder(nn.Module):
             nn.ConvTranspose2d(dim // 4, dim // 8, 2, stride=2),
             nn.GELU(),
         )
-        for upscale in (self.output_upscaling[0], self.output_upscaling[3]):
-            nn.init.normal_(upscale.weight, std=len(upscale.weight) ** -0.5)  # type: ignore[arg-type]
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(num_masks))
         self.iou_prediction_head = MLP(dim, 256, num_masks, 3)
         self.iou_sigmoid = iou_sigmoid
+        self._init_outputs(upscaled_dim=dim // 8)
+
+    def _init_outputs(self, *, upscaled_dim: int) -> None:
+        """Start where a model that knows nothing should: few pixels are the object, and its own IoU is near zero.
+
+        Starting at "half of all pixels", the first steps push everything down so hard that the decoder no longer depends
+        on its prompt; and an IoU head that starts out wrong by more than 1 has most of the gradient. Either costs
+        hundreds of steps. Released weights overwrite this.
+        """
+        for upscale in (self.output_upscaling[0], self.output_upscaling[3]):
+            nn.init.normal_(upscale.weight, std=len(upscale.weight) ** -0.5)  # type: ignore[arg-type]
+        for mlp in self.output_hypernetworks_mlps:
+            cast(MLP, mlp).init_last(gain=0.3, bias=PRIOR_LOGIT / upscaled_dim)
+        self.iou_prediction_head.init_last(gain=0.02, bias=0.0)
 
     def forward(
         self,
