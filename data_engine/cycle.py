@@ -11,6 +11,7 @@ again: what is done is passed over, what was begun goes on. It knows nothing but
       1_assisted_manual/           shards/, train/, evaluation.json
       2_...
       promoted.json                the model that works now, and all verdicts
+      model.pt                     a copy of it
       report.json, report.html
 """
 
@@ -29,7 +30,7 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from data_engine.promote import is_judged, judge, promoted
+from data_engine.promote import is_judged, judge, promoted, publish
 from sam_train.config import config_dir, save_resolved
 from sam_train.errors import ConfigError, SamTrainError, exit_with_message
 
@@ -45,8 +46,7 @@ def main(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig) -> None:
     """Run every step that is not done yet, then write the report."""
-    if not cfg.stages:
-        raise ConfigError("a cycle needs stages: try sam-cycle experiment=quickstart")
+    check(cfg)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir) as lock:
@@ -55,7 +55,22 @@ def run(cfg: DictConfig) -> None:
         cycle.make_corpus()
         for number, stage in enumerate(cfg.stages, start=1):
             cycle.turn(f"{number}_{stage.stage}", stage)
+        publish(run_dir)
         cycle.start("report", "data_engine.report", "--run", str(run_dir))
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError for what would only fail hours later."""
+    if not cfg.stages:
+        raise ConfigError("a cycle needs stages: try sam-cycle experiment=quickstart")
+    if not cfg.corpus.truth or not cfg.corpus.heldout:
+        raise ConfigError("a cycle needs corpus.truth=SHARDS, whose masks play the person, and corpus.heldout=SHARDS to judge by")
+    known = sorted(path.stem for path in (Path(config_dir()) / "stage").glob("*.yaml"))
+    for number, stage in enumerate(cfg.stages, start=1):
+        if missing := [key for key in ("stage", "first_image", "num_images") if key not in stage]:
+            raise ConfigError(f"stage {number} lacks {', '.join(missing)}: expected {{stage, first_image, num_images}}")
+        if stage.stage not in known:
+            raise ConfigError(f"stage {number} is {stage.stage!r}, expected one of {', '.join(known)}")
 
 
 class Cycle:
@@ -105,6 +120,9 @@ class Cycle:
         console.rule(title, align="left", style="dim")
         # A child keeps the lock: killed alone, the cycle leaves a worker that a new cycle must wait for.
         done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, pass_fds=[self.lock.fileno()])
+        if done.returncode < 0:
+            killed = f"{title} was killed by signal {-done.returncode} (9 is what a system out of memory sends)"
+            raise SamTrainError(f"{killed}; start the same command again to go on")
         if done.returncode:
             raise SamTrainError(f"{title} ended with exit code {done.returncode}; mend what it says and start again")
 

@@ -49,6 +49,9 @@ def run(cfg: DictConfig) -> Ledger:
             raise ConfigError(
                 f"sam-engine needs {name}=...: sam-engine stage=fully_automatic source=PHOTOS checkpoint=FILE out=FOLDER"
             )
+    for name, least in (("first_image", 0), ("num_images", 1), ("images_per_shard", 1)):
+        if not (isinstance(cfg[name], int) and cfg[name] >= least) and not (name == "num_images" and cfg[name] is None):
+            raise ConfigError(f"{name} is {cfg[name]}: expected a whole number of at least {least}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     stage: Stage = build(cfg.stage)
@@ -58,7 +61,7 @@ def run(cfg: DictConfig) -> Ledger:
     references = source.references[cfg.first_image :][: cfg.num_images]
     if not references:
         raise ConfigError(f"{cfg.source} has {len(source.references)} pictures, none at first_image={cfg.first_image}")
-    model = load_checkpoint(Path(cfg.checkpoint)).to(cfg.device) if cfg.checkpoint else None
+    model = load_checkpoint(Path(cfg.checkpoint), cfg.device) if cfg.checkpoint else None
     job = SliceJob(stage, source, model, made_by(cfg, stage), Path(cfg.out))
     job.claim()
     slices = list(enumerate(cut(references, cfg.images_per_shard)))

@@ -39,13 +39,18 @@ def write_whole(path: Path, document: Mapping[str, Any]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
+    except RuntimeError as error:  # torch closes the file that a full disk would not take, and stumbles over it
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path) -> Sam:
-    """The model of a checkpoint, in eval mode on the CPU. Raises CheckpointError when it is none of ours."""
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Sam:
+    """The model of a checkpoint in eval mode. Raises CheckpointError when it is none of ours, ConfigError for the device."""
     document = _read(path)
+    _check_device(device)
     try:
         model = build(document["config"], allowed=("sam_train.model",))
     except ConfigError as error:
@@ -55,7 +60,7 @@ def load_checkpoint(path: Path) -> Sam:
     if strangers := [k for k, v in document["model"].items() if not isinstance(v, torch.Tensor)]:
         raise CheckpointError(f"{path}: these of its weights are no tensors: {strangers[:5]}")
     load_weights(model, document["model"], origin=str(path))
-    return model.eval()
+    return model.eval().to(device)
 
 
 def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) -> None:
@@ -88,13 +93,22 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way in which a file is wrong
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise CheckpointError(f"{path} is no checkpoint ({reason}): give the model.pt that sam-train wrote") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a {FORMAT} checkpoint; give the model.pt that sam-train wrote")
     for part in ("model", "config"):
         if not isinstance(document.get(part), dict):
             raise CheckpointError(f"{path}: its {part!r} is missing or no dictionary; give the model.pt that sam-train wrote")
     return document
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch has no one type for a device that is not there
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device={device} cannot be used here ({reason}): device=cpu always can") from error
 
 
 def _require(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, SamTrainError
 
 ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning")
 
@@ -68,7 +69,8 @@ def targets(node: Any) -> list[tuple[str, dict[str, Any]]]:
 def build(cfg: DictConfig | ListConfig | Mapping[str, Any], allowed: Sequence[str] = ALLOWED_PACKAGES, **kwargs: Any) -> Any:
     """Build what `cfg._target_` names, `kwargs` added. Nested targets are built too, each checked first.
 
-    Raises ConfigError when a target is not allowed or its constructor refuses the values.
+    Raises ConfigError when a target is not allowed or its constructor refuses the values; an error of ours that the
+    constructor raises passes as it is.
     """
     plain = to_plain(cfg)
     if "_target_" not in plain:
@@ -82,6 +84,8 @@ def build(cfg: DictConfig | ListConfig | Mapping[str, Any], allowed: Sequence[st
         raise ConfigError(f"{plain['_target_']} cannot be built: {error.full_key} is ??? and must be given a value") from error
     except InstantiationException as error:
         cause = error.__cause__ or error
+        if isinstance(cause, SamTrainError):
+            raise cause from None
         raise ConfigError(f"{plain['_target_']} cannot be built: {type(cause).__name__}: {cause}") from error
 
 
@@ -115,4 +119,9 @@ def config_hash(cfg: DictConfig | Mapping[str, Any]) -> str:
 def save_resolved(cfg: DictConfig, path: Path) -> None:
     """Write the resolved config beside a run, so that the run can be read without Hydra."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ argument of a plain function.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -47,6 +48,19 @@ class CheckpointError(SamTrainError):
     """A file that cannot be a model of ours, or misses weights."""
 
 
+_TRY_AGAIN = "and start the same command again: what is finished stays"
+_WHAT_TO_DO = {
+    errno.ENOSPC: f"free space on that disk {_TRY_AGAIN}",
+    errno.EDQUOT: f"free space in your quota {_TRY_AGAIN}",
+    errno.EFBIG: f"raise the limit on the size of a file (ulimit -f) {_TRY_AGAIN}",
+    errno.EACCES: "change its permissions or name another place",
+    errno.EPERM: "change its permissions or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.EEXIST: "a file stands where a folder is wanted: name another place",
+    errno.ENOTDIR: "a file stands where a folder is wanted: name another place",
+    errno.EISDIR: "a folder stands where a file is wanted: name another place",
+}
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -62,7 +76,20 @@ def exit_with_message(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except (SamTrainError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message_of(error)}", file=sys.stderr)
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            print("interrupted: start the same command again to go on", file=sys.stderr)
+            raise SystemExit(130) from None
 
     return wrapped
+
+
+def message_of(error: Exception) -> str:
+    """What to print of an error: for the person who started the command, without the way the error came."""
+    if isinstance(error, OSError):
+        what_to_do = _WHAT_TO_DO.get(error.errno or 0)
+        return f"{error}: {what_to_do}" if what_to_do else str(error)
+    text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: "
+    # A DataLoader puts the whole traceback of its worker into the message.
+    return text.rpartition(name)[2].strip() if "\nOriginal Traceback" in text else text

@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         raise ConfigError("sam-evaluate needs checkpoint=FILE and shards=FOLDER (or a glob of .tar files)")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    predictor = Predictor(load_checkpoint(Path(cfg.checkpoint)).to(cfg.device))
+    predictor = Predictor(load_checkpoint(Path(cfg.checkpoint), cfg.device))
     samples: Iterable[Sample] = iterate_samples(expand_shards(cfg.shards))
     result = build(cfg.protocol).run(predictor, track(list(samples), description="evaluating"))
     summary = result.summary()

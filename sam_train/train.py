@@ -13,19 +13,23 @@ import json
 import logging
 import time
 import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
 from sam_train.config import build, config_dir, config_hash, save_resolved, to_plain
-from sam_train.errors import ConfigError, exit_with_message
+from sam_train.errors import CheckpointError, ConfigError, exit_with_message
 from sam_train.shards import commit_file
 from sam_train.training import SamModule
 from sam_train.training.checkpoint_io import WholeCheckpointIO
@@ -37,9 +41,13 @@ NO_NEWS = (
     "Using ModelCheckpoint with manual optimization",  # after the step is where ours are meant to be written
     "Total length of `list` across ranks is zero",  # no validation shards, as the config says
     "The '.*_dataloader' does not have many workers",  # data.num_workers is the user's choice
+    "Be aware that when using `ckpt_path`",  # another checkpoint_every_n_steps than before is no loss
     ".*LeafSpec.* is deprecated",  # Lightning 2.6 with torch 2.13
 )
 """Warnings of Lightning about which nobody can or should do anything."""
+
+DECISIVE = ("model", "data", "prompts", "losses", "optim", "training", "seed", "init_checkpoint")
+"""What a run that goes on must have as it was. Steps, devices, loader processes and loggers may change."""
 
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
@@ -49,11 +57,20 @@ def main(cfg: DictConfig) -> None:
     run(cfg)
 
 
+def quiet_lightning() -> None:
+    """Silence what Lightning 2.6 says to its own developers and advertisers; its warnings to users stay."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")  # torch 2.13 renamed it
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation shards
+    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")  # num_workers is a choice
+
+
 def run(cfg: DictConfig) -> dict[str, float]:
     """Train as the config says; the metrics that were also written to metrics.json."""
     started = time.monotonic()
     for message in NO_NEWS:
         warnings.filterwarnings("ignore", message)
+    quiet_lightning()
     run_dir = Path(cfg.run_dir)
     seed_everything(cfg.seed, verbose=False)
     if cfg.threads:
@@ -62,19 +79,50 @@ def run(cfg: DictConfig) -> dict[str, float]:
     model = build(cfg.model)
     if cfg.init_checkpoint:
         load_weights(model, load_checkpoint(Path(cfg.init_checkpoint)).state_dict(), origin=cfg.init_checkpoint)
-    module = SamModule(model, build(cfg.prompts), build(cfg.losses), build(cfg.optim), **to_plain(cfg.training), seed=cfg.seed)
+    with config_errors("training"):
+        parts = build(cfg.prompts), build(cfg.losses), build(cfg.optim)
+        module = SamModule(model, *parts, **to_plain(cfg.training), seed=cfg.seed)
+    last = checkpoint_to_go_on_from(cfg, run_dir)
     save_resolved(cfg, run_dir / "config.yaml")
     trainer = make_trainer(cfg, run_dir)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        log.info("going on from %s", last)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        wanted = "lower data.images_per_step or data.max_masks, or set +model.activation_checkpointing=true"
+        raise ConfigError(f"the accelerator's memory is too small for a step: {wanted}") from error
     return finish(cfg, run_dir, trainer, module, seconds=time.monotonic() - started)
+
+
+def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> Path | None:
+    """Where a run of this name was killed. Raises ConfigError when that was a run of something else."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return None
+    if not zipfile.is_zipfile(last):  # what torch writes is one, with its directory at the end
+        raise CheckpointError(f"{last} is torn: remove the folder {run_dir} to begin anew")
+    before = to_plain(OmegaConf.load(run_dir / "config.yaml"))
+    now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
+    for config in (before, now):
+        config.get("data", {}).pop("num_workers", None)
+    if changed := [key for key in DECISIVE if before.get(key) != now.get(key)]:
+        what_to_do = "choose another name=..., or remove the folder to begin anew"
+        raise ConfigError(f"{run_dir} holds a run with another {', '.join(changed)}: {what_to_do}")
+    log.info("going on from %s", last)
+    return last
+
+
+@contextmanager
+def config_errors(group: str) -> Iterator[None]:
+    """Values that a constructor refuses are the config's mistake."""
+    try:
+        yield
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"the values of {group} do not do: {error}") from error
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
     """Lightning's trainer with our checkpoints, loggers and callbacks."""
-    if cfg.trainer.max_steps < 1:
+    if not isinstance(cfg.trainer.max_steps, int) or cfg.trainer.max_steps < 1:
         raise ConfigError(f"trainer.max_steps is {cfg.trainer.max_steps}: give the number of steps, the schedule depends on it")
     callbacks: list[Callback] = [
         ModelCheckpoint(
@@ -87,13 +135,14 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
         )
     ]
     callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
-    return Trainer(
-        default_root_dir=run_dir,
-        logger=make_loggers(cfg, run_dir),
-        callbacks=callbacks,
-        plugins=[WholeCheckpointIO()],
-        **to_plain(cfg.trainer),
-    )
+    with config_errors("trainer"):
+        return Trainer(
+            default_root_dir=run_dir,
+            logger=make_loggers(cfg, run_dir),
+            callbacks=callbacks,
+            plugins=[WholeCheckpointIO()],
+            **to_plain(cfg.trainer),
+        )
 
 
 def make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:

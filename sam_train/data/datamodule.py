@@ -46,6 +46,8 @@ class ShardDataModule(LightningDataModule):
             raise ConfigError("data.shards names nothing: give data.shards='FOLDER/*.tar'")
         filters = {"max_masks": max_masks, "max_area_fraction": max_area_fraction, "min_area_px": min_area_px}
         augmentation = {"scale_jitter": tuple(scale_jitter), "flip": flip, "quarter_turns": quarter_turns}
+        if not isinstance(images_per_step, int) or images_per_step < 1:
+            raise ConfigError(f"data.images_per_step is {images_per_step}: expected a whole number of at least 1")
         transform = Transform(image_size=image_size, **filters, **augmentation)  # type: ignore[arg-type]
         plain = Transform(image_size=image_size, **filters)  # type: ignore[arg-type]
         self.train_set = ShardDataset(expand_shards(shards), transform, seed=seed, shuffle=True)

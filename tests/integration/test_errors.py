@@ -1,0 +1,278 @@
+"""What a user gets wrong ends a command with an exit code other than 0 and one message that says what to do: no traceback,
+no half-written file of a final name."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import make_sample
+from omegaconf import OmegaConf
+
+import data_engine.cycle
+import data_engine.report.__main__
+import data_engine.run
+import sam_train.evaluate
+import sam_train.shards.importers.cli
+import sam_train.train
+from sam_train.checkpoint import save_checkpoint
+from sam_train.config import build, config_dir
+from sam_train.errors import ConfigError, exit_with_message
+from sam_train.shards import write_shard
+
+COMMANDS: dict[str, Callable[[], object]] = {
+    "sam-train": sam_train.train.main,
+    "sam-evaluate": sam_train.evaluate.main,
+    "sam-engine": data_engine.run.main,
+    "sam-cycle": data_engine.cycle.main,
+    "sam-data": sam_train.shards.importers.cli.main,
+    "report": data_engine.report.__main__.main,
+}
+TRAIN = (
+    "sam-train model=vit_nano wandb.enabled=false ~callbacks trainer.accelerator=cpu trainer.max_steps=2 threads=1"
+    " +trainer.enable_progress_bar=false run_dir={tmp}/run"
+)
+TRAINABLE = f"{TRAIN} data.shards={{world}}/shards"
+EVALUATE = "sam-evaluate checkpoint={world}/model.pt shards={world}/shards"
+ENGINE = "sam-engine stage=assisted_manual source={world}/shards out={tmp}/out"
+CYCLE = "sam-cycle run_dir={tmp}/run corpus.truth={world}/shards corpus.heldout={world}/shards"
+ONE_STAGE = "stages=[{{stage:assisted_manual,first_image:0,num_images:1}}]"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards, good, torn and with a broken mask; checkpoints; files and folders where they should not be."""
+    root = tmp_path_factory.mktemp("world")
+    write_shard(root / "shards" / "sa_000000.tar", [make_sample(index) for index in range(3)])
+    for name in ("torn", "broken"):
+        shutil.copytree(root / "shards", root / name)
+    whole = (root / "shards" / "sa_000000.tar").read_bytes()
+    (root / "torn" / "sa_000000.tar").write_bytes(whole[: len(whole) // 2])
+    counts = whole.index(b'"counts":"') + len(b'"counts":"')
+    (root / "broken" / "sa_000000.tar").write_bytes(whole[:counts] + b"!!!!" + whole[counts + 4 :])
+    config = OmegaConf.to_container(OmegaConf.load(Path(config_dir()) / "model" / "vit_nano.yaml"))
+    save_checkpoint(root / "model.pt", build(config), config, {})
+    (root / "half.pt").write_bytes((root / "model.pt").read_bytes()[:5000])
+    (root / "text.pt").write_text("no model at all\n")
+    (root / "file").write_text("in the way\n")
+    (root / "empty").mkdir()
+    return root
+
+
+@pytest.fixture
+def fails(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command line that must fail; what it wrote to stderr."""
+
+    def run(line: str) -> str:
+        name, *arguments = line.format(world=world, tmp=tmp_path).split()
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            COMMANDS[name]()
+        message = capsys.readouterr().err
+        assert exit_.value.code not in (0, None)
+        assert "Traceback" not in message
+        assert 'File "' not in message
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (TRAIN + " data.sharsd=x", ["Could not override 'data.sharsd'", "Key 'sharsd' is not in struct"]),
+        (TRAIN.replace("vit_nano", "vit_huge"), ["Could not find 'model/vit_huge'", "Available options", "vit_nano"]),
+        ("sam-engine stage=by_hand", ["Could not find 'stage/by_hand'", "assisted_manual", "semi_automatic"]),
+        ("sam-cycle experiment=nothing", ["Could not find 'experiment/nothing'", "quickstart"]),
+    ],
+)
+def test_name_that_is_not_there_is_answered_by_hydra_with_those_that_are(
+    fails: Callable[..., str], line: str, expected: list[str]
+) -> None:
+    message = fails(line)
+    assert [words for words in expected if words not in message] == []
+    assert len(message.splitlines()) < 25
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        # a checkpoint that is not there, or none
+        (EVALUATE.replace("model.pt", "no.pt"), "no checkpoint at {world}/no.pt: give the model.pt of a run"),
+        (EVALUATE.replace("model.pt", "text.pt"), "text.pt is no checkpoint"),
+        (EVALUATE.replace("model.pt", "half.pt"), "give the model.pt that sam-train wrote"),
+        (EVALUATE.replace("/model.pt", ""), "no checkpoint at {world}: give"),
+        (ENGINE + " checkpoint={world}/text.pt", "give the model.pt that sam-train wrote"),
+        (ENGINE.replace("assisted_manual", "fully_automatic"), "stage fully_automatic needs a model: give checkpoint=FILE"),
+        (TRAINABLE + " init_checkpoint={world}/no.pt", "no checkpoint at {world}/no.pt: give"),
+        (TRAINABLE + " init_checkpoint={world}/text.pt", "give the model.pt that sam-train wrote"),
+        (TRAINABLE + " init_checkpoint={world}/model.pt model.embed_dim=64", "pos_embed has shape (1, 8, 8, 32), expected"),
+        # sources and shards
+        (ENGINE.replace("{world}/shards", "{world}/empty"), "empty' is empty: expected a folder of pictures"),
+        (ENGINE.replace("{world}/shards", "{world}/nowhere"), "nothing is called '{world}/nowhere': expected"),
+        (ENGINE.replace("{world}/shards", "{world}/torn"), "the tar is torn or no tar: write or download it again"),
+        (ENGINE.replace("{world}/shards", "{world}/broken"), "(key sa_000000, field segmentation.counts)"),
+        (TRAIN, "shards is ??? and must be given a value"),
+        (TRAIN + " data.shards={world}/nowhere", "no shard matches '{world}/nowhere': expected"),
+        (TRAIN + " data.shards={world}/empty", "no shard matches '{world}/empty': expected"),
+        (TRAIN + " data.shards={world}/torn", "the tar is torn or no tar: write or download it again"),
+        (TRAIN + " data.shards={world}/broken", "RLE runs do not add up to the image's pixels (key sa_000000"),
+        (EVALUATE.replace("{world}/shards", "{world}/torn"), "the tar is torn or no tar"),
+        (EVALUATE.replace("{world}/shards", "{world}/empty"), "no shard matches '{world}/empty': expected"),
+        # places
+        (ENGINE.replace("{tmp}/out", "{world}/file"), "a file stands where a folder is wanted: name another place"),
+        (ENGINE.replace("{tmp}/out", "{world}/file/out"), "a file stands where a folder is wanted: name another place"),
+        (ENGINE.replace("{tmp}/out", "{world}/shards"), "tars that this stage did not write: choose another out="),
+        (TRAINABLE.replace("{tmp}/run", "{world}/file"), "a file stands where a folder is wanted: name another place"),
+        (CYCLE.replace("{tmp}/run", "{world}/file") + " " + ONE_STAGE, "a file stands where a folder is wanted"),
+        (EVALUATE + " out={world}/empty", "a folder stands where a file is wanted: name another place"),
+        ("report --run {world}/empty", "has no config.yaml: give the folder that sam-cycle wrote"),
+        # values
+        (TRAINABLE + " trainer.accelerator=banana", "invalid accelerator name: `accelerator='banana'`. Available names are"),
+        (TRAINABLE + " trainer.precision=7", "Allowed precision values"),
+        (TRAINABLE + " +trainer.banana=1", "unexpected keyword argument 'banana'"),
+        (TRAINABLE + " trainer.max_steps=0", "give the number of steps"),
+        (TRAINABLE + " trainer.max_steps=lots", "give the number of steps"),
+        (TRAINABLE + " training.loss_resolution=gird", "loss_resolution must be 'grid' or 'full', got 'gird'"),
+        (TRAINABLE + " prompts.num_empty_rounds=7", "num_empty_rounds must be 0, 1 or 2, got 7"),
+        (TRAINABLE + " data.images_per_step=0", "expected a whole number of at least 1"),
+        (TRAINABLE + " model.patch_size=7", "image_size 64 must be a multiple of patch_size 7"),
+        (EVALUATE + " device=banana", "device=banana cannot be used here"),
+        (ENGINE + " images_per_shard=0", "images_per_shard is 0: expected a whole number of at least 1"),
+        (ENGINE + " images_per_shard=null", "images_per_shard is None: expected"),
+        (ENGINE + " first_image=-1", "first_image is -1: expected a whole number of at least 0"),
+        (ENGINE + " num_images=few", "num_images is few: expected a whole number of at least 1"),
+        (ENGINE + " first_image=3", "has 3 pictures, none at first_image=3"),
+        (ENGINE + " stage.annotator.max_clicks=0", "max_clicks 0 must be at least 1"),
+        # cycles
+        ("sam-cycle", "a cycle needs stages: try sam-cycle experiment=quickstart"),
+        ("sam-cycle " + ONE_STAGE, "a cycle needs corpus.truth=SHARDS"),
+        (CYCLE + " stages=[{{stage:by_hand,first_image:0,num_images:1}}]", "expected one of assisted_manual, fully_automatic"),
+        (CYCLE + " stages=[{{stage:assisted_manual}}]", "stage 1 lacks first_image, num_images"),
+    ],
+)
+def test_one_message_that_says_what_to_do(
+    fails: Callable[..., str], world: Path, tmp_path: Path, line: str, expected: str
+) -> None:
+    message = fails(line)
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert expected.format(world=world) in message
+    assert list(tmp_path.rglob("*.tar")) == []
+    assert list(tmp_path.rglob("*.tmp")) == []
+    assert not (tmp_path / "run" / "model.pt").exists()
+
+
+def test_import_of_a_folder_that_is_not_there(fails: Callable[..., str], tmp_path: Path) -> None:
+    message = fails("sam-data import label_maps --images {tmp}/no --labels {tmp}/no --out {tmp}/out")
+    assert message.endswith(f"error: no such folder: {tmp_path / 'no'}\n")  # after the bar
+
+
+@pytest.mark.slow
+def test_error_in_a_loader_process(fails: Callable[..., str]) -> None:
+    message = fails(TRAIN + " data.shards={world}/broken data.num_workers=1")
+    assert message == "error: RLE runs do not add up to the image's pixels (key sa_000000, field segmentation.counts)\n"
+
+
+def test_torn_checkpoint_of_a_run_that_would_go_on(fails: Callable[..., str], world: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copy(world / "half.pt", tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert f"last.ckpt is torn: remove the folder {tmp_path / 'run'} to begin anew" in fails(TRAINABLE)
+
+
+def test_run_folder_of_another_run_is_not_gone_on_with(
+    fails: Callable[..., str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = TRAINABLE.format(world=world, tmp=tmp_path).split()
+    monkeypatch.setattr(sys, "argv", [*line, "checkpoint_every_n_steps=1"])
+    sam_train.train.main()
+    message = fails(TRAINABLE + " model.depth=3 model.global_attn_indexes=[2] optim.lr=1")
+    assert "holds a run with another model, optim: choose another name=..." in message
+    monkeypatch.setattr(sys, "argv", [*line, "trainer.max_steps=3"])
+    sam_train.train.main()  # longer, with the rest as it was, is the same run
+
+
+def test_shards_of_another_config_are_not_mixed(
+    fails: Callable[..., str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ENGINE.format(world=world, tmp=tmp_path).split())
+    data_engine.run.main()
+    message = fails(ENGINE + " stage.annotator.max_masks=1")
+    assert "holds shards made with another config: choose another out=" in message
+
+
+@contextmanager
+def full_disk(folder: Path, size: int) -> Iterator[None]:
+    """A file system of `size` bytes at `folder` where mounting is allowed, else no file may grow above it."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") and subprocess.run(command, capture_output=True, check=False).returncode == 0:
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ, so that it is an OSError
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        (ENGINE.replace("{tmp}/out", "{tmp}/small/out"), 8192),
+        (TRAINABLE.replace("{tmp}/run", "{tmp}/small/run"), 100_000),
+        (TRAINABLE.replace("{tmp}/run", "{tmp}/small/run") + " checkpoint_every_n_steps=1", 100_000),
+    ],
+    ids=["shard", "model.pt", "last.ckpt"],
+)
+def test_full_disk(fails: Callable[..., str], tmp_path: Path, line: str, size: int) -> None:
+    with full_disk(tmp_path / "small", size):
+        message = fails(line)
+        written = [path.name for path in (tmp_path / "small").rglob("*")]
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert "start the same command again: what is finished stays" in message
+    assert [name for name in written if name.endswith((".tar", ".pt", ".ckpt", ".tmp", "metrics.json"))] == []
+
+
+def test_no_permission(fails: Callable[..., str], world: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    secret = tmp_path / "secret"
+    shutil.copytree(world / "shards", secret)
+    (secret / "sa_000000.tar").chmod(0)
+    message = fails(ENGINE.replace("{world}/shards", "{tmp}/secret"))
+    assert message.startswith("error: ")
+    assert "ermission" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (ConfigError("no such thing"), "error: no such thing\n", 1),
+        (PermissionError(13, "Permission denied", "a"), "error: [Errno 13] Permission denied: 'a': change its permissions", 1),
+        (KeyboardInterrupt(), "interrupted: start the same command again to go on\n", 130),
+    ],
+)
+def test_ways_out(error: BaseException, message: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_with_message
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == code
+    assert capsys.readouterr().err.startswith(message)
