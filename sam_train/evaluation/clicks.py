@@ -35,11 +35,10 @@ class ClickResult:
 
     def summary(self, clicks: Sequence[int] = (1, 3, 5)) -> dict[str, float]:
         """Means over masks under the names of metrics.json. NaN-free: zeros when there was no mask."""
-        if not len(self.ious):
-            return {f"miou_at_{k}": 0.0 for k in clicks} | {"oracle_at_1": 0.0, "num_masks": 0, "num_images": self.num_images}
-        means = {f"miou_at_{k}": float(self.ious[:, k - 1].mean()) for k in clicks if k <= self.ious.shape[1]}
+        taken = [k for k in clicks if k <= self.ious.shape[1]]
+        means = {f"miou_at_{k}": float(self.ious[:, k - 1].mean()) if len(self.ious) else 0.0 for k in taken}
         return means | {
-            "oracle_at_1": float(self.oracle.mean()),
+            "oracle_at_1": float(self.oracle.mean()) if len(self.oracle) else 0.0,
             "num_masks": len(self.ious),
             "num_images": self.num_images,
         }
