@@ -40,7 +40,7 @@ AUGMENTATIONS: list[dict[str, Any]] = [
     {"flip": True},
     {"quarter_turns": True},
     {"scale_jitter": (0.3, 0.9)},
-    {"scale_jitter": (1.1, 2.0)},
+    {"scale_jitter": (1.1, 1.5)},
     {"flip": True, "quarter_turns": True, "scale_jitter": (0.5, 2.0)},
 ]
 
