@@ -51,6 +51,13 @@ def judge(run_dir: Path, *, step: str, candidate: Path, evaluation: Mapping[str,
     return better
 
 
+def publish(run_dir: Path) -> None:
+    """Put a copy of the promoted model at run_dir/model.pt, where people look for it."""
+    checkpoint = promoted(run_dir)
+    if checkpoint is not None:
+        commit_file(run_dir / "model.pt", checkpoint.read_bytes())
+
+
 def _read(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "promoted.json"
     return json.loads(path.read_bytes()) if path.is_file() else {"checkpoint": None, "sha256": None, "history": []}

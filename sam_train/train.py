@@ -58,18 +58,15 @@ def main(cfg: DictConfig) -> None:
 
 
 def quiet_lightning() -> None:
-    """Silence what Lightning 2.6 says to its own developers and advertisers; its warnings to users stay."""
+    """Silence Lightning's advertisements and the warnings that are no news; the others stay."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")  # torch 2.13 renamed it
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation shards
-    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")  # num_workers is a choice
+    for message in NO_NEWS:
+        warnings.filterwarnings("ignore", message)
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
     """Train as the config says; the metrics that were also written to metrics.json."""
     started = time.monotonic()
-    for message in NO_NEWS:
-        warnings.filterwarnings("ignore", message)
     quiet_lightning()
     run_dir = Path(cfg.run_dir)
     seed_everything(cfg.seed, verbose=False)
