@@ -1,0 +1,82 @@
+"""A model is promoted only if it is better than the one that works now; every verdict is kept, once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from data_engine.promote import is_judged, judge, promoted
+from sam_train.errors import CheckpointError, ConfigError
+
+
+def verdict(run_dir: Path, step: str, score: float) -> bool:
+    candidate = run_dir / step / "model.pt"
+    candidate.parent.mkdir(exist_ok=True)
+    candidate.write_text(f"weights of {step}")
+    return judge(run_dir, step=step, candidate=candidate, evaluation={"miou": score, "other": 1.0}, measure="miou")
+
+
+def test_nothing_is_promoted_at_first(tmp_path: Path) -> None:
+    assert promoted(tmp_path) is None
+    assert not is_judged(tmp_path, "1_a")
+
+
+def test_only_if_better(tmp_path: Path) -> None:
+    scores = [("1_a", 0.0), ("2_b", 0.5), ("3_c", 0.4), ("4_d", 0.5), ("5_e", 0.6)]
+    assert [verdict(tmp_path, step, score) for step, score in scores] == [True, True, False, False, True]
+    assert promoted(tmp_path) == tmp_path / "5_e" / "model.pt"
+
+
+def test_the_better_one_stays(tmp_path: Path) -> None:
+    verdict(tmp_path, "1_a", 0.5)
+    verdict(tmp_path, "2_b", 0.4)
+    assert promoted(tmp_path) == tmp_path / "1_a" / "model.pt"
+    assert is_judged(tmp_path, "2_b")
+
+
+def test_history_says_all(tmp_path: Path) -> None:
+    verdict(tmp_path, "1_a", 0.5)
+    verdict(tmp_path, "2_b", 0.4)
+    document = json.loads((tmp_path / "promoted.json").read_bytes())
+    hashes = [hashlib.sha256(f"weights of {step}".encode()).hexdigest() for step in ("1_a", "2_b")]
+    assert (document["checkpoint"], document["sha256"]) == ("1_a/model.pt", hashes[0])
+    assert document["history"] == [
+        {
+            "step": step,
+            "checkpoint": f"{step}/model.pt",
+            "sha256": sha256,
+            "promoted": better,
+            "evaluation": {"miou": score, "other": 1},
+        }
+        for step, sha256, better, score in (("1_a", hashes[0], True, 0.5), ("2_b", hashes[1], False, 0.4))
+    ]
+
+
+def test_judging_twice_changes_nothing(tmp_path: Path) -> None:
+    verdict(tmp_path, "1_a", 0.5)
+    verdict(tmp_path, "2_b", 0.4)
+    before = (tmp_path / "promoted.json").read_bytes()
+    assert [verdict(tmp_path, "1_a", 0.1), verdict(tmp_path, "2_b", 0.9)] == [True, False]
+    assert (tmp_path / "promoted.json").read_bytes() == before
+
+
+def test_run_folder_may_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    verdict(tmp_path / "old", "1_a", 0.5)
+    (tmp_path / "old").rename(tmp_path / "new")
+    checkpoint = promoted(tmp_path / "new")
+    assert checkpoint is not None
+    assert checkpoint.is_file()
+
+
+def test_what_cannot_be_judged(tmp_path: Path) -> None:
+    model = tmp_path / "model.pt"
+    model.write_text("x")
+    with pytest.raises(ConfigError, match=r"'miou', the evaluation has \['other'\]"):
+        judge(tmp_path, step="1", candidate=model, evaluation={"other": 1.0}, measure="miou")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        judge(tmp_path, step="1", candidate=tmp_path / "no.pt", evaluation={"miou": 1.0}, measure="miou")
+    assert not (tmp_path / "promoted.json").exists()
