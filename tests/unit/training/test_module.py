@@ -1,0 +1,308 @@
+"""The training step: rounds backpropagated one by one are the summed loss, draws depend on (seed, step, rank), it learns.
+
+Validation is the judge of careful clicks: a perfect model scores 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sam_train.losses import LossTerms, SamLoss
+from sam_train.model import Sam
+from sam_train.model.build import build_sam
+from sam_train.optim import OptimizerFactory
+from sam_train.prompts import PromptSimulator
+from sam_train.structures import Batch, Prediction, Prompts
+from sam_train.training import SamModule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # one batch in memory needs none
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),  # Lightning 2.6 with torch 2.13
+]
+
+SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads only wait for each other at this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_sam(**changes: Any) -> Sam:
+    torch.manual_seed(0)
+    numbers: dict[str, Any] = {
+        "image_size": SIZE,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "global_attn_indexes": [1],
+        "window_size": 2,
+        "prompt_dim": 32,
+        "decoder_mlp_dim": 32,
+        "decoder_heads": 4,
+        "stem": "conv",
+    }
+    return build_sam(**numbers | changes)
+
+
+def make_module(
+    model: Sam | None = None, *, loss: SamLoss | None = None, num_corrections: int = 2, lr: float = 3e-3, **values: Any
+) -> SamModule:
+    optimizer = OptimizerFactory(lr=lr, layer_decay=1.0, warmup_steps=1)
+    simulator = PromptSimulator(num_corrections=num_corrections, num_empty_rounds=2)
+    return SamModule(
+        model or tiny_sam(), simulator, loss or SamLoss(focal_normalize="weights", focal_weight=1), optimizer, **values
+    )
+
+
+def make_batch() -> Batch:
+    """Two images with two and one bright rectangles."""
+    images = torch.full((2, 3, SIZE, SIZE), 60, dtype=torch.uint8)
+    targets = torch.zeros(3, SIZE, SIZE, dtype=torch.bool)
+    targets[0, 3:15, 4:14] = targets[1, 18:28, 16:30] = targets[2, 8:20, 6:26] = True
+    index = torch.tensor([0, 0, 1])
+    for image, target in zip(index.tolist(), targets, strict=True):
+        images[image, :, target] = 200
+    return Batch(
+        keys=("a", "b"), images=images, sizes_hw=torch.tensor([[SIZE, SIZE], [24, SIZE]]), image_index=index, target_masks=targets
+    )
+
+
+class StepOnly(SamModule):
+    """The step without a trainer and without the optimiser: gradients stay where they are, prompts are kept."""
+
+    step, rank = 0, 0
+
+    @property
+    def global_step(self) -> int:
+        return self.step
+
+    @property
+    def global_rank(self) -> int:
+        return self.rank
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward(*args, **kwargs)
+
+    def _finish_step(self, optimizer: Any) -> None:
+        pass
+
+    def _log_step(self, batch: Batch, history: list[LossTerms]) -> None:
+        self.history = history
+
+
+def step_only(**values: Any) -> StepOnly:
+    module = make_module(**values)
+    module.__class__ = StepOnly
+    assert isinstance(module, StepOnly)
+    return module
+
+
+@pytest.mark.parametrize("loss_resolution", ["grid", "full"])
+def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
+    module, batch = step_only(num_corrections=3, loss_resolution=loss_resolution), make_batch()
+    module.training_step(batch, 0)
+    actual = {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
+
+    module.zero_grad()
+    simulator, generator = module.simulator, module._generator()
+    embeddings = module.model.encode_images(batch.images, batch.sizes_hw)
+    targets = batch.target_masks.float()
+    if loss_resolution == "grid":
+        half = nn.functional.avg_pool2d(targets, SIZE // module.model.logits_size)
+        targets = (half > 0.5).float()
+    prompts = simulator.first(batch.target_masks, batch.image_index, generator)
+    total = torch.zeros(())
+    rounds = simulator.rounds(generator)
+    for round_ in rounds:
+        prediction = module.model.decode(embeddings, prompts, multimask_output=round_.multimask_output)
+        full = nn.functional.interpolate(prediction.mask_logits, (SIZE, SIZE), mode="bilinear")
+        logits = prediction.mask_logits if loss_resolution == "grid" else full
+        total = total + module.loss(Prediction(mask_logits=logits, iou_scores=prediction.iou_scores), targets).total
+        best = prediction.iou_scores.argmax(1)
+        chosen, rows = prediction.mask_logits.detach()[torch.arange(3), best][:, None], torch.arange(3)
+        answers = full.detach()[rows, best] > 0
+        prompts = simulator.advance(round_, prompts, answers, batch.target_masks, chosen, generator)
+    total.backward()
+
+    assert len(rounds) == len(module.history) == 1 + 3 + 2
+    assert total.item() == pytest.approx(sum(t.total.item() for t in module.history), rel=1e-5)
+    expected = {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
+    assert actual.keys() == expected.keys()
+    assert expected["image_encoder.patch_embed.layers.0.weight"].abs().max() > 0
+    scale = max(float(g.abs().max()) for g in expected.values())
+    for name, grad in expected.items():
+        assert torch.allclose(actual[name], grad, rtol=1e-3, atol=1e-6 * scale), name
+
+
+def first_points(module: StepOnly, *, step: int, rank: int = 0) -> Tensor:
+    module.step, module.rank = step, rank
+    batch = make_batch()
+    return module.simulator.first(batch.target_masks, batch.image_index, module._generator()).points_xy
+
+
+def test_prompts_depend_on_seed_step_and_rank_only() -> None:
+    module = step_only(seed=3)
+    here = first_points(module, step=5)
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert torch.equal(first_points(step_only(seed=3), step=5), here)
+    for other in (first_points(module, step=6), first_points(module, step=5, rank=1), first_points(step_only(seed=4), step=5)):
+        assert not torch.equal(other, here)
+
+
+def test_seeds_steps_and_ranks_never_share_a_generator() -> None:
+    seeds = set()
+    for seed in (0, 1, 2):
+        module = step_only(seed=seed)
+        for step in range(20):
+            for rank in range(4):
+                module.step, module.rank = step, rank
+                seeds.add(module._generator().initial_seed())
+    assert len(seeds) == 3 * 20 * 4
+
+
+def test_a_step_done_again_has_the_same_gradients() -> None:
+    """Also with drop path: what it draws belongs to the step."""
+    grads = []
+    for disturbance in (1, 2):
+        module = step_only(model=tiny_sam(drop_path_rate=0.5))
+        module.train()
+        module.step = 7
+        torch.manual_seed(disturbance)
+        module.training_step(make_batch(), 0)
+        grads.append(torch.cat([p.grad.flatten() for p in module.model.parameters() if p.grad is not None]))
+    assert torch.equal(*grads)
+
+
+@pytest.fixture
+def quiet_trainer() -> Callable[..., Trainer]:
+    def make(**values: Any) -> Trainer:
+        return Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **values,
+        )
+
+    return make
+
+
+class Recorded(SamModule):
+    """Keeps the loss of every step."""
+
+    def _log_step(self, batch: Batch, history: list[LossTerms]) -> None:
+        self.__dict__.setdefault("losses", []).append(float(torch.stack([t.total.detach() for t in history]).mean()))
+        super()._log_step(batch, history)
+
+
+def loader(batch: Batch, num: int) -> DataLoader[Any]:
+    return DataLoader([batch] * num, batch_size=None)  # type: ignore[arg-type]
+
+
+def test_training_lowers_the_loss_on_one_repeated_batch(quiet_trainer: Callable[..., Trainer]) -> None:
+    module = make_module(num_corrections=1, gradient_clip=1.0)
+    module.__class__ = Recorded
+    trainer = quiet_trainer(max_steps=15)
+    trainer.fit(module, loader(make_batch(), 15))
+    losses = module.__dict__["losses"]
+    assert trainer.global_step == 15, "one optimiser step a batch"
+    assert len(losses) == 15
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(losses[-1], rel=1e-5)
+    assert trainer.callback_metrics["train/masks_per_image"].item() == 1.5
+
+
+def test_gradients_are_clipped(quiet_trainer: Callable[..., Trainer]) -> None:
+    class Norm(SamModule):
+        def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError("manual optimisation does not come here")
+
+        def _finish_step(self, optimizer: Any) -> None:
+            super()._finish_step(optimizer)
+            norms.append(float(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]).norm()))
+
+    for clip, below in ((1e-3, True), (None, False)):
+        norms: list[float] = []
+        module = make_module(num_corrections=0, gradient_clip=clip)
+        module.__class__ = Norm
+        quiet_trainer(max_steps=1).fit(module, loader(make_batch(), 1))
+        assert (norms[0] <= 1.001e-3) == below
+
+
+def test_the_learning_rate_follows_the_schedule(quiet_trainer: Callable[..., Trainer]) -> None:
+    module = make_module(num_corrections=0)
+    module.optimizer_factory = OptimizerFactory(lr=1e-3, layer_decay=1.0, warmup_steps=4)
+    trainer = quiet_trainer(max_steps=2)
+    trainer.fit(module, loader(make_batch(), 2))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-3 / 4)
+
+
+class Knowing(Sam):
+    """Answers with the targets; the first answer, if `late`, with nothing."""
+
+    def __init__(self, targets: Tensor, *, late: bool) -> None:
+        nn.Module.__init__(self)
+        self.targets, self.late = targets, late
+        self.anything = nn.Parameter(torch.zeros(()))
+
+    @property
+    def image_size(self) -> int:
+        return SIZE
+
+    def encode_images(self, images: Tensor, sizes_hw: Tensor) -> Tensor:
+        return images.float()
+
+    def decode(self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool) -> Prediction:
+        right = self.targets.float()[:, None] * 20 - 10
+        if not multimask_output:
+            return Prediction(mask_logits=right, iou_scores=torch.ones(len(right), 1))
+        logits = torch.cat([-right, right, torch.full_like(right, -10)], 1)
+        scores = torch.tensor([0.1, 0.2, 0.9] if self.late else [0.1, 0.9, 0.2])
+        return Prediction(mask_logits=logits, iou_scores=scores.expand(len(right), 3))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_validation_of_a_model_that_knows(late: bool, quiet_trainer: Callable[..., Trainer]) -> None:
+    batch = make_batch()
+    module = make_module(Knowing(batch.target_masks, late=late))
+    trainer = quiet_trainer(max_steps=1)
+    (metrics,) = trainer.validate(module, loader(batch, 2), verbose=False)
+    assert metrics == {"val/miou_at_1": 0 if late else 1, "val/miou_at_3": 1, "val/miou_at_5": 1}
+    (again,) = trainer.validate(module, loader(batch, 1), verbose=False)
+    assert again == metrics, "a metric that was not reset"
+
+
+def test_targets_on_the_grid_are_the_majority_of_a_cell() -> None:
+    module = make_module()
+    assert isinstance(module, LightningModule)
+    masks = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    masks[0, 0, 0:2] = True  # half of the cell of 2 x 2: not more than half
+    masks[0, 2, 2:4] = masks[0, 3, 2] = True  # three of four
+    targets = module._targets(masks)
+    assert targets.shape == (1, 16, 16)
+    assert targets[0].nonzero().tolist() == [[1, 1]]
+
+
+def test_bad_values_are_named() -> None:
+    with pytest.raises(ValueError, match="loss_resolution must be 'grid' or 'full', got 'half'"):
+        make_module(loss_resolution="half")
