@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -108,7 +109,11 @@ class Cycle:
             self.start(f"{step}: train", "sam_train.train", *self._train_overrides(step, stage, current))
         evaluation = folder / "evaluation.json"
         if not evaluation.is_file():
-            overrides = [f"checkpoint={candidate}", f"shards={self.cfg.corpus.heldout}", f"out={evaluation}"]
+            overrides = [
+                f"checkpoint={quoted(candidate)}",
+                f"shards={quoted(self.cfg.corpus.heldout)}",
+                f"out={quoted(evaluation)}",
+            ]
             self.start(f"{step}: evaluate", "sam_train.evaluate", *overrides, *self.cfg.evaluation)
         measured = json.loads(evaluation.read_bytes())
         better = judge(self.run_dir, step=step, candidate=candidate, evaluation=measured, measure=self.cfg.promote_by)
@@ -127,22 +132,32 @@ class Cycle:
             raise SamTrainError(f"{title} ended with exit code {done.returncode}; mend what it says and start again")
 
     def _engine_overrides(self, stage: DictConfig, current: Path | None, shards: Path) -> list[str]:
-        overrides = [f"stage={stage.stage}", f"source={self.cfg.corpus.truth}", f"out={shards}"]
+        overrides = [f"stage={stage.stage}", f"source={quoted(self.cfg.corpus.truth)}", f"out={quoted(shards)}"]
         overrides += [f"first_image={stage.first_image}", f"num_images={stage.num_images}"]
         overrides += [f"images_per_shard={self.cfg.images_per_shard}"]
-        overrides += [f"checkpoint={current}"] if current else []
+        overrides += [f"checkpoint={quoted(current)}"] if current else []
         return overrides + list(stage.get("engine") or [])
 
     def _train_overrides(self, step: str, stage: DictConfig, current: Path | None) -> list[str]:
         folders = [str(self.run_dir / name / "shards") for name in self._steps_until(step)]
-        overrides = [f"data.shards=[{','.join(folders)}]", f"run_dir={self.run_dir / step / 'train'}"]
-        overrides += [f"name={self.cfg.name}-{step}"]
-        overrides += [f"init_checkpoint={current}"] if current else []
+        overrides = [f"data.shards={quoted(folders)}", f"run_dir={quoted(self.run_dir / step / 'train')}"]
+        overrides += [f"name={quoted(f'{self.cfg.name}-{step}')}"]
+        overrides += [f"init_checkpoint={quoted(current)}"] if current else []
         return list(self.cfg.training) + overrides + list(stage.get("training") or [])
 
     def _steps_until(self, step: str) -> Sequence[str]:
         names = [f"{number}_{stage.stage}" for number, stage in enumerate(self.cfg.stages, start=1)]
         return names[: names.index(step) + 1]
+
+
+def quoted(value: str | Path | Sequence[str]) -> str:
+    """The value of an override. In Hydra's grammar commas, brackets, spaces and equal signs of a path have a meaning."""
+    if not isinstance(value, (str, Path)):
+        return f"[{','.join(quoted(item) for item in value)}]"
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return text
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"  # a backslash counts only before a quote
 
 
 @contextmanager
