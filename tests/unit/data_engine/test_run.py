@@ -1,0 +1,223 @@
+"""A slice becomes one shard, whole or not at all; starting again does only what is missing, with the same bytes; what
+another config made is not mixed with it; every mask says where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_sample
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+import data_engine.run
+from data_engine.annotators import SimulatedAnnotator
+from data_engine.run import cut, run
+from data_engine.sources import Reference
+from sam_train.checkpoint import checkpoint_hash, save_checkpoint
+from sam_train.config import build, config_dir
+from sam_train.errors import ConfigError, SkipSample
+from sam_train.records import ImageRecord
+from sam_train.shards import iterate_samples, load_manifest, write_shard
+
+EASY = [  # thresholds that random weights pass
+    "stage.generator.points_per_side=4",
+    "stage.generator.pred_iou_thresh=-100",
+    "stage.generator.stability_score_thresh=0",
+    "stage.generator.max_area_fraction=1.1",
+    "stage.generator.min_region_area_px=0",
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    write_shard(folder / "sa_000000.tar", [make_sample(index) for index in range(5)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    torch.manual_seed(0)
+    config = OmegaConf.to_container(OmegaConf.load(f"{config_dir()}/model/vit_nano.yaml"))
+    save_checkpoint(path, build(config), config, {})
+    return path
+
+
+@pytest.fixture
+def config(source: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    def made(*overrides: str) -> DictConfig:
+        with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+            wanted = ["stage=assisted_manual", f"source={source}", f"out={tmp_path / 'out'}", "images_per_shard=2"]
+            return compose("engine", overrides=[*wanted, *overrides])
+
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def records(folder: Path) -> list[ImageRecord]:
+    return [sample.record for sample in iterate_samples(sorted(folder.glob("*.tar")))]
+
+
+def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    ledger = run(config())
+    out = tmp_path / "out"
+    names = [f"sa_{number:06d}" for number in range(3)]
+    assert set(files(out)) == {
+        "engine.json", "ledger.json", *(f"{n}.tar" for n in names), *(f"{n}.manifest.json" for n in names)
+    }  # fmt: skip
+    assert [load_manifest(out / f"{name}.tar").keys for name in names] == [
+        ["sa_000000", "sa_000001"],
+        ["sa_000002", "sa_000003"],
+        ["sa_000004"],
+    ]
+    assert (ledger.shards, ledger.images, ledger.masks, ledger.skipped) == (3, 5, 10, {})
+    assert ledger.counts == {"clicks": 0, "masks_clicked": 0, "masks_drawn": 10, "seconds": 360}
+
+
+def test_part_of_a_source(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run(config("first_image=1", "num_images=3"))
+    assert [record.key for record in records(tmp_path / "out")] == ["sa_000001", "sa_000002", "sa_000003"]
+
+
+@pytest.mark.parametrize("missing", [(0,), (1, 2), (0, 1, 2)])
+def test_again_does_only_what_is_missing(
+    config: Callable[..., DictConfig], tmp_path: Path, missing: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config())
+    out = tmp_path / "out"
+    before = files(out)
+    for number in missing:
+        (out / f"sa_{number:06d}.manifest.json").unlink()
+        (out / f"sa_{number:06d}.tar").write_bytes(b"torn")  # a tar without a manifest is not done
+    (out / "ledger.json").unlink()
+    annotate, seen = SimulatedAnnotator.annotate, []
+    monkeypatch.setattr(
+        SimulatedAnnotator, "annotate", lambda self, image, *rest: seen.append(image.key) or annotate(self, image, *rest)
+    )
+    run(config())
+    assert files(out) == before
+    assert len(seen) == sum(2 if number < 2 else 1 for number in missing)
+
+
+def test_error_in_a_slice_leaves_no_part_of_it(
+    config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate = SimulatedAnnotator.annotate
+
+    def until_the_fourth(self: SimulatedAnnotator, image: object, *rest: object) -> object:
+        if image.key == "sa_000003":  # type: ignore[attr-defined]
+            raise OSError("disk full")
+        return annotate(self, image, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedAnnotator, "annotate", until_the_fourth)
+        with pytest.raises(OSError, match="disk full"):
+            run(config())
+    out = tmp_path / "out"
+    assert set(files(out)) == {"engine.json", "sa_000000.tar", "sa_000000.manifest.json"}
+    run(config())
+    assert len(records(out)) == 5
+
+
+def test_skipped_image_is_in_the_manifest_with_its_reason(
+    config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate = SimulatedAnnotator.annotate
+
+    def not_the_second(self: SimulatedAnnotator, image: object, *rest: object) -> object:
+        if image.key == "sa_000001":  # type: ignore[attr-defined]
+            raise SkipSample("too_dark")
+        return annotate(self, image, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SimulatedAnnotator, "annotate", not_the_second)
+    ledger = run(config())
+    manifest = load_manifest(tmp_path / "out" / "sa_000000.tar")
+    assert (manifest.keys, manifest.skipped) == (["sa_000000"], {"sa_000000.tar/sa_000001.jpg": "too_dark"})
+    assert (ledger.images, ledger.skipped) == (4, {"too_dark": 1})
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [("stage.annotator.accept_iou=0.5", "config"), ("num_images=4", "config"), ("images_per_shard=3", "config")],
+)
+def test_another_config_into_the_same_folder_is_refused(
+    config: Callable[..., DictConfig], tmp_path: Path, override: str, changed: str
+) -> None:
+    run(config())
+    before = files(tmp_path / "out")
+    with pytest.raises(ConfigError, match=f"made with another {changed}: choose another out="):
+        run(config(override))
+    assert files(tmp_path / "out") == before
+    run(config("threads=1"))  # decides no byte
+
+
+def test_another_model_into_the_same_folder_is_refused(config: Callable[..., DictConfig], checkpoint: Path) -> None:
+    run(config())
+    with pytest.raises(ConfigError, match="made with another checkpoint"):
+        run(config(f"checkpoint={checkpoint}"))
+
+
+def test_folder_with_foreign_tars_is_refused(config: Callable[..., DictConfig], source: Path) -> None:
+    with pytest.raises(ConfigError, match="did not write"):
+        run(config(f"out={source}"))
+    assert "engine.json" not in files(source)
+
+
+def test_provenance_of_what_a_person_drew(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run(config())
+    made_by = json.loads((tmp_path / "out" / "engine.json").read_bytes())
+    for record in records(tmp_path / "out"):
+        for mask in record.masks:
+            assert mask.provenance is not None
+            assert (mask.provenance.stage, mask.provenance.annotator) == ("assisted_manual", "simulated")
+            assert (mask.provenance.checkpoint, mask.provenance.config) == ("", made_by["config"])
+            assert (mask.provenance.prompts, mask.provenance.seconds) == ([], 36)
+    assert load_manifest(tmp_path / "out" / "sa_000000.tar").provenance == made_by
+
+
+def test_provenance_of_what_the_model_made(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
+    run(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY))
+    masks = [mask for record in records(tmp_path / "out") for mask in record.masks]
+    assert len(masks) >= 5
+    for mask in masks:
+        assert mask.provenance is not None
+        assert (mask.provenance.stage, mask.provenance.annotator) == ("fully_automatic", "automatic")
+        assert (mask.provenance.checkpoint, mask.provenance.seconds) == (checkpoint_hash(checkpoint), 0)
+        assert [[x, y] for x, y, _ in mask.provenance.prompts] == mask.point_coords
+
+
+def test_provenance_of_a_mixed_stage(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
+    accept = ["stage.annotator.accept_iou=0.01", "stage.annotator.max_masks=99"]  # so that guesses of random weights may pass
+    run(config("stage=semi_automatic", f"checkpoint={checkpoint}", *EASY, *accept))
+    masks = [mask.provenance for record in records(tmp_path / "out") for mask in record.masks if mask.provenance]
+    assert {(p.annotator, p.seconds > 0) for p in masks} <= {("automatic", False), ("simulated", True)}
+    assert "automatic" in {p.annotator for p in masks}
+
+
+def test_ids_are_unique_over_images(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run(config())
+    ids = [mask.id for record in records(tmp_path / "out") for mask in record.masks]
+    assert len(set(ids)) == len(ids) == 10
+    assert ids[:2] == [0, 1]
+    assert ids[2] == 10_000
+
+
+def test_cut() -> None:
+    references = [Reference(key=letter, image_id=0, path=Path(letter), origin=letter) for letter in "abcde"]
+    assert ["".join(r.key for r in part) for part in cut(references, 2)] == ["ab", "cd", "e"]
+    assert cut([], 2) == []
+    with pytest.raises(ConfigError, match="at least 1"):
+        cut(references, 0)
+
+
+def test_line_for_people(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    ledger = run(config())
+    assert data_engine.run.summary(ledger, Path("OUT")) == "OUT: 5 images, 10 masks in 3 shards; images skipped: none"
