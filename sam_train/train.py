@@ -138,6 +138,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
             logger=make_loggers(cfg, run_dir),
             callbacks=callbacks,
             plugins=[WholeCheckpointIO()],
+            use_distributed_sampler=False,  # ShardDataModule deals the positions out to the ranks itself
             **to_plain(cfg.trainer),
         )
 
