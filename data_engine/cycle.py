@@ -32,10 +32,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from data_engine.promote import is_judged, judge, promoted, publish
-from sam_train.config import config_dir, save_resolved
+from sam_train.config import changed_keys, config_dir, save_resolved
 from sam_train.errors import ConfigError, SamTrainError, exit_with_message
 
 console = Console(highlight=False)
+
+DECISIVE = ("corpus", "stages", "images_per_shard", "training", "evaluation", "promote_by")
+"""What a cycle that goes on must have as it was."""
 
 
 @hydra.main(config_path=config_dir(), config_name="cycle", version_base="1.3")
@@ -51,6 +54,7 @@ def run(cfg: DictConfig) -> None:
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir) as lock:
+        refuse_another(cfg, run_dir)
         save_resolved(cfg, run_dir / "config.yaml")
         cycle = Cycle(cfg, run_dir, lock)
         cycle.make_corpus()
@@ -58,6 +62,14 @@ def run(cfg: DictConfig) -> None:
             cycle.turn(f"{number}_{stage.stage}", stage)
         publish(run_dir)
         cycle.start("report", "data_engine.report", "--run", str(run_dir))
+
+
+def refuse_another(cfg: DictConfig, run_dir: Path) -> None:
+    """Raise ConfigError if the folder holds a cycle of another corpus, stages or training."""
+    saved = run_dir / "config.yaml"
+    if saved.is_file() and (changed := changed_keys(cfg, saved, DECISIVE)):
+        what_to_do = "choose another name=..., or remove the folder to begin anew"
+        raise ConfigError(f"{run_dir} holds a cycle with another {', '.join(changed)}: {what_to_do}")
 
 
 def check(cfg: DictConfig) -> None:

@@ -116,6 +116,15 @@ def config_hash(cfg: DictConfig | Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(to_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]:
+    """Which of the top-level `keys` differ from the config that `save_resolved` wrote."""
+    before = to_plain(OmegaConf.load(saved))
+    now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
+    for config in (before, now):
+        (config.get("data") or {}).pop("num_workers", None)  # changes how fast samples come, not which
+    return [key for key in keys if before.get(key) != now.get(key)]
+
+
 def save_resolved(cfg: DictConfig, path: Path) -> None:
     """Write the resolved config beside a run, so that the run can be read without Hydra."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,14 +21,14 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
-from sam_train.config import build, config_dir, config_hash, save_resolved, to_plain
+from sam_train.config import build, changed_keys, config_dir, config_hash, save_resolved, to_plain
 from sam_train.errors import CheckpointError, ConfigError, exit_with_message
 from sam_train.shards import commit_file
 from sam_train.training import SamModule
@@ -97,11 +97,7 @@ def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> Path | None:
         return None
     if not zipfile.is_zipfile(last):  # what torch writes is one, with its directory at the end
         raise CheckpointError(f"{last} is torn: remove the folder {run_dir} to begin anew")
-    before = to_plain(OmegaConf.load(run_dir / "config.yaml"))
-    now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
-    for config in (before, now):
-        config.get("data", {}).pop("num_workers", None)
-    if changed := [key for key in DECISIVE if before.get(key) != now.get(key)]:
+    if changed := changed_keys(cfg, run_dir / "config.yaml", DECISIVE):
         what_to_do = "choose another name=..., or remove the folder to begin anew"
         raise ConfigError(f"{run_dir} holds a run with another {', '.join(changed)}: {what_to_do}")
     log.info("going on from %s", last)

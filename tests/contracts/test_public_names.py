@@ -11,6 +11,7 @@ import pytest
 PUBLIC = {
     "data_engine.annotators": ["Annotator", "SimulatedAnnotator", "Work"],
     "data_engine.drivers": ["run_slices"],
+    "data_engine.report": ["Report", "write_report"],
     "data_engine.stages": ["AssistedManual", "FullyAutomatic", "SemiAutomatic", "Stage"],
     "sam_train.data.synthetic": ["Scene", "compose_scene", "write_corpus"],
     "sam_train.inference": ["AutomaticMaskGenerator", "GeneratedMask", "Predictor"],
@@ -18,7 +19,7 @@ PUBLIC = {
     "sam_train.metrics": ["ClickIoU"],
     "sam_train.model": ["Sam"],
     "sam_train.optim": ["OptimizerFactory"],
-    "sam_train.prompts": ["PromptSimulator", "Round"],
+    "sam_train.prompts": ["PromptSimulator", "Round", "Then"],
     "sam_train.shards": [
         "Manifest",
         "Sample",

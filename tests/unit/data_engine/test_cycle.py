@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import data_engine.cycle
-from data_engine.cycle import Cycle, locked, quoted, run
-from sam_train.config import config_dir
-from sam_train.errors import SamTrainError
+from data_engine.cycle import Cycle, locked, quoted, refuse_another, run
+from sam_train.config import config_dir, save_resolved
+from sam_train.errors import ConfigError, SamTrainError
 
 SCORES = {"1_assisted_manual": 0.5, "2_semi_automatic": 0.4, "3_fully_automatic": 0.6}
 STAGES = [
@@ -188,3 +188,12 @@ def test_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(data_engine.cycle.console, "print", say)
         with locked(tmp_path):
             assert "waiting for it to end" in said[0]
+
+
+def test_another_cycle_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"corpus": {"truth": "a"}, "stages": [1], "name": "x"})
+    refuse_another(cfg, tmp_path)  # nothing there yet
+    save_resolved(cfg, tmp_path / "config.yaml")
+    refuse_another(OmegaConf.merge(cfg, {"name": "y"}), tmp_path)
+    with pytest.raises(ConfigError, match=r"another corpus.*remove the folder"):
+        refuse_another(OmegaConf.merge(cfg, {"corpus": {"truth": "b"}}), tmp_path)
