@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sam_train.errors import ConfigError, SamTrainError
 
-ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning")
+ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning.callbacks")
 
 
 def config_dir() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from sam_train.config import config_dir, resolve_target, targets, to_plain
+from sam_train.config import ALLOWED_PACKAGES, config_dir, resolve_target, targets, to_plain
 from sam_train.errors import ConfigError
 
 CONFIGS = Path(config_dir())
@@ -33,10 +34,10 @@ EXPERIMENTS = [name.removesuffix(".yaml") for name in names("experiment", "**/*.
 READY_ROOTS = [root for root in ROOTS.values() if f"{root}.yaml" in FILES]
 
 
-def problems_of(target: str, keys: dict[str, Any]) -> list[str]:
+def problems_of(target: str, keys: dict[str, Any], allowed: Sequence[str] = ALLOWED_PACKAGES) -> list[str]:
     """What keeps `target` from being called with `keys`, as far as names can tell."""
     try:
-        found = resolve_target(target)
+        found = resolve_target(target, allowed)
     except ConfigError as error:
         return [str(error)]
     parameters = inspect.signature(found).parameters.values()
@@ -61,7 +62,7 @@ def check_composed(root: str, config: DictConfig) -> None:
     found = problems(plain)
     for (owner, group), target in WIRED.items():
         if owner == root:
-            found += problems_of(target, plain[group])
+            found += problems_of(target, plain[group], allowed=("sam_train", "pytorch_lightning"))
     assert found == []
     named = [target for target, _ in targets(plain)]
     if root in ("train", "evaluate"):

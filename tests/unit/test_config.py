@@ -65,6 +65,8 @@ def test_interpolations_are_resolved_first() -> None:
         "sam_train.no_such_module.Thing",
         "data_engine.no_such_module.Thing",
         "sam_train..geometry.Resize",
+        "pytorch_lightning.Trainer",
+        "sam_train.train.Trainer",
     ],
 )
 def test_what_a_config_may_not_name(target: str) -> None:
