@@ -4,7 +4,7 @@
     sam-train data.shards='FOLDER/*.tar' data.val_shards='HELDOUT/*.tar' name=mine
 
 The run lives in runs/<name>, never under a clock, so a run that was killed goes on where its last checkpoint
-is: start the same command again. At the end it holds model.pt, metrics.json, metrics.csv and config.yaml.
+is: start the same command again. At the end it holds model.pt, metrics.json, csv/metrics.csv and config.yaml.
 """
 
 from __future__ import annotations
@@ -80,6 +80,11 @@ def run(cfg: DictConfig) -> dict[str, float]:
         parts = build(cfg.prompts), build(cfg.losses), build(cfg.optim)
         module = SamModule(model, *parts, **to_plain(cfg.training), seed=cfg.seed)
     last = checkpoint_to_go_on_from(cfg, run_dir)
+    if metrics := metrics_if_done(cfg, run_dir):
+        log.info("%s is done: raise trainer.max_steps to train on, or choose another name=...", run_dir)
+        return metrics
+    if last:
+        log.info("going on from %s", last)
     save_resolved(cfg, run_dir / "config.yaml")
     trainer = make_trainer(cfg, run_dir)
     try:
@@ -93,15 +98,24 @@ def run(cfg: DictConfig) -> dict[str, float]:
 def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> Path | None:
     """Where a run of this name was killed. Raises ConfigError when that was a run of something else."""
     last = run_dir / "checkpoints" / "last.ckpt"
-    if not last.is_file():
+    if not last.is_file() and not (run_dir / "metrics.json").is_file():
         return None
-    if not zipfile.is_zipfile(last):  # what torch writes is one, with its directory at the end
+    if last.is_file() and not zipfile.is_zipfile(last):  # what torch writes is one, with its directory at the end
         raise CheckpointError(f"{last} is torn: remove the folder {run_dir} to begin anew")
     if changed := changed_keys(cfg, run_dir / "config.yaml", DECISIVE):
         what_to_do = "choose another name=..., or remove the folder to begin anew"
         raise ConfigError(f"{run_dir} holds a run with another {', '.join(changed)}: {what_to_do}")
-    log.info("going on from %s", last)
-    return last
+    return last if last.is_file() else None
+
+
+def metrics_if_done(cfg: DictConfig, run_dir: Path) -> dict[str, float] | None:
+    """What metrics.json says of a run that has made its steps; None of one that has not."""
+    path = run_dir / "metrics.json"
+    if not path.is_file() or not (run_dir / "model.pt").is_file():
+        return None
+    metrics: dict[str, float] = json.loads(path.read_bytes())
+    wanted = cfg.trainer.max_steps
+    return metrics if isinstance(wanted, int) and metrics["steps"] >= wanted > 0 else None
 
 
 @contextmanager
