@@ -131,6 +131,8 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
     """Lightning's trainer with our checkpoints, loggers and callbacks."""
     if not isinstance(cfg.trainer.max_steps, int) or cfg.trainer.max_steps < 1:
         raise ConfigError(f"trainer.max_steps is {cfg.trainer.max_steps}: give the number of steps, the schedule depends on it")
+    if str(cfg.trainer.precision) in ("16", "16-mixed"):  # its scaler would scale the encoder's gradient twice
+        raise ConfigError(f"trainer.precision is {cfg.trainer.precision}: the step does not scale its loss, take bf16-mixed")
     callbacks: list[Callback] = [
         ModelCheckpoint(
             dirpath=run_dir / "checkpoints",

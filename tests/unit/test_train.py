@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
 from sam_train.config import config_dir
 from sam_train.data.dataset import PositionSampler
+from sam_train.errors import ConfigError
 from sam_train.train import make_trainer
+
+
+def test_half_precision_that_needs_a_loss_scale_is_refused(tmp_path: Path) -> None:
+    """The encoder's backward pass starts from gradients that are scaled already: Lightning would scale them again."""
+    overrides = ["data.shards=none.tar", "wandb.enabled=false", "trainer.accelerator=cpu", "trainer.precision=16-mixed"]
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        cfg = compose("train", overrides)
+    with pytest.raises(ConfigError, match="take bf16-mixed"):
+        make_trainer(cfg, tmp_path)
 
 
 def test_no_sampler_is_put_in_place_of_ours(tmp_path: Path) -> None:
