@@ -138,6 +138,11 @@ def test_validation_in_between_moves_nothing(shards: Path, unbroken: Path, tmp_p
     assert [row["step"] for row in log_rows(tmp_path) if row["val/miou_at_1"]] == ["2", "5"]
 
 
+def test_validation_shards_are_looked_at_without_further_words(shards: Path, tmp_path: Path) -> None:
+    metrics = run(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.max_steps=2"))
+    assert {"val/miou_at_1", "val/miou_at_3", "val/miou_at_5"} <= metrics.keys()
+
+
 def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     shards: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
