@@ -8,7 +8,6 @@ Prints the means and writes them to `out` as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import hydra
@@ -22,7 +21,8 @@ from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError, exit_with_message
 from sam_train.inference import Predictor
-from sam_train.shards import Sample, commit_file, expand_shards, iterate_samples
+from sam_train.shards import commit_file, expand_shards
+from sam_train.shards.index import index_shard, read_sample
 
 
 @hydra.main(config_path=config_dir(), config_name="evaluate", version_base="1.3")
@@ -39,9 +39,14 @@ def run(cfg: DictConfig) -> dict[str, float]:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     predictor = Predictor(load_checkpoint(Path(cfg.checkpoint), cfg.device))
-    samples: Iterable[Sample] = iterate_samples(expand_shards(cfg.shards))
-    result = build(cfg.protocol).run(predictor, track(list(samples), description="evaluating"))
-    summary = result.summary()
+    protocol = build(cfg.protocol)
+    entries = [entry for shard in expand_shards(cfg.shards) for entry in index_shard(shard)]
+    samples = track((read_sample(entry) for entry in entries), description="evaluating", total=len(entries))
+    summary = protocol.run(predictor, samples).summary()
+    if not summary["num_masks"]:
+        raise ConfigError(
+            f"{cfg.shards} has no mask to measure by in {len(entries)} images: name others, or lower protocol.min_area_px"
+        )
     document = {"checkpoint": checkpoint_hash(Path(cfg.checkpoint)), **summary}
     if cfg.out:
         commit_file(Path(cfg.out), (json.dumps(document, indent=1) + "\n").encode())
