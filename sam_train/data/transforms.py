@@ -55,6 +55,8 @@ class Transform:
     ) -> None:
         if min_area_px < 1 or max_masks < 1:
             raise ValueError(f"min_area_px {min_area_px} and max_masks {max_masks} must be at least 1")
+        if not 0 < scale_jitter[0] <= scale_jitter[1]:
+            raise ValueError(f"scale_jitter {tuple(scale_jitter)} must be two factors above 0, the smaller one first")
         self.image_size, self.max_masks = image_size, max_masks
         self.max_area_fraction, self.min_area_px = max_area_fraction, min_area_px
         self.scale_jitter, self.flip, self.quarter_turns = (scale_jitter[0], scale_jitter[1]), flip, quarter_turns

@@ -183,3 +183,9 @@ def test_a_mask_of_another_image_is_an_error_not_a_skip(mask_record: Record) -> 
 def test_bad_values_are_named(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(values))} 0"):
         Transform(image_size=64, **values)
+
+
+@pytest.mark.parametrize("factors", [(0.0, 1.0), (2.0, 1.0)])
+def test_jitter_that_cannot_be_drawn_is_named(factors: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="scale_jitter"):
+        Transform(image_size=64, scale_jitter=factors)
