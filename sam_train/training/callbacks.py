@@ -14,8 +14,8 @@ from sam_train.structures import Batch
 class MaskPictures(Callback):
     """Logs validation images with the target and the mask after one click to wandb.
 
-    num_images: pictures of the first validation batches. Does nothing for other loggers than wandb's, which have no
-    mask pictures; that is said once at the start.
+    num_images: pictures of the first validation batches. Does nothing without wandb's logger: the others have no mask
+    pictures.
     """
 
     def __init__(self, num_images: int = 4) -> None:

@@ -29,8 +29,9 @@ class SamModule(LightningModule):
     The rounds are backpropagated one by one into the detached image embeddings, and the encoder once at the end: eleven
     rounds cost the memory of one. Fed-back logits carry no gradient (the paper does not say; SAM 2's code lets it flow).
 
-    loss_resolution: "grid" compares at the decoder's resolution, the target area-averaged; "full" upsamples the
-        logits to the model frame, as SAM 2's code does, at four to sixteen times the cost.
+    loss_resolution: "grid" compares at the decoder's resolution, a cell being target when more than half of it is, so
+        that what is thinner than half a cell is lost; "full" upsamples the logits to the model frame, as SAM 2's code
+        does, at four to sixteen times the cost.
     gradient_clip: largest gradient norm; none in SAM 1, 0.1 in SAM 2. None switches it off.
     seed: prompts and dropped paths are drawn from (seed, step, rank), so a resumed step draws what the unbroken run drew.
     """
