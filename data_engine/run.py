@@ -11,7 +11,8 @@ every image).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def run(cfg: DictConfig) -> Ledger:
     run_slices(left, job.run, num_images=sum(len(part) for _, part in left), description=stage.name.replace("_", " "))
     ledger = read_ledger(job.out)
     write_ledger(job.out, ledger)
-    Console().print(summary(ledger, job.out), highlight=False)
+    Console().print(summary(ledger, job.out, source.skipped), highlight=False)
     return ledger
 
 
@@ -159,10 +160,16 @@ def cut(references: Sequence[Reference], size: int) -> list[Sequence[Reference]]
     return [references[i : i + size] for i in range(0, len(references), size)]
 
 
-def summary(ledger: Ledger, out: Path) -> str:
-    """One line for people."""
-    skipped = ", ".join(f"{reason} {number}" for reason, number in ledger.skipped.items()) or "none"
-    return f"{out}: {ledger.images} images, {ledger.masks} masks in {ledger.shards} shards; images skipped: {skipped}"
+def summary(ledger: Ledger, out: Path, not_listed: Mapping[str, str]) -> str:
+    """A line for people, and what became of the masks when there are none. `not_listed` is `Source.skipped`."""
+    skipped = Counter(ledger.skipped) + Counter(not_listed.values())
+    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(skipped.items())) or "none"
+    line = f"{out}: {ledger.images} images, {ledger.masks} masks in {ledger.shards} shards; images skipped: {reasons}"
+    dropped = {name: number for name, number in ledger.counts.items() if name.startswith("dropped/") and number}
+    if ledger.masks or not dropped:
+        return line
+    most = max(dropped, key=lambda name: dropped[name])
+    return f"{line}\nno mask was kept, most went by {most}: a young model wants lower thresholds in stage.generator"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 from data_engine.annotators.base import Work
 from data_engine.ledger import Counts
 from data_engine.structures import Candidate, SourceImage, Verdict
-from sam_train.errors import SkipSample
+from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle, mask_iou, stability_score
 from sam_train.prompts import PromptSimulator
@@ -148,7 +148,7 @@ class SimulatedAnnotator:
     def _objects(self, image: SourceImage) -> np.ndarray:
         if image.record is None:
             message = f"{image.origin} has no ground truth: the simulated annotator needs shards with masks as source"
-            raise SkipSample("no_ground_truth", message, key=image.key)
+            raise ConfigError(message)
         height, width = image.image.shape[:2]
         masks = [decode_rle(m.segmentation, height=height, width=width, key=image.key) for m in image.record.masks]
         return np.stack(masks) if masks else np.zeros((0, height, width), bool)

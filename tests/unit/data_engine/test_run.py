@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import data_engine.run
 from data_engine.annotators import SimulatedAnnotator
+from data_engine.ledger import Ledger
 from data_engine.run import cut, run
 from data_engine.sources import Reference
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
@@ -220,4 +221,12 @@ def test_cut() -> None:
 
 def test_line_for_people(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     ledger = run(config())
-    assert data_engine.run.summary(ledger, Path("OUT")) == "OUT: 5 images, 10 masks in 3 shards; images skipped: none"
+    assert data_engine.run.summary(ledger, Path("OUT"), {}) == "OUT: 5 images, 10 masks in 3 shards; images skipped: none"
+
+
+def test_line_for_people_says_what_was_left_out_and_why_there_is_no_mask() -> None:
+    counts = {"dropped/predicted_iou": 90.0, "dropped/stability": 6.0, "masks_automatic": 0.0}
+    ledger = Ledger(shards=1, images=2, masks=0, skipped={"unreadable": 1}, counts=counts)
+    text = data_engine.run.summary(ledger, Path("OUT"), {"a": "linked_folder", "b": "linked_folder"})
+    assert "images skipped: linked_folder 2, unreadable 1\n" in text
+    assert "most went by dropped/predicted_iou" in text
