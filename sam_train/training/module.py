@@ -120,7 +120,9 @@ class SamModule(LightningModule):
     def _targets(self, masks: Bool[Tensor, "N H W"]) -> Float[Tensor, "N h w"]:
         if self.loss_resolution == "full":
             return masks.float()
-        return (F.adaptive_avg_pool2d(masks.float()[:, None], self.model.logits_size)[:, 0] > 0.5).float()
+        covered = F.adaptive_avg_pool2d(masks.float()[:, None], self.model.logits_size)[:, 0]
+        # Half of a cell, or half of what its fullest cell has: an object thinner than half a cell is still an object.
+        return (covered > 0.5 * covered.amax((1, 2), keepdim=True)).float()
 
     def _at_loss_resolution(self, prediction: Prediction) -> Prediction:
         if self.loss_resolution == "grid":

@@ -306,3 +306,17 @@ def test_targets_on_the_grid_are_the_majority_of_a_cell() -> None:
 def test_bad_values_are_named() -> None:
     with pytest.raises(ValueError, match="loss_resolution must be 'grid' or 'full', got 'half'"):
         make_module(loss_resolution="half")
+
+
+def test_grid_targets_are_half_covered_cells_and_thin_objects_stay() -> None:
+    module = make_module()
+    cells = module.model.logits_size
+    assert SIZE == 2 * cells
+    masks = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
+    masks[0, 4:9, 4:8] = True  # 2 x 2 full cells and a row of half covered ones: those are not more than half
+    masks[1, 11, ::2] = True  # a quarter of each cell it touches
+    targets = module._targets(masks)
+    expected = torch.zeros(2, cells, cells)
+    expected[0, 2:4, 2:4] = 1
+    expected[1, 5] = 1
+    assert torch.equal(targets, expected)
