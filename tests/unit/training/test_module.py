@@ -298,9 +298,10 @@ def test_targets_on_the_grid_are_the_majority_of_a_cell() -> None:
     masks = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
     masks[0, 0, 0:2] = True  # half of the cell of 2 x 2: not more than half
     masks[0, 2, 2:4] = masks[0, 3, 2] = True  # three of four
+    masks[0, 4:6, 4:6] = True  # a full cell
     targets = module._targets(masks)
     assert targets.shape == (1, 16, 16)
-    assert targets[0].nonzero().tolist() == [[1, 1]]
+    assert targets[0].nonzero().tolist() == [[1, 1], [2, 2]]
 
 
 def test_bad_values_are_named() -> None:
