@@ -31,7 +31,9 @@ class SamLoss:
     focal_normalize: "pixels" is the mean over all pixels; "weights" divides by the sum of the weights (1 - p_t)^gamma, as
         RITM's normalized focal loss does. The paper does not say. Over all pixels, a small object weighs so little that a
         model that starts from nothing first learns to answer "nothing" for thousands of steps; over the weights it
-        starts at once, and wants a focal_weight near 1.
+        starts at once, and wants a focal_weight below 1.
+    loser_weight: share of the mask loss that is the mean over all candidates instead of the lowest. 0 (paper): only the
+        lowest learns. A model that starts from nothing then often learns with one of its three candidates alone.
     supervise_all_ious: the IoU head learns from all candidates (SAM 2's recipe) or from the best one only (SAM 2's
         code says SAM 1 did so).
     iou_loss: "mse" (paper) or "l1" (SAM 2).
@@ -46,6 +48,7 @@ class SamLoss:
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         focal_normalize: str = "pixels",
+        loser_weight: float = 0.0,
         supervise_all_ious: bool = False,
         iou_loss: str = "mse",
     ) -> None:
@@ -56,6 +59,9 @@ class SamLoss:
         if focal_normalize not in ("pixels", "weights"):
             raise ValueError(f"focal_normalize must be 'pixels' or 'weights', got {focal_normalize!r}")
         self.focal_normalize = focal_normalize
+        if not 0 <= loser_weight < 1:
+            raise ValueError(f"loser_weight must be in [0, 1), got {loser_weight}")
+        self.loser_weight = loser_weight
         self.supervise_all_ious = supervise_all_ious
         self.iou_error = F.mse_loss if iou_loss == "mse" else F.l1_loss
 
@@ -67,11 +73,12 @@ class SamLoss:
         dice = dice_loss(logits, target)
         mask_loss = self.focal_weight * focal + self.dice_weight * dice
         best = mask_loss.argmin(1, keepdim=True)
+        taught = mask_loss.gather(1, best)[:, 0].lerp(mask_loss.mean(1), self.loser_weight)
         true_iou = _iou(logits.detach(), target)
         iou = self.iou_error(prediction.iou_scores.float(), true_iou, reduction="none")
         best_iou = iou.mean(1) if self.supervise_all_ious else iou.gather(1, best)[:, 0]
         return LossTerms(
-            total=mask_loss.gather(1, best).mean() + self.iou_weight * best_iou.mean(),
+            total=taught.mean() + self.iou_weight * best_iou.mean(),
             focal=focal.gather(1, best).mean().detach(),
             dice=dice.gather(1, best).mean().detach(),
             iou=best_iou.mean().detach(),
