@@ -312,7 +312,7 @@ def test_bad_values_are_named() -> None:
 def test_grid_targets_are_half_covered_cells_and_thin_objects_stay() -> None:
     module = make_module()
     cells = module.model.logits_size
-    assert SIZE == 2 * cells
+    assert 2 * cells == SIZE
     masks = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
     masks[0, 4:9, 4:8] = True  # 2 x 2 full cells and a row of half covered ones: those are not more than half
     masks[1, 11, ::2] = True  # a quarter of each cell it touches
