@@ -17,7 +17,8 @@ class StepLog(CSVLogger):
     """Lightning's CSV log in `folder`, which keeps the rows before the step at which a run goes on.
 
     Lightning's own deletes what an earlier process logged. Rows at and after that step are dropped, because those steps
-    are done again, and each row is on the disk when its step ends.
+    are done again, and each row is on the disk when its step ends. A kill between a checkpoint and the end of the step that
+    it belongs to loses that step's row.
     """
 
     def __init__(self, folder: Path) -> None:
