@@ -8,8 +8,6 @@ Only tensors and plain containers, so `weights_only=True` reads it; the config m
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 
 from sam_train.config import build
 from sam_train.errors import CheckpointError, ConfigError
+from sam_train.files import file_sha256, written_whole
 from sam_train.model import Sam
 
 FORMAT = "sam-train/1"
@@ -30,21 +29,14 @@ def save_checkpoint(path: Path, model: Sam, config: Mapping[str, Any], provenanc
 
 
 def write_whole(path: Path, document: Mapping[str, Any]) -> None:
-    """`torch.save`, whole or not at all: aside in the same folder, sync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """`torch.save`, whole or not at all."""
     try:
-        with aside.open("wb") as stream:
+        with written_whole(path) as stream:
             torch.save(document, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
     except RuntimeError as error:  # torch closes the file that a full disk would not take, and stumbles over it
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Sam:
@@ -81,11 +73,7 @@ def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) 
 def checkpoint_hash(path: Path) -> str:
     """SHA-256 of the file, hex."""
     _require(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(path)
 
 
 def _read(path: Path) -> dict[str, Any]:
