@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sam_train.shards import commit_file, done_shards, load_manifest
+from sam_train.files import commit_file
+from sam_train.shards import done_shards, load_manifest
 
 
 class Counts(dict[str, float]):

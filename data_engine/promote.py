@@ -8,13 +8,14 @@ A candidate is promoted only if it is better on images that no stage sees.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sam_train.checkpoint import checkpoint_hash
 from sam_train.errors import ConfigError
-from sam_train.shards import commit_file
+from sam_train.files import commit_file, written_whole
 
 
 def promoted(run_dir: Path) -> Path | None:
@@ -55,7 +56,8 @@ def publish(run_dir: Path) -> None:
     """Put a copy of the promoted model at run_dir/model.pt, where people look for it."""
     checkpoint = promoted(run_dir)
     if checkpoint is not None:
-        commit_file(run_dir / "model.pt", checkpoint.read_bytes())
+        with written_whole(run_dir / "model.pt") as copy, checkpoint.open("rb") as original:
+            shutil.copyfileobj(original, copy)
 
 
 def _read(run_dir: Path) -> dict[str, Any]:

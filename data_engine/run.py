@@ -30,10 +30,11 @@ from data_engine.structures import SourceImage
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.config import build, config_dir, config_hash, to_plain
 from sam_train.errors import ConfigError, SkipSample, exit_with_message
+from sam_train.files import commit_file
 from sam_train.masks import encode_rle, mask_to_box_xywh
 from sam_train.model import Sam
 from sam_train.records import ImageRecord, MaskRecord, Provenance
-from sam_train.shards import commit_file, manifest_path, write_shard
+from sam_train.shards import manifest_path, write_shard
 
 
 @hydra.main(config_path=config_dir(), config_name="engine", version_base="1.3")

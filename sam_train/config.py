@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sam_train.errors import ConfigError, SamTrainError
+from sam_train.files import commit_file
 
 ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning.callbacks")
 
@@ -127,10 +127,4 @@ def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]
 
 def save_resolved(cfg: DictConfig, path: Path) -> None:
     """Write the resolved config beside a run, so that the run can be read without Hydra."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    commit_file(path, OmegaConf.to_yaml(cfg, resolve=True).encode())

@@ -20,8 +20,9 @@ from rich.table import Table
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError, exit_with_message
+from sam_train.files import commit_file
 from sam_train.inference import Predictor
-from sam_train.shards import commit_file, expand_shards
+from sam_train.shards import expand_shards
 from sam_train.shards.index import index_shard, read_sample
 
 

@@ -30,7 +30,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
 from sam_train.config import build, changed_keys, config_dir, config_hash, save_resolved, to_plain
 from sam_train.errors import CheckpointError, ConfigError, exit_with_message
-from sam_train.shards import commit_file
+from sam_train.files import commit_file
 from sam_train.training import SamModule
 from sam_train.training.checkpoint_io import WholeCheckpointIO
 from sam_train.training.step_log import StepLog

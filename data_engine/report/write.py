@@ -17,7 +17,8 @@ from data_engine.report.page import Page, render
 from data_engine.report.run_folder import RunFolder, read_run
 from data_engine.report.training_log import read_log
 from sam_train.errors import ConfigError
-from sam_train.shards import Manifest, Sample, commit_file, expand_shards
+from sam_train.files import commit_file
+from sam_train.shards import Manifest, Sample, expand_shards
 
 NUM_GALLERY = 6
 Item = TypeVar("Item")

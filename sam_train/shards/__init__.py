@@ -8,12 +8,11 @@ folder/
 from sam_train.shards.jpeg import decode_jpeg, encode_jpeg
 from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
 from sam_train.shards.reader import Sample, expand_shards, iterate_samples
-from sam_train.shards.writer import commit_file, write_shard
+from sam_train.shards.writer import write_shard
 
 __all__ = [
     "Manifest",
     "Sample",
-    "commit_file",
     "decode_jpeg",
     "done_shards",
     "encode_jpeg",

@@ -23,7 +23,6 @@ PUBLIC = {
     "sam_train.shards": [
         "Manifest",
         "Sample",
-        "commit_file",
         "decode_jpeg",
         "done_shards",
         "encode_jpeg",

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord, Provenance
-from sam_train.shards import commit_file, iterate_samples, load_manifest, manifest_path, write_shard
+from sam_train.shards import iterate_samples, load_manifest, manifest_path, write_shard
 
 Samples = list[tuple[ImageRecord, bytes]]
 SA1B_KEYS = {"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "crop_box", "point_coords"}
@@ -165,19 +164,3 @@ def test_masks_lie_where_the_picture_is_bright(tiny_shard: Path) -> None:
         (annotation,) = json.load(tar.extractfile("sa_000001.json"))["annotations"]
     mask = coco_mask.decode(annotation["segmentation"]).astype(bool)
     assert image[mask].mean() > image[~mask].mean() + 60
-
-
-def test_commit_file_replaces_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "a.json"
-    commit_file(path, b"one")
-    commit_file(path, b"two")
-    assert path.read_bytes() == b"two"
-
-    def no_space(_: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="no space left"):
-        commit_file(path, b"three")
-    assert path.read_bytes() == b"two"
-    assert names(path.parent) == ["a.json"]

@@ -1,0 +1,158 @@
+"""A file is whole or not there, whatever happens while it is written, and what a killed process left does not stay."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from sam_train.files import commit_file, file_sha256, written_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def leftover(path: Path, host: str = "") -> Path:
+    """The aside of a process that is gone."""
+    return path.with_name(f".{path.name}.{host or socket.gethostname()}.4711.0a1b2c3d.tmp")
+
+
+def test_content_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "a.bin"
+    with written_whole(path) as stream:
+        stream.write(b"one")
+        stream.flush()
+        assert not path.exists()
+        (aside,) = path.parent.iterdir()
+        assert aside.name.startswith(".a.bin.")
+        assert aside.name.endswith(".tmp")
+    assert path.read_bytes() == b"one"
+    assert names(path.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.bin"
+    commit_file(path, b"one")
+
+    def fail() -> None:
+        with written_whole(path) as stream:
+            stream.write(b"two")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_bytes() == b"one"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_file_that_does_not_reach_the_disk_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    commit_file(path, b"one")
+
+    def no_space(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="no space left"):
+        commit_file(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_file_and_folder_are_synced_in_that_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[bool, bool]] = []
+    path = tmp_path / "a.bin"
+
+    def note(descriptor: int) -> None:
+        synced.append((os.path.isdir(f"/proc/self/fd/{descriptor}"), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    commit_file(path, b"one")
+    assert synced == [(False, False), (True, True)]
+
+
+def test_the_aside_of_a_dead_process_goes_with_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].bin"
+    of_this_file = leftover(path)
+    others = [leftover(tmp_path / "b.bin"), leftover(path, host="another-machine"), tmp_path / "a[1].bin.tmp"]
+    for aside in (of_this_file, *others):
+        aside.write_bytes(b"half")
+    commit_file(path, b"whole")
+    assert names(tmp_path) == sorted([path.name, *(aside.name for aside in others)])
+
+
+def test_the_aside_of_a_living_writer_stays(tmp_path: Path) -> None:
+    """Two containers of one machine may well write the same file; the one that ends last wins."""
+    path = tmp_path / "a.bin"
+    with written_whole(path) as slow:
+        slow.write(b"slow")
+        commit_file(path, b"quick")
+        assert path.read_bytes() == b"quick"
+    assert path.read_bytes() == b"slow"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_killed_process(tmp_path: Path) -> None:
+    program = """
+        import sys, time
+        from pathlib import Path
+        from sam_train.files import written_whole
+        with written_whole(Path(sys.argv[1])) as stream:
+            print("writing", flush=True)
+            time.sleep(60)
+    """
+    path = tmp_path / "a.bin"
+    command = [sys.executable, "-c", textwrap.dedent(program), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        commit_file(path, b"one")
+        assert len(names(tmp_path)) == 2, "it lives, so its aside stays"
+        process.send_signal(signal.SIGKILL)
+    assert len(names(tmp_path)) == 2
+    commit_file(path, b"two")
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_an_aside_that_was_taken_for_a_leftover_before_it_was_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = iter(["first", "second"])
+
+    def token(_: int) -> str:
+        return next(tokens)
+
+    def flock(stream: object, how: int) -> None:
+        for aside in tmp_path.glob("*.first.tmp"):  # the other writer comes here
+            aside.unlink()
+
+    monkeypatch.setattr("sam_train.files.token_hex", token)
+    monkeypatch.setattr("fcntl.flock", flock)
+    commit_file(tmp_path / "a.bin", b"one")
+    assert next(tokens, None) is None, "it began again"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(stream: object, how: int) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    left = leftover(tmp_path / "a.bin")
+    left.write_bytes(b"half")
+    commit_file(tmp_path / "a.bin", b"one")
+    assert names(tmp_path) == [left.name, "a.bin"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 7])
+def test_sha256_is_that_of_the_whole_file(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(i % 251 for i in range(min(size, 4096))) * (size // 4096) + b"x" * (size % 4096))
+    assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
