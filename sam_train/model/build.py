@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fairscale.nn.checkpoint import checkpoint_wrapper
-from torch import nn
 
 from sam_train.errors import ConfigError
 from sam_train.model.image_encoder import ImageEncoder
 from sam_train.model.mask_decoder import MaskDecoder
 from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.model.sam import Sam
+from sam_train.model.tiny_vit import MERGE_STRIDES, STRIDE, TinyViT
 from sam_train.model.transformer import TwoWayTransformer
 
 
@@ -45,8 +45,6 @@ def build_sam(
             f"image_size {image_size} must be a multiple of patch_size {patch_size}, embed_dim {embed_dim} of num_heads "
             f"{num_heads}, and prompt_dim {prompt_dim} of 16"
         )
-    if prompt_dim % (2 * decoder_heads):
-        raise ConfigError(f"prompt_dim {prompt_dim} must be a multiple of twice decoder_heads {decoder_heads}")
     if stem not in ("linear", "conv"):
         raise ConfigError(f"stem must be 'linear' or 'conv', got {stem!r}")
     if not set(global_attn_indexes) <= set(range(depth)):
@@ -64,13 +62,87 @@ def build_sam(
         drop_path_rate=drop_path_rate,
         stem=stem,
     )
-    if activation_checkpointing:
-        encoder.blocks = nn.ModuleList(checkpoint_wrapper(block) for block in encoder.blocks)
-    transformer = TwoWayTransformer(
-        depth=decoder_depth, dim=prompt_dim, num_heads=decoder_heads, mlp_dim=decoder_mlp_dim, dropout=decoder_dropout
+    return _assemble(
+        encoder,
+        grid_size=image_size // patch_size,
+        prompt_dim=prompt_dim,
+        mlp_dim=decoder_mlp_dim,
+        depth=decoder_depth,
+        heads=decoder_heads,
+        dropout=decoder_dropout,
+        activation_checkpointing=activation_checkpointing,
     )
+
+
+def build_mobile_sam(
+    *,
+    image_size: int = 1024,
+    embed_dims: Sequence[int] = (64, 128, 160, 320),
+    depths: Sequence[int] = (2, 2, 6, 2),
+    num_heads: Sequence[int] = (2, 4, 5, 10),
+    window_sizes: Sequence[int] = (7, 7, 14, 7),
+    prompt_dim: int = 256,
+    decoder_mlp_dim: int = 2048,
+    decoder_depth: int = 2,
+    decoder_heads: int = 8,
+    decoder_dropout: float = 0.0,
+    drop_path_rate: float = 0.0,
+    freeze_batch_norm: bool = False,
+    activation_checkpointing: bool = False,
+) -> Sam:
+    """A SAM with MobileSAM's TinyViT encoder (see `TinyViT` for its numbers), the rest as in `build_sam`.
+
+    Raises ConfigError when the numbers cannot go together.
+    """
+    stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "window_sizes": window_sizes}
+    if any(len(numbers) != len(MERGE_STRIDES) + 1 or min(numbers) < 1 for numbers in stages.values()):
+        raise ConfigError(f"an encoder of four stages needs four positive numbers of each of {', '.join(stages)}: got {stages}")
+    if image_size % STRIDE or prompt_dim % 16:
+        raise ConfigError(f"image_size {image_size} must be a multiple of {STRIDE}, and prompt_dim {prompt_dim} of 16")
+    if any(dim % heads for dim, heads in zip(embed_dims[1:], num_heads[1:], strict=True)):
+        raise ConfigError(f"embed_dims {list(embed_dims)} must be multiples of num_heads {list(num_heads)} from the second on")
+    encoder = TinyViT(
+        image_size=image_size,
+        embed_dims=embed_dims,
+        depths=depths,
+        num_heads=num_heads,
+        window_sizes=window_sizes,
+        out_chans=prompt_dim,
+        drop_path_rate=drop_path_rate,
+        freeze_batch_norm=freeze_batch_norm,
+    )
+    return _assemble(
+        encoder,
+        grid_size=image_size // STRIDE,
+        prompt_dim=prompt_dim,
+        mlp_dim=decoder_mlp_dim,
+        depth=decoder_depth,
+        heads=decoder_heads,
+        dropout=decoder_dropout,
+        activation_checkpointing=activation_checkpointing,
+    )
+
+
+def _assemble(
+    encoder: ImageEncoder | TinyViT,
+    *,
+    grid_size: int,
+    prompt_dim: int,
+    mlp_dim: int,
+    depth: int,
+    heads: int,
+    dropout: float,
+    activation_checkpointing: bool,
+) -> Sam:
+    """The encoder with a prompt encoder and a mask decoder of its width."""
+    if prompt_dim % (2 * heads):
+        raise ConfigError(f"prompt_dim {prompt_dim} must be a multiple of twice decoder_heads {heads}")
+    if activation_checkpointing:
+        for block in encoder.blocks:
+            checkpoint_wrapper(block)  # in place: the names of the parameters stay
+    transformer = TwoWayTransformer(depth=depth, dim=prompt_dim, num_heads=heads, mlp_dim=mlp_dim, dropout=dropout)
     return Sam(
         encoder,
-        PromptEncoder(embed_dim=prompt_dim, image_size=image_size, grid_size=image_size // patch_size),
+        PromptEncoder(embed_dim=prompt_dim, image_size=encoder.image_size, grid_size=grid_size),
         MaskDecoder(dim=prompt_dim, transformer=transformer),
     )

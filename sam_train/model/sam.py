@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sam_train.model.image_encoder import ImageEncoder
 from sam_train.model.mask_decoder import MaskDecoder
 from sam_train.model.prompt_encoder import PromptEncoder
+from sam_train.model.tiny_vit import TinyViT
 from sam_train.structures import Prediction, Prompts
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -21,7 +22,7 @@ class Sam(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+    def __init__(self, image_encoder: ImageEncoder | TinyViT, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
         self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).reshape(3, 1, 1), persistent=False)

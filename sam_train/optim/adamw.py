@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam_train.model.sam import Sam
+from sam_train.model.tiny_vit import TinyViT
 
 
 class OptimizerFactory:
@@ -61,20 +63,32 @@ class OptimizerFactory:
     def parameter_groups(self, model: Sam) -> list[dict[str, object]]:
         """Parameters grouped by (learning rate, weight decay)."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        depth = len(model.image_encoder.blocks)
+        depths = stage_depths(model)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            lr = self.lr * self.layer_decay ** (depth + 1 - layer_id(name, depth))
-            exempt = not self.decay_norms_and_biases and (parameter.ndim < 2 or name.endswith("pos_embed"))
+            lr = self.lr * self.layer_decay ** (sum(depths) + 1 - layer_id(name, depths))
+            exempt = not self.decay_norms_and_biases and (parameter.ndim < 2 or name.endswith(("pos_embed", "attention_biases")))
             groups.setdefault((lr, 0.0 if exempt else self.weight_decay), []).append(parameter)
         return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]
 
 
-def layer_id(name: str, depth: int) -> int:
-    """0 for the embeddings of patches and positions, i + 1 for block i, depth + 1 for all else (ViTDet's rule)."""
+def stage_depths(model: Sam) -> tuple[int, ...]:
+    """How many blocks each stage of the image encoder has; a ViT is one stage."""
+    encoder = model.image_encoder
+    return encoder.depths if isinstance(encoder, TinyViT) else (len(encoder.blocks),)
+
+
+def layer_id(name: str, depths: Sequence[int]) -> int:
+    """0 for the embeddings of patches and positions, i + 1 for block i, blocks + 1 for all else (ViTDet's rule).
+
+    Blocks are counted through the stages; what merges a stage into the next belongs to the stage's last block, as in
+    TinyViT's own training.
+    """
     if name.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed")):
         return 0
-    if name.startswith("image_encoder.blocks."):
-        return int(name.split(".")[2]) + 1
-    return depth + 1
+    if block := re.match(r"image_encoder\.(?:layers\.(\d+)\.)?blocks\.(\d+)\.", name):
+        return sum(depths[: int(block[1] or 0)]) + int(block[2]) + 1
+    if merge := re.match(r"image_encoder\.layers\.(\d+)\.downsample\.", name):
+        return sum(depths[: int(merge[1]) + 1])
+    return sum(depths) + 1

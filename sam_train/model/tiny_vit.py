@@ -1,0 +1,221 @@
+"""The image encoder of MobileSAM: TinyViT with 5 million parameters (Wu et al. 2022; Zhang et al. 2023, section 3).
+
+A convolutional stem, a stage of inverted bottlenecks and three stages of windowed attention, with merging between the
+stages. The last merge keeps the stride, so that the grid is an image's sixteenth, as the mask decoder expects.
+State-dict keys are those of the released `mobile_sam.pt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sam_train.model.image_encoder import window_partition, window_unpartition
+from sam_train.model.layers import DropPath, LayerNorm2d
+
+STRIDE = 16
+"""Pixels of an image token: the stem takes 4, two of the three merges 2 each."""
+MERGE_STRIDES = (2, 2, 1)
+EXPANSION = 4
+"""An MBConv and an MLP are this many times as wide inside."""
+
+
+class TinyViT(nn.Module):
+    """B 3 H W normalised pixels to B C h w image embeddings, h = H / 16 and w = W / 16; H and W are multiples of 16.
+
+    image_size: side of the model frame in pixels. The weights do not depend on it.
+    embed_dims, depths, num_heads, window_sizes: of the four stages; the first has no attention, so its heads and window
+        are not used.
+    drop_path_rate: of the last block; it grows linearly from 0 at the first.
+    freeze_batch_norm: batch norms use their running statistics in training too. Released weights want it: where their
+        norms are folded into the convolutions, the statistics of a batch would rescale every layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        embed_dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        window_sizes: Sequence[int],
+        out_chans: int,
+        drop_path_rate: float = 0.0,
+        freeze_batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.depths, self.frozen_batch_norm = image_size, tuple(depths), freeze_batch_norm
+        rates = iter([drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))])
+        self.patch_embed = PatchEmbed(embed_dims[0])
+        self.layers = nn.ModuleList()
+        for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
+            blocks: list[nn.Module] = [
+                Block(dim, num_heads[i], window_sizes[i], next(rates)) if i else MBConv(dim, next(rates)) for _ in range(depth)
+            ]
+            merge = PatchMerging(dim, embed_dims[i + 1], MERGE_STRIDES[i]) if i + 1 < len(depths) else None
+            self.layers.append(Stage(blocks, merge))
+        self.neck = nn.Sequential(
+            nn.Conv2d(embed_dims[-1], out_chans, 1, bias=False),
+            LayerNorm2d(out_chans),
+            nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False),
+            LayerNorm2d(out_chans),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        self.train(self.training)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks in the order in which an image passes them."""
+        return [block for stage in self.layers for block in stage.blocks]  # type: ignore[union-attr]
+
+    def train(self, mode: bool = True) -> TinyViT:
+        """As every module's; frozen batch norms stay as in evaluation."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(mode and not self.frozen_batch_norm)
+        return self
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
+            raise ValueError(f"an image of {x.shape[2]} x {x.shape[3]} does not do: both sides must be multiples of {STRIDE}")
+        x = self.patch_embed(x)
+        for stage in self.layers:
+            x = stage(x)
+        return self.neck(x)
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution without bias and the batch norm that gives it one."""
+
+    def __init__(self, i: int, o: int, kernel: int, *, stride: int = 1, groups: int = 1, norm_weight: float = 1.0) -> None:
+        super().__init__()
+        self.add_module("c", nn.Conv2d(i, o, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False))
+        norm = nn.BatchNorm2d(o)
+        nn.init.constant_(norm.weight, norm_weight)
+        self.add_module("bn", norm)
+
+
+class PatchEmbed(nn.Module):
+    """Two convolutions of stride 2."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(ConvNorm(3, dim // 2, 3, stride=2), nn.GELU(), ConvNorm(dim // 2, dim, 3, stride=2))
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return self.seq(x)
+
+
+class Stage(nn.Module):
+    """Blocks of one width, then the merge that leads to the next stage."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D i j"]:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class MBConv(nn.Module):
+    """An inverted bottleneck: widen, depthwise 3 x 3, narrow; the last norm starts at zero, so as the identity."""
+
+    def __init__(self, dim: int, drop_path: float) -> None:
+        super().__init__()
+        hidden = EXPANSION * dim
+        self.conv1 = ConvNorm(dim, hidden, 1)
+        self.conv2 = ConvNorm(hidden, hidden, 3, groups=hidden)
+        self.conv3 = ConvNorm(hidden, dim, 1, norm_weight=0.0)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        hidden = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+        return F.gelu(x + self.drop_path(self.conv3(hidden)))
+
+
+class PatchMerging(nn.Module):
+    """To the next width, and to every second pixel where the stride is 2."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(dim, out_dim, 1)
+        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=stride, groups=out_dim)
+        self.conv3 = ConvNorm(out_dim, out_dim, 1)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D i j"]:
+        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+
+
+class Block(nn.Module):
+    """Windowed attention, a depthwise convolution that joins the windows, and an MLP."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, drop_path: float) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.attn = Attention(dim, num_heads, window_size)
+        self.local_conv = ConvNorm(dim, dim, 3, groups=dim)
+        self.mlp = Mlp(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        tokens = x.permute(0, 2, 3, 1)
+        # Padding comes before the norm, which lies inside the attention: padded tokens are attended to, as released.
+        windows, padded_hw = window_partition(tokens, self.window_size)
+        attended = window_unpartition(self.attn(windows), self.window_size, padded_hw, tokens.shape[1:3])
+        x = self.local_conv((tokens + self.drop_path(attended)).permute(0, 3, 1, 2))
+        tokens = x.permute(0, 2, 3, 1)
+        return (tokens + self.drop_path(self.mlp(tokens))).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention in a square window, with a learnt bias for each |row| and |column| distance."""
+
+    bias_index: Tensor
+
+    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
+        self.register_buffer("bias_index", distance_index(window_size), persistent=False)
+
+    def forward(self, x: Float[Tensor, "W s s C"]) -> Float[Tensor, "W s s C"]:
+        # Released weights keep query, key and value of a head together.
+        q, k, v = self.qkv(self.norm(x)).flatten(1, 2).unflatten(-1, (self.num_heads, 3, -1)).transpose(1, 2).unbind(3)
+        # Gathered each time: a bias that is kept would be stale after a step or a load.
+        bias = F.embedding(self.bias_index, self.attention_biases.T).permute(2, 0, 1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None]).transpose(1, 2).reshape(x.shape)
+        return self.proj(x)
+
+
+class Mlp(nn.Module):
+    """The feed-forward half, its norm inside."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, EXPANSION * dim)
+        self.fc2 = nn.Linear(EXPANSION * dim, dim)
+
+    def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w C"]:
+        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+
+def distance_index(size: int) -> Int[Tensor, "L L"]:
+    """For each pair of the L = size^2 places of a window: size * |row distance| + |column distance|."""
+    place = torch.arange(size)
+    distance = (place[:, None] - place).abs()
+    return (size * distance[:, None, :, None] + distance[None, :, None, :]).reshape(size**2, size**2)
