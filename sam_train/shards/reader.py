@@ -1,28 +1,18 @@
-"""Reading shards: names to files, tars to samples."""
+"""Reading shards: names to files, and tars to samples in one pass."""
 
 from __future__ import annotations
 
 import glob
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import braceexpand
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.records import ImageRecord
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One image as it lies in a shard: JPEG bytes undecoded, record parsed."""
-
-    shard: str
-    jpeg: bytes
-    record: ImageRecord
+from sam_train.shards.members import TORN, Sample, opened, pairs_of, split_name
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[Path]:
@@ -59,53 +49,26 @@ def _named_by(name: str) -> list[Path]:
 
 
 def iterate_samples(shards: Sequence[Path]) -> Iterator[Sample]:
-    """Every sample of every shard, in order.
+    """Every sample of every shard, in order, each shard in one pass from its beginning to its end (webdataset).
 
-    Raises ShardError for a torn tar, a half pair, or a record that the schema does not know: what is skipped
-    and what ends the run is the caller's decision.
+    Raises ShardError for what `pairs_of` refuses, before a shard's first sample; for a pair that is not adjacent, and a
+    record that the schema does not know: what is skipped and what ends the run is the caller's decision.
     """
     for shard in shards:
-        yield from _iterate_shard(shard)
+        with opened(shard) as stream:
+            keys = list(pairs_of(stream, shard))
+            stream.seek(0)
+            yield from _stream(stream, shard, keys)
 
 
-def _iterate_shard(shard: Path) -> Iterator[Sample]:
-    if not shard.is_file():
-        raise ShardError("no such shard", shard=str(shard))
-    _check_whole(shard)
-    with shard.open("rb") as stream:
-        samples = group_by_keys(tar_file_expander([{"url": str(shard), "stream": stream}]))
-        while True:
-            try:
-                sample = next(samples, None)
-            except (OSError, ValueError, tarfile.TarError) as error:
-                raise ShardError(f"the tar does not read: {error}; write the shard again", shard=str(shard)) from error
-            if sample is None:
-                return
-            yield _to_sample(sample, str(shard))
-
-
-def _check_whole(shard: Path) -> None:
-    """Raise ShardError unless the tar's members end in the zero blocks that close it.
-
-    tarfile takes a shard that was cut between two members, or whose next header is garbage, for one that ends there.
-    Only headers are read.
-    """
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            tar.getmembers()
-            end = tar.offset
-        with shard.open("rb") as stream:
-            stream.seek(end)
-            closed = stream.read(2 * tarfile.BLOCKSIZE) == bytes(2 * tarfile.BLOCKSIZE)
-    except (OSError, tarfile.TarError) as error:
-        raise ShardError(f"the tar is torn or no tar: {error}; write the shard again", shard=str(shard)) from error
-    if not closed:
-        raise ShardError(f"the tar is torn: no member and no end at byte {end}; write the shard again", shard=str(shard))
-
-
-def _to_sample(sample: dict[str, Any], shard: str) -> Sample:
-    key = sample["__key__"].removeprefix("./")
-    if "jpg" not in sample or "json" not in sample:
-        present = sorted(k for k in sample if not k.startswith("__"))
-        raise ShardError(f"expected adjacent {key}.jpg and {key}.json, found {present}", shard=shard, key=key)
-    return Sample(shard=shard, jpeg=sample["jpg"], record=ImageRecord.from_json(sample["json"], key=key, shard=shard))
+def _stream(stream: BinaryIO, shard: Path, keys: Sequence[str]) -> Iterator[Sample]:
+    files = tar_file_expander([{"url": str(shard), "stream": stream}], select_files=lambda name: split_name(name)[0] is not None)
+    groups = group_by_keys(files, keys=split_name)
+    for key in keys:
+        try:
+            group: dict[str, Any] = next(groups, {})
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise ShardError(f"{error}; {TORN}", shard=str(shard)) from error
+        if group.get("__key__") != key or not {"jpg", "json"} <= group.keys():
+            raise ShardError(f"{key}.jpg and {key}.json are not adjacent: write the shard again", shard=str(shard), key=key)
+        yield Sample.parsed(shard, key, jpeg=group["jpg"], document=group["json"])
