@@ -26,7 +26,7 @@ from data_engine.drivers import run_slices
 from data_engine.ledger import Counts, Ledger, read_ledger, write_ledger
 from data_engine.sources import Reference, Source, open_source
 from data_engine.stages import Stage
-from data_engine.structures import SourceImage
+from data_engine.structures import Origin, SourceImage
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.config import build, config_dir, config_hash, to_plain
 from sam_train.errors import ConfigError, SkipSample, exit_with_message
@@ -132,7 +132,7 @@ class SliceJob:
                 provenance=Provenance(
                     stage=self.stage.name,
                     checkpoint=self.made_by["checkpoint"],
-                    annotator=self.stage.annotator_name if candidate.seconds else "automatic",
+                    annotator="automatic" if candidate.origin is Origin.GENERATED else self.stage.annotator_name,
                     config=self.made_by["config"],
                     prompts=candidate.prompts,
                     seconds=candidate.seconds,

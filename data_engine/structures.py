@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 
@@ -25,16 +26,28 @@ class SourceImage:
     """The masks it already has, when the source is a shard."""
 
 
+class Origin(Enum):
+    """How a mask came about."""
+
+    GENERATED = auto()
+    """By the model over a grid; nobody took part."""
+    CLICKED = auto()
+    """By the model, from an annotator's prompts."""
+    DRAWN = auto()
+    """By an annotator, with the brush."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
     """A mask that somebody or something proposes, with where it comes from. Image frame throughout."""
 
     mask: np.ndarray
     """HW bool."""
+    origin: Origin
     predicted_iou: float
-    """The model's own estimate, about 0..1."""
+    """The model's own estimate, about 0..1; 1 for a drawn mask, which no model estimated."""
     stability_score: float
-    """0..1."""
+    """0..1; 1 for a drawn mask."""
     crop_box: list[float]
     """XYWH in pixels: the window of the image that the model saw."""
     point_coords: list[list[float]]

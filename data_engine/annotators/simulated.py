@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_engine.annotators.base import Work
 from data_engine.ledger import Counts
-from data_engine.structures import Candidate, SourceImage, Verdict
+from data_engine.structures import Candidate, Origin, SourceImage, Verdict
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle, mask_iou, stability_score
@@ -83,8 +83,8 @@ class SimulatedAnnotator:
             masks = self._clicked(torch.from_numpy(wanted), predictor, image) if len(wanted) else []
         counts = Counts(
             clicks=sum(len(m.prompts) for m in masks),
-            masks_drawn=sum(m.predicted_iou == DRAWN for m in masks),
-            masks_clicked=sum(m.predicted_iou != DRAWN for m in masks),
+            masks_drawn=sum(m.origin is Origin.DRAWN for m in masks),
+            masks_clicked=sum(m.origin is Origin.CLICKED for m in masks),
             seconds=sum(m.seconds for m in masks),
         )
         return Work(masks=masks, counts=counts)
@@ -116,6 +116,7 @@ class SimulatedAnnotator:
         clicks = clicks_of(prompt)
         return Candidate(
             mask=answer.cpu().numpy(),
+            origin=Origin.CLICKED,
             predicted_iou=float(best.iou_scores[i, 0]),
             stability_score=float(stability_score(best.mask_logits[i, 0])),
             crop_box=_whole(image),
@@ -127,8 +128,9 @@ class SimulatedAnnotator:
     def _drawn(self, mask: np.ndarray, clicks: list[list[float]], image: SourceImage) -> Candidate:
         return Candidate(
             mask=mask,
-            predicted_iou=DRAWN,
-            stability_score=DRAWN,
+            origin=Origin.DRAWN,
+            predicted_iou=1.0,  # SA-1B's keys want a number
+            stability_score=1.0,
             crop_box=_whole(image),
             point_coords=[c[:2] for c in clicks[:1]],
             prompts=clicks,
@@ -152,10 +154,6 @@ class SimulatedAnnotator:
         height, width = image.image.shape[:2]
         masks = [decode_rle(m.segmentation, height=height, width=width, key=image.key) for m in image.record.masks]
         return np.stack(masks) if masks else np.zeros((0, height, width), bool)
-
-
-DRAWN = 1.0
-"""Predicted IoU and stability of a mask that a person drew: no model estimated it, and SA-1B's keys want a number."""
 
 
 def clicks_of(prompts: Prompts) -> list[list[float]]:

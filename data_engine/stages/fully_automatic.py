@@ -6,7 +6,7 @@ from collections import Counter
 
 from data_engine.annotators import Work
 from data_engine.ledger import Counts
-from data_engine.structures import Candidate, SourceImage
+from data_engine.structures import Candidate, Origin, SourceImage
 from sam_train.inference import AutomaticMaskGenerator
 from sam_train.model import Sam
 from sam_train.structures import PointLabel
@@ -23,7 +23,7 @@ class FullyAutomatic:
         self.generator = generator
 
     def annotate(self, model: Sam | None, image: SourceImage) -> Work:
-        """Masks whose `seconds` are zero: no person spent time."""
+        """What the generator keeps; no person spends time."""
         if model is None:
             raise ValueError("the fully automatic stage needs a model")
         candidates, dropped = automatic_candidates(self.generator, model, image)
@@ -40,6 +40,7 @@ def automatic_candidates(
     candidates = [
         Candidate(
             mask=m.mask,
+            origin=Origin.GENERATED,
             predicted_iou=m.predicted_iou,
             stability_score=m.stability_score,
             crop_box=[float(v) for v in (m.crop.x, m.crop.y, m.crop.width, m.crop.height)],

@@ -184,6 +184,13 @@ def test_provenance_of_what_a_person_drew(config: Callable[..., DictConfig], tmp
     assert load_manifest(tmp_path / "out" / "sa_000000.tar").provenance == made_by
 
 
+def test_what_a_person_did_in_no_time_is_still_theirs(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    free = [f"stage.annotator.seconds_to_{what}=0" for what in ("find", "draw")]
+    run(config(*free))
+    masks = [mask.provenance for record in records(tmp_path / "out") for mask in record.masks if mask.provenance]
+    assert {(p.annotator, p.seconds) for p in masks} == {("simulated", 0)}
+
+
 def test_provenance_of_what_the_model_made(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
     run(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY))
     masks = [mask for record in records(tmp_path / "out") for mask in record.masks]

@@ -10,7 +10,7 @@ from conftest import make_mask_record
 from torch import Tensor
 
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.structures import Candidate, SourceImage
+from data_engine.structures import Candidate, Origin, SourceImage
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
 from sam_train.masks import mask_iou
@@ -41,13 +41,23 @@ def image_of(masks: list[np.ndarray] | None) -> SourceImage:
 
 
 def candidate(mask: np.ndarray) -> Candidate:
-    return Candidate(mask=mask, predicted_iou=0.9, stability_score=0.9, crop_box=[], point_coords=[], prompts=[], seconds=0.0)
+    return Candidate(
+        mask=mask,
+        origin=Origin.GENERATED,
+        predicted_iou=0.9,
+        stability_score=0.9,
+        crop_box=[],
+        point_coords=[],
+        prompts=[],
+        seconds=0.0,
+    )
 
 
 class KnownAnswers(Predictor):
     """Answers the left half of the object that was clicked first, and the whole object from its `good_from`-th click on."""
 
-    def __init__(self, good_from: list[int], objects: list[np.ndarray] = OBJECTS) -> None:
+    def __init__(self, good_from: list[int], objects: list[np.ndarray] = OBJECTS, score: float = 0.75) -> None:
+        self.score = score
         self.objects, self.good_from = torch.from_numpy(np.stack(objects)), good_from
         self.asked: list[dict[int, list[list[float]]]] = []
         self.fed_back: list[Tensor | None] = []
@@ -78,7 +88,7 @@ class KnownAnswers(Predictor):
         self.fed_back.append(prompts.mask_logits)
         self.multimask.append(multimask_output)
         logits = torch.stack(answers)[:, None].float() * 20 - 10
-        scores = torch.full((len(answers), 1), 0.75)
+        scores = torch.full((len(answers), 1), self.score)
         if multimask_output:  # the wanted answer is that of the highest score, and stands in the middle
             logits = torch.cat([-torch.ones_like(logits), logits, -torch.ones_like(logits)], 1)
             scores = scores * torch.tensor([0.5, 1.0, 0.1])
@@ -110,6 +120,12 @@ def test_clicks_until_accepted_then_never_again() -> None:
     assert [c.predicted_iou for c in work.masks] == [0.75] * 3
     assert [c.point_coords for c in work.masks] == [[c.prompts[0][:2]] for c in work.masks]
     assert work.counts == {"clicks": 6, "masks_drawn": 0, "masks_clicked": 3, "seconds": 6 + 6 * 1.5}
+
+
+def test_a_model_that_is_quite_sure_has_drawn_nothing() -> None:
+    work = annotator(max_clicks=1).annotate(image_of(OBJECTS), KnownAnswers([1, 1, NEVER], score=1.0), [])
+    assert [(c.origin, c.predicted_iou) for c in work.masks] == [(Origin.CLICKED, 1), (Origin.DRAWN, 1), (Origin.CLICKED, 1)]
+    assert (work.counts["masks_clicked"], work.counts["masks_drawn"]) == (2, 1)
 
 
 def test_takes_the_brush_when_patience_ends() -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from data_engine.annotators import SimulatedAnnotator
 from data_engine.stages import AssistedManual, FullyAutomatic, SemiAutomatic, Stage
-from data_engine.structures import SourceImage
+from data_engine.structures import Origin, SourceImage
 from sam_train.config import build, config_dir
 from sam_train.inference import AutomaticMaskGenerator
 from sam_train.inference.automatic import GeneratedMask
@@ -95,6 +95,7 @@ def test_semi_automatic_keeps_what_is_right_and_adds_the_rest(image: SourceImage
     stage = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks(prefilled))
     work = stage.annotate(model, image)
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
+    assert [c.origin for c in work.masks] == [Origin.GENERATED, Origin.GENERATED, Origin.DRAWN]
     assert [c.seconds for c in work.masks] == [0, 0, 2 + 1.5 + 34]
     assert [c.predicted_iou for c in work.masks[:2]] == pytest.approx([0.9, 0.6])
     assert work.counts == {
@@ -119,6 +120,7 @@ def test_fully_automatic(image: SourceImage, model: Sam) -> None:
     work = FullyAutomatic(KnownMasks([LARGE, SMALL])).annotate(model, image)
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, SMALL])
     first = work.masks[0]
+    assert first.origin is Origin.GENERATED
     assert (first.predicted_iou, first.stability_score, first.seconds) == (0.9, 0.97, 0)
     assert (first.crop_box, first.point_coords, first.prompts) == ([0, 0, WIDTH, HEIGHT], [[3, 4]], [[3, 4, 1]])
     assert work.counts == {"dropped/stability": 7, "dropped/nms": 2, "masks_automatic": 2}
