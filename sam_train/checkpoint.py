@@ -3,29 +3,36 @@
     {"format": "sam-train/1", "model": state dict, "config": {"_target_": "sam_train.model.build...", ...},
      "provenance": {...}}
 
-Only tensors and plain containers, so `weights_only=True` reads it; the config may build nothing but a model.
+Only tensors and plain containers, so `weights_only=True` reads it; the config may build nothing but a model. Released
+weights are read and written too: their files hold a bare state dict, and the config is read off its shapes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import safetensors.torch
 import torch
 
 from sam_train.config import build
 from sam_train.errors import CheckpointError, ConfigError
-from sam_train.files import file_sha256, written_whole
-from sam_train.model import Sam
+from sam_train.files import commit_file, file_sha256, written_whole
+from sam_train.model import Sam, huggingface
+from sam_train.model.mae import load_mae
+from sam_train.model.sam import PIXEL_MEAN, PIXEL_STD
+from sam_train.model.transformer import TwoWayBlock
+from sam_train.model.weights import ACCEPTED, RELEASED, Names, config_of, misfits, names_of, refuse_misfits, to_our_names
 
 FORMAT = "sam-train/1"
+HUGGING_FACE_WEIGHTS = "model.safetensors"
 
 
 def save_checkpoint(path: Path, model: Sam, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
     """Write the model with its config, whole or not at all."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_whole(path, {"format": FORMAT, "model": state, "config": dict(config), "provenance": dict(provenance)})
+    write_whole(path, {"format": FORMAT, "model": _plain_state(model), "config": dict(config), "provenance": dict(provenance)})
 
 
 def write_whole(path: Path, document: Mapping[str, Any]) -> None:
@@ -39,56 +46,140 @@ def write_whole(path: Path, document: Mapping[str, Any]) -> None:
         raise
 
 
+def save_released(model: Sam, path: Path) -> None:
+    """Write the bare weights for other programs; what `path` ends in says for which.
+
+    ".pth", ".safetensors": one file with the names of segment-anything (or MobileSAM). No ending: a folder that
+    `transformers.SamModel.from_pretrained` and `SamProcessor.from_pretrained` read, its weights written last.
+    Raises ValueError for another ending and CheckpointError for a model that SamModel cannot be.
+    """
+    state = _plain_state(model)
+    if path.suffix == ".pth":
+        write_whole(path, state)
+    elif path.suffix == ".safetensors":
+        commit_file(path, safetensors.torch.save(state, {"format": "pt"}))
+    elif path.suffix:
+        raise ValueError(f"{path.name} ends in {path.suffix}: expected .pth, .safetensors, or none for a Hugging Face folder")
+    else:
+        _save_huggingface(model, state, path)
+
+
+def _save_huggingface(model: Sam, state: dict[str, torch.Tensor], folder: Path) -> None:
+    if names_of(state) is not Names.SEGMENT_ANYTHING or "image_encoder.blocks.0.attn.rel_pos_h" not in state:
+        wanted = "transformers.SamModel has a ViT encoder with linear patches and relative positions"
+        raise CheckpointError(f"this model cannot be written for Hugging Face: {wanted}; write .pth or .safetensors instead")
+    heads = cast(TwoWayBlock, model.mask_decoder.transformer.layers[0]).self_attn.num_heads
+    config = huggingface.config_json(config_of(state, origin="this model", decoder_heads=heads))
+    processor = huggingface.preprocessor_json(model.image_size, model.logits_size, PIXEL_MEAN, PIXEL_STD)
+    for name, document in (("config.json", config), ("preprocessor_config.json", processor)):
+        commit_file(folder / name, (json.dumps(document, indent=1) + "\n").encode())
+    weights = safetensors.torch.save(huggingface.to_their_names(state), {"format": "pt"})
+    commit_file(folder / HUGGING_FACE_WEIGHTS, weights)
+
+
+def _plain_state(model: Sam) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Sam:
-    """The model of a checkpoint in eval mode. Raises CheckpointError when it is none of ours, ConfigError for the device."""
+    """The model of a checkpoint, ours or released (see `ACCEPTED` in model/weights.py), in eval mode.
+
+    Raises CheckpointError when the file is none, ConfigError for the device.
+    """
     document = _read(path)
     _check_device(device)
+    if _is_ours(document, path):
+        state, config = document["model"], document["config"]
+    else:
+        state = to_our_names(_bare_state(document, path), origin=str(path))
+        config = config_of(state, origin=str(path), decoder_heads=_decoder_heads(path))
     try:
-        model = build(document["config"], allowed=("sam_train.model",))
+        model = build(config, allowed=("sam_train.model",))
     except ConfigError as error:
         raise CheckpointError(f"{path}: its config builds no model: {error}") from error
     if not isinstance(model, Sam):
         raise CheckpointError(f"{path}: its config builds no model but a {type(model).__name__}")
-    if strangers := [k for k, v in document["model"].items() if not isinstance(v, torch.Tensor)]:
-        raise CheckpointError(f"{path}: these of its weights are no tensors: {strangers[:5]}")
-    load_weights(model, document["model"], origin=str(path))
+    load_weights(model, state, origin=str(path))
     return model.eval().to(device)
+
+
+def init_weights(model: Sam, path: Path) -> str:
+    """Fill a model that is to be trained with a checkpoint's weights, or its encoder with a masked auto-encoder's.
+
+    Returns a sentence on what was filled. Raises CheckpointError when the weights do not fit.
+    """
+    document = _read(path)
+    if not _is_ours(document, path):
+        state = _bare_state(document, path)
+        if names_of(state) is Names.MAE:
+            return f"{path}: image encoder alone, {load_mae(model.image_encoder, state, origin=str(path))}"
+        document = {"model": to_our_names(state, origin=str(path))}
+    load_weights(model, document["model"], origin=str(path))
+    return f"{path}: all {len(document['model'])} tensors loaded"
 
 
 def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) -> None:
     """Load `state` strictly. Raises CheckpointError that names what is missing, unexpected or of another shape."""
-    own = model.state_dict()
-    problems = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
-    problems += [
-        f"{k} has shape {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"{origin} does not fit the model: {shown}")
+    refuse_misfits(misfits(model.state_dict(), state), origin=origin)
     model.load_state_dict(dict(state))
 
 
 def checkpoint_hash(path: Path) -> str:
-    """SHA-256 of the file, hex."""
-    _require(path)
-    return file_sha256(path)
+    """SHA-256 of the file, hex; of a Hugging Face folder, that of its weights."""
+    return file_sha256(_weights_file(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    _require(path)
+def _read(path: Path) -> Any:
+    file = _weights_file(path)
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way in which a file is wrong
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckpointError(f"{path} is no checkpoint ({reason}): give the model.pt that sam-train wrote") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a {FORMAT} checkpoint; give the model.pt that sam-train wrote")
+        raise CheckpointError(f"{path} is no checkpoint ({reason}): give {ACCEPTED}") from error
+
+
+def _is_ours(document: Any, path: Path) -> bool:
+    """Whether `document` is what `save_checkpoint` writes. Raises CheckpointError when it is meant to be and is not."""
+    if not isinstance(document, dict) or "format" not in document:
+        return False
+    if document["format"] != FORMAT:
+        raise CheckpointError(f"{path} is of format {document['format']!r}, this version reads {FORMAT!r}: give {ACCEPTED}")
     for part in ("model", "config"):
         if not isinstance(document.get(part), dict):
             raise CheckpointError(f"{path}: its {part!r} is missing or no dictionary; give the model.pt that sam-train wrote")
-    return document
+    _refuse_strangers(document["model"], path)
+    return True
+
+
+def _bare_state(document: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The state dict that a file of others is, or holds as its "model" (MAE) or "state_dict"."""
+    state = document
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, no weights: give {ACCEPTED}")
+    _refuse_strangers(state, path)
+    return state
+
+
+def _refuse_strangers(state: Mapping[Any, Any], path: Path) -> None:
+    if strangers := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(f"{path}: these of its weights are no tensors: {strangers[:5]}")
+
+
+def _decoder_heads(path: Path) -> int:
+    """Of the config.json beside a folder's weights; a bare file has none, and its decoder the released 8 heads."""
+    config = path / "config.json"
+    if not config.is_file():
+        return 8
+    try:
+        document = json.loads(config.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{config} is no JSON ({error}): give {ACCEPTED}") from error
+    return huggingface.decoder_heads(document, origin=str(config))
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -99,6 +190,10 @@ def _check_device(device: str | torch.device) -> None:
         raise ConfigError(f"device={device} cannot be used here ({reason}): device=cpu always can") from error
 
 
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: give the model.pt of a run, for example runs/<name>/model.pt")
+def _weights_file(path: Path) -> Path:
+    file = path / HUGGING_FACE_WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"no checkpoint at {path}: give the model.pt of a run, for example runs/<name>/model.pt, or {RELEASED}"
+        )
+    return file

@@ -27,10 +27,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from sam_train.checkpoint import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
+from sam_train.checkpoint import checkpoint_hash, init_weights, save_checkpoint
 from sam_train.config import build, changed_keys, config_dir, config_hash, save_resolved, to_plain
 from sam_train.errors import CheckpointError, ConfigError, exit_with_message
 from sam_train.files import commit_file
+from sam_train.model import Sam
+from sam_train.model.tiny_vit import TinyViT
 from sam_train.training import SamModule
 from sam_train.training.checkpoint_io import WholeCheckpointIO
 from sam_train.training.step_log import StepLog
@@ -74,8 +76,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         torch.set_num_threads(cfg.threads)
     datamodule = build(cfg.data)
     model = build(cfg.model)
-    if cfg.init_checkpoint:
-        load_weights(model, load_checkpoint(Path(cfg.init_checkpoint)).state_dict(), origin=cfg.init_checkpoint)
+    fill_with_weights(model, cfg.init_checkpoint)
     with config_errors("training"):
         parts = build(cfg.prompts), build(cfg.losses), build(cfg.optim)
         module = SamModule(model, *parts, **to_plain(cfg.training), seed=cfg.seed)
@@ -93,6 +94,15 @@ def run(cfg: DictConfig) -> dict[str, float]:
         wanted = "lower data.images_per_step or data.max_masks, or set +model.activation_checkpointing=true"
         raise ConfigError(f"the accelerator's memory is too small for a step: {wanted}") from error
     return finish(cfg, run_dir, trainer, module, seconds=time.monotonic() - started)
+
+
+def fill_with_weights(model: Sam, init_checkpoint: str | None) -> None:
+    """Start from a checkpoint, ours or released, if the config names one."""
+    if init_checkpoint:
+        log.info("starting from %s", init_weights(model, Path(init_checkpoint)))
+    elif isinstance(model.image_encoder, TinyViT) and model.image_encoder.frozen_batch_norm:
+        what_to_do = "give init_checkpoint=, or set model.freeze_batch_norm=false"
+        raise ConfigError(f"batch norms that stay as they are normalise nothing in a model of random weights: {what_to_do}")
 
 
 def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> Path | None:

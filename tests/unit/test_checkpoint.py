@@ -165,9 +165,18 @@ def test_weights_that_are_no_tensors_are_named(document: dict[str, Any], tmp_pat
         load_checkpoint(saved(document | {"model": weights}, tmp_path))
 
 
-@pytest.mark.parametrize("document", [{"format": "sam-train/0"}, {}, [1], nn.Linear(1, 1).state_dict()])
-def test_another_format_is_refused(document: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is not a sam-train/1 checkpoint"):
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"format": "sam-train/0"}, "is of format 'sam-train/0', this version reads 'sam-train/1'"),
+        ({}, r"holds 0 tensors \(nothing \.\.\.\) but is no model known here"),
+        ([1], "holds a list, no weights"),
+        ({"epoch": 3}, r"no tensors: \['epoch'\]"),
+        (nn.Linear(1, 1).state_dict(), r"holds 2 tensors \(weight, bias \.\.\.\) but is no model known here"),
+    ],
+)
+def test_another_format_is_refused(document: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(saved(document, tmp_path))
 
 

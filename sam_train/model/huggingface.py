@@ -1,0 +1,129 @@
+"""Names and config of `transformers.SamModel`, both ways; transformers itself is not needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sam_train.errors import CheckpointError
+
+# How a name begins, ours and theirs; "#" is a number. The first that fits counts, and what none fits is the same in both.
+_RENAMED = (
+    ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
+    ("image_encoder.blocks.#.norm", "vision_encoder.layers.#.layer_norm"),
+    ("image_encoder.blocks.#.", "vision_encoder.layers.#."),
+    ("image_encoder.neck.0.", "vision_encoder.neck.conv1."),
+    ("image_encoder.neck.1.", "vision_encoder.neck.layer_norm1."),
+    ("image_encoder.neck.2.", "vision_encoder.neck.conv2."),
+    ("image_encoder.neck.3.", "vision_encoder.neck.layer_norm2."),
+    ("image_encoder.", "vision_encoder."),
+    ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
+    ("prompt_encoder.point_embeddings.", "prompt_encoder.point_embed."),
+    ("prompt_encoder.mask_downscaling.0.", "prompt_encoder.mask_embed.conv1."),
+    ("prompt_encoder.mask_downscaling.1.", "prompt_encoder.mask_embed.layer_norm1."),
+    ("prompt_encoder.mask_downscaling.3.", "prompt_encoder.mask_embed.conv2."),
+    ("prompt_encoder.mask_downscaling.4.", "prompt_encoder.mask_embed.layer_norm2."),
+    ("prompt_encoder.mask_downscaling.6.", "prompt_encoder.mask_embed.conv3."),
+    ("mask_decoder.transformer.layers.#.norm", "mask_decoder.transformer.layers.#.layer_norm"),
+    ("mask_decoder.transformer.norm_final_attn.", "mask_decoder.transformer.layer_norm_final_attn."),
+    ("mask_decoder.output_upscaling.0.", "mask_decoder.upscale_conv1."),
+    ("mask_decoder.output_upscaling.1.", "mask_decoder.upscale_layer_norm."),
+    ("mask_decoder.output_upscaling.3.", "mask_decoder.upscale_conv2."),
+    ("mask_decoder.output_hypernetworks_mlps.#.layers.0.", "mask_decoder.output_hypernetworks_mlps.#.proj_in."),
+    ("mask_decoder.output_hypernetworks_mlps.#.layers.1.", "mask_decoder.output_hypernetworks_mlps.#.layers.0."),
+    ("mask_decoder.output_hypernetworks_mlps.#.layers.2.", "mask_decoder.output_hypernetworks_mlps.#.proj_out."),
+    ("mask_decoder.iou_prediction_head.layers.0.", "mask_decoder.iou_prediction_head.proj_in."),
+    ("mask_decoder.iou_prediction_head.layers.1.", "mask_decoder.iou_prediction_head.layers.0."),
+    ("mask_decoder.iou_prediction_head.layers.2.", "mask_decoder.iou_prediction_head.proj_out."),
+)
+# One matrix under two names in their model; their files hold one of them or both.
+_SHARED = "shared_image_embedding.positional_embedding"
+_SHARED_AGAIN = "prompt_encoder.shared_embedding.positional_embedding"
+
+_TO_OURS = [(re.compile(re.escape(theirs).replace(r"\#", r"(\d+)")), ours.replace("#", r"\1")) for ours, theirs in _RENAMED]
+_TO_THEIRS = [(re.compile(re.escape(ours).replace(r"\#", r"(\d+)")), theirs.replace("#", r"\1")) for ours, theirs in _RENAMED]
+
+
+def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A SamModel's state dict under our names; names that are not theirs stay as they are."""
+    once = {(_SHARED if name == _SHARED_AGAIN else name): tensor for name, tensor in state.items()}
+    return {_translated(name, _TO_OURS): tensor for name, tensor in once.items()}
+
+
+def to_their_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a Sam with a ViT encoder as SamModel's files hold it: the shared matrix once."""
+    return {_translated(name, _TO_THEIRS): tensor for name, tensor in state.items()}
+
+
+def _translated(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, begin in table:
+        if match := pattern.match(name):
+            return match.expand(begin) + name[match.end() :]
+    return name
+
+
+def decoder_heads(config: Mapping[str, Any], *, origin: str) -> int:
+    """The mask decoder's attention heads in a parsed config.json. Raises CheckpointError when it is not SamModel's."""
+    if config.get("model_type") != "sam":
+        raise CheckpointError(
+            f"{origin} is of a model of type {config.get('model_type')!r}; expected 'sam', transformers' SamModel"
+        )
+    return int((config.get("mask_decoder_config") or {}).get("num_attention_heads", 8))
+
+
+def config_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of SamModel for a config of `build_sam`."""
+    size, dim, patch = config["image_size"], config["prompt_dim"], config["patch_size"]
+    vision = {
+        "model_type": "sam_vision_model",
+        "hidden_size": config["embed_dim"],
+        "output_channels": dim,
+        "num_hidden_layers": config["depth"],
+        "num_attention_heads": config["num_heads"],
+        "image_size": size,
+        "patch_size": patch,
+        "window_size": config["window_size"],
+        "global_attn_indexes": config["global_attn_indexes"],
+        "num_pos_feats": dim // 2,
+        "mlp_dim": 4 * config["embed_dim"],
+        "use_rel_pos": True,
+        "layer_norm_eps": 1e-6,
+    }
+    decoder = {
+        "model_type": "sam_mask_decoder",
+        "hidden_size": dim,
+        "mlp_dim": config["decoder_mlp_dim"],
+        "num_hidden_layers": config["decoder_depth"],
+        "num_attention_heads": config["decoder_heads"],
+        "layer_norm_eps": 1e-5,  # as in segment-anything; SamModel's own default differs
+    }
+    return {
+        "architectures": ["SamModel"],
+        "model_type": "sam",
+        "dtype": "float32",
+        "vision_config": vision,
+        "prompt_encoder_config": {
+            "model_type": "sam_prompt_encoder",
+            "hidden_size": dim,
+            "image_size": size,
+            "patch_size": patch,
+        },
+        "mask_decoder_config": decoder,
+    }
+
+
+def preprocessor_json(image_size: int, mask_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+    """The preprocessor_config.json of SamProcessor: longest side to `image_size`, pixels of 0 ... 255 by `mean` and `std`."""
+    return {
+        "image_processor_type": "SamImageProcessor",
+        "processor_class": "SamProcessor",
+        "size": {"longest_edge": image_size},
+        "pad_size": {"height": image_size, "width": image_size},
+        "mask_size": {"longest_edge": mask_size},
+        "mask_pad_size": {"height": mask_size, "width": mask_size},
+        "image_mean": [value / 255 for value in mean],
+        "image_std": [value / 255 for value in std],
+    }
