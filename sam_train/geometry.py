@@ -37,11 +37,9 @@ class Resize:
 
     def points_to_model(self, points_xy: Float[Tensor, "... 2"]) -> Float[Tensor, "... 2"]:
         """Scale by the exact new/old ratio of each side."""
-        return points_xy * self._ratio_xy(points_xy)
-
-    def points_to_image(self, points_xy: Float[Tensor, "... 2"]) -> Float[Tensor, "... 2"]:
-        """The inverse of `points_to_model`."""
-        return points_xy / self._ratio_xy(points_xy)
+        height, width = self.scaled_hw
+        ratio_xy = [width / self.width, height / self.height]
+        return points_xy * torch.tensor(ratio_xy, dtype=points_xy.dtype, device=points_xy.device)
 
     def logits_to_image(self, mask_logits: Float[Tensor, "N M h w"]) -> Float[Tensor, "N M height width"]:
         """Bilinear to the model frame, padding cut off, bilinear to the image (Sam.postprocess_masks)."""
@@ -51,10 +49,6 @@ class Resize:
         if (height, width) == (self.height, self.width):
             return cut
         return F.interpolate(cut, (self.height, self.width), mode="bilinear", align_corners=False)
-
-    def _ratio_xy(self, like: Tensor) -> Tensor:
-        height, width = self.scaled_hw
-        return torch.tensor([width / self.width, height / self.height], dtype=like.dtype, device=like.device)
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -86,13 +80,3 @@ def pad_to_square(array: np.ndarray, size: int, value: int | np.ndarray = 0) -> 
     padded[...] = value
     padded[: array.shape[0], : array.shape[1]] = array
     return padded
-
-
-def box_xyxy_to_xywh(box: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """Corners to corner and size."""
-    return torch.cat([box[..., :2], box[..., 2:] - box[..., :2]], -1)
-
-
-def box_xywh_to_xyxy(box: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """Corner and size to corners."""
-    return torch.cat([box[..., :2], box[..., :2] + box[..., 2:]], -1)

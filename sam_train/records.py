@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sam_train.errors import ShardError
@@ -191,7 +191,3 @@ def _without_empty_provenance(mask: MaskRecord) -> dict[str, Any]:
     if mask.provenance is None:
         del value["provenance"]
     return value
-
-
-RECORD_FIELDS = tuple(f.name for f in fields(MaskRecord))
-"""SA-1B's annotation keys plus the one of ours, in the order written."""

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam_train.geometry import Resize, box_xywh_to_xyxy, box_xyxy_to_xywh, pad_to_square, resize_image, resize_masks
+from sam_train.geometry import Resize, pad_to_square, resize_image, resize_masks
 
 side = st.integers(1, 4000)
 
@@ -35,12 +35,12 @@ def test_sides_must_be_positive(sides: tuple[int, int, int]) -> None:
 
 
 @given(side, side, st.sampled_from([64, 256, 1024]))
-def test_points_go_and_come_back(height: int, width: int, size: int) -> None:
+def test_points_keep_their_share_of_each_side(height: int, width: int, size: int) -> None:
     resize = Resize(height, width, size)
-    corners = torch.tensor([[0.0, 0.0], [width, height], [width / 3, height / 7]], dtype=torch.float64)
-    moved = resize.points_to_model(corners)
-    assert torch.allclose(resize.points_to_image(moved), corners)
-    assert torch.allclose(moved[1], torch.tensor(resize.scaled_hw[::-1], dtype=torch.float64))
+    points = torch.tensor([[0.0, 0.0], [width, height], [width / 3, height / 7]], dtype=torch.float64)
+    new_height, new_width = resize.scaled_hw
+    expected = torch.tensor([[0.0, 0.0], [new_width, new_height], [new_width / 3, new_height / 7]], dtype=torch.float64)
+    assert torch.allclose(resize.points_to_model(points), expected)
 
 
 def test_points_keep_shape_and_dtype() -> None:
@@ -117,12 +117,3 @@ def test_pad_to_square() -> None:
 def test_pad_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="broadcast"):
         pad_to_square(np.ones((5, 3), bool), 4)
-
-
-def test_box_formats() -> None:
-    xyxy = torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, 3.0, 3.0, 3.0]])
-    xywh = torch.tensor([[1.0, 2.0, 3.0, 6.0], [3.0, 3.0, 0.0, 0.0]])
-    assert torch.equal(box_xyxy_to_xywh(xyxy), xywh)
-    assert torch.equal(box_xywh_to_xyxy(xywh), xyxy)
-    assert torch.equal(box_xywh_to_xyxy(xywh[0]), xyxy[0])
-    assert box_xyxy_to_xywh(torch.zeros(0, 4)).shape == (0, 4)
