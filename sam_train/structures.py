@@ -53,7 +53,7 @@ class Prompts:
 
     @staticmethod
     def from_boxes(image_index: Int[Tensor, " N"], boxes_xyxy: Float[Tensor, "N 4"]) -> Prompts:
-        """Box prompts, corners as two labelled points."""
+        """Box prompts, corners as two labelled points: the first and the last pixel inside, as `noisy_boxes` makes them."""
         labels = torch.tensor([PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT], device=boxes_xyxy.device)
         return Prompts(
             image_index=image_index,

@@ -41,19 +41,24 @@ def central_points(region: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 2"],
 
 
 def noisy_boxes(masks: Bool[Tensor, "N H W"], *, std: float, max_px: float, generator: torch.Generator) -> Float[Tensor, "N 4"]:
-    """XYXY boxes of the masks with Gaussian noise on each coordinate (paper, section A).
+    """XYXY box prompts of the masks with Gaussian noise on each coordinate (paper, section A).
+
+    Corners are the indexes of the first and the last pixel, both inside the box: the prompt encoder adds half a pixel to a
+    corner as to a click, and the released code makes its boxes so (`batched_mask_to_box`; `sample_box_points` of SAM 2's
+    training). Exclusive corners, COCO's x + width, would be a pixel too far right and down for released weights.
 
     `std` is a share of the box side, the noise is clipped at `max_px`. A box that the noise turns inside out
-    stays clean. Boxes are kept inside the frame.
+    stays clean. Corners are kept on pixels of the frame.
     """
     boxes = masks_to_boxes_xyxy(masks)
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    boxes[:, 2:] -= 1
     noise = torch.randn(boxes.shape, generator=generator, device=generator.device).to(boxes.device)
     noisy = boxes + (noise * std * sides).clamp(-max_px, max_px)
     height, width = masks.shape[1:]
-    limit = torch.tensor([width, height, width, height], device=boxes.device)
+    limit = torch.tensor([width, height, width, height], device=boxes.device) - 1
     noisy = torch.minimum(noisy.clamp(min=0), limit)
-    valid = ((noisy[:, 2:] - noisy[:, :2]) >= 1).all(1, keepdim=True)
+    valid = (noisy[:, 2:] >= noisy[:, :2]).all(1, keepdim=True)
     return torch.where(valid, noisy, boxes)
 
 

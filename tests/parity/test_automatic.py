@@ -15,6 +15,7 @@ import torch
 from sam_train.inference.automatic import touches_inner_edge
 from sam_train.inference.grids import crops, point_grid
 from sam_train.masks import stability_score
+from sam_train.prompts.sampling import noisy_boxes
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,10 @@ def test_crop_edges(amg: Any) -> None:
         found = touches_inner_edge(own + torch.tensor([x0, y0] * 2), crop, (height, width))
         assert torch.equal(found, expected)
         assert crop.layer == 0 or 0 < int(found.sum()) < 3000
+
+
+def test_corners_of_a_box_prompt_are_those_of_the_released_code(amg: Any) -> None:
+    masks = torch.rand(20, 30, 40, generator=torch.Generator().manual_seed(0)) > 0.99
+    masks[:, 7, 9] = True
+    boxes = noisy_boxes(masks, std=0.0, max_px=20, generator=torch.Generator())
+    assert torch.equal(boxes, amg.batched_mask_to_box(masks).float())

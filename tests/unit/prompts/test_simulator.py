@@ -101,7 +101,9 @@ def test_boxes_always_or_never() -> None:
 
 def test_clean_boxes_without_noise() -> None:
     boxes = noisy_boxes(squares(2), std=0.0, max_px=20, generator=torch.Generator())
-    assert boxes.tolist() == [[4, 3, 11, 9]] * 2
+    assert boxes.tolist() == [[4, 3, 10, 8]] * 2
+    assert squares(1)[0, 3, 4]
+    assert squares(1)[0, 8, 10]
 
 
 def test_the_last_round_leaves_the_prompts_alone() -> None:
