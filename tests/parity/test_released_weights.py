@@ -1,0 +1,126 @@
+"""MobileSAM's released weights: the masks are those of segment-anything's decoder, and they are the things one points at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sam_train.inference import Predictor, load_predictor
+from sam_train.structures import Prompts
+
+PICTURES = ("cars.jpg", "dog.jpg", "groceries.jpg", "truck.jpg")
+LARGEST_DISAGREEMENT = 1e-4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shared_dir: Path) -> Path:
+    return shared_dir / "weights" / "mobile_sam" / "mobile_sam.pth"
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint: Path) -> Predictor:
+    return load_predictor(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Iterator[tuple[Any, Any]]:
+    """segment-anything's prompt encoder and mask decoder with the released weights."""
+    spec = find_spec("segment_anything")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs segment-anything==1.0: pip install 'sam-train[dev]'")
+    package = ModuleType("segment_anything")  # its own __init__ imports torchvision
+    package.__path__ = list(spec.submodule_search_locations)
+    before = set(sys.modules)
+    sys.modules["segment_anything"] = package
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer  # type: ignore[import-untyped]
+
+    prompt = PromptEncoder(embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    decoder = MaskDecoder(
+        num_multimask_outputs=3, transformer=transformer, transformer_dim=256, iou_head_depth=3, iou_head_hidden_dim=256
+    )
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    for part, prefix in ((prompt, "prompt_encoder."), (decoder, "mask_decoder.")):
+        part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, strict=True)
+    yield prompt.eval(), decoder.eval()
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] == "segment_anything":
+            del sys.modules[name]
+
+
+def picture(shared_dir: Path, name: str) -> np.ndarray:
+    image = cv2.imread(str(shared_dir / "data" / "sam_examples" / name))
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def ten_prompts(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Five points and five boxes (N x 2 and N x 4, image frame) spread over the picture."""
+    generator = torch.Generator().manual_seed(height * width)
+    size = torch.tensor([width, height])
+    points = (0.1 + 0.8 * torch.rand(5, 2, generator=generator)) * size
+    centres, sides = torch.rand(5, 2, generator=generator) * size, (0.1 + 0.4 * torch.rand(5, 2, generator=generator)) * size
+    return points, torch.cat([(centres - sides / 2).clamp_min(0), torch.minimum(centres + sides / 2, size - 1)], 1)
+
+
+def disagreement(predictor: Predictor, reference: tuple[Any, Any], prompts: Prompts, **parts: Any) -> tuple[float, float]:
+    """The share of pixels whose masks differ, and the largest difference of a score, over three masks each prompt."""
+    prompt_encoder, decoder = reference
+    embedding, resize = predictor._embeddings, predictor._resize
+    assert embedding is not None
+    assert resize is not None
+    with torch.inference_mode():
+        sparse, dense = prompt_encoder(**({"points": None, "boxes": None, "masks": None} | parts))
+        logits, scores = decoder(
+            image_embeddings=embedding,
+            image_pe=prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        answer = predictor.predict(prompts, multimask_output=True)
+        differs = predictor.masks_in_image(answer.mask_logits) != predictor.masks_in_image(logits)
+    return differs.float().mean().item(), (answer.iou_scores - scores).abs().max().item()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "dog.jpg" else pytest.mark.slow) for n in PICTURES])
+def test_masks_of_ten_prompts_are_the_references(
+    shared_dir: Path, predictor: Predictor, reference: tuple[Any, Any], name: str
+) -> None:
+    image = picture(shared_dir, name)
+    predictor.set_image(image)
+    points, boxes = ten_prompts(*image.shape[:2])
+    index, labels = torch.zeros(5, dtype=torch.long), torch.ones(5, 1, dtype=torch.long)
+    assert predictor._resize is not None
+    to_model = predictor._resize.points_to_model
+    clicks = Prompts.from_points(index, points[:, None], labels)
+    of_points = disagreement(predictor, reference, clicks, points=(to_model(points)[:, None], labels))
+    of_boxes = disagreement(
+        predictor, reference, Prompts.from_boxes(index, boxes), boxes=to_model(boxes.view(-1, 2, 2)).view(-1, 4)
+    )
+    print(f"{name}: {of_points[0]:.2e} of the pixels of clicks and {of_boxes[0]:.2e} of boxes differ")
+    assert max(of_points[0], of_boxes[0]) <= LARGEST_DISAGREEMENT
+    assert max(of_points[1], of_boxes[1]) < 1e-4
+
+
+def test_a_click_on_the_dog_is_the_dog(shared_dir: Path, predictor: Predictor) -> None:
+    predictor.set_image(picture(shared_dir, "dog.jpg"))
+    click = Prompts.from_points(
+        torch.zeros(1, dtype=torch.long), torch.tensor([[[300.0, 400.0]]]), torch.ones(1, 1, dtype=torch.long)
+    )
+    best = predictor.predict(click, multimask_output=True).best()
+    mask = predictor.masks_in_image(best.mask_logits)[0, 0]
+    assert best.iou_scores.item() > 0.95
+    assert 0.16 < mask.float().mean().item() < 0.19
+    dog, not_dog = [(100, 500), (240, 300), (350, 350)], [(550, 220), (600, 480), (150, 100)]
+    assert all(mask[y, x] for x, y in dog)
+    assert not any(mask[y, x] for x, y in not_dog)
