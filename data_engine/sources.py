@@ -16,6 +16,7 @@ from data_engine.structures import SourceImage
 from sam_train.errors import ConfigError, SkipSample
 from sam_train.shards import decode_jpeg, expand_shards
 from sam_train.shards.index import IndexedSample, index_shard, read_sample
+from sam_train.shards.jpeg import without_metadata
 from sam_train.shards.keys import check_unique, image_id_from_path, keys_from_paths
 from sam_train.shards.pictures import MAX_PIXELS, PICTURE_EXTENSIONS, PICTURE_REASONS, load_picture, open_picture
 
@@ -104,14 +105,15 @@ def _load_sample(reference: Reference, indexed: IndexedSample, max_pixels: int) 
     try:
         # Not turned upright by its EXIF: no reader of shards does, and the record's masks lie on the pixels as stored.
         image = decode_jpeg(sample.jpeg, shard=str(indexed.shard), key=reference.key)
-    except SkipSample as error:
+        jpeg = without_metadata(sample.jpeg)
+    except (SkipSample, ValueError) as error:
         raise SkipSample("unreadable", f"{reference.origin} does not decode: {error}") from error
     record = sample.record
     if image.shape[:2] != (record.height, record.width):
         message = f"the JPEG is {image.shape[1]} x {image.shape[0]}, its record says {record.width} x {record.height}"
         raise SkipSample("wrong_size", message, shard=str(indexed.shard), key=reference.key)
     return SourceImage(
-        key=reference.key, image_id=record.image_id, image=image, jpeg=sample.jpeg, origin=reference.origin, record=record
+        key=reference.key, image_id=record.image_id, image=image, jpeg=jpeg, origin=reference.origin, record=record
     )
 
 

@@ -22,7 +22,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from sam_train.errors import SkipSample
-from sam_train.shards.jpeg import decode_jpeg, encode_jpeg
+from sam_train.shards.jpeg import decode_jpeg, encode_jpeg, without_metadata
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What a folder is searched for, in lower case. What a file *is* is decided by its first bytes."""
@@ -74,8 +74,8 @@ def load_picture(path: Path, *, key: str = "", max_pixels: int = MAX_PIXELS) -> 
 def read_picture(data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS) -> Picture:
     """Bytes of a JPEG, PNG, WebP, BMP or TIFF to upright 8-bit RGB and the JPEG to store.
 
-    - An 8-bit RGB or grayscale JPEG with no orientation to apply is stored as it came, metadata included; anything else
-      is encoded anew (quality 95, no chroma subsampling).
+    - An 8-bit RGB or grayscale JPEG with no orientation to apply is stored as it came but for its metadata (see
+      `without_metadata`); anything else is encoded anew (quality 95, no chroma subsampling), which leaves them behind too.
     - EXIF orientation is applied; EXIF that cannot be parsed carries none.
     - Deep pictures (16 or 32 bits, integer or float, gray or colour) are scaled linearly to 8 bits by the picture's own
       min..max over all colours, so two of them are not comparable in brightness; a flat one becomes black.
@@ -89,7 +89,7 @@ def read_picture(data: bytes, *, key: str = "", name: str = "", max_pixels: int 
     try:
         stored = _pixels_of_storable_jpeg(header, data)
         if stored is not None and _orientation(header) == 1:
-            return Picture(image=stored, jpeg=data)
+            return Picture(image=stored, jpeg=without_metadata(data))
         pixels = _over_white(_decode(header, data)) if stored is None else stored
         jpeg = encode_jpeg(_upright(pixels, _orientation(header)))
         return Picture(image=decode_jpeg(jpeg), jpeg=jpeg)

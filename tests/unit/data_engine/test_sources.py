@@ -111,9 +111,21 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, upright: objec
     assert_close(loaded.image, upright(photo()))  # type: ignore[operator]
 
 
-def test_jpeg_with_orientation_1_or_broken_exif_is_stored_as_it_came(tmp_path: Path) -> None:
-    for data in (saved(photo(), "JPEG", exif=exif(1)), saved(photo(), "JPEG", exif=b"Exif\0\0 not a TIFF header")):
-        assert load(tmp_path, "a.jpg", data).jpeg == data
+def test_jpeg_with_orientation_1_or_broken_exif_is_stored_without_it_but_not_encoded_anew(tmp_path: Path) -> None:
+    plain = saved(photo(), "JPEG")
+    for tags in (exif(1), b"Exif\0\0 not a TIFF header"):
+        data = saved(photo(), "JPEG", exif=tags, comment=b"by me")
+        assert b"Exif" in data
+        assert load(tmp_path, "a.jpg", data).jpeg == plain
+
+
+def test_metadata_of_a_shard_do_not_go_into_the_next_one(tmp_path: Path) -> None:
+    """Nor does its orientation, which no reader of shards applies: the masks lie on the pixels as they are stored."""
+    data = saved(photo(), "JPEG", exif=exif(6), quality=95)
+    source = open_source(write_tar(tmp_path / "a.tar", [("sa_1.jpg", data), ("sa_1.json", pair()[1])]))
+    loaded = source.load(source.references[0])
+    assert loaded.jpeg == saved(photo(), "JPEG", quality=95)
+    np.testing.assert_array_equal(loaded.image, decode_jpeg(data))
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:

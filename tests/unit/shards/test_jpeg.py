@@ -1,0 +1,136 @@
+"""A JPEG keeps every pixel and loses what it says of the person who took it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sam_train.shards import decode_jpeg, encode_jpeg
+from sam_train.shards.jpeg import without_metadata
+
+PRIVATE = b"41 deg 24 min N"
+ICC = b"not looked into, kept whole" * 10
+
+
+def photo() -> np.ndarray:
+    """Noise: its scans hold every byte, so FF 00 and markers in the data too."""
+    return np.random.default_rng(0).integers(0, 256, (64, 48, 3)).astype(np.uint8)
+
+
+def saved(image: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def exif() -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x010E] = PRIVATE.decode()  # ImageDescription
+    tags.get_ifd(0x8825)[1] = "N"  # GPS
+    return tags
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "baseline": {"quality": 95},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 1},
+    "subsampled": {"subsampling": "4:2:0", "quality": 30},
+    "colours not transformed": {"keep_rgb": True},
+    "optimised": {"optimize": True},
+}
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("image", [photo(), photo()[..., 0]], ids=["rgb", "gray"])
+def test_pixels_stay_and_the_rest_goes(image: np.ndarray, options: dict[str, Any]) -> None:
+    data = saved(image, exif=exif(), comment=PRIVATE, xmp=PRIVATE, icc_profile=ICC, **options)
+    plain = without_metadata(data)
+    assert data.count(PRIVATE) == 3
+    assert PRIVATE not in plain
+    assert b"Exif" not in plain
+    np.testing.assert_array_equal(decode_jpeg(plain), decode_jpeg(data))
+    with Image.open(io.BytesIO(plain)) as read:
+        assert read.info["icc_profile"] == ICC
+        assert not read.getexif()
+    assert plain == saved(image, icc_profile=ICC, **options)
+
+
+def test_adobes_transform_stays() -> None:
+    """Without it the three channels would be taken for YCbCr."""
+    flat = np.full((16, 16, 3), [200, 30, 60], np.uint8)
+    data = saved(flat, keep_rgb=True, quality=100)
+    adobe = segment(0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 0]))
+    data = with_segments(data, adobe) if b"Adobe" not in data else data
+    assert b"Adobe" in without_metadata(data)
+    assert np.abs(decode_jpeg(without_metadata(data)).astype(int) - flat).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        segment(0xE0, b"JFXX\0\x10" + PRIVATE),  # a thumbnail
+        segment(0xE1, b"Exif\0\0" + PRIVATE),
+        segment(0xE2, b"MPF\0" + PRIVATE),  # where more pictures lie in the file
+        segment(0xE2, b"FPXR\0" + PRIVATE),
+        segment(0xED, b"Photoshop 3.0\0" + PRIVATE),
+        segment(0xEE, PRIVATE),
+        *(segment(marker, PRIVATE) for marker in (*range(0xE3, 0xED), 0xEF, 0xFE)),
+        b"\xff\xff\xff" + segment(0xE1, PRIVATE),  # a marker may be filled up
+    ],
+)
+def test_every_kind_of_segment(private: bytes) -> None:
+    plain = saved(photo())
+    assert without_metadata(with_segments(plain, private)) == plain
+    assert without_metadata(with_segments(plain, private, private)) == plain
+
+
+def test_a_segment_may_hold_what_looks_like_a_marker() -> None:
+    plain = saved(photo())
+    thumbnail = saved(photo()[:16, :16])
+    assert without_metadata(with_segments(plain, segment(0xE1, b"Exif\0\0" + thumbnail))) == plain
+
+
+def test_a_second_picture_after_the_end_goes() -> None:
+    """As phones write them: a preview, a depth map, a film, with EXIF of their own."""
+    plain = saved(photo())
+    assert without_metadata(plain + saved(photo(), exif=exif()) + b"MotionPhoto_Data" + PRIVATE) == plain
+
+
+def test_what_we_write_ourselves_stays_byte_for_byte() -> None:
+    for quality in (50, 95, 100):
+        data = encode_jpeg(photo(), quality)
+        assert without_metadata(data) == data
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 20, 300, -3, -2, -1])
+def test_a_torn_file_is_refused(cut: int) -> None:
+    with pytest.raises(ValueError, match="JPEG"):
+        without_metadata(saved(photo(), exif=exif())[:cut])
+
+
+@given(st.binary(max_size=200), st.integers(0, 600))
+def test_any_bytes_end_in_a_jpeg_or_an_error(noise: bytes, position: int) -> None:
+    data = encode_jpeg(photo()[:8, :8])
+    data = data[:position] + noise + data[position:]
+    try:
+        plain = without_metadata(data)
+    except ValueError:
+        return
+    assert plain.startswith(b"\xff\xd8")
+    assert plain.endswith(b"\xff\xd9")
+    assert len(plain) <= len(data)
+    assert without_metadata(plain) == plain
