@@ -6,15 +6,19 @@ those that are.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from sam_train.model.image_stream import Projection, PromptStream, SharedStream
 from sam_train.model.layers import MLP, LayerNorm2d
-from sam_train.model.transformer import TwoWayTransformer
+from sam_train.model.prompt_encoder import DensePrompts
+from sam_train.model.transformer import ImageSide, TwoWayTransformer
 from sam_train.structures import Prediction
 
 NUM_MULTIMASK_OUTPUTS = 3
@@ -22,11 +26,15 @@ NUM_MULTIMASK_OUTPUTS = 3
 # Shared out over the channels of the upscaled map, whose mean is about 0.17 at the start: logits of about -2.4.
 PRIOR_LOGIT = -14.0
 
+# Image tokens of all prompts that are decoded together, and of those that are upscaled together: what fits in a CPU's cache.
+TOKENS_AT_ONCE = 16384
+UPSCALED_AT_ONCE = 1024
+
 
 class MaskDecoder(nn.Module):
     """Image embeddings and prompt embeddings to mask logits and IoU scores."""
 
-    def __init__(self, *, dim: int, transformer: TwoWayTransformer, iou_sigmoid: bool = False) -> None:
+    def __init__(self, *, dim: int, transformer: TwoWayTransformer) -> None:
         super().__init__()
         num_masks = NUM_MULTIMASK_OUTPUTS + 1
         self.transformer = transformer
@@ -41,7 +49,6 @@ class MaskDecoder(nn.Module):
         )
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(num_masks))
         self.iou_prediction_head = MLP(dim, 256, num_masks, 3)
-        self.iou_sigmoid = iou_sigmoid
         self._init_outputs(upscaled_dim=dim // 8)
 
     def _init_outputs(self, *, upscaled_dim: int) -> None:
@@ -61,42 +68,106 @@ class MaskDecoder(nn.Module):
         self,
         image_embeddings: Float[Tensor, "B C h w"],
         image_index: Int[Tensor, " N"],
-        image_pe: Float[Tensor, "1 C h w"],
+        image_pe: Float[Tensor, "C h w"],
         sparse: Float[Tensor, "N P C"],
-        dense: Float[Tensor, "#N C #h #w"],
+        dense: DensePrompts,
         multimask_output: bool,
     ) -> Prediction:
-        """Three candidate masks for each prompt if `multimask_output`, else one."""
+        """Three candidate masks for each prompt if `multimask_output`, else one.
+
+        Image by image, so the answers to the prompts of an image do not depend on what else is in the batch.
+        """
+        hw, num_masks = (image_pe.shape[1], image_pe.shape[2]), NUM_MULTIMASK_OUTPUTS if multimask_output else 1
+        positions = self.transformer.positions(image_pe.flatten(1))
+        answers, order = [], []
+        for image in image_index.unique().tolist():
+            side = self._prepare(image_embeddings[image], dense, positions)
+            chunks = (image_index == image).nonzero()[:, 0].split(max(1, TOKENS_AT_ONCE // image_pe[0].numel()))
+            # What does not fit in the cache is made again in the backward pass sooner than it is fetched back.
+            again = len(chunks) > 1 and torch.is_grad_enabled()
+            for rows in chunks:
+                decode = partial(self._decode, side, sparse[rows], dense.features_of(rows), hw, multimask_output)
+                answers.append(checkpoint(decode, use_reentrant=False) if again else decode())
+            order += chunks
+        if not answers:
+            nothing = sparse.new_zeros(0, num_masks, 4 * hw[0], 4 * hw[1])
+            return Prediction(mask_logits=nothing, iou_scores=sparse.new_zeros(0, num_masks))
+        mask_logits, iou_scores = (torch.cat(parts)[torch.cat(order).argsort()] for parts in zip(*answers, strict=True))
+        return Prediction(mask_logits=mask_logits, iou_scores=iou_scores)
+
+    def _prepare(
+        self, image: Float[Tensor, "C h w"], dense: DensePrompts, positions: list[Float[Tensor, "I L"]]
+    ) -> tuple[ImageSide, Projection]:
+        """All that depends on the image alone, up to the first upscaling."""
+        shared = SharedStream(image.flatten(1) + dense.constant[:, None], dense.maps)
+        side = self.transformer.prepare(shared, positions)
+        return side, shared.project(self._upscaling()[0].weight.permute(2, 3, 1, 0).flatten(0, 2), 1)
+
+    def _decode(
+        self,
+        side: tuple[ImageSide, Projection],
+        sparse: Float[Tensor, "N P C"],
+        features: Float[Tensor, "N K L"] | None,
+        grid_hw: tuple[int, int],
+        multimask_output: bool,
+    ) -> tuple[Float[Tensor, "N M H W"], Float[Tensor, "N M"]]:
+        """The answers to some prompts of one image."""
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
-        source = image_embeddings[image_index].permute(0, 2, 3, 1) + dense.permute(0, 2, 3, 1)
-        queries, image = self.transformer(tokens, source.flatten(1, 2), image_pe[0].flatten(1).T)
+        stream = PromptStream(features)
+        tokens = self.transformer(tokens, stream, side[0])
         wanted = range(1, 1 + NUM_MULTIMASK_OUTPUTS) if multimask_output else range(1)
-        weights = torch.stack([self.output_hypernetworks_mlps[i](queries[:, 1 + i]) for i in wanted], 1)
-        mask_logits = self._mask_logits(image.unflatten(1, source.shape[1:3]), weights)
-        iou = self.iou_prediction_head(queries[:, 0])
-        iou = iou.sigmoid() if self.iou_sigmoid else iou
-        return Prediction(mask_logits=mask_logits, iou_scores=iou[:, wanted.start : wanted.stop])
+        iou = self.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
+        weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], 1)
+        return self._mask_logits(stream, side[1], weights, grid_hw), iou
 
-    def _mask_logits(self, image: Float[Tensor, "N h w C"], weights: Float[Tensor, "N M D"]) -> Float[Tensor, "N M 4*h 4*w"]:
+    def _mask_logits(
+        self, stream: PromptStream, up: Projection, weights: Float[Tensor, "N M D"], grid_hw: tuple[int, int]
+    ) -> Float[Tensor, "N M H W"]:
         """Upscale four times and take the product with the mask weights.
 
         A transposed convolution with kernel and stride 2 is one linear map a pixel to its 2 x 2 children. Done so, channels
-        stay last, norm and activation run over contiguous memory, and only the M products are put in image order.
+        stay last, norm and activation run over memory that is in the cache, and only the M products are put in image order.
         """
-        first, norm, _, second, _ = self.output_upscaling
-        assert isinstance(first, nn.ConvTranspose2d)
-        assert isinstance(norm, LayerNorm2d)
-        assert isinstance(second, nn.ConvTranspose2d)
-        x = _children(image, first)
-        x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-        x = F.gelu(_children(x, second))
-        (n, h, w), m = image.shape[:3], weights.shape[1]
-        products = weights @ x.flatten(1, -2).transpose(1, 2)  # N M (h w 2 2 2 2): y x of each of three scales
-        return products.view(n, m, h, w, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(n, m, 4 * h, 4 * w)
+        first, norm, second = self._upscaling()
+        assert stream.scale is not None
+        assert stream.factors is not None
+        assert up.constant is not None
+        assert first.bias is not None
+        rows, shared = stream.dense(up), up.base[0].T.contiguous()
+        bias = up.constant.flatten() + first.bias.repeat(4)
+        products = []
+        length = max(1, UPSCALED_AT_ONCE // len(weights))
+        for at in range(0, len(shared), length):
+            part = slice(at, at + length)
+            x = torch.baddbmm(shared[part], stream.factors[..., part].transpose(1, 2), rows)
+            x = torch.addcmul(bias, stream.scale[:, 0, part, None], x).unflatten(2, (4, -1))
+            x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+            x = F.gelu(_children(x, second))
+            products.append(weights @ x.flatten(1, -2).transpose(1, 2))
+        return _grid(torch.cat(products, 2), grid_hw)
+
+    def _upscaling(self) -> tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]:
+        return cast(
+            "tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]", tuple(self.output_upscaling[i] for i in (0, 1, 3))
+        )
+
+
+def _grid(products: Float[Tensor, "N M _"], grid_hw: tuple[int, int]) -> Float[Tensor, "N M H W"]:
+    """Put cells, children (y, x) and grandchildren (y, x) in image order.
+
+    Neighbours in a row are moved as one complex number: a quarter of the time, and torch has no other pair.
+    """
+    n, m, (h, w) = *products.shape[:2], grid_hw
+    if products.dtype == torch.bfloat16:  # there is no complex bfloat16
+        products = products.float()
+    pairs = torch.view_as_complex(products.view(n, m, h, w, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5)
+    return torch.view_as_real(pairs.contiguous()).view(n, m, 4 * h, 4 * w)
 
 
 def _children(x: Float[Tensor, "... i"], conv: nn.ConvTranspose2d) -> Float[Tensor, "... 2 2 o"]:
     """A 2 x 2, stride 2 transposed convolution with channels last, the children as two new axes (y, x)."""
     weight = conv.weight.permute(0, 2, 3, 1)  # i 2 2 o
-    return (x @ weight.flatten(1)).unflatten(-1, weight.shape[1:]) + conv.bias
+    assert conv.bias is not None
+    flat = torch.addmm(conv.bias.repeat(4), x.flatten(0, -2), weight.flatten(1))
+    return flat.view(*x.shape[:-1], *weight.shape[1:])

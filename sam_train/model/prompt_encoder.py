@@ -7,13 +7,30 @@ always computed in fp32: in bf16 their error is that of moving a click by a pixe
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sam_train.model.layers import LayerNorm2d
 from sam_train.structures import PointLabel, Prompts
+
+
+@dataclass(frozen=True, slots=True)
+class DensePrompts:
+    """What mask prompts add to the image tokens: `features^T @ maps[0] + constant`, K = 16 features a token.
+
+    Without mask prompts there are no features, and the constant is the "no mask" embedding.
+    """
+
+    features: Float[Tensor, "N K L"] | None
+    maps: list[Float[Tensor, "1 K C"]]
+    constant: Float[Tensor, " C"]
+
+    def features_of(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n K L"] | None:
+        """The features of some prompts."""
+        return None if self.features is None else self.features[rows]
 
 
 class PromptEncoder(nn.Module):
@@ -36,17 +53,21 @@ class PromptEncoder(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, embed_dim)
 
-    def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N P C"], Float[Tensor, "#N C #h #w"]]:
-        """Sparse and dense embeddings; without a mask prompt the dense one is 1 C 1 1, to be broadcast."""
+    def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N P C"], DensePrompts]:
+        """Sparse and dense embeddings."""
         if prompts.mask_logits is None:
-            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        else:
-            dense = self.mask_downscaling(prompts.mask_logits)
-        return self._embed_points(prompts), dense
+            return self._embed_points(prompts), DensePrompts(None, [], self.no_mask_embed.weight[0])
+        *downscaling, last = self.mask_downscaling
+        features = prompts.mask_logits
+        for layer in downscaling:
+            features = layer(features)
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        return self._embed_points(prompts), DensePrompts(features.flatten(2), [last.weight[None, :, :, 0, 0].mT], last.bias)
 
-    def dense_positions(self) -> Float[Tensor, "1 C h w"]:
+    def dense_positions(self) -> Float[Tensor, "C h w"]:
         """The positional encoding of the image tokens."""
-        return self.pe_layer.grid(self.grid_size)[None].to(self.no_mask_embed.weight.dtype)
+        return self.pe_layer.grid(self.grid_size).to(self.no_mask_embed.weight.dtype)
 
     def _embed_points(self, prompts: Prompts) -> Float[Tensor, "N P C"]:
         labels = prompts.point_labels

@@ -1,20 +1,40 @@
 """The two-way transformer of the mask decoder (paper, section A; segment_anything/modeling/transformer.py).
 
-Tokens attend to themselves and to the image, then the image attends to the tokens. T tokens, L image tokens.
-
-A prompt has 7 to 20 tokens against 1,024 to 4,096 image tokens, so projecting the image is what costs. The
-cross attentions here never do: `q . (W x) = (q W) . x`, so each projection is folded into the few tokens. This is
-exact up to rounding, has the released parameters, and leaves two passes over the image a cross attention.
+Tokens attend to themselves and to the image, then the image attends to the tokens. What depends on the image alone is
+computed once (`prepare`), the rest for each prompt (`forward`); `image_stream` says how the two meet.
+N prompts of one image, T tokens a prompt, L image tokens, C channels, I = C / 2 inner channels of a cross attention.
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import cast
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam_train.model.image_stream import Centered, Projection, PromptStream, SharedStream
 from sam_train.model.layers import MLPBlock
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSide:
+    """The image's side of a block: under the maps that its two cross attentions take of it, and before its norm."""
+
+    keys: Projection
+    values: Projection
+    queries: Projection
+    norm: Centered
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSide:
+    """The image's side of the whole transformer."""
+
+    blocks: list[BlockSide]
+    keys: Projection
+    values: Projection
 
 
 class TwoWayTransformer(nn.Module):
@@ -29,18 +49,37 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, tokens: Float[Tensor, "N T C"], image: Float[Tensor, "N L C"], image_pe: Float[Tensor, "L C"]
-    ) -> tuple[Float[Tensor, "N T C"], Float[Tensor, "N L C"]]:
-        queries, keys = tokens, image
-        for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, image_pe)
-        attended = self.final_attn_token_to_image(queries + tokens, keys, image_pe)
-        return self.norm_final_attn(queries + self.dropout(attended)), keys
+    @property
+    def blocks(self) -> list[TwoWayBlock]:
+        """The layers, typed."""
+        return cast("list[TwoWayBlock]", list(self.layers))
+
+    def positions(self, image_pe: Float[Tensor, "C L"]) -> list[Float[Tensor, "I L"]]:
+        """The positional encoding under every map that meets it, the same for all images: give it to `prepare`."""
+        weights = [w for b in self.blocks for w in (b.cross_attn_token_to_image.k_proj, b.cross_attn_image_to_token.q_proj)]
+        return [linear.weight @ image_pe for linear in (*weights, self.final_attn_token_to_image.k_proj)]
+
+    def prepare(self, shared: SharedStream, positions: list[Float[Tensor, "I L"]]) -> ImageSide:
+        """The image's side of every attention and norm; `shared` goes through and is left as what comes out."""
+        blocks = [block.prepare(shared, *positions[2 * i : 2 * i + 2]) for i, block in enumerate(self.blocks)]
+        final = self.final_attn_token_to_image
+        return ImageSide(blocks, final.project_keys(shared, positions[-1]), final.project_values(shared))
+
+    def forward(self, tokens: Float[Tensor, "N T C"], stream: PromptStream, side: ImageSide) -> Float[Tensor, "N T C"]:
+        """The tokens after the last attention; `stream` goes through and is left as what comes out."""
+        queries = tokens
+        for block, block_side in zip(self.blocks, side.blocks, strict=True):
+            queries = block(queries, tokens, stream, block_side)
+        attended = self.final_attn_token_to_image(queries + tokens, stream, side.keys, side.values)
+        return self.norm_final_attn(queries + self.dropout(attended))
 
 
 class TwoWayBlock(nn.Module):
-    """Self-attention, token to image, MLP on the tokens, image to token; a norm after each (post-norm)."""
+    """Self-attention, token to image, MLP on the tokens, image to token; a norm after each (post-norm).
+
+    Dropout falls on what is added to the tokens, and for the image on the values that the tokens give it: what is
+    added to the image is never written out.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, dropout: float, skip_first_layer_pe: bool) -> None:
         super().__init__()
@@ -55,22 +94,28 @@ class TwoWayBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.skip_first_layer_pe = skip_first_layer_pe
 
+    def prepare(self, shared: SharedStream, key_pe: Float[Tensor, "I L"], query_pe: Float[Tensor, "I L"]) -> BlockSide:
+        """The image's side; `shared` goes through."""
+        keys = self.cross_attn_token_to_image.project_keys(shared, key_pe)
+        values = self.cross_attn_token_to_image.project_values(shared)
+        queries = self.cross_attn_image_to_token.project_queries(shared, query_pe)
+        self.cross_attn_image_to_token.extend(shared)
+        return BlockSide(keys, values, queries, shared.normalize(self.norm4))
+
     def forward(
-        self,
-        queries: Float[Tensor, "N T C"],
-        keys: Float[Tensor, "N L C"],
-        query_pe: Float[Tensor, "N T C"],
-        key_pe: Float[Tensor, "L C"],
-    ) -> tuple[Float[Tensor, "N T C"], Float[Tensor, "N L C"]]:
+        self, queries: Float[Tensor, "N T C"], query_pe: Float[Tensor, "N T C"], stream: PromptStream, side: BlockSide
+    ) -> Float[Tensor, "N T C"]:
         if self.skip_first_layer_pe:  # no residual here either: as released
             queries = self.dropout(self.self_attn(queries, queries))
         else:
             queries = queries + self.dropout(self.self_attn(queries + query_pe, queries))
         queries = self.norm1(queries)
-        queries = self.norm2(queries + self.dropout(self.cross_attn_token_to_image(queries + query_pe, keys, key_pe)))
+        attended = self.cross_attn_token_to_image(queries + query_pe, stream, side.keys, side.values)
+        queries = self.norm2(queries + self.dropout(attended))
         queries = self.norm3(queries + self.dropout(self.mlp(queries)))
-        keys = keys + self.dropout(self.cross_attn_image_to_token(keys, key_pe, queries + query_pe, queries))
-        return queries, self.norm4(keys)
+        self.cross_attn_image_to_token(stream, side.queries, queries + query_pe, self.dropout(queries))
+        stream.normalize(side.norm)
+        return queries
 
 
 class TokenAttention(nn.Module):
@@ -95,9 +140,6 @@ class TokenAttention(nn.Module):
     def _heads(self, x: Float[Tensor, "N S I"]) -> Float[Tensor, "N n S d"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _rows(self, weight: Float[Tensor, "I C"]) -> Float[Tensor, "n d C"]:
-        return weight.unflatten(0, (self.num_heads, -1))
-
 
 class SelfAttention(TokenAttention):
     """Among the tokens of a prompt."""
@@ -110,34 +152,37 @@ class SelfAttention(TokenAttention):
 class TokenToImage(TokenAttention):
     """Tokens read the image: keys are image + positions, values the image."""
 
+    def project_keys(self, shared: SharedStream, positions: Float[Tensor, "I L"]) -> Projection:
+        """k_proj's bias is left out: it adds the same to all scores of a query, and softmax does not see it."""
+        return shared.project(self.k_proj.weight, self.num_heads, positions)
+
+    def project_values(self, shared: SharedStream) -> Projection:
+        """v_proj's bias is added later: the weights of a query sum to 1, so it passes through whole."""
+        return shared.project(self.v_proj.weight, self.num_heads)
+
     def forward(
-        self, tokens: Float[Tensor, "N T C"], image: Float[Tensor, "N L C"], image_pe: Float[Tensor, "L C"]
+        self, tokens: Float[Tensor, "N T C"], stream: PromptStream, keys: Projection, values: Projection
     ) -> Float[Tensor, "N T C"]:
         q = self._heads(self.q_proj(tokens)) * self.scale
-        # k_proj's bias adds the same to all scores of a query: softmax does not see it.
-        folded = (q @ self._rows(self.k_proj.weight)).flatten(1, 2)
-        weights = (folded @ image.transpose(1, 2) + folded @ image_pe.T).softmax(-1)
-        mixed = (weights @ image).unflatten(1, (self.num_heads, -1))
-        # The weights of a query sum to 1, so v_proj's bias passes through whole.
-        values = mixed @ self._rows(self.v_proj.weight).transpose(1, 2)
-        return self.out_proj(values.transpose(1, 2).flatten(2) + self.v_proj.bias)
+        mixed = stream.mix(values, stream.scores(keys, q).softmax(-1))
+        return self.out_proj(mixed.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
 
 class ImageToToken(TokenAttention):
     """The image reads the tokens: queries are image + positions."""
 
+    def project_queries(self, shared: SharedStream, positions: Float[Tensor, "I L"]) -> Projection:
+        """q_proj's bias is added to the scores."""
+        return shared.project(self.q_proj.weight, self.num_heads, positions)
+
+    def extend(self, shared: SharedStream) -> None:
+        """What `forward` adds to the image are weights times values under `out_proj`."""
+        shared.add(self.out_proj.weight.T.unflatten(0, (self.num_heads, -1)), self.out_proj.bias)
+
     def forward(
-        self,
-        image: Float[Tensor, "N L C"],
-        image_pe: Float[Tensor, "L C"],
-        keys: Float[Tensor, "N T C"],
-        values: Float[Tensor, "N T C"],
-    ) -> Float[Tensor, "N L C"]:
+        self, stream: PromptStream, queries: Projection, keys: Float[Tensor, "N T C"], values: Float[Tensor, "N T C"]
+    ) -> None:
         k = self._heads(self.k_proj(keys)) * self.scale
-        folded = (k @ self._rows(self.q_proj.weight)).flatten(1, 2)
-        bias = (k @ self.q_proj.bias.unflatten(0, (self.num_heads, -1, 1))).flatten(1, 2)
-        scores = folded @ image.transpose(1, 2) + (folded @ image_pe.T + bias)
-        weights = scores.unflatten(1, (self.num_heads, -1)).softmax(2).flatten(1, 2)
-        v = self._heads(self.v_proj(values))
-        outputs = v @ self.out_proj.weight.T.unflatten(0, (self.num_heads, -1))
-        return torch.baddbmm(self.out_proj.bias, weights.transpose(1, 2), outputs.flatten(1, 2))
+        bias = k @ self.q_proj.bias.unflatten(0, (self.num_heads, -1, 1))
+        weights = (stream.scores(queries, k) + bias).softmax(2)
+        stream.add(weights, self._heads(self.v_proj(values)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,43 @@ def test_packed_over_three_images_equals_one_call_a_prompt(
             alone = model.decode(embeddings[image : image + 1], own, multimask_output=multimask_output)
             assert torch.allclose(together.mask_logits[i], alone.mask_logits[0], rtol=0, atol=1e-12)
             assert torch.allclose(together.iou_scores[i], alone.iou_scores[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_eight_images_in_one_call_equal_eight_calls_bit_for_bit(model: Sam, with_mask: bool) -> None:
+    embeddings = torch.randn(8, 32, 4, 4, dtype=torch.float64)
+    prompts = mixed_prompts(torch.arange(64) % 8)
+    if with_mask:
+        prompts = prompts.with_mask(torch.randn(64, 1, 16, 16, dtype=torch.float64))
+    with torch.no_grad():
+        together = model.decode(embeddings, prompts, multimask_output=True)
+        for image in range(8):
+            own = replace(prompts[prompts.image_index == image], image_index=torch.zeros(8, dtype=torch.long))
+            alone = model.decode(embeddings[image : image + 1], own, multimask_output=True)
+            assert torch.equal(together.mask_logits[prompts.image_index == image], alone.mask_logits)
+            assert torch.equal(together.iou_scores[prompts.image_index == image], alone.iou_scores)
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_chunks_change_nothing(model: Sam, embeddings: Tensor, with_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither do answers nor gradients depend on how many prompts go at once, or on being made again in the backward pass."""
+    prompts = mixed_prompts(torch.tensor([0] * 7 + [1, 2]))
+    if with_mask:
+        prompts = prompts.with_mask(torch.randn(9, 1, 16, 16, dtype=torch.float64))
+
+    def run() -> list[Tensor]:
+        leaf = embeddings.clone().requires_grad_()
+        model.zero_grad()
+        answer = model.decode(leaf, prompts, multimask_output=True)
+        (answer.mask_logits.square().mean() + answer.iou_scores.sum()).backward()
+        return [answer.mask_logits.detach(), leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)]  # type: ignore[list-item]
+
+    whole = run()
+    monkeypatch.setattr("sam_train.model.mask_decoder.TOKENS_AT_ONCE", 2 * 16)
+    monkeypatch.setattr("sam_train.model.mask_decoder.UPSCALED_AT_ONCE", 5)
+    chunked = run()
+    assert len(whole) == len(chunked) > 40
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(whole, chunked, strict=True))
 
 
 def test_the_image_matters(model: Sam, embeddings: Tensor) -> None:

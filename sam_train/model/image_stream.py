@@ -1,0 +1,170 @@
+"""The image stream of the mask decoder, never written out.
+
+The two-way transformer changes the C channels of each of L image tokens, anew for every prompt. Yet all prompts of an
+image start from the same tokens x, and what attention adds for one prompt is weights times a few token values: a
+matrix of low rank. A norm only scales a row, centres it and weighs its channels. So the stream of a prompt stays
+
+    z = scale * (x' + factors^T . coefficients) + constant        (L 1) * ((L C) + (L R) . (R C)) + (C)
+
+with x' and the constant shared by all prompts, and R about 60 a layer instead of C = 256. Any linear map of z (keys,
+values, queries, the upscaling) is that map of x', made once an image, and of R rows a prompt. Exact up to rounding.
+
+L image tokens · C channels · N prompts of one image · n heads · T tokens of a prompt · d channels of a head ·
+R rank so far · O outputs of a linear map. L is the last axis wherever it appears, so it is contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """The stream under a linear map with O = n d outputs: its shared tokens, its maps and its constant."""
+
+    base: Float[Tensor, "n d L"]
+    maps: list[Float[Tensor, "_ _ O"]]
+    constant: Float[Tensor, "n d 1"] | None
+    positions: Float[Tensor, "n d L"] | None
+    """Positions under the same map where `base` is scaled by prompt; else they are in `base`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Centered:
+    """What a layer norm needs to know of the shared part: its maps and tokens, their channels centred."""
+
+    maps: list[Float[Tensor, "_ _ C"]]
+    crosses: list[Float[Tensor, "_ _ L"]]
+    """Products of the maps' rows with the tokens."""
+    squares: Float[Tensor, " L"]
+    """Squared lengths of the tokens."""
+    eps: float
+
+
+class SharedStream:
+    """The part of the stream that all prompts of an image have in common, as the layers go by.
+
+    maps: for each block of factors, the rows that its values are coordinates of: coefficients = values @ map.
+    """
+
+    def __init__(self, base: Float[Tensor, "C L"], maps: list[Float[Tensor, "_ _ C"]]) -> None:
+        self.base, self.maps = base, maps
+        self.constant: Float[Tensor, " C"] | None = None  # before the first norm it is part of the base
+
+    def project(self, weight: Float[Tensor, "O C"], num_heads: int, positions: Float[Tensor, "O L"] | None = None) -> Projection:
+        """The stream, or stream + positions (given under the same map), under a linear map without bias."""
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(0, (num_heads, -1))
+
+        base, maps = weight @ self.base, [m @ weight.T for m in self.maps]
+        if self.constant is None:
+            return Projection(heads(base if positions is None else base + positions), maps, None, None)
+        constant = heads(weight @ self.constant)[..., None]
+        return Projection(heads(base), maps, constant, None if positions is None else heads(positions))
+
+    def add(self, rows: Float[Tensor, "_ _ C"], constant: Float[Tensor, " C"]) -> None:
+        """Follow `PromptStream.add`: a block of factors joins, whose values are coordinates of `rows`; and a constant."""
+        if self.constant is None:
+            self.base = self.base + constant[:, None]
+            self.maps = [*self.maps, rows]
+        else:  # the constant so far is not scaled: it becomes a row of its own
+            self.maps = [*self.maps, (self.constant + constant)[None, None], rows]
+
+    def normalize(self, norm: nn.LayerNorm) -> Centered:
+        """Follow a layer norm: its weight falls on base and maps, its bias is the constant."""
+        base = self.base - self.base.mean(0)
+        maps = [m - m.mean(-1, keepdim=True) for m in self.maps]
+        self.base, self.constant = base * norm.weight[:, None], norm.bias
+        self.maps = [m * norm.weight for m in maps]
+        return Centered(maps, [m @ base for m in maps], base.square().sum(0), norm.eps)
+
+
+class PromptStream:
+    """What each of N prompts has of its own: the scale of each row, factors, and their values in terms of the shared maps."""
+
+    def __init__(self, features: Float[Tensor, "N K L"] | None) -> None:
+        """`features` are those of mask prompts, coordinates of the first shared map."""
+        self.scale: Float[Tensor, "N 1 L"] | None = None
+        self.factors: Float[Tensor, "N R L"] | None = features
+        self.values: list[Float[Tensor, "_ _ _ _"]] = []
+        if features is not None:
+            self.values.append(torch.eye(features.shape[1], dtype=features.dtype, device=features.device)[None, None])
+
+    def scores(self, projection: Projection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
+        """Products of the tokens' heads with the projected stream."""
+        scores = _by_head(tokens, projection.base)
+        if self.factors is not None:
+            rows = self._coefficients(projection.maps).unflatten(2, projection.base.shape[:2])
+            own = (tokens @ rows.permute(0, 2, 3, 1)).flatten(1, 2) @ self.factors
+            scores = own.unflatten(1, tokens.shape[1:3]).add_(scores)
+        if self.scale is not None:
+            scores = scores * self.scale[:, None]
+        if projection.positions is not None:
+            scores = scores.add_(_by_head(tokens, projection.positions))
+        return scores if projection.constant is None else scores.add_(tokens @ projection.constant)
+
+    def mix(self, projection: Projection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
+        """Means of the projected stream over the image, by the weights of each token, which sum to 1."""
+        if self.scale is not None:
+            weights = weights * self.scale[:, None]
+        mixed = _by_head(weights, projection.base.transpose(1, 2))
+        if self.factors is not None:
+            rows = self._coefficients(projection.maps).unflatten(2, projection.base.shape[:2])
+            own = (weights.flatten(1, 2) @ self.factors.transpose(1, 2)).unflatten(1, weights.shape[1:3])
+            mixed = mixed + own @ rows.transpose(1, 2)
+        return mixed if projection.constant is None else mixed + projection.constant.transpose(1, 2)
+
+    def dense(self, projection: Projection) -> Float[Tensor, "N R O"]:
+        """The coefficients of the projected stream."""
+        return self._coefficients(projection.maps)
+
+    def add(self, weights: Float[Tensor, "N n T L"], values: Float[Tensor, "N n T d"]) -> None:
+        """Each image token takes the values of the prompt's tokens by its weights."""
+        factors = weights.flatten(1, 2)
+        if self.scale is None:
+            self.factors = factors if self.factors is None else torch.cat([self.factors, factors], 1)
+        else:  # what is scaled later as all the rest is must be divided now: the shared constant, too
+            assert self.factors is not None
+            inverse = self.scale.reciprocal()
+            self.factors = torch.cat([self.factors, inverse, factors * inverse], 1)
+            self.values.append(values.new_ones(1, 1, 1, 1))
+        self.values.append(values)
+
+    def normalize(self, centered: Centered) -> None:
+        """A layer norm over the channels, by the squared lengths of the rows: |scale (x' + f^T A)|^2, all centred."""
+        assert self.factors is not None
+        with torch.autocast(self.factors.device.type, enabled=False):
+            rows, factors = _precise(self._coefficients(centered.maps)), _precise(self.factors)
+            products = rows @ rows.transpose(1, 2) @ factors
+            at = 0
+            for values, cross in zip(self.values, centered.crosses, strict=True):
+                block = _by_head(_precise(values).expand(len(rows), -1, -1, -1), _precise(cross))
+                to = at + block.shape[1] * block.shape[2]
+                products[:, at:to].unflatten(1, block.shape[1:3]).add_(block, alpha=2)
+                at = to
+            squares = (products * factors).sum(1, keepdim=True) + centered.squares
+            if self.scale is None:
+                self.scale = (squares / rows.shape[2] + centered.eps).rsqrt()
+            else:
+                self.scale = self.scale * (squares * self.scale.square() / rows.shape[2] + centered.eps).rsqrt()
+
+    def _coefficients(self, maps: list[Float[Tensor, "_ _ O"]]) -> Float[Tensor, "N R O"]:
+        assert self.factors is not None
+        blocks = [(v.to(m.dtype) @ m).flatten(1, 2) for v, m in zip(self.values, maps, strict=True)]
+        return torch.cat([b.expand(len(self.factors), -1, -1) for b in blocks], 1)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Squares want fp32 where autocast made something shorter."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _by_head(tokens: Float[Tensor, "N n T d"], base: Float[Tensor, "n d S"]) -> Float[Tensor, "N n T S"]:
+    """`tokens @ base` with the heads as the batch: the shared side is read once for all prompts."""
+    n, t = len(tokens), tokens.shape[2]
+    return torch.bmm(tokens.transpose(0, 1).flatten(1, 2), base).unflatten(1, (n, t)).transpose(0, 1)
