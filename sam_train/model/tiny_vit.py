@@ -68,20 +68,13 @@ class TinyViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        self.train(self.training)
+            if isinstance(module, BatchNorm2d):
+                module.frozen = freeze_batch_norm
 
     @property
     def blocks(self) -> list[nn.Module]:
         """All blocks in the order in which an image passes them."""
         return [block for stage in self.layers for block in stage.blocks]  # type: ignore[union-attr]
-
-    def train(self, mode: bool = True) -> TinyViT:
-        """As every module's; frozen batch norms stay as in evaluation."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.train(mode and not self.frozen_batch_norm)
-        return self
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
@@ -92,13 +85,24 @@ class TinyViT(nn.Module):
         return self.neck(x)
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that, `frozen`, uses its running statistics in training too and leaves them as they are."""
+
+    frozen = False
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        if not self.frozen:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class ConvNorm(nn.Sequential):
     """A convolution without bias and the batch norm that gives it one."""
 
     def __init__(self, i: int, o: int, kernel: int, *, stride: int = 1, groups: int = 1, norm_weight: float = 1.0) -> None:
         super().__init__()
         self.add_module("c", nn.Conv2d(i, o, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False))
-        norm = nn.BatchNorm2d(o)
+        norm = BatchNorm2d(o)
         nn.init.constant_(norm.weight, norm_weight)
         self.add_module("bn", norm)
 

@@ -117,7 +117,6 @@ def test_batch_norms_learn_unless_frozen(frozen: bool) -> None:
     trained = encoder.train()(images)
     assert torch.equal(evaluated, trained) == frozen
     assert all(torch.equal(a, b) for a, b in zip(before, statistics(encoder), strict=True)) == frozen
-    assert all(module.training for module in encoder.modules() if not isinstance(module, nn.BatchNorm2d))
 
 
 def test_a_new_bottleneck_is_the_identity_before_its_last_activation() -> None:
@@ -131,7 +130,7 @@ def test_drop_path_grows_linearly_with_depth() -> None:
 
 
 def test_activation_checkpointing_changes_neither_keys_nor_gradients(model: Sam) -> None:
-    wrapped = build_mobile_sam(**TINY, activation_checkpointing=True)
+    wrapped = build_mobile_sam(**TINY, activation_checkpointing="fairscale")
     wrapped.load_state_dict(model.state_dict(), strict=True)
     images, weights, grads = torch.randn(2, 3, 64, 64), torch.randn(2, 16, 4, 4), []
     for encoder in (model.image_encoder.train(), wrapped.image_encoder.train()):

@@ -1,0 +1,83 @@
+"""A run starts from released weights, and what it writes is a checkpoint of ours that knows its config."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_sample
+from hydra import compose, initialize_config_dir
+
+from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_released
+from sam_train.config import config_dir
+from sam_train.model.build import build_mobile_sam, build_sam
+from sam_train.model.tiny_vit import TinyViT
+from sam_train.shards import write_shard
+from sam_train.train import run
+
+RUN = [
+    "wandb.enabled=false",
+    "~callbacks",
+    "threads=1",
+    "trainer.accelerator=cpu",
+    "+trainer.enable_progress_bar=false",
+    "trainer.max_steps=1",
+    "trainer.log_every_n_steps=1",
+    "prompts={num_corrections: 1, num_empty_rounds: 0}",
+    "model.image_size=64",
+    "model.prompt_dim=16",
+    "+model.decoder_mlp_dim=16",
+]
+MOBILE_SAM = ["model=mobile_sam", "model.embed_dims=[8,8,16,16]", "model.depths=[1,1,1,1]", "model.num_heads=[2,2,2,2]"]
+VIT = ["model=vit_b", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.global_attn_indexes=[1]"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_shard(folder / "sa_000000.tar", [make_sample(index) for index in range(2)])
+    return folder
+
+
+def train(shards: Path, init: Path, *overrides: str) -> Path:
+    """The model.pt of a run of one step."""
+    run_dir = init.parent / "run"
+    places = [f"data.shards={shards}", f"run_dir={run_dir}", f"init_checkpoint={init}"]
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        run(compose("train", overrides=[*RUN, *places, *overrides]))
+    return run_dir / "model.pt"
+
+
+def test_mobile_sam_without_learning_stays_as_released(shards: Path, tmp_path: Path) -> None:
+    """Batch norms too: their statistics would move without any learning rate."""
+    released = build_mobile_sam(
+        embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_heads=[2, 2, 2, 2], prompt_dim=16, decoder_mlp_dim=16
+    )
+    save_released(released, tmp_path / "mobile_sam.pth")
+    path = train(shards, tmp_path / "mobile_sam.pth", *MOBILE_SAM, "optim.lr=0")
+    trained = load_checkpoint(path)
+    assert isinstance(trained.image_encoder, TinyViT)
+    assert trained.image_size == 64
+    state = trained.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in released.state_dict().items())
+    document = torch.load(path, weights_only=True)
+    assert document["provenance"]["init"] == checkpoint_hash(tmp_path / "mobile_sam.pth")
+    assert document["config"]["freeze_batch_norm"] is True
+    assert json.loads((path.parent / "metrics.json").read_bytes())["steps"] == 1
+
+
+def test_a_masked_auto_encoder_fills_the_encoder(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = build_sam(image_size=64, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=[1], prompt_dim=16).image_encoder
+    blocks = {k.replace(".lin", ".fc"): v for k, v in encoder.state_dict().items() if k.startswith(("patch", "blocks"))}
+    mae = {name: tensor for name, tensor in blocks.items() if "rel_pos" not in name}
+    mae |= {"pos_embed": torch.randn(1, 10, 32), "cls_token": torch.zeros(1, 1, 32), "norm.weight": torch.ones(32)}
+    torch.save({"model": mae}, tmp_path / "mae.pth")
+    with caplog.at_level(logging.INFO, logger="sam_train"):
+        path = train(shards, tmp_path / "mae.pth", *VIT, "optim.lr=0")
+    assert "mae.pth: image encoder alone, 27 tensors loaded (" in caplog.text
+    assert "; 2 tensors dropped (" in caplog.text
+    state = load_checkpoint(path).state_dict()
+    assert torch.equal(state["image_encoder.blocks.1.mlp.lin2.weight"], mae["blocks.1.mlp.fc2.weight"])
