@@ -31,7 +31,7 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from data_engine.promote import is_judged, judge, promoted, publish
+from data_engine.promote import check_measure, is_judged, judge, promoted, publish
 from sam_train.config import changed_keys, config_dir, save_resolved
 from sam_train.errors import ConfigError, SamTrainError, exit_with_message
 
@@ -78,6 +78,7 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError("a cycle needs stages: try sam-cycle experiment=quickstart")
     if not cfg.corpus.truth or not cfg.corpus.heldout:
         raise ConfigError("a cycle needs corpus.truth=SHARDS, whose masks play the person, and corpus.heldout=SHARDS to judge by")
+    check_measure(cfg.promote_by)
     known = sorted(path.stem for path in (Path(config_dir()) / "stage").glob("*.yaml"))
     for number, stage in enumerate(cfg.stages, start=1):
         if missing := [key for key in ("stage", "first_image", "num_images") if key not in stage]:

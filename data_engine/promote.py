@@ -17,6 +17,15 @@ from sam_train.checkpoint import checkpoint_hash
 from sam_train.errors import ConfigError
 from sam_train.files import commit_file, written_whole
 
+MEASURES = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
+"""What sam-evaluate measures and a model may be promoted by."""
+
+
+def check_measure(measure: object) -> None:
+    """Raise ConfigError unless a model may be promoted by `measure`."""
+    if measure not in MEASURES:
+        raise ConfigError(f"promote_by is {measure!r}, expected one of {', '.join(MEASURES)}")
+
 
 def promoted(run_dir: Path) -> Path | None:
     """The checkpoint that the engine works with now, None before the first."""

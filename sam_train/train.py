@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import logging
-import time
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import hydra
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from sam_train.checkpoint import checkpoint_hash, init_weights, save_checkpoint
@@ -34,6 +36,7 @@ from sam_train.files import commit_file
 from sam_train.model import Sam
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.training import SamModule
+from sam_train.training.callbacks import Stopwatch
 from sam_train.training.checkpoint_io import WholeCheckpointIO
 from sam_train.training.step_log import StepLog
 
@@ -68,7 +71,7 @@ def quiet_lightning() -> None:
 
 def run(cfg: DictConfig) -> dict[str, float]:
     """Train as the config says; the metrics that were also written to metrics.json."""
-    started = time.monotonic()
+    stopwatch = Stopwatch()
     quiet_lightning()
     run_dir = Path(cfg.run_dir)
     seed_everything(cfg.seed, verbose=False)
@@ -87,13 +90,13 @@ def run(cfg: DictConfig) -> dict[str, float]:
     if last:
         log.info("going on from %s", last)
     save_resolved(cfg, run_dir / "config.yaml")
-    trainer = make_trainer(cfg, run_dir)
+    trainer = make_trainer(cfg, run_dir, stopwatch)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
     except torch.OutOfMemoryError as error:
         wanted = "lower data.images_per_step or data.max_masks, or set +model.activation_checkpointing=true"
         raise ConfigError(f"the accelerator's memory is too small for a step: {wanted}") from error
-    return finish(cfg, run_dir, trainer, module, seconds=time.monotonic() - started)
+    return finish(cfg, run_dir, trainer, module, seconds=stopwatch.seconds())
 
 
 def fill_with_weights(model: Sam, init_checkpoint: str | None) -> None:
@@ -137,13 +140,14 @@ def config_errors(group: str) -> Iterator[None]:
         raise ConfigError(f"the values of {group} do not do: {error}") from error
 
 
-def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
-    """Lightning's trainer with our checkpoints, loggers and callbacks."""
+def make_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
+    """Lightning's trainer with our checkpoints, loggers, callbacks and `more` of them."""
     if not isinstance(cfg.trainer.max_steps, int) or cfg.trainer.max_steps < 1:
         raise ConfigError(f"trainer.max_steps is {cfg.trainer.max_steps}: give the number of steps, the schedule depends on it")
     if str(cfg.trainer.precision) in ("16", "16-mixed"):  # its scaler would scale the encoder's gradient twice
         raise ConfigError(f"trainer.precision is {cfg.trainer.precision}: the step does not scale its loss, take bf16-mixed")
     callbacks: list[Callback] = [
+        *more,
         ModelCheckpoint(
             dirpath=run_dir / "checkpoints",
             filename="step-{step}",
@@ -151,7 +155,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
             save_last=True,
             save_top_k=0,
             enable_version_counter=False,
-        )
+        ),
     ]
     callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
     with config_errors("trainer"):
@@ -170,10 +174,21 @@ def make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     loggers: list[Logger] = [StepLog(run_dir / "csv")]
     if cfg.wandb.enabled:
         mode = ("online" if wandb_key_known() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
-        # The run id is the run's name, so a run that goes on goes on in wandb too.
-        run_id = cfg.name.replace("/", "-")
+        run_id = wandb_run_id(cfg.name, run_dir)
         loggers.append(WandbLogger(project=cfg.wandb.project, name=cfg.name, id=run_id, save_dir=run_dir, mode=mode))
     return loggers
+
+
+def wandb_run_id(name: str, run_dir: Path) -> str:
+    """The id in the run folder, made of the name and chance at the first start: a run that goes on goes on in wandb too,
+    and one of the same name elsewhere, or after the folder was removed, is another run there.
+    """
+    path = run_dir / "wandb_id"
+    if path.is_file():
+        return path.read_text().strip()
+    run_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:100]}-{token_hex(4)}"
+    rank_zero_only(commit_file)(path, f"{run_id}\n".encode())  # the others log nothing
+    return run_id
 
 
 def wandb_key_known() -> bool:
@@ -184,7 +199,7 @@ def wandb_key_known() -> bool:
 
 
 def finish(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: SamModule, *, seconds: float) -> dict[str, float]:
-    """Write model.pt and, last, metrics.json: the mark that the run is done."""
+    """Write model.pt and, last, metrics.json: the mark that the run is done. `seconds` is what a Stopwatch says."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics |= {"steps": float(trainer.global_step), "seconds": seconds}
     if trainer.is_global_zero:

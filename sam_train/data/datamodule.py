@@ -51,7 +51,9 @@ class ShardDataModule(LightningDataModule):
         transform = Transform(image_size=image_size, **filters, **augmentation)  # type: ignore[arg-type]
         plain = Transform(image_size=image_size, **filters)  # type: ignore[arg-type]
         self.train_set = ShardDataset(expand_shards(shards), transform, seed=seed, shuffle=True)
-        self.val_set = ShardDataset(expand_shards(val_shards), plain, seed=seed, shuffle=False) if val_shards else None
+        self.val_set = None
+        if val_shards:
+            self.val_set = ShardDataset(expand_shards(val_shards), plain, seed=seed, shuffle=False, replace_unusable=False)
         self.images_per_step, self.num_workers = images_per_step, num_workers
         self._position = 0
 
@@ -60,7 +62,7 @@ class ShardDataModule(LightningDataModule):
         return self._loader(self.train_set, start=self._position, num_positions=None)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Every validation image once; no loader without validation shards."""
+        """Every validation image once, without masks where it cannot be used; no loader without validation shards."""
         return self._loader(self.val_set, start=0, num_positions=len(self.val_set)) if self.val_set else []
 
     def state_dict(self) -> dict[str, Any]:

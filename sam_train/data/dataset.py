@@ -21,33 +21,60 @@ from sam_train.shards.index import IndexedSample, index_shard, read_sample
 class ShardDataset(Dataset[TrainingSample]):
     """Map-style set over shards; an item is asked for by its position in the endless order.
 
-    A sample that cannot be used gives its place to the next of the order; why is kept in `TrainingSample.skipped`.
-    Raises ShardError after `max_consecutive_skips` unusable samples in a row, ConfigError when there is none at all.
+    replace_unusable: a sample that cannot be used gives its place to the next of the order, as training wants it. Else its
+        place stays empty, a sample without masks: what measures must not count its neighbour twice.
+
+    Why samples were passed over is kept in `TrainingSample.skipped`. Raises ShardError after `max_consecutive_skips`
+    unusable samples in a row, or as many as there are; ConfigError when there is none at all.
     """
 
     def __init__(
-        self, shards: Sequence[Path], transform: Transform, *, seed: int, shuffle: bool, max_consecutive_skips: int = 100
-    ):
+        self,
+        shards: Sequence[Path],
+        transform: Transform,
+        *,
+        seed: int,
+        shuffle: bool,
+        replace_unusable: bool = True,
+        max_consecutive_skips: int = 100,
+    ) -> None:
         self.entries = [entry for shard in shards for entry in index_shard(shard)]
         if not self.entries:
             raise ConfigError(f"the {len(shards)} shards hold no image: nothing to train on")
         self.transform, self.seed, self.shuffle = transform, seed, shuffle
-        self.max_consecutive_skips = max_consecutive_skips
+        self.replace_unusable = replace_unusable
+        self.max_skips = min(max_consecutive_skips, len(self.entries))
+        self._left_empty: dict[str, str] = {}
+        """Samples without masks since the last that had some, and why; by key, because validation comes again and again."""
         self._permutations: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, position: int) -> TrainingSample:
+        return self._usable(position) if self.replace_unusable else self._as_it_is(position)
+
+    def _usable(self, position: int) -> TrainingSample:
         skipped: list[str] = []
-        for attempt in range(min(self.max_consecutive_skips, len(self.entries))):
-            entry = self.entries[self._order(position + attempt)]
+        while len(skipped) < self.max_skips:
+            entry = self.entries[self._order(position + len(skipped))]
             try:
                 return self._load(entry, position, tuple(skipped))
             except SkipSample as skip:
                 skipped.append(skip.reason)
-        counted = ", ".join(f"{reason} {skipped.count(reason)} x" for reason in sorted(set(skipped)))
-        raise ShardError(f"{len(skipped)} samples in a row cannot be trained on ({counted}): the data or the filters are wrong")
+        raise too_many(skipped)
+
+    def _as_it_is(self, position: int) -> TrainingSample:
+        entry = self.entries[self._order(position)]
+        try:
+            sample = self._load(entry, position, ())
+        except SkipSample as skip:
+            self._left_empty[f"{entry.shard}/{entry.key}"] = skip.reason
+            if len(self._left_empty) == self.max_skips:
+                raise too_many([*self._left_empty.values()]) from skip
+            return TrainingSample.empty(entry.key, self.transform.image_size, skip.reason)
+        self._left_empty = {}
+        return sample
 
     def _load(self, entry: IndexedSample, position: int, skipped: tuple[str, ...]) -> TrainingSample:
         sample = read_sample(entry)
@@ -66,6 +93,12 @@ class ShardDataset(Dataset[TrainingSample]):
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
             self._permutations[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.entries))
         return int(self._permutations[epoch][place])
+
+
+def too_many(skipped: Sequence[str]) -> ShardError:
+    """What to raise after so many unusable samples in a row, given why."""
+    counted = ", ".join(f"{reason} {skipped.count(reason)} x" for reason in sorted(set(skipped)))
+    return ShardError(f"{len(skipped)} samples in a row cannot be used ({counted}): the data or the filters are wrong")
 
 
 class PositionSampler(Sampler[int]):

@@ -29,6 +29,17 @@ class TrainingSample:
     """N x S x S bool."""
     skipped: tuple[str, ...]
 
+    @staticmethod
+    def empty(key: str, image_size: int, reason: str) -> TrainingSample:
+        """A black picture without masks, in the place of a sample that cannot be used."""
+        return TrainingSample(
+            key=key,
+            image=np.zeros((image_size, image_size, 3), np.uint8),
+            size_hw=(image_size, image_size),
+            masks=np.zeros((0, image_size, image_size), bool),
+            skipped=(reason,),
+        )
+
 
 class Transform:
     """Callable on (image, record, rng).

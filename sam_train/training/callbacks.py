@@ -1,7 +1,9 @@
-"""What watches a run: mask pictures for the logger."""
+"""What watches a run: mask pictures for the logger, and how long it took."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,8 +29,9 @@ class MaskPictures(Callback):
     ) -> None:
         """Collect pictures until there are enough."""
         if len(self._pictures) < self.num_images and _wandb_logger(trainer) is not None:
+            with_masks = batch.image_index.unique().tolist()  # a picture that cannot be used has none
             room = self.num_images - len(self._pictures)
-            self._pictures += [self._picture(pl_module, batch, i) for i in range(min(room, len(batch.keys)))]
+            self._pictures += [self._picture(pl_module, batch, image) for image in with_masks[:room]]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send them."""
@@ -54,6 +57,29 @@ class MaskPictures(Callback):
         }
         pixels = batch.images[image, :, :height, :width].permute(1, 2, 0).cpu().numpy()
         return wandb.Image(pixels, masks=layers, caption=batch.keys[image])
+
+
+class Stopwatch(Callback):
+    """Seconds that a run took, over all processes that worked on it.
+
+    They travel in the checkpoints. A process that goes on counts from what the checkpoint had, so each finished part counts
+    once: what a killed process did after its last checkpoint is lost, is done again, and counts when it is done again.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._started, self._before = clock, clock(), 0.0
+
+    def seconds(self) -> float:
+        """Until now: before the checkpoint that the run went on from, and in this process."""
+        return self._before + self._clock() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self._before = float(state_dict["seconds"])
 
 
 def _label_map(masks: torch.Tensor) -> torch.Tensor:

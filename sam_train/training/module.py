@@ -99,6 +99,7 @@ class SamModule(LightningModule):
             ious.append(mask_iou(answers, batch.target_masks))
             prompts = self.judge.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
         self.val_iou.update(torch.stack(ious, 1))
+        self.log("val/skipped", float(len(batch.skipped)), reduce_fx="sum", sync_dist=True, batch_size=len(batch.keys))
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU@1, @3, @5."""

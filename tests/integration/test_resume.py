@@ -141,6 +141,33 @@ def test_validation_in_between_moves_nothing(shards: Path, unbroken: Path, tmp_p
     assert [row["step"] for row in log_rows(tmp_path) if row["val/miou_at_1"]] == ["2", "5"]
 
 
+def test_validation_with_pictures_that_cannot_be_used(shards: Path, tmp_path: Path) -> None:
+    """Two at its beginning, a whole batch of them, which is what Lightning looks at before the first step, and one more."""
+    samples = [make_sample(index, num_masks=0 if index in (0, 1, 3) else 2) for index in range(5)]
+    write_shard(tmp_path / "val" / "sa_000000.tar", samples)
+    write_shard(tmp_path / "clean" / "sa_000000.tar", [samples[2], samples[4]])
+    measured = {}
+    for name in ("val", "clean"):
+        more = [f"data.val_shards={tmp_path / name}", "trainer.max_steps=2"]
+        measured[name] = run(config(shards, tmp_path / f"run_{name}", *more))
+    assert (measured["val"]["val/skipped"], measured["clean"]["val/skipped"]) == (3, 0)
+    names = [f"val/miou_at_{clicks}" for clicks in (1, 3, 5)]
+    assert [measured["val"][name] for name in names] == pytest.approx([measured["clean"][name] for name in names], rel=1e-5)
+
+
+def test_seconds_are_those_of_all_processes(shards: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(5, patch)
+        with pytest.raises(KilledError):
+            run(config(shards, tmp_path))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    assert 0 < checkpoint["callbacks"]["Stopwatch"]["seconds"] < 100
+    checkpoint["callbacks"]["Stopwatch"]["seconds"] = 1000.0
+    torch.save(checkpoint, last)
+    assert 1000 < run(config(shards, tmp_path))["seconds"] < 1100
+
+
 def test_validation_shards_are_looked_at_without_further_words(shards: Path, tmp_path: Path) -> None:
     metrics = run(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.max_steps=2"))
     assert {"val/miou_at_1", "val/miou_at_3", "val/miou_at_5"} <= metrics.keys()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from sam_train.config import config_dir
 from sam_train.data.dataset import PositionSampler
 from sam_train.errors import ConfigError
-from sam_train.train import make_trainer
+from sam_train.train import make_trainer, wandb_run_id
+from sam_train.training.callbacks import Stopwatch
 
 
 def test_half_precision_that_needs_a_loss_scale_is_refused(tmp_path: Path) -> None:
@@ -21,6 +25,38 @@ def test_half_precision_that_needs_a_loss_scale_is_refused(tmp_path: Path) -> No
         cfg = compose("train", overrides)
     with pytest.raises(ConfigError, match="take bf16-mixed"):
         make_trainer(cfg, tmp_path)
+
+
+def test_wandb_run_goes_on_with_its_folder_and_only_with_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = wandb_run_id("cells/long run", tmp_path / "a")
+    assert re.fullmatch("cells-long-run-[0-9a-f]{8}", first)
+    assert wandb_run_id("cells/long run", tmp_path / "a") == first
+    assert wandb_run_id("cells/long run", tmp_path / "b") != first, "another user, project or beginning"
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert wandb_run_id("cells/long run", tmp_path / "a") == first
+    wandb_run_id("cells/long run", tmp_path / "c")
+    assert not (tmp_path / "c").exists(), "written by the first process alone"
+
+
+def test_wandb_is_given_that_id(tmp_path: Path) -> None:
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        cfg = compose("train", ["data.shards=none.tar", "trainer.accelerator=cpu", "wandb.mode=offline", "name=mine"])
+    loggers = [logger for logger in make_trainer(cfg, tmp_path).loggers if isinstance(logger, WandbLogger)]
+    assert [logger._wandb_init["id"] for logger in loggers] == [(tmp_path / "wandb_id").read_text().strip()]
+
+
+def test_stopwatch_counts_what_stands_once() -> None:
+    now = [100.0]
+    first = Stopwatch(lambda: now[0])
+    now[0] = 130.0
+    saved = first.state_dict()
+    now[0] = 145.0  # killed here: fifteen seconds that are done again
+    now[0] = 5.0  # another process, whose clock starts anywhere
+    second = Stopwatch(lambda: now[0])
+    second.load_state_dict(saved)
+    now[0] = 25.0
+    assert second.seconds() == 30 + 20
+    assert second.state_dict() == {"seconds": 50}
 
 
 def test_no_sampler_is_put_in_place_of_ours(tmp_path: Path) -> None:

@@ -83,6 +83,16 @@ def test_validation_is_every_image_once_without_augmentation(shard: Path) -> Non
     assert all(same(a, b) for a, b in zip(once, plain, strict=True))
 
 
+def test_validation_leaves_out_what_it_cannot_use(
+    shard: Path, tmp_path: Path, sample: Callable[..., tuple[ImageRecord, bytes]]
+) -> None:
+    write_shard(tmp_path / "val.tar", [sample(0, num_masks=0), sample(1), sample(2)])
+    (batch, last) = make(shard, val_shards=str(tmp_path / "val.tar"), num_workers=0).val_dataloader()
+    assert (batch.keys, batch.skipped) == (("sa_000000", "sa_000001"), ("no_mask",))
+    assert set(batch.image_index.tolist()) == {1}
+    assert (last.keys, last.skipped) == (("sa_000002",), ())
+
+
 def test_no_validation_shards_no_loader(shard: Path) -> None:
     assert make(shard).val_dataloader() == []
 

@@ -89,10 +89,38 @@ def test_an_unusable_sample_gives_its_place_to_the_next(tmp_path: Path, sample: 
     assert dataset[3].skipped == ()
 
 
+def test_what_measures_counts_no_sample_twice(tmp_path: Path, sample: MakeSample) -> None:
+    """A place that cannot be filled stays empty instead of going to the neighbour, who comes in its own place too."""
+    write_shard(tmp_path / "a.tar", [sample(0, num_masks=0), sample(1), (sample(2)[0], b"no jpeg"), sample(3)])
+    dataset = make([tmp_path / "a.tar"], shuffle=False, replace_unusable=False)
+    for _ in range(3):  # as often as validation comes
+        samples = [dataset[position] for position in range(4)]
+        assert [(s.key, len(s.masks), s.skipped) for s in samples] == [
+            ("sa_000000", 0, ("no_mask",)),
+            ("sa_000001", 1, ()),
+            ("sa_000002", 0, ("undecodable_jpeg",)),
+            ("sa_000003", 1, ()),
+        ]
+        assert [s.image.any() for s in samples] == [False, True, False, True]
+        assert {(s.image.shape, s.masks.shape[1:]) for s in samples} == {((32, 32, 3), (32, 32))}
+
+
+def test_places_left_empty_are_counted_too(tmp_path: Path, sample: MakeSample) -> None:
+    write_shard(tmp_path / "a.tar", [sample(i, num_masks=0) for i in range(3)] + [sample(3)])
+    path = [tmp_path / "a.tar"]
+    dataset = make(path, shuffle=False, replace_unusable=False)
+    for position in (0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2):  # the same ones again are no more than they were
+        dataset[position]
+    dataset = make(path, shuffle=False, replace_unusable=False, max_consecutive_skips=3)
+    assert [dataset[position].skipped for position in (3, 0, 1)] == [(), ("no_mask",), ("no_mask",)]
+    with pytest.raises(ShardError, match=r"3 samples in a row cannot be used \(no_mask 3 x\)"):
+        dataset[2]
+
+
 def test_too_many_in_a_row_end_the_run(tmp_path: Path, sample: MakeSample) -> None:
     write_shard(tmp_path / "a.tar", [sample(i, num_masks=0) for i in range(4)] + [sample(4)])
     assert make([tmp_path / "a.tar"], shuffle=False, max_consecutive_skips=5)[0].key == "sa_000004"
-    with pytest.raises(ShardError, match=r"4 samples in a row cannot be trained on \(no_mask 4 x\)"):
+    with pytest.raises(ShardError, match=r"4 samples in a row cannot be used \(no_mask 4 x\)"):
         make([tmp_path / "a.tar"], shuffle=False, max_consecutive_skips=4)[0]
 
 

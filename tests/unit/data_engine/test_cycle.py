@@ -176,6 +176,14 @@ def test_paths_pass_through_the_grammar_of_overrides(path: str) -> None:
     assert list(cfg.source) == [f"{path}/x", "b"]
 
 
+def test_measure_that_is_none_is_named_before_the_first_step(config: DictConfig, steps: Steps) -> None:
+    config.promote_by = "miou_at_2"
+    with pytest.raises(ConfigError, match="promote_by is 'miou_at_2', expected one of miou_at_1, miou_at_3, miou_at_5, oracle"):
+        run(config)
+    assert steps.started == []
+    assert not steps.run_dir.exists()
+
+
 def test_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with (tmp_path / ".lock").open("w") as other:

@@ -6,10 +6,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from data_engine.promote import is_judged, judge, promoted
+from data_engine.promote import MEASURES, is_judged, judge, promoted
 from sam_train.errors import CheckpointError, ConfigError
+from sam_train.evaluation.clicks import ClickResult
 
 
 def verdict(run_dir: Path, step: str, score: float) -> bool:
@@ -17,6 +19,11 @@ def verdict(run_dir: Path, step: str, score: float) -> bool:
     candidate.parent.mkdir(exist_ok=True)
     candidate.write_text(f"weights of {step}")
     return judge(run_dir, step=step, candidate=candidate, evaluation={"miou": score, "other": 1.0}, measure="miou")
+
+
+def test_measures_are_those_of_sam_evaluate() -> None:
+    summary = ClickResult(ious=np.ones((2, 5)), oracle=np.ones(2), num_images=1).summary()
+    assert set(MEASURES) == {name for name, value in summary.items() if isinstance(value, float)}
 
 
 def test_nothing_is_promoted_at_first(tmp_path: Path) -> None:
