@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from sam_train.masks import encode_rle, mask_to_box_xywh
+from sam_train.model import Sam
+from sam_train.model.build import build_sam
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import encode_jpeg, write_shard
 
@@ -74,6 +77,12 @@ def make_sample(index: int, *, height: int = 48, width: int = 64, num_masks: int
     records = [make_mask_record(mask, mask_id=10 * index + position) for position, mask in enumerate(masks)]
     record = ImageRecord(key=f"sa_{index:06d}", image_id=index, width=width, height=height, masks=records)
     return record, encode_jpeg(image)
+
+
+def small_sam(*, depth: int = 2, **changes: Any) -> Sam:
+    """A model of random weights for what is about parameters and steps, not about masks; its last block is global."""
+    numbers = {"image_size": 32, "embed_dim": 16, "num_heads": 2, "window_size": 2, "prompt_dim": 16, "decoder_mlp_dim": 16}
+    return build_sam(**{**numbers, "depth": depth, "global_attn_indexes": [depth - 1], **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small_sam
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -23,7 +24,6 @@ from sam_train.data.collate import collate
 from sam_train.data.synthetic import compose_scene
 from sam_train.data.transforms import TrainingSample
 from sam_train.losses import LossTerms, SamLoss
-from sam_train.model.build import build_sam
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import Batch
@@ -79,19 +79,8 @@ def scenes() -> Batch:
 
 def curve() -> list[float]:
     torch.manual_seed(0)
-    model = build_sam(
-        image_size=SIZE,
-        patch_size=8,
-        embed_dim=32,
-        depth=2,
-        num_heads=2,
-        global_attn_indexes=[1],
-        window_size=3,
-        prompt_dim=32,
-        decoder_mlp_dim=64,
-        decoder_heads=4,
-        stem="conv",
-    )
+    wider = {"embed_dim": 32, "prompt_dim": 32, "decoder_mlp_dim": 64, "decoder_heads": 4}
+    model = small_sam(image_size=SIZE, patch_size=8, window_size=3, stem="conv", **wider)
     module = Stepping(
         model,
         PromptSimulator(num_corrections=2, num_empty_rounds=2),

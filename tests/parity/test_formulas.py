@@ -12,11 +12,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import small_sam
 from torch import Tensor
 
 from sam_train.losses import SamLoss
 from sam_train.losses.sam import dice_loss, focal_loss
-from sam_train.model.build import build_sam
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator, Then
 from sam_train.prompts.sampling import central_points, noisy_boxes, uniform_points
@@ -146,16 +146,7 @@ def layer_rate_by_vitdet(name: str, *, lr: float, decay: float, num_layers: int)
 
 
 def test_layer_wise_learning_rate() -> None:
-    model = build_sam(
-        image_size=32,
-        embed_dim=16,
-        depth=3,
-        num_heads=2,
-        global_attn_indexes=[2],
-        window_size=2,
-        prompt_dim=16,
-        decoder_mlp_dim=16,
-    )
+    model = small_sam(depth=3)
     factory = OptimizerFactory(lr=8e-4, layer_decay=0.6)
     rates = {id(p): g["lr"] for g in factory.parameter_groups(model) for p in g["params"]}  # type: ignore[attr-defined]
     assert len(rates) == len(list(model.parameters()))
@@ -181,9 +172,7 @@ def test_cosine() -> None:
 
 
 def test_the_optimizer_follows_the_schedule() -> None:
-    model = build_sam(
-        image_size=32, embed_dim=16, depth=1, num_heads=2, global_attn_indexes=[0], prompt_dim=16, decoder_mlp_dim=16
-    )
+    model = small_sam(depth=1)
     optimizer, schedule = OptimizerFactory(lr=1.0, layer_decay=0.5, warmup_steps=4, milestones=(0.5,)).build(model, 10)
     seen = []
     for _ in range(10):

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import small_sam
 
 from sam_train.model import Sam
-from sam_train.model.build import build_sam
 from sam_train.optim import OptimizerFactory
 
 
 @pytest.fixture
 def model() -> Sam:
-    return build_sam(
-        image_size=32,
-        embed_dim=16,
-        depth=2,
-        num_heads=2,
-        global_attn_indexes=[1],
-        window_size=2,
-        prompt_dim=16,
-        decoder_mlp_dim=16,
-    )
+    return small_sam()
 
 
 def decays(factory: OptimizerFactory, model: Sam) -> dict[str, float]:
