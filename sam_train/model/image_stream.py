@@ -1,4 +1,4 @@
-"""The image stream of the mask decoder, never written out.
+"""The image stream of the mask decoder: what attention makes of the image tokens for each prompt.
 
 The two-way transformer changes the C channels of each of L image tokens, anew for every prompt. Yet all prompts of an
 image start from the same tokens x, and what attention adds for one prompt is weights times a few token values: a
@@ -9,50 +9,66 @@ matrix of low rank. A norm only scales a row, centres it and weighs its channels
 with x' and the constant shared by all prompts, and R about 60 a layer instead of C = 256. Any linear map of z (keys,
 values, queries, the upscaling) is that map of x', made once an image, and of R rows a prompt. Exact up to rounding.
 
+Where R nears C (few channels, many points), `DenseStream` writes z out after the first norm and folds the maps into the few
+tokens instead: `q . (W z) = (q W) . z`.
+
 L image tokens · C channels · N prompts of one image · n heads · T tokens of a prompt · d channels of a head ·
-R rank so far · O outputs of a linear map. L is the last axis wherever it appears, so it is contiguous.
+R rank so far · O outputs of a linear map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """The stream under a linear map with O = n d outputs: its shared tokens, its maps and its constant."""
+    """The stream under a linear map with O = n d outputs. Without `base`, the stream is dense and only the map is known."""
 
-    base: Float[Tensor, "n d L"]
-    maps: list[Float[Tensor, "_ _ O"]]
-    constant: Float[Tensor, "n d 1"] | None
+    weight: Float[Tensor, "n d C"]
     positions: Float[Tensor, "n d L"] | None
-    """Positions under the same map where `base` is scaled by prompt; else they are in `base`."""
+    """Positions under the same map, to be added; None where there are none, or where `base` has them."""
+    base: Float[Tensor, "n d L"] | None = None
+    """The shared tokens."""
+    maps: tuple[Float[Tensor, "_ _ O"], ...] = ()
+    constant: Float[Tensor, "n d 1"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Centered:
-    """What a layer norm needs to know of the shared part: its maps and tokens, their channels centred."""
+class Normalization:
+    """A layer norm, and what it meets of the shared part."""
 
-    maps: list[Float[Tensor, "_ _ C"]]
-    crosses: list[Float[Tensor, "_ _ L"]]
-    """Products of the maps' rows with the tokens."""
+    norm: nn.LayerNorm
+    base: Float[Tensor, "C #L"]
+    maps: tuple[Float[Tensor, "_ _ C"], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Centered(Normalization):
+    """The same with the channels of base and maps centred."""
+
+    crosses: tuple[Float[Tensor, "_ _ L"], ...]
+    """Products of the maps' rows with the base's tokens."""
     squares: Float[Tensor, " L"]
-    """Squared lengths of the tokens."""
-    eps: float
+    """Squared lengths of the base's tokens."""
 
 
 class SharedStream:
     """The part of the stream that all prompts of an image have in common, as the layers go by.
 
+    base: the image tokens with what is added to them for every prompt.
     maps: for each block of factors, the rows that its values are coordinates of: coefficients = values @ map.
+    dense: whether the prompts' streams are written out after the first norm: nothing is shared from there on.
     """
 
-    def __init__(self, base: Float[Tensor, "C L"], maps: list[Float[Tensor, "_ _ C"]]) -> None:
-        self.base, self.maps = base, maps
+    def __init__(self, base: Float[Tensor, "C L"], maps: tuple[Float[Tensor, "_ _ C"], ...], *, dense: bool) -> None:
+        self.base, self.maps, self.dense = base, maps, dense
         self.constant: Float[Tensor, " C"] | None = None  # before the first norm it is part of the base
 
     def project(self, weight: Float[Tensor, "O C"], num_heads: int, positions: Float[Tensor, "O L"] | None = None) -> Projection:
@@ -61,27 +77,33 @@ class SharedStream:
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(0, (num_heads, -1))
 
-        base, maps = weight @ self.base, [m @ weight.T for m in self.maps]
+        placed = None if positions is None else heads(positions)
+        if self.constant is not None and self.dense:
+            return Projection(heads(weight), placed)
+        base, maps = heads(weight @ self.base), tuple(m @ weight.T for m in self.maps)
         if self.constant is None:
-            return Projection(heads(base if positions is None else base + positions), maps, None, None)
-        constant = heads(weight @ self.constant)[..., None]
-        return Projection(heads(base), maps, constant, None if positions is None else heads(positions))
+            return Projection(heads(weight), None, base if placed is None else base + placed, maps)
+        return Projection(heads(weight), placed, base, maps, heads(weight @ self.constant)[..., None])
 
     def add(self, rows: Float[Tensor, "_ _ C"], constant: Float[Tensor, " C"]) -> None:
         """Follow `PromptStream.add`: a block of factors joins, whose values are coordinates of `rows`; and a constant."""
-        if self.constant is None:
+        if self.constant is None or self.dense:
             self.base = self.base + constant[:, None]
-            self.maps = [*self.maps, rows]
+            self.maps = (*self.maps, rows)
         else:  # the constant so far is not scaled: it becomes a row of its own
-            self.maps = [*self.maps, (self.constant + constant)[None, None], rows]
+            self.maps = (*self.maps, (self.constant + constant)[None, None], rows)
 
-    def normalize(self, norm: nn.LayerNorm) -> Centered:
+    def normalize(self, norm: nn.LayerNorm) -> Normalization:
         """Follow a layer norm: its weight falls on base and maps, its bias is the constant."""
+        if self.dense:
+            before = Normalization(norm, self.base, self.maps)
+            self.base, self.maps, self.constant = torch.zeros_like(norm.bias)[:, None], (), norm.bias
+            return before
         base = self.base - self.base.mean(0)
-        maps = [m - m.mean(-1, keepdim=True) for m in self.maps]
+        maps = tuple(m - m.mean(-1, keepdim=True) for m in self.maps)
         self.base, self.constant = base * norm.weight[:, None], norm.bias
-        self.maps = [m * norm.weight for m in maps]
-        return Centered(maps, [m @ base for m in maps], base.square().sum(0), norm.eps)
+        self.maps = tuple(m * norm.weight for m in maps)
+        return Centered(norm, base, maps, tuple(m @ base for m in maps), base.square().sum(0))
 
 
 class PromptStream:
@@ -97,6 +119,7 @@ class PromptStream:
 
     def scores(self, projection: Projection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
         """Products of the tokens' heads with the projected stream."""
+        assert projection.base is not None
         scores = _by_head(tokens, projection.base)
         if self.factors is not None:
             rows = self._coefficients(projection.maps).unflatten(2, projection.base.shape[:2])
@@ -110,6 +133,7 @@ class PromptStream:
 
     def mix(self, projection: Projection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
         """Means of the projected stream over the image, by the weights of each token, which sum to 1."""
+        assert projection.base is not None
         if self.scale is not None:
             weights = weights * self.scale[:, None]
         mixed = _by_head(weights, projection.base.transpose(1, 2))
@@ -118,10 +142,6 @@ class PromptStream:
             own = (weights.flatten(1, 2) @ self.factors.transpose(1, 2)).unflatten(1, weights.shape[1:3])
             mixed = mixed + own @ rows.transpose(1, 2)
         return mixed if projection.constant is None else mixed + projection.constant.transpose(1, 2)
-
-    def dense(self, projection: Projection) -> Float[Tensor, "N R O"]:
-        """The coefficients of the projected stream."""
-        return self._coefficients(projection.maps)
 
     def add(self, weights: Float[Tensor, "N n T L"], values: Float[Tensor, "N n T d"]) -> None:
         """Each image token takes the values of the prompt's tokens by its weights."""
@@ -135,28 +155,72 @@ class PromptStream:
             self.values.append(values.new_ones(1, 1, 1, 1))
         self.values.append(values)
 
-    def normalize(self, centered: Centered) -> None:
+    def normalize(self, to: Normalization) -> None:
         """A layer norm over the channels, by the squared lengths of the rows: |scale (x' + f^T A)|^2, all centred."""
+        assert isinstance(to, Centered)
         assert self.factors is not None
         with torch.autocast(self.factors.device.type, enabled=False):
-            rows, factors = _precise(self._coefficients(centered.maps)), _precise(self.factors)
+            rows, factors = _precise(self._coefficients(to.maps)), _precise(self.factors)
             products = rows @ rows.transpose(1, 2) @ factors
             at = 0
-            for values, cross in zip(self.values, centered.crosses, strict=True):
+            for values, cross in zip(self.values, to.crosses, strict=True):
                 block = _by_head(_precise(values).expand(len(rows), -1, -1, -1), _precise(cross))
-                to = at + block.shape[1] * block.shape[2]
-                products[:, at:to].unflatten(1, block.shape[1:3]).add_(block, alpha=2)
-                at = to
-            squares = (products * factors).sum(1, keepdim=True) + centered.squares
+                end = at + block.shape[1] * block.shape[2]
+                products[:, at:end].unflatten(1, block.shape[1:3]).add_(block, alpha=2)
+                at = end
+            squares = (products * factors).sum(1, keepdim=True) + to.squares
             if self.scale is None:
-                self.scale = (squares / rows.shape[2] + centered.eps).rsqrt()
+                self.scale = (squares / rows.shape[2] + to.norm.eps).rsqrt()
             else:
-                self.scale = self.scale * (squares * self.scale.square() / rows.shape[2] + centered.eps).rsqrt()
+                self.scale = self.scale * (squares * self.scale.square() / rows.shape[2] + to.norm.eps).rsqrt()
 
-    def _coefficients(self, maps: list[Float[Tensor, "_ _ O"]]) -> Float[Tensor, "N R O"]:
+    def outputs(self, projection: Projection, bias: Float[Tensor, " O"], tokens_at_once: int) -> Iterator[Float[Tensor, "N l O"]]:
+        """The projected stream and a bias, written out for l image tokens at a time (n = 1)."""
+        assert self.factors is not None
+        assert self.scale is not None
+        assert projection.base is not None
+        assert projection.constant is not None
+        rows, shared = self._coefficients(projection.maps), projection.base[0].T.contiguous()
+        bias = bias + projection.constant[0, :, 0]
+        parts = (x.split(tokens_at_once, -1) for x in (self.factors, self.scale))
+        for base, factors, scale in zip(shared.split(tokens_at_once), *parts, strict=True):
+            yield torch.addcmul(bias, scale.mT, torch.baddbmm(base, factors.mT, rows))
+
+    def _coefficients(self, maps: tuple[Float[Tensor, "_ _ O"], ...]) -> Float[Tensor, "N R O"]:
         assert self.factors is not None
         blocks = [(v.to(m.dtype) @ m).flatten(1, 2) for v, m in zip(self.values, maps, strict=True)]
         return torch.cat([b.expand(len(self.factors), -1, -1) for b in blocks], 1)
+
+
+class DenseStream(PromptStream):
+    """The stream written out from the first norm on."""
+
+    def __init__(self, features: Float[Tensor, "N K L"] | None) -> None:
+        super().__init__(features)
+        self.tokens: Float[Tensor, "N L C"] | None = None
+
+    def scores(self, projection: Projection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
+        if self.tokens is None:
+            return super().scores(projection, tokens)
+        scores = ((tokens @ projection.weight).flatten(1, 2) @ self.tokens.mT).unflatten(1, tokens.shape[1:3])
+        return scores if projection.positions is None else scores.add_(_by_head(tokens, projection.positions))
+
+    def mix(self, projection: Projection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
+        if self.tokens is None:
+            return super().mix(projection, weights)
+        return (weights.flatten(1, 2) @ self.tokens).unflatten(1, weights.shape[1:3]) @ projection.weight.mT
+
+    def normalize(self, to: Normalization) -> None:
+        assert self.factors is not None
+        before = to.base.T if self.tokens is None else self.tokens + to.base.T
+        tokens = torch.baddbmm(before, self.factors.mT, self._coefficients(to.maps))
+        self.tokens = F.layer_norm(tokens, (tokens.shape[2],), to.norm.weight, to.norm.bias, to.norm.eps)
+        self.factors, self.values = None, []
+
+    def outputs(self, projection: Projection, bias: Float[Tensor, " O"], tokens_at_once: int) -> Iterator[Float[Tensor, "N l O"]]:
+        assert self.tokens is not None
+        for tokens in self.tokens.split(tokens_at_once, 1):
+            yield F.linear(tokens, projection.weight[0], bias)
 
 
 def _precise(x: Tensor) -> Tensor:

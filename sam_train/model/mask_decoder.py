@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sam_train.model.image_stream import Projection, PromptStream, SharedStream
+from sam_train.model.image_stream import DenseStream, Projection, PromptStream, SharedStream
 from sam_train.model.layers import MLP, LayerNorm2d
 from sam_train.model.prompt_encoder import DensePrompts
 from sam_train.model.transformer import ImageSide, TwoWayTransformer
@@ -26,9 +26,13 @@ NUM_MULTIMASK_OUTPUTS = 3
 # Shared out over the channels of the upscaled map, whose mean is about 0.17 at the start: logits of about -2.4.
 PRIOR_LOGIT = -14.0
 
-# Image tokens of all prompts that are decoded together, and of those that are upscaled together: what fits in a CPU's cache.
-TOKENS_AT_ONCE = 16384
-UPSCALED_AT_ONCE = 1024
+# The image stream of a prompt stays of low rank while its rank is below this share of the channels (see image_stream).
+LOW_RANK = 0.7
+
+# Values of the image stream of the prompts that are decoded together, and of the part that is upscaled together: what a
+# CPU's caches hold.
+VALUES_AT_ONCE = 1 << 22
+UPSCALED_AT_ONCE = 1 << 18
 
 
 class MaskDecoder(nn.Module):
@@ -78,15 +82,19 @@ class MaskDecoder(nn.Module):
         Image by image, so the answers to the prompts of an image do not depend on what else is in the batch.
         """
         hw, num_masks = (image_pe.shape[1], image_pe.shape[2]), NUM_MULTIMASK_OUTPUTS if multimask_output else 1
+        tokens = self._tokens(sparse)
+        low_rank = self.transformer.rank(tokens.shape[1]) < LOW_RANK * image_pe.shape[0]
         positions = self.transformer.positions(image_pe.flatten(1))
+        at_once = max(1, VALUES_AT_ONCE // image_pe.numel())
         answers, order = [], []
         for image in image_index.unique().tolist():
-            side = self._prepare(image_embeddings[image], dense, positions)
-            chunks = (image_index == image).nonzero()[:, 0].split(max(1, TOKENS_AT_ONCE // image_pe[0].numel()))
+            side = self._prepare(image_embeddings[image], dense, positions, low_rank)
+            chunks = (image_index == image).nonzero()[:, 0].split(at_once)
             # What does not fit in the cache is made again in the backward pass sooner than it is fetched back.
             again = len(chunks) > 1 and torch.is_grad_enabled()
             for rows in chunks:
-                decode = partial(self._decode, side, sparse[rows], dense.features_of(rows), hw, multimask_output)
+                stream = PromptStream if low_rank else DenseStream
+                decode = partial(self._decode, side, tokens[rows], stream, dense.features_of(rows), hw, multimask_output)
                 answers.append(checkpoint(decode, use_reentrant=False) if again else decode())
             order += chunks
         if not answers:
@@ -95,26 +103,29 @@ class MaskDecoder(nn.Module):
         mask_logits, iou_scores = (torch.cat(parts)[torch.cat(order).argsort()] for parts in zip(*answers, strict=True))
         return Prediction(mask_logits=mask_logits, iou_scores=iou_scores)
 
+    def _tokens(self, sparse: Float[Tensor, "N P C"]) -> Float[Tensor, "N T C"]:
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        return torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
+
     def _prepare(
-        self, image: Float[Tensor, "C h w"], dense: DensePrompts, positions: list[Float[Tensor, "I L"]]
+        self, image: Float[Tensor, "C h w"], dense: DensePrompts, positions: list[Float[Tensor, "I L"]], low_rank: bool
     ) -> tuple[ImageSide, Projection]:
         """All that depends on the image alone, up to the first upscaling."""
-        shared = SharedStream(image.flatten(1) + dense.constant[:, None], dense.maps)
+        shared = SharedStream(image.flatten(1) + dense.constant[:, None], dense.maps, dense=not low_rank)
         side = self.transformer.prepare(shared, positions)
         return side, shared.project(self._upscaling()[0].weight.permute(2, 3, 1, 0).flatten(0, 2), 1)
 
     def _decode(
         self,
         side: tuple[ImageSide, Projection],
-        sparse: Float[Tensor, "N P C"],
+        tokens: Float[Tensor, "N T C"],
+        stream_type: type[PromptStream],
         features: Float[Tensor, "N K L"] | None,
         grid_hw: tuple[int, int],
         multimask_output: bool,
     ) -> tuple[Float[Tensor, "N M H W"], Float[Tensor, "N M"]]:
         """The answers to some prompts of one image."""
-        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
-        stream = PromptStream(features)
+        stream = stream_type(features)
         tokens = self.transformer(tokens, stream, side[0])
         wanted = range(1, 1 + NUM_MULTIMASK_OUTPUTS) if multimask_output else range(1)
         iou = self.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
@@ -130,21 +141,13 @@ class MaskDecoder(nn.Module):
         stay last, norm and activation run over memory that is in the cache, and only the M products are put in image order.
         """
         first, norm, second = self._upscaling()
-        assert stream.scale is not None
-        assert stream.factors is not None
-        assert up.constant is not None
         assert first.bias is not None
-        rows, shared = stream.dense(up), up.base[0].T.contiguous()
-        bias = up.constant.flatten() + first.bias.repeat(4)
         products = []
-        length = max(1, UPSCALED_AT_ONCE // len(weights))
-        for at in range(0, len(shared), length):
-            part = slice(at, at + length)
-            x = torch.baddbmm(shared[part], stream.factors[..., part].transpose(1, 2), rows)
-            x = torch.addcmul(bias, stream.scale[:, 0, part, None], x).unflatten(2, (4, -1))
-            x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-            x = F.gelu(_children(x, second))
-            products.append(weights @ x.flatten(1, -2).transpose(1, 2))
+        at_once = max(1, UPSCALED_AT_ONCE // (len(weights) * up.weight.shape[1]))
+        for children in stream.outputs(up, first.bias.repeat(4), at_once):
+            x = F.layer_norm(children.unflatten(2, (4, -1)), norm.weight.shape, norm.weight, norm.bias, norm.eps)
+            grandchildren = F.gelu(_children(F.gelu(x), second))
+            products.append(weights @ grandchildren.flatten(1, -2).mT)
         return _grid(torch.cat(products, 2), grid_hw)
 
     def _upscaling(self) -> tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]:

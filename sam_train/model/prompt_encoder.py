@@ -25,7 +25,7 @@ class DensePrompts:
     """
 
     features: Float[Tensor, "N K L"] | None
-    maps: list[Float[Tensor, "1 K C"]]
+    maps: tuple[Float[Tensor, "1 K C"], ...]
     constant: Float[Tensor, " C"]
 
     def features_of(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n K L"] | None:
@@ -56,14 +56,14 @@ class PromptEncoder(nn.Module):
     def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N P C"], DensePrompts]:
         """Sparse and dense embeddings."""
         if prompts.mask_logits is None:
-            return self._embed_points(prompts), DensePrompts(None, [], self.no_mask_embed.weight[0])
+            return self._embed_points(prompts), DensePrompts(None, (), self.no_mask_embed.weight[0])
         *downscaling, last = self.mask_downscaling
         features = prompts.mask_logits
         for layer in downscaling:
             features = layer(features)
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        return self._embed_points(prompts), DensePrompts(features.flatten(2), [last.weight[None, :, :, 0, 0].mT], last.bias)
+        return self._embed_points(prompts), DensePrompts(features.flatten(2), (last.weight[None, :, :, 0, 0].mT,), last.bias)
 
     def dense_positions(self) -> Float[Tensor, "C h w"]:
         """The positional encoding of the image tokens."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_train.model.image_stream import Centered, Projection, PromptStream, SharedStream
+from sam_train.model.image_stream import Normalization, Projection, PromptStream, SharedStream
 from sam_train.model.layers import MLPBlock
 
 
@@ -25,7 +25,7 @@ class BlockSide:
     keys: Projection
     values: Projection
     queries: Projection
-    norm: Centered
+    norm: Normalization
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,10 @@ class TwoWayTransformer(nn.Module):
     def blocks(self) -> list[TwoWayBlock]:
         """The layers, typed."""
         return cast("list[TwoWayBlock]", list(self.layers))
+
+    def rank(self, num_tokens: int) -> int:
+        """By how much a prompt of so many tokens changes the image stream."""
+        return sum(block.self_attn.num_heads for block in self.blocks) * num_tokens
 
     def positions(self, image_pe: Float[Tensor, "C L"]) -> list[Float[Tensor, "I L"]]:
         """The positional encoding under every map that meets it, the same for all images: give it to `prepare`."""
