@@ -94,7 +94,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
     except torch.OutOfMemoryError as error:
-        wanted = "lower data.images_per_step or data.max_masks, or set +model.activation_checkpointing=true"
+        wanted = "lower data.images_per_step or data.max_masks, or set +model.activation_checkpointing=torch"
         raise ConfigError(f"the accelerator's memory is too small for a step: {wanted}") from error
     return finish(cfg, run_dir, trainer, module, seconds=stopwatch.seconds())
 

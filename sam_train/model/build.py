@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fairscale.nn.checkpoint import checkpoint_wrapper
-
 from sam_train.errors import ConfigError
 from sam_train.model.image_encoder import ImageEncoder
+from sam_train.model.layers import checkpoint_activations
 from sam_train.model.mask_decoder import MaskDecoder
 from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.model.sam import Sam
@@ -32,12 +31,12 @@ def build_sam(
     use_rel_pos: bool = True,
     stem: str = "linear",
     drop_path_rate: float = 0.0,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: str = "none",
 ) -> Sam:
     """A SAM with a ViT encoder.
 
-    `activation_checkpointing` wraps the encoder's blocks in fairscale's `checkpoint_wrapper`: their inner
-    activations are computed again in the backward pass instead of being kept.
+    `activation_checkpointing` (none, torch, fairscale): whether and by which library the inner activations of the
+    encoder's blocks are computed again in the backward pass instead of being kept.
     Raises ConfigError when the numbers cannot go together.
     """
     if image_size % patch_size or embed_dim % num_heads or prompt_dim % 16:
@@ -88,7 +87,7 @@ def build_mobile_sam(
     decoder_dropout: float = 0.0,
     drop_path_rate: float = 0.0,
     freeze_batch_norm: bool = False,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: str = "none",
 ) -> Sam:
     """A SAM with MobileSAM's TinyViT encoder (see `TinyViT` for its numbers), the rest as in `build_sam`.
 
@@ -101,6 +100,9 @@ def build_mobile_sam(
         raise ConfigError(f"image_size {image_size} must be a multiple of {STRIDE}, and prompt_dim {prompt_dim} of 16")
     if any(dim % heads for dim, heads in zip(embed_dims[1:], num_heads[1:], strict=True)):
         raise ConfigError(f"embed_dims {list(embed_dims)} must be multiples of num_heads {list(num_heads)} from the second on")
+    if activation_checkpointing == "torch" and not freeze_batch_norm:
+        wanted = "fairscale, or freeze_batch_norm=true"
+        raise ConfigError(f"with activation_checkpointing=torch batch norms would count every image twice: take {wanted}")
     encoder = TinyViT(
         image_size=image_size,
         embed_dims=embed_dims,
@@ -132,14 +134,12 @@ def _assemble(
     depth: int,
     heads: int,
     dropout: float,
-    activation_checkpointing: bool,
+    activation_checkpointing: str,
 ) -> Sam:
     """The encoder with a prompt encoder and a mask decoder of its width."""
     if prompt_dim % (2 * heads):
         raise ConfigError(f"prompt_dim {prompt_dim} must be a multiple of twice decoder_heads {heads}")
-    if activation_checkpointing:
-        for block in encoder.blocks:
-            checkpoint_wrapper(block)  # in place: the names of the parameters stay
+    checkpoint_activations(encoder.blocks, activation_checkpointing)
     transformer = TwoWayTransformer(depth=depth, dim=prompt_dim, num_heads=heads, mlp_dim=mlp_dim, dropout=dropout)
     return Sam(
         encoder,

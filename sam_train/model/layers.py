@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
 import torch
+from fairscale.nn.checkpoint import checkpoint_wrapper
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sam_train.errors import ConfigError
 
 
 class LayerNorm2d(nn.Module):
@@ -71,3 +77,18 @@ class DropPath(nn.Module):
             return x
         keep = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
         return x * keep / (1 - self.rate)
+
+
+def checkpoint_activations(blocks: Iterable[nn.Module], how: str) -> None:
+    """Compute the blocks' inner activations again in the backward pass instead of keeping them; in place, names stay.
+
+    how: "torch" (`torch.utils.checkpoint`), "fairscale" (its `checkpoint_wrapper`) or "none".
+    Raises ConfigError for anything else.
+    """
+    if how not in ("none", "torch", "fairscale"):
+        raise ConfigError(f"activation_checkpointing must be none, torch or fairscale, got {how!r}")
+    for block in blocks:
+        if how == "torch":
+            block.forward = partial(checkpoint, type(block).forward, block, use_reentrant=False)
+        elif how == "fairscale":
+            checkpoint_wrapper(block)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_train.model.image_encoder import window_partition, window_unpartition
+from sam_train.model.attention import window_partition, window_unpartition
 from sam_train.model.layers import DropPath, LayerNorm2d
 
 STRIDE = 16

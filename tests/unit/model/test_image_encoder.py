@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 
 from sam_train.errors import ConfigError
+from sam_train.model import Sam
+from sam_train.model.attention import relative_positions, window_partition, window_unpartition
 from sam_train.model.build import build_sam
-from sam_train.model.image_encoder import _gather_rel_pos, window_partition, window_unpartition
 from sam_train.model.layers import DropPath
 
 TINY: dict[str, Any] = {
@@ -41,13 +45,20 @@ def test_windows_are_the_squares_of_the_grid_in_reading_order() -> None:
     assert windows[..., 0].flatten(1).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
+def test_windows_are_filled_up_with_the_padding_given() -> None:
+    windows, padded_hw = window_partition(torch.zeros(1, 1, 3, 2), 2, padding=torch.tensor([5.0, 7.0]))
+    assert padded_hw == (2, 4)
+    assert windows[..., 0].flatten(1).tolist() == [[0, 0, 5, 5], [0, 5, 5, 5]]
+    assert windows[..., 1].flatten(1).tolist() == [[0, 0, 7, 7], [0, 7, 7, 7]]
+
+
 def test_rel_pos_of_a_distance() -> None:
     table = torch.arange(5.0)[:, None]  # distances -2 ... 2
-    assert _gather_rel_pos(table, 3)[..., 0].tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
+    assert relative_positions(table, 3)[..., 0].tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
 
 
 def test_rel_pos_is_interpolated_to_another_size() -> None:
-    assert _gather_rel_pos(torch.arange(5.0)[:, None], 2)[..., 0].tolist() == [
+    assert relative_positions(torch.arange(5.0)[:, None], 2)[..., 0].tolist() == [
         [2, pytest.approx(1 / 3)],
         [pytest.approx(11 / 3), 2],
     ]
@@ -80,19 +91,124 @@ def test_an_image_does_not_see_the_others_of_its_batch() -> None:
         assert torch.allclose(model.encode_images(images[i : i + 1], sizes[i : i + 1])[0], together[i], rtol=0, atol=1e-12)
 
 
-def test_activation_checkpointing_changes_neither_keys_nor_numbers() -> None:
-    plain, wrapped = build_sam(**TINY), build_sam(**TINY, activation_checkpointing=True)
+@pytest.mark.parametrize("how", ["torch", "fairscale"])
+def test_activation_checkpointing_changes_neither_keys_nor_numbers(how: str) -> None:
+    """Drop path draws the same in the second forward pass; a row of 20 tokens is more than a strip of evaluation has."""
+    numbers = TINY | {"image_size": 160, "patch_size": 8, "drop_path_rate": 0.5}
+    plain, wrapped = build_sam(**numbers), build_sam(**numbers, activation_checkpointing=how)
+    randomise(plain)
     wrapped.load_state_dict(plain.state_dict(), strict=True)
-    images, sizes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64], [64, 64]])
-    weights, grads = torch.randn(2, 16, 4, 4), []
-    for model in (plain, wrapped):
-        model.train()
-        (model.encode_images(images, sizes) * weights).sum().backward()
-        grads.append({n: p.grad for n, p in model.image_encoder.named_parameters()})
-    assert grads[0].keys() == grads[1].keys()
-    for name, grad in grads[0].items():
-        assert grad is not None
-        assert torch.allclose(grad, grads[1][name], rtol=0, atol=1e-5 * grad.abs().max().item()), name
+    expected, actual = gradients(plain), gradients(wrapped)
+    assert expected.keys() == actual.keys()
+    for name, grad in expected.items():
+        assert torch.allclose(grad, actual[name], rtol=0, atol=1e-5 * grad.abs().max().item()), name
+
+
+def gradients(model: Sam) -> dict[str, torch.Tensor]:
+    """Of the encoder's parameters in training, under weights that are the same for all models."""
+    torch.manual_seed(1)
+    images, weights = torch.randn(2, 3, model.image_size, model.image_size), torch.randn(2, 16, 20, 20)
+    (model.image_encoder.train()(images) * weights).sum().backward()
+    found = {name: parameter.grad for name, parameter in model.image_encoder.named_parameters()}
+    return {name: grad for name, grad in found.items() if grad is not None}
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """No parameter at zero or one, where a mistake may not show."""
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.2)
+
+
+def test_torch_checkpointing_saves_what_it_is_for() -> None:
+    """Blocks whose inner activations are not kept leave less for the backward pass."""
+    kept = {}
+    for how in ("none", "torch"):
+        block, sizes = build_sam(**TINY, activation_checkpointing=how).image_encoder.blocks[0], []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x):
+            block(torch.randn(1, 4, 4, 16))
+        kept[how] = sum(sizes)
+    assert kept["torch"] < kept["none"] / 10
+
+
+def test_a_copy_of_a_checkpointed_encoder_computes_with_its_own_weights() -> None:
+    encoder = build_sam(**TINY, activation_checkpointing="torch").image_encoder
+    duplicate, image = copy.deepcopy(encoder), torch.randn(1, 3, 64, 64)
+    before = duplicate(image)
+    randomise(encoder)
+    assert torch.equal(duplicate(image), before)
+
+
+@pytest.mark.parametrize("use_rel_pos", [True, False])
+def test_evaluation_in_strips_gives_the_numbers_of_the_whole_map(use_rel_pos: bool) -> None:
+    """20 rows: more than a strip of a global block, and windows of 3 reach over the map."""
+    encoder = build_sam(**TINY | {"image_size": 160, "patch_size": 8, "use_rel_pos": use_rel_pos}).image_encoder.eval().double()
+    randomise(encoder)
+    images = torch.randn(2, 3, 160, 160, dtype=torch.double)
+    expected = encoder(images)
+    with torch.no_grad():
+        assert torch.allclose(encoder(images), expected, rtol=0, atol=1e-12)
+
+
+def test_drop_path_draws_alike_with_and_without_gradients() -> None:
+    """A training pass without gradients (as under fairscale's checkpointing) must not draw once for every strip."""
+    encoder = build_sam(**TINY | {"image_size": 160, "patch_size": 8, "drop_path_rate": 0.5}).image_encoder.train()
+    images, answers = torch.randn(4, 3, 160, 160), []
+    for enabled in (True, False):
+        torch.manual_seed(2)
+        with torch.set_grad_enabled(enabled):
+            answers.append(encoder(images))
+    assert torch.allclose(*answers, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size_hw", [(128, 128), (64, 48), (16, 80)])
+def test_other_sizes_than_the_models(size_hw: tuple[int, int]) -> None:
+    encoder = build_sam(**TINY).image_encoder
+    randomise(encoder)
+    answer = encoder(torch.randn(2, 3, *size_hw))
+    assert answer.shape == (2, 16, size_hw[0] // 16, size_hw[1] // 16)
+    answer.square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_positions_are_as_learned_at_the_models_size_and_bicubic_at_others() -> None:
+    encoder = build_sam(**TINY).image_encoder
+    assert encoder._positions(4, 4) is encoder.pos_embed
+    rows = torch.arange(4.0)
+    encoder.pos_embed.data = rows[:, None, None].expand(1, 4, 4, 16).clone()
+    # Half a cell apart, the middle four by hand: Catmull-Rom with a = -0.75 between the values 0 1 2 3.
+    near, far = -0.75 * 0.25 * 0.75**2, -0.75 * 0.25**2 * 0.75
+    second = (1.25 * 0.25**3 - 2.25 * 0.25**2 + 1) * 1 + (1.25 * 0.75**3 - 2.25 * 0.75**2 + 1) * 2 + near * 0 + far * 3
+    assert encoder._positions(8, 4)[0, 3, 0, 0].item() == pytest.approx(second)
+    assert encoder._positions(8, 4).shape == (1, 8, 4, 16)
+
+
+def test_sides_that_are_no_multiple_of_the_patch_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\(64, 50\), expected multiples of patch_size 16"):
+        build_sam(**TINY).image_encoder(torch.zeros(1, 3, 64, 50))
+
+
+COMPILE = """
+import torch
+from sam_train.model.build import build_sam
+
+torch.set_num_threads(1)
+for how, training in (("none", True), ("torch", True), ("none", False)):
+    encoder = build_sam(**{numbers}, activation_checkpointing=how).image_encoder.train(training)
+    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")  # inductor's tracing without its compiler
+    image = torch.randn(1, 3, 64, 64)
+    with torch.set_grad_enabled(training):
+        assert torch.allclose(compiled(image), encoder(image), rtol=0, atol=1e-5), (how, training)
+"""
+
+
+@pytest.mark.slow
+def test_compiles_to_one_graph() -> None:
+    """In a process of its own: the shape checks of these tests do not compile."""
+    script = COMPILE.format(numbers=TINY)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
@@ -119,6 +235,7 @@ def test_drop_path_grows_linearly_with_depth() -> None:
         ({"prompt_dim": 24}, "prompt_dim 24 of 16"),
         ({"prompt_dim": 48, "decoder_heads": 5}, "decoder_heads 5"),
         ({"stem": "convolutional"}, "stem .*'convolutional'"),
+        ({"activation_checkpointing": "deepspeed"}, "must be none, torch or fairscale, got .deepspeed"),
         ({"global_attn_indexes": [2]}, r"global_attn_indexes \[2\]"),
     ],
 )

@@ -1,0 +1,156 @@
+"""ViT-B at 1024 pixels, one image: our image encoder against segment_anything 1.0's, on a CPU in single precision.
+
+    OMP_NUM_THREADS=2 python tests/benchmarks/encoder.py [--rounds 3]
+
+Prints one line of JSON:
+    speed_ratio              median seconds of theirs / ours, measured in turns in one process
+    memory_ratio             ours / theirs: peak resident size during one forward pass less that before it, a process each
+    process_memory_ratio     ours / theirs: peak resident size of those processes, weights and libraries included
+    gflops_share             ours / torch.mm on 4096 x 4096 matrices, measured in the same turns
+    max_relative_difference  of the image embeddings, to the largest of theirs
+and the figures behind these. Both have the same random weights, tables of relative positions not left at zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from peers import reference_image_encoder
+from torch import Tensor, nn
+
+from sam_train.model.image_encoder import ImageEncoder
+
+VIT_B: dict[str, Any] = {
+    "image_size": 1024,
+    "patch_size": 16,
+    "embed_dim": 768,
+    "depth": 12,
+    "num_heads": 12,
+    "global_attn_indexes": (2, 5, 8, 11),
+    "window_size": 14,
+    "out_chans": 256,
+}
+SGEMM_SIDE = 4096
+
+
+def main() -> None:
+    """Measure, or with --memory do the part of one of the processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of which the medians are taken")
+    parser.add_argument("--memory", choices=("ours", "theirs"), help="print the two peaks in MB of this one and end")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(json.dumps(peak_memory_mb(build(arguments.memory))))
+        return
+    speed, (ours, theirs) = measure_speed(arguments.rounds), (memory_of("ours"), memory_of("theirs"))
+    memory = {
+        "memory_ratio": ours["forward"] / theirs["forward"],
+        "process_memory_ratio": ours["process"] / theirs["process"],
+        "forward_mb": [ours["forward"], theirs["forward"]],
+        "process_mb": [ours["process"], theirs["process"]],
+    }
+    print(json.dumps({k: rounded(v) for k, v in (speed | memory | {"threads": torch.get_num_threads()}).items()}))
+
+
+def build(which: str) -> nn.Module:
+    """The encoder in evaluation mode; the same weights for both."""
+    torch.manual_seed(0)
+    encoder = reference_image_encoder(**VIT_B) if which == "theirs" else ImageEncoder(**VIT_B).eval()
+    generator = torch.Generator().manual_seed(0)
+    for _, parameter in sorted(encoder.named_parameters()):
+        # About the sizes that a trained model has: norms near one, the rest small enough that nothing saturates.
+        nn.init.normal_(parameter.detach(), float(parameter.ndim == 1), 0.02, generator=generator)
+    return encoder
+
+
+def measure_speed(rounds: int) -> dict[str, Any]:
+    """Seconds of both, in turns with a plain product of matrices, and how far the answers are apart."""
+    ours, theirs = build("ours"), build("theirs")
+    image, square = picture(), torch.randn(SGEMM_SIDE, SGEMM_SIDE)
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "sgemm": []}
+    with torch.inference_mode():
+        for _ in range(rounds):
+            timed(lambda: square @ square, seconds["sgemm"])
+            actual = timed(lambda: ours(image), seconds["ours"])
+            expected = timed(lambda: theirs(image), seconds["theirs"])
+    medians = {name: median(values) for name, values in seconds.items()}
+    sgemm = 2e-9 * SGEMM_SIDE**3 / medians["sgemm"]
+    return {
+        "speed_ratio": medians["theirs"] / medians["ours"],
+        "gflops_share": encoder_gflop() / medians["ours"] / sgemm,
+        "max_relative_difference": float((actual - expected).abs().max() / expected.abs().max()),
+        "seconds": [medians["ours"], medians["theirs"]],
+        "sgemm_gflops": sgemm,
+        "encoder_gflop": encoder_gflop(),
+    }
+
+
+def timed(call: Callable[[], Tensor], into: list[float]) -> Tensor:
+    """What the call answers; its seconds are appended to `into`."""
+    start = time.perf_counter()
+    answer = call()
+    into.append(time.perf_counter() - start)
+    return answer
+
+
+def encoder_gflop() -> float:
+    """Billions of operations in products of matrices that the encoder needs: norms, softmax, GELU and sums not counted."""
+    grid, window, dim = VIT_B["image_size"] // VIT_B["patch_size"], VIT_B["window_size"], VIT_B["embed_dim"]
+    tokens, padded = grid**2, (-(-grid // window) * window) ** 2
+    num_global = len(VIT_B["global_attn_indexes"])
+
+    def attention(queries: int, side: int) -> int:
+        return queries * dim * (2 * side**2 + 2 * side)  # scores and values; both axes of relative positions
+
+    products = num_global * attention(tokens, grid) + (VIT_B["depth"] - num_global) * attention(padded, window)
+    products += VIT_B["depth"] * tokens * 12 * dim**2
+    products += tokens * (3 * VIT_B["patch_size"] ** 2 * dim + dim * VIT_B["out_chans"] + 9 * VIT_B["out_chans"] ** 2)
+    return 2e-9 * products
+
+
+def peak_memory_mb(encoder: nn.Module) -> dict[str, float]:
+    """Peak resident size in MB: of one forward pass above what was there before it, and of the process (Linux)."""
+    image = picture()
+    process = peak_mb()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
+    before = peak_mb()
+    with torch.inference_mode():
+        encoder(image)
+    return {"forward": peak_mb() - before, "process": max(process, peak_mb())}
+
+
+def memory_of(which: str) -> dict[str, float]:
+    """`peak_memory_mb` in a process of its own."""
+    command = [sys.executable, __file__, "--memory", which]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def peak_mb() -> float:
+    """The process's peak resident size. Not ru_maxrss, which a child begins with that of the process that started it."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1e3
+
+
+def picture() -> Tensor:
+    """One normalised image of noise."""
+    return torch.randn(1, 3, VIT_B["image_size"], VIT_B["image_size"], generator=torch.Generator().manual_seed(1))
+
+
+def rounded(value: Any) -> Any:
+    """Four digits are more than such figures carry."""
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
