@@ -76,6 +76,18 @@ def test_the_config_is_read_off_the_shapes(variant: str) -> None:
     assert found == config | {"decoder_depth": 2, "decoder_heads": 8}
 
 
+@pytest.mark.parametrize(
+    ("variant", "parameters", "tensors"),
+    [("vit_b", 93_735_472, 314), ("vit_l", 312_342_832, 482), ("vit_h", 641_090_608, 594), ("mobile_sam", 9_808_452, 435)],
+)
+def test_the_configs_are_the_released_variants(variant: str, parameters: int, tensors: int) -> None:
+    """Sizes of segment-anything's own models; nothing is allocated."""
+    with torch.device("meta"):
+        model = build(OmegaConf.load(Path(config_dir()) / "model" / f"{variant}.yaml"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert len(model.state_dict()) == tensors
+
+
 def test_blocks_of_many_window_sizes_are_refused(model: Sam) -> None:
     state = dict(model.state_dict())
     state["image_encoder.blocks.2.attn.rel_pos_h"] = torch.zeros(3, 8)
