@@ -18,7 +18,7 @@ from sam_train.config import ALLOWED_PACKAGES, config_dir, resolve_target, targe
 from sam_train.errors import ConfigError
 
 CONFIGS = Path(config_dir())
-ROOTS = {"sam-train": "train", "sam-evaluate": "evaluate", "sam-engine": "engine", "sam-cycle": "cycle"}
+ROOTS = {"sam-train": "train", "sam-evaluate": "evaluate", "sam-export": "export", "sam-engine": "engine", "sam-cycle": "cycle"}
 # Groups that Python hands to a constructor by itself, so that no `_target_` says whose arguments they are.
 WIRED = {("train", "trainer"): "pytorch_lightning.Trainer", ("train", "training"): "sam_train.training.SamModule"}
 TRAINER_SIDE = ("sam_train.training", "sam_train.data", "sam_train.losses", "sam_train.optim", "sam_train.evaluation")

@@ -1,0 +1,74 @@
+"""Write a checkpoint for other programs.
+
+    sam-export checkpoint=runs/nuclei/model.pt out=runs/nuclei/onnx
+    sam-export checkpoint=model.pt out=FOLDER format=huggingface
+
+`format=onnx` writes encoder.onnx and decoder.onnx, checks both against torch on random prompts, prints how far they are
+from it, and writes nothing when they are off. pth, safetensors and huggingface are the weights under released names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_released
+from sam_train.config import config_dir
+from sam_train.errors import ConfigError, exit_with_message
+
+RELEASED = {"pth": "model.pth", "safetensors": "model.safetensors", "huggingface": "huggingface"}
+
+
+@hydra.main(config_path=config_dir(), config_name="export", version_base="1.3")
+@exit_with_message
+def main(cfg: DictConfig) -> None:
+    """Console script `sam-export`."""
+    run(cfg)
+
+
+def run(cfg: DictConfig) -> list[Path]:
+    """Export as the config says; what was written."""
+    if not cfg.checkpoint or not cfg.out:
+        raise ConfigError("sam-export needs checkpoint=FILE and out=FOLDER")
+    if cfg.format != "onnx" and cfg.format not in RELEASED:
+        raise ConfigError(f"format must be one of onnx, {', '.join(RELEASED)}, got {cfg.format!r}")
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    if cfg.format == "onnx":
+        return _export_onnx(cfg)
+    path = Path(cfg.out) / RELEASED[cfg.format]
+    save_released(load_checkpoint(Path(cfg.checkpoint)), path)
+    Console().print(f"wrote {path}", soft_wrap=True)
+    return [path]
+
+
+def _export_onnx(cfg: DictConfig) -> list[Path]:
+    try:
+        from sam_train.inference.export import Options, export_onnx
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"format=onnx needs {error.name}: pip install 'sam-train[onnx]'") from error
+    checkpoint = Path(cfg.checkpoint)
+    exported = export_onnx(
+        load_checkpoint(checkpoint),
+        Path(cfg.out),
+        options=Options(**cfg.options),
+        precisions=list(cfg.precisions),
+        encoder=cfg.encoder,
+        checkpoint_sha256=checkpoint_hash(checkpoint),
+    )
+    table = Table("file", "MB", "max abs difference", "of scores", "differing pixels", title="against torch, random prompts")
+    for file in exported:
+        parity, size = file.parity, file.path.stat().st_size / 1e6
+        pixels = f"{parity.differing_pixels} of {parity.num_pixels}" if parity.num_pixels else ""
+        table.add_row(file.path.name, f"{size:.1f}", f"{parity.max_abs_difference:.1e}", f"{parity.score_difference:.1e}", pixels)
+    Console().print(table)
+    return [file.path for file in exported]
+
+
+if __name__ == "__main__":
+    main()

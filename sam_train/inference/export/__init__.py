@@ -1,0 +1,73 @@
+"""The model as ONNX files that run without torch, each checked against torch before it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from sam_train.errors import ConfigError
+from sam_train.inference.export.decoder import Options, decoder_model
+from sam_train.inference.export.encoder import write_encoder
+from sam_train.inference.export.parity import TOLERANCES, Parity, check_decoder, check_encoder
+from sam_train.model import Sam
+
+__all__ = ["Exported", "Options", "Parity", "decoder_model", "export_onnx"]
+
+PRECISIONS = tuple(TOLERANCES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A file that was written, and how far its answers are from torch's."""
+
+    path: Path
+    parity: Parity
+
+
+def export_onnx(
+    sam: Sam,
+    folder: Path,
+    *,
+    options: Options,
+    precisions: Sequence[str] = ("fp32",),
+    encoder: bool = True,
+    checkpoint_sha256: str = "",
+) -> list[Exported]:
+    """Write decoder.onnx (also decoder_fp16.onnx, decoder_uint8.onnx) and encoder.onnx into `folder`.
+
+    precisions: which decoders. fp16 halves the file and computes in fp32; uint8 is onnxruntime's dynamic quantisation.
+    checkpoint_sha256: goes into the files' metadata, so that an embedding of another checkpoint can be refused.
+    Files are written aside and moved once all agree with torch. Raises ConfigError for another precision,
+    CheckpointError when an answer is off; then nothing was written.
+    """
+    if not precisions or set(precisions) - set(PRECISIONS):
+        raise ConfigError(f"precisions must be some of {', '.join(PRECISIONS)}, got {list(precisions)}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+        aside = Path(name)
+        metadata = {"checkpoint_sha256": checkpoint_sha256, "image_size": str(sam.image_size)}
+        parities: dict[str, Parity] = {}
+        for precision in dict.fromkeys(precisions):
+            path = aside / ("decoder.onnx" if precision == "fp32" else f"decoder_{precision}.onnx")
+            _write_decoder(sam, path, options, precision, metadata)
+            parities[path.name] = check_decoder(path, sam, options, precision)
+        if encoder:
+            write_encoder(sam, aside / "encoder.onnx")
+            parities["encoder.onnx"] = check_encoder(aside / "encoder.onnx", sam)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(aside.iterdir(), key=lambda path: path.name in parities):  # what a file refers to goes first
+            path.replace(folder / path.name)
+    return [Exported(path=folder / name, parity=parity) for name, parity in parities.items()]
+
+
+def _write_decoder(sam: Sam, path: Path, options: Options, precision: str, metadata: dict[str, str]) -> None:
+    model = decoder_model(sam, options, half=precision == "fp16", metadata=metadata | {"precision": precision})
+    if precision == "uint8":  # as the released script: weights to unsigned bytes here, activations while running
+        quantize_dynamic(model, path, weight_type=QuantType.QUInt8, per_channel=False, reduce_range=False)
+    else:
+        onnx.save(model, path)

@@ -1,0 +1,247 @@
+"""Prompt encoder, mask decoder and postprocessing as one ONNX graph with the released signature.
+
+Inputs and outputs are those of segment_anything/utils/onnx.py, so that what runs its decoder runs this one:
+
+    image_embeddings [1, C, h, w]   point_coords [1, N, 2] model frame   point_labels [1, N] float: -1 padding, 0, 1, 2, 3
+    mask_input [1, 1, 4h, 4w]       has_mask_input [1]                   orig_im_size [2] height, width
+    masks [1, M, H, W] logits       iou_predictions [1, M]               low_res_masks [1, M, 4h, 4w]
+
+and, with `return_extra_metrics`, stability_scores [1, M] and areas [1, M] before low_res_masks. M is 1 or 4.
+One difference: `has_mask_input` is yes (above 0.5) or no, not a mixture; without a mask its convolutions are not run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto
+
+from sam_train.inference.export.graph import Graph, Weights, info, integers, stacked
+from sam_train.inference.export.two_way import TwoWay
+from sam_train.inference.export.upsampling import upsampled
+from sam_train.model import Sam
+from sam_train.model.mask_decoder import NUM_MULTIMASK_OUTPUTS
+
+NUM_MASKS = NUM_MULTIMASK_OUTPUTS + 1
+MAP_NORM_EPS = 1e-6
+# Strips of the image that are upscaled one after another, so that what lies between the layers stays in the cache.
+NUM_STRIPS = 4
+# One point with its padding, or the two corners of a box, are ambiguous: select_masks of the released export.
+AMBIGUOUS_BELOW, FORBIDDEN = 2.5, 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Switches of the released export script, with its defaults.
+
+    return_single_mask: one mask, chosen by score: among masks 1 to 3 for up to two points, else mask 0.
+    use_stability_score: scores are stability scores of the low-resolution masks, not the model's own estimate.
+    return_extra_metrics: stability scores and areas of the full-size masks too.
+    """
+
+    return_single_mask: bool = False
+    use_stability_score: bool = False
+    return_extra_metrics: bool = False
+
+    @property
+    def output_names(self) -> list[str]:
+        """In order."""
+        extra = ["stability_scores", "areas"] if self.return_extra_metrics else []
+        return ["masks", "iou_predictions", *extra, "low_res_masks"]
+
+
+def decoder_model(
+    sam: Sam, options: Options, *, full_size: bool = True, half: bool = False, metadata: dict[str, str] | None = None
+) -> onnx.ModelProto:
+    """The graph, checked.
+
+    full_size: with False only iou_predictions and low_res_masks, for callers that scale masks themselves.
+    half: constants stored in half precision; computing stays in single precision.
+    """
+    return _Decoder(sam, options, Graph(half=half)).model(full_size, metadata or {})
+
+
+class _Decoder:
+    def __init__(self, sam: Sam, options: Options, graph: Graph) -> None:
+        self.g, self.options = graph, options
+        self.prompts = Weights(sam.state_dict(), "prompt_encoder.")
+        self.decoder = Weights(sam.state_dict(), "mask_decoder.")
+        self.size, self.grid = sam.image_size, sam.prompt_encoder.grid_size
+        self.length, self.channels = self.grid**2, self.decoder["iou_token.weight"].shape[1]
+        self.num_masks = 1 if options.return_single_mask else NUM_MASKS
+        self.output_tokens = torch.cat([self.decoder["iou_token.weight"], self.decoder["mask_tokens.weight"]])
+        blocks, g = sam.mask_decoder.transformer.blocks, graph
+        # Of constants only: runtimes compute it once, when they load the file, which is a fifth smaller for it.
+        positions, weights = self._features(self._centres()), self.decoder.part("transformer")
+        self.two_way = TwoWay(g, weights, blocks[0].self_attn.num_heads, len(blocks), self.length, positions)
+
+    def model(self, full_size: bool, metadata: dict[str, str]) -> onnx.ModelProto:
+        tokens = self.g.op("Concat", self.output_tokens, self._points(), axis=0)
+        queries, image = self.two_way.write(tokens, self._image(), self.output_tokens)
+        low, scores = self._masks(queries, image)
+        masks, side = self.num_masks, 4 * self.grid
+        self.g.op("Identity", scores, name="iou_predictions")
+        self.g.op("Identity", low, name="low_res_masks")
+        outputs = {
+            "iou_predictions": info("iou_predictions", 1, masks),
+            "low_res_masks": info("low_res_masks", 1, masks, side, side),
+        }
+        if full_size:
+            full = upsampled(self.g, low, num_masks=masks, side=side, size=self.size)
+            self.g.op("Identity", full, name="masks")
+            outputs["masks"] = info("masks", 1, masks, "height", "width")
+            if self.options.return_extra_metrics:
+                outputs |= self._extra_metrics(full)
+        names = [name for name in self.options.output_names if name in outputs]
+        return self.g.model(self._inputs(full_size), [outputs[name] for name in names], metadata)
+
+    def _inputs(self, full_size: bool) -> list[onnx.ValueInfoProto]:
+        return [
+            info("image_embeddings", 1, self.channels, self.grid, self.grid),
+            info("point_coords", 1, "num_points", 2),
+            info("point_labels", 1, "num_points"),
+            info("mask_input", 1, 1, 4 * self.grid, 4 * self.grid),
+            info("has_mask_input", 1),
+            *([info("orig_im_size", 2)] if full_size else []),
+        ]
+
+    def _points(self) -> str:
+        """N C: Fourier features of the places and what the labels add."""
+        g, w = self.g, self.prompts
+        places = g.op("Add", g.reshape("point_coords", -1, 2), np.float32(0.5))
+        features = self._features(g.op("Mul", places, np.float32(1 / self.size)))
+        labels = g.op("Cast", g.reshape("point_labels", -1), to=TensorProto.INT64)
+        placed = g.op("Cast", g.op("Not", g.op("Equal", labels, integers(-1))), to=TensorProto.FLOAT)
+        table = torch.cat([w["not_a_point_embed.weight"], *[w[f"point_embeddings.{i}.weight"] for i in range(4)]])
+        return g.op(
+            "Add",
+            g.op("Mul", features, g.reshape(placed, -1, 1)),
+            g.op("Gather", table, g.op("Add", labels, integers(1)), axis=0),
+        )
+
+    def _centres(self) -> str:
+        """L 2: x, y of the image tokens in [0, 1]."""
+        y, x = np.divmod(np.arange(self.length), self.grid)
+        return self.g.constant(((np.stack([x, y], 1) + 0.5) / self.grid).astype(np.float32))
+
+    def _features(self, places: str) -> str:
+        """Random Fourier features (... C) of places (... 2) in [0, 1]: PositionEmbeddingRandom in model/prompt_encoder.py."""
+        g, matrix = self.g, 2 * math.pi * self.prompts["pe_layer.positional_encoding_gaussian_matrix"]
+        angles = g.op("MatMul", g.op("Sub", g.op("Mul", places, np.float32(2)), np.float32(1)), matrix)
+        return g.op("Concat", g.op("Sin", angles), g.op("Cos", angles), axis=-1)
+
+    def _image(self) -> str:
+        """L C: image tokens and what the mask prompt adds to them."""
+        g, shape = self.g, (self.length, self.channels)
+        tokens = g.transpose(g.reshape("image_embeddings", self.channels, self.length), 1, 0)
+        given, absent = g.child(), g.child()
+        with_mask = self._with_mask(given, tokens)
+        without = absent.op("Add", tokens, self.prompts["no_mask_embed.weight"][0])
+        return g.op(
+            "If",
+            g.op("Greater", g.op("Squeeze", "has_mask_input", integers(0)), np.float32(0.5)),
+            then_branch=given.body("with_mask", [], [info(with_mask, *shape)]),
+            else_branch=absent.body("without_mask", [], [info(without, *shape)]),
+        )
+
+    def _with_mask(self, g: Graph, tokens: str) -> str:
+        """A convolution whose stride is its kernel is one linear map a patch: with channels last there are no others."""
+        w = self.prompts.part("mask_downscaling")
+        x = g.transpose(g.reshape("mask_input", self.grid, 2, 2, self.grid, 2, 2), 0, 3, 1, 4, 2, 5)
+        for conv, norm in (("0", "1"), ("3", "4")):
+            weight = w[f"{conv}.weight"].permute(0, 2, 3, 1).flatten(1)
+            x = g.linear(g.reshape(x, -1, weight.shape[1]), weight, w[f"{conv}.bias"])
+            x = g.gelu(g.layer_norm(x, w.part(norm), MAP_NORM_EPS))
+        return g.op("Gemm", x, w["6.weight"].flatten(1), g.op("Add", tokens, w["6.bias"]), transB=1)
+
+    def _masks(self, queries: str, image: str) -> tuple[str, str]:
+        """Low-resolution masks 1 M 4h 4w and their scores 1 M, chosen as the options say."""
+        g, options = self.g, self.options
+        scores = self._perceptron([self.decoder.part("iou_prediction_head")], g.slice(queries, 0, 1, axis=0))
+        heads = [self.decoder.part(f"output_hypernetworks_mlps.{i}") for i in range(NUM_MASKS)]
+        maps = self._perceptron(heads, g.reshape(g.slice(queries, 1, 1 + NUM_MASKS, axis=0), NUM_MASKS, 1, self.channels))
+        maps, scores = g.reshape(maps, NUM_MASKS, -1), g.reshape(scores, 1, NUM_MASKS)
+        if not options.use_stability_score:
+            if options.return_single_mask:  # before the masks are made: one is made then
+                best = self._best(scores)
+                maps, scores = g.op("Gather", maps, best, axis=0), g.op("Gather", scores, best, axis=1)
+            return self._upscaled(image, maps, self.num_masks), scores
+        low = self._upscaled(image, maps, NUM_MASKS)
+        scores = self._stability(low)
+        if options.return_single_mask:
+            best = self._best(scores)
+            low, scores = g.op("Gather", low, best, axis=1), g.op("Gather", scores, best, axis=1)
+        return low, scores
+
+    def _perceptron(self, heads: list[Weights], x: str) -> str:
+        """MLPs side by side: rows 1 i each to 1 o."""
+        g = self.g
+        for layer in range(3):
+            weight = stacked(heads, f"layers.{layer}.weight").transpose(1, 2)
+            x = g.op("Add", g.op("MatMul", x, weight), stacked(heads, f"layers.{layer}.bias")[:, None])
+            x = g.op("Relu", x) if layer < 2 else x
+        return x
+
+    def _best(self, scores: str) -> str:
+        g = self.g
+        points = g.op("Cast", g.slice(g.op("Shape", "point_labels"), 1, 2, axis=0), to=TensorProto.FLOAT)
+        first = np.eye(1, NUM_MASKS, dtype=np.float32) * FORBIDDEN
+        weighed = g.op("Add", scores, g.op("Mul", g.op("Sub", points, np.float32(AMBIGUOUS_BELOW)), first))
+        return g.op("ArgMax", weighed, axis=1, keepdims=0)
+
+    def _upscaled(self, image: str, maps: str, num_masks: int) -> str:
+        """1 M 4h 4w: the image tokens upscaled four times, under the maps M D."""
+        g, strips = self.g, math.gcd(NUM_STRIPS, self.grid)
+        body, rows = g.child(), self.grid // strips
+        strip = g.fresh("strip")
+        out = self._upscaled_strip(body, strip, g.transpose(maps, 1, 0) if num_masks == 1 else maps, num_masks)
+        shape = (16 * rows * self.grid, 1) if num_masks == 1 else (num_masks, 16 * rows * self.grid)
+        inside = body.body("upscale", [info(strip, rows * self.grid, self.channels)], [info(out, *shape)])
+        tokens, axis = g.reshape(image, strips, rows * self.grid, self.channels), 0 if num_masks == 1 else 1
+        products = g.op("Scan", tokens, body=inside, num_scan_inputs=1, scan_output_axes=[axis])
+        if num_masks > 1:  # M strips (rows ...)
+            products = g.reshape(products, num_masks, -1)
+        products = g.transpose(g.reshape(products, num_masks, 2 * self.grid, 2 * self.grid, 2, 2), 0, 1, 3, 2, 4)
+        return g.reshape(products, 1, num_masks, 4 * self.grid, 4 * self.grid)
+
+    def _upscaled_strip(self, g: Graph, tokens: str, maps: str, num_masks: int) -> str:
+        """Transposed convolutions whose stride is their kernel, as linear maps to four children each.
+
+        Products of the pixels in the order row, column at twice the size, then row, column within: one column for one mask
+        (a product with a vector), M rows for several.
+        """
+        w = self.decoder.part("output_upscaling")
+        x, width = self._children(g, tokens, w.part("0"))
+        x = g.transpose(g.reshape(x, -1, self.grid, 2, 2 * width), 0, 2, 1, 3)
+        x = g.gelu(g.layer_norm(g.reshape(x, -1, width), w.part("1"), MAP_NORM_EPS))
+        x, width = self._children(g, x, w.part("3"))
+        x = g.reshape(g.gelu(x), -1, width)
+        return g.op("MatMul", x, maps) if num_masks == 1 else g.op("Gemm", maps, x, transB=1)
+
+    def _children(self, g: Graph, x: str, conv: Weights) -> tuple[str, int]:
+        weight = conv["weight"].permute(0, 2, 3, 1)  # i 2 2 o
+        return g.op("Gemm", x, weight.flatten(1), conv["bias"].repeat(4)), weight.shape[-1]
+
+    def _stability(self, masks: str) -> str:
+        """IoU of the masks at logits 1 and -1 (utils/amg.py); 0, not 0 / 0, where nothing is above -1."""
+        union = self.g.op("Max", self._area(masks, -1.0), np.float32(1))
+        return self.g.op("Div", self._area(masks, 1.0), union)
+
+    def _area(self, masks: str, threshold: float) -> str:
+        """1 M: pixels above a threshold, counted by rows first, for a float holds no more than 2^24 of them."""
+        g = self.g
+        above = g.op("Cast", g.op("Greater", masks, np.float32(threshold)), to=TensorProto.FLOAT)
+        rows = g.op("Cast", g.op("ReduceSum", above, integers(3), keepdims=0), to=TensorProto.DOUBLE)
+        return g.op("Cast", g.op("ReduceSum", rows, integers(2), keepdims=0), to=TensorProto.FLOAT)
+
+    def _extra_metrics(self, masks: str) -> dict[str, onnx.ValueInfoProto]:
+        self.g.op("Identity", self._stability(masks), name="stability_scores")
+        self.g.op("Cast", self._area(masks, 0.0), name="areas", to=TensorProto.INT64)
+        return {
+            "stability_scores": info("stability_scores", 1, self.num_masks),
+            "areas": info("areas", 1, self.num_masks, kind=TensorProto.INT64),
+        }

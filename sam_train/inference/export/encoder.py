@@ -1,0 +1,48 @@
+"""The image encoder with its normalisation and padding as an ONNX graph, traced by torch.
+
+Inputs: image [1, 3, S, S] uint8 RGB, model frame; size_hw [1, 2] int64, height and width of the picture inside it.
+Output: image_embeddings [1, C, h, w], what decoder.onnx takes.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from sam_train.model import Sam
+
+OPSET = 18  # the lowest that the exporter writes by itself
+PROTOBUF_LIMIT = 2**31  # bytes of one file
+
+
+class _Encoder(nn.Module):
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(self, image: UInt8[Tensor, "1 3 S S"], size_hw: Int[Tensor, "1 2"]) -> Float[Tensor, "1 C h w"]:
+        return self.sam.encode_images(image, size_hw)
+
+
+def write_encoder(sam: Sam, path: Path) -> None:
+    """Write encoder.onnx; the weights of a model too large for one file lie beside it in `<name>.data`."""
+    image = torch.zeros(1, 3, sam.image_size, sam.image_size, dtype=torch.uint8)
+    size_hw = torch.tensor([[sam.image_size, sam.image_size]])
+    weights = sum(p.numel() * p.element_size() for p in sam.image_encoder.parameters())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every opset it knows and we do not ask for
+    with torch.no_grad():
+        torch.onnx.export(
+            _Encoder(sam).eval(),
+            (image, size_hw),
+            path,
+            input_names=["image", "size_hw"],
+            output_names=["image_embeddings"],
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=weights > 0.9 * PROTOBUF_LIMIT,
+            verbose=False,
+        )

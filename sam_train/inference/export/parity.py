@@ -1,0 +1,141 @@
+"""What a written ONNX file answers against what the model answers in torch, on random prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from sam_train.errors import CheckpointError
+from sam_train.geometry import Resize
+from sam_train.inference.export.decoder import AMBIGUOUS_BELOW, FORBIDDEN, Options
+from sam_train.masks import stability_score
+from sam_train.model import Sam
+from sam_train.structures import PointLabel, Prompts
+
+Arrays = dict[str, np.ndarray]
+MAX_POINTS = 5
+# Largest difference of logits and scores to the largest of torch's (never less than 1), and share of differing pixels.
+TOLERANCES = {"fp32": (1e-4, 1e-4), "fp16": (5e-2, 5e-3), "uint8": (np.inf, 5e-2)}
+ENCODER_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Largest differences over all cases. num_pixels and differing_pixels count the thresholded full-size masks."""
+
+    max_abs_difference: float
+    score_difference: float = 0.0
+    differing_pixels: int = 0
+    num_pixels: int = 0
+
+
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    """A CPU session that says nothing but errors."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@torch.inference_mode()
+def check_encoder(path: Path, sam: Sam) -> Parity:
+    """On an image of noise, higher than wide. Raises CheckpointError when it is off."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, sam.image_size, sam.image_size), generator=generator, dtype=torch.uint8)
+    size_hw = torch.tensor([[sam.image_size, sam.image_size * 2 // 3]])
+    expected = sam.encode_images(image, size_hw).numpy()
+    (actual,) = session_of(path).run(None, {"image": image.numpy(), "size_hw": size_hw.numpy()})
+    difference = float(np.abs(actual - expected).max())
+    if not difference <= ENCODER_TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise CheckpointError(f"{path.name} is off by {difference:.2g} from torch: nothing was written; please report this model")
+    return Parity(max_abs_difference=difference)
+
+
+def check_decoder(path: Path, sam: Sam, options: Options, precision: str) -> Parity:
+    """1 to 5 points or a box, with and without a mask, images of three shapes. Raises CheckpointError when it is off."""
+    session = session_of(path)
+    found = [_difference(session, sam, options, inputs) for inputs in cases(sam)]
+    parity = Parity(
+        max_abs_difference=max(case.max_abs_difference for case in found),
+        score_difference=max(case.score_difference for case in found),
+        differing_pixels=sum(case.differing_pixels for case in found),
+        num_pixels=sum(case.num_pixels for case in found),
+    )
+    limit, share = TOLERANCES[precision]
+    worst = max(parity.max_abs_difference, parity.score_difference)
+    if not (worst <= limit and parity.differing_pixels <= share * parity.num_pixels):
+        raise CheckpointError(
+            f"{path.name} is off from torch: by {worst:.2g} of the largest value (at most {limit:.2g}), "
+            f"{parity.differing_pixels} of {parity.num_pixels} pixels (at most {share:.2g} of them). Nothing was written"
+        )
+    return parity
+
+
+def cases(sam: Sam, seed: int = 0) -> Iterator[Arrays]:
+    """Inputs of the decoder, always the same."""
+    random, size, side = np.random.default_rng(seed), sam.image_size, sam.logits_size
+    channels, grid = sam.prompt_encoder.no_mask_embed.weight.shape[1], sam.prompt_encoder.grid_size
+    for index, (num_points, with_mask) in enumerate((n, m) for n in range(MAX_POINTS + 1) for m in (0, 1)):
+        labels = [*random.integers(0, 2, num_points), PointLabel.PADDING]
+        if num_points == 0:
+            labels = [PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT]
+        hw = ((size, size), (size * 3 // 2, size), (size // 2, size * 2 // 3 + 1))[index % 3]
+        yield {
+            "image_embeddings": random.standard_normal((1, channels, grid, grid), np.float32),
+            "point_coords": np.sort(random.random((1, len(labels), 2), np.float32), axis=1) * size,
+            "point_labels": np.array([labels], np.float32),
+            "mask_input": random.standard_normal((1, 1, side, side), np.float32) * 4 * with_mask,
+            "has_mask_input": np.array([with_mask], np.float32),
+            "orig_im_size": np.array(hw, np.float32),
+        }
+
+
+@torch.inference_mode()
+def torch_answer(sam: Sam, options: Options, inputs: Arrays) -> dict[str, Tensor]:
+    """masks, iou_predictions and low_res_masks of the model as the options say."""
+    given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    prompts = Prompts(
+        image_index=torch.zeros(1, dtype=torch.long),
+        points_xy=given["point_coords"],
+        point_labels=given["point_labels"].long(),
+        mask_logits=given["mask_input"] if given["has_mask_input"] > 0 else None,
+    )
+    parts = [sam.decode(given["image_embeddings"], prompts, multimask_output=several) for several in (False, True)]
+    low, scores = torch.cat([part.mask_logits for part in parts], 1), torch.cat([part.iou_scores for part in parts], 1)
+    scores = stability_score(low) if options.use_stability_score else scores
+    if options.return_single_mask:
+        away = (prompts.point_labels.shape[1] - AMBIGUOUS_BELOW) * FORBIDDEN
+        best = (scores + away * torch.eye(1, scores.shape[1])).argmax(1)
+        low, scores = low[:, best], scores[:, best]
+    height, width = (int(side) for side in inputs["orig_im_size"])
+    masks = Resize(height, width, sam.image_size).logits_to_image(low)
+    return {"masks": masks, "iou_predictions": scores, "low_res_masks": low}
+
+
+def _difference(session: onnxruntime.InferenceSession, sam: Sam, options: Options, inputs: Arrays) -> Parity:
+    """Differences as shares of torch's largest value, or of 1 where that is smaller."""
+    expected = torch_answer(sam, options, inputs)
+    actual = {name: torch.from_numpy(a) for name, a in zip(options.output_names, session.run(None, inputs), strict=True)}
+    if options.use_stability_score:  # a count: compared on the masks that it was made of, which rounding may have moved
+        expected["iou_predictions"] = stability_score(actual["low_res_masks"])
+    if options.return_extra_metrics:
+        expected["stability_scores"] = stability_score(actual["masks"])
+        expected["areas"] = (actual["masks"] > 0).sum((-1, -2))
+    away = {name: _share(actual[name], expected[name]) for name in actual}
+    return Parity(
+        max_abs_difference=max(away.pop("masks"), away.pop("low_res_masks")),
+        score_difference=max(away.values()),
+        differing_pixels=int(((actual["masks"] > 0) != (expected["masks"] > 0)).sum()),
+        num_pixels=expected["masks"].numel(),
+    )
+
+
+def _share(actual: Tensor, expected: Tensor) -> float:
+    if actual.shape != expected.shape or not torch.isfinite(actual).all():
+        return float("inf")
+    return float((actual - expected).abs().max()) / max(1.0, float(expected.abs().max()))
