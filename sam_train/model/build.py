@@ -30,11 +30,13 @@ def build_sam(
     decoder_dropout: float = 0.0,
     use_rel_pos: bool = True,
     stem: str = "linear",
+    details: bool = False,
     drop_path_rate: float = 0.0,
     activation_checkpointing: str = "none",
 ) -> Sam:
     """A SAM with a ViT encoder.
 
+    `details` lets the decoder see what the convolutional stem saw, see `ImageEncoder`.
     `activation_checkpointing` (none, torch, fairscale): whether and by which library the inner activations of the
     encoder's blocks are computed again in the backward pass instead of being kept.
     Raises ConfigError when the numbers cannot go together.
@@ -46,6 +48,8 @@ def build_sam(
         )
     if stem not in ("linear", "conv"):
         raise ConfigError(f"stem must be 'linear' or 'conv', got {stem!r}")
+    if details and (stem != "conv" or patch_size < 8):
+        raise ConfigError(f"details need stem 'conv' and patches of 8 pixels or more, got stem {stem!r} and {patch_size} pixels")
     if not set(global_attn_indexes) <= set(range(depth)):
         raise ConfigError(f"global_attn_indexes {list(global_attn_indexes)} must lie in 0 ... {depth - 1}, the {depth} blocks")
     encoder = ImageEncoder(
@@ -60,6 +64,7 @@ def build_sam(
         use_rel_pos=use_rel_pos,
         drop_path_rate=drop_path_rate,
         stem=stem,
+        details=details,
     )
     return _assemble(
         encoder,

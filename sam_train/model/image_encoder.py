@@ -26,6 +26,10 @@ _STRIP_ROWS = 16
 class ImageEncoder(nn.Module):
     """B 3 H W normalised pixels to B C h w image embeddings, h = H / patch_size and w = W / patch_size.
 
+    With `details`, h and w keep C to 4 C more channels: what the convolutional stem sees at a half and a quarter of the patch,
+    for the decoder's upscaling, as in SAM 2 ("high-resolution features"). The C / 4 and C / 8 channels of the finer grids
+    lie in their image token, children (y, x) and grandchildren in the decoder's order.
+
     `image_size` is the side that the position tables are learned for; for other sides they are interpolated.
     Raises ValueError for sides that are no multiples of patch_size.
     """
@@ -44,6 +48,7 @@ class ImageEncoder(nn.Module):
         use_rel_pos: bool = True,
         drop_path_rate: float = 0.0,
         stem: str = "linear",
+        details: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -71,16 +76,18 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False),
             LayerNorm2d(out_chans),
         )
+        self.details = Details(self.patch_embed, out_chans) if details else None
         self.apply(_init_weights)
 
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
         if x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
             raise ValueError(f"images are {tuple(x.shape[2:])}, expected multiples of patch_size {self.patch_size}: pad them")
-        x = self.patch_embed(x)
+        *finer, x = self.patch_embed(x)
         x = x + self._positions(x.shape[1], x.shape[2])
         for block in self.blocks:
             x = block(x)
-        return self.neck(x.permute(0, 3, 1, 2))
+        x = self.neck(x.permute(0, 3, 1, 2))
+        return x if self.details is None else torch.cat([x, *self.details(finer)], 1)
 
     def _positions(self, h: int, w: int) -> Float[Tensor, "1 h w C"]:
         if self.pos_embed.shape[1:3] == (h, w):
@@ -90,19 +97,19 @@ class ImageEncoder(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One linear map a patch."""
+    """One linear map a patch; nothing is seen on a finer grid."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
 
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ C"]]:
         # Contiguous, or every residual keeps the layout of the convolution and every norm copies it.
-        return self.proj(x).permute(0, 2, 3, 1).contiguous()
+        return [self.proj(x).permute(0, 2, 3, 1).contiguous()]
 
 
 class ConvStem(nn.Module):
-    """Stride-2 convolutions down to the patch grid, widths doubling up to `embed_dim`."""
+    """Stride-2 convolutions down to the patch grid, widths doubling up to `embed_dim`: what is seen at each stride, finest first."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -110,14 +117,38 @@ class ConvStem(nn.Module):
         if 2**steps != patch_size or steps < 1:
             raise ValueError(f"a convolutional stem needs a power of two as patch_size, got {patch_size}")
         widths = [3, *[max(24, embed_dim // 2 ** (steps - i)) for i in range(1, steps + 1)]]
+        self.widths = widths[1:]
         layers: list[nn.Module] = []
         for i, o in pairwise(widths):
             layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), LayerNorm2d(o), nn.GELU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
 
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         # Norms are over channels: laid out last from the start, no layer has to copy.
-        return self.layers(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        seen = []
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.GELU):
+                seen.append(x.permute(0, 2, 3, 1))
+        return [*seen[:-1], x.permute(0, 2, 3, 1)]
+
+
+class Details(nn.Module):
+    """What the stem sees at a half and a quarter of a patch, folded into the channels of the image tokens."""
+
+    def __init__(self, stem: nn.Module, out_chans: int) -> None:
+        super().__init__()
+        if not isinstance(stem, ConvStem) or len(stem.widths) < 3:
+            raise ValueError("details want a convolutional stem with a patch of 8 pixels or more")
+        self.at_half = nn.Linear(stem.widths[-2], out_chans // 4)
+        self.at_quarter = nn.Linear(stem.widths[-3], out_chans // 8)
+
+    def forward(self, finer: list[Float[Tensor, "B _ _ _"]]) -> tuple[Float[Tensor, "B _ h w"], Float[Tensor, "B _ h w"]]:
+        half, quarter = self.at_half(finer[-1]), self.at_quarter(finer[-2])
+        half = half.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 2, 4, 5, 1, 3)  # y x o, h w
+        quarter = quarter.unflatten(2, (-1, 2, 2)).unflatten(1, (-1, 2, 2)).permute(0, 2, 5, 3, 6, 7, 1, 4)  # y x y x o, h w
+        return half.flatten(1, 3), quarter.flatten(1, 5)
 
 
 class Block(nn.Module):

@@ -6,7 +6,9 @@ those that are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import cast
 
 import torch
@@ -33,6 +35,15 @@ LOW_RANK = 0.7
 # CPU's caches hold.
 VALUES_AT_ONCE = 1 << 22
 UPSCALED_AT_ONCE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """An image as the decoder uses it: seen by the transformer, under the first upscaling, and finer details to add to it."""
+
+    side: ImageSide
+    up: Projection
+    details: Float[Tensor, "L E"] | None
 
 
 class MaskDecoder(nn.Module):
@@ -70,7 +81,7 @@ class MaskDecoder(nn.Module):
 
     def forward(
         self,
-        image_embeddings: Float[Tensor, "B C h w"],
+        image_embeddings: Float[Tensor, "B E h w"],
         image_index: Int[Tensor, " N"],
         image_pe: Float[Tensor, "C h w"],
         sparse: Float[Tensor, "N P C"],
@@ -79,6 +90,7 @@ class MaskDecoder(nn.Module):
     ) -> Prediction:
         """Three candidate masks for each prompt if `multimask_output`, else one.
 
+        Image embeddings have as many channels as the prompts' or, with an encoder's `details`, four times as many.
         Image by image, so the answers to the prompts of an image do not depend on what else is in the batch.
         """
         hw, num_masks = (image_pe.shape[1], image_pe.shape[2]), NUM_MULTIMASK_OUTPUTS if multimask_output else 1
@@ -87,14 +99,14 @@ class MaskDecoder(nn.Module):
         positions = self.transformer.positions(image_pe.flatten(1))
         at_once = max(1, VALUES_AT_ONCE // image_pe.numel())
         answers, order = [], []
-        for image in image_index.unique().tolist():
-            side = self._prepare(image_embeddings[image], dense, positions, low_rank)
-            chunks = (image_index == image).nonzero()[:, 0].split(at_once)
+        for i in image_index.unique().tolist():
+            image = self._prepare(image_embeddings[i], dense, positions, low_rank)
+            chunks = (image_index == i).nonzero()[:, 0].split(at_once)
             # What does not fit in the cache is made again in the backward pass sooner than it is fetched back.
             again = len(chunks) > 1 and torch.is_grad_enabled()
             for rows in chunks:
                 stream = PromptStream if low_rank else DenseStream
-                decode = partial(self._decode, side, tokens[rows], stream, dense.features_of(rows), hw, multimask_output)
+                decode = partial(self._decode, image, tokens[rows], stream, dense.features_of(rows), hw, multimask_output)
                 answers.append(checkpoint(decode, use_reentrant=False) if again else decode())
             order += chunks
         if not answers:
@@ -108,16 +120,20 @@ class MaskDecoder(nn.Module):
         return torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
 
     def _prepare(
-        self, image: Float[Tensor, "C h w"], dense: DensePrompts, positions: list[Float[Tensor, "I L"]], low_rank: bool
-    ) -> tuple[ImageSide, Projection]:
+        self, image: Float[Tensor, "E h w"], dense: DensePrompts, positions: list[Float[Tensor, "I L"]], low_rank: bool
+    ) -> _Prepared:
         """All that depends on the image alone, up to the first upscaling."""
-        shared = SharedStream(image.flatten(1) + dense.constant[:, None], dense.maps, dense=not low_rank)
+        dim = len(dense.constant)
+        if len(image) not in (dim, 4 * dim):
+            raise ValueError(f"image embeddings have {len(image)} channels, expected {dim}, or {4 * dim} with details")
+        shared = SharedStream(image[:dim].flatten(1) + dense.constant[:, None], dense.maps, dense=not low_rank)
         side = self.transformer.prepare(shared, positions)
-        return side, shared.project(self._upscaling()[0].weight.permute(2, 3, 1, 0).flatten(0, 2), 1)
+        up = shared.project(self._upscaling()[0].weight.permute(2, 3, 1, 0).flatten(0, 2), 1)
+        return _Prepared(side, up, image[dim:].flatten(1).T.contiguous() if len(image) > dim else None)
 
     def _decode(
         self,
-        side: tuple[ImageSide, Projection],
+        image: _Prepared,
         tokens: Float[Tensor, "N T C"],
         stream_type: type[PromptStream],
         features: Float[Tensor, "N K L"] | None,
@@ -126,29 +142,35 @@ class MaskDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "N M H W"], Float[Tensor, "N M"]]:
         """The answers to some prompts of one image."""
         stream = stream_type(features)
-        tokens = self.transformer(tokens, stream, side[0])
+        tokens = self.transformer(tokens, stream, image.side)
         wanted = range(1, 1 + NUM_MULTIMASK_OUTPUTS) if multimask_output else range(1)
         iou = self.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], 1)
-        return self._mask_logits(stream, side[1], weights, grid_hw), iou
+        return self._mask_logits(stream, image, weights, grid_hw), iou
 
     def _mask_logits(
-        self, stream: PromptStream, up: Projection, weights: Float[Tensor, "N M D"], grid_hw: tuple[int, int]
+        self, stream: PromptStream, image: _Prepared, weights: Float[Tensor, "N M D"], grid_hw: tuple[int, int]
     ) -> Float[Tensor, "N M H W"]:
-        """Upscale four times and take the product with the mask weights.
+        """Upscale four times, a part that fits the cache at a time, and take the product with the mask weights."""
+        bias = self._upscaling()[0].bias
+        assert bias is not None
+        at_once = max(1, UPSCALED_AT_ONCE // (len(weights) * image.up.weight.shape[1]))
+        details = repeat(None) if image.details is None else image.details.split(at_once)
+        parts = zip(stream.outputs(image.up, bias.repeat(4), at_once), details, strict=False)
+        return _grid(torch.cat([weights @ self._upscale(x, more).mT for x, more in parts], 2), grid_hw)
+
+    def _upscale(self, children: Float[Tensor, "N l C"], details: Float[Tensor, "l E"] | None) -> Float[Tensor, "N l*16 D"]:
+        """From the first transposed convolution to the last activation, the 4 x 4 pixels of an image token in turn.
 
         A transposed convolution with kernel and stride 2 is one linear map a pixel to its 2 x 2 children. Done so, channels
-        stay last, norm and activation run over memory that is in the cache, and only the M products are put in image order.
+        stay last, and norms and activations run over contiguous memory.
         """
-        first, norm, second = self._upscaling()
-        assert first.bias is not None
-        products = []
-        at_once = max(1, UPSCALED_AT_ONCE // (len(weights) * up.weight.shape[1]))
-        for children in stream.outputs(up, first.bias.repeat(4), at_once):
-            x = F.layer_norm(children.unflatten(2, (4, -1)), norm.weight.shape, norm.weight, norm.bias, norm.eps)
-            grandchildren = F.gelu(_children(F.gelu(x), second))
-            products.append(weights @ grandchildren.flatten(1, -2).mT)
-        return _grid(torch.cat(products, 2), grid_hw)
+        _, norm, second = self._upscaling()
+        half, quarter = (None, None) if details is None else details.tensor_split([children.shape[2]], 1)
+        x = (children if half is None else children + half).unflatten(2, (4, -1))
+        x = _children(F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)), second)
+        x = F.gelu(x if quarter is None else x + quarter.unflatten(1, x.shape[2:]))
+        return x.flatten(1, -2)
 
     def _upscaling(self) -> tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]:
         return cast(

@@ -38,8 +38,8 @@ class Sam(nn.Module):
         """Side of the decoder's grid, four cells for each image token."""
         return 4 * self.prompt_encoder.grid_size
 
-    def encode_images(self, images: UInt8[Tensor, "B 3 H W"], sizes_hw: Int[Tensor, "B 2"]) -> Float[Tensor, "B C h w"]:
-        """RGB in [0, 255], model frame, to image embeddings.
+    def encode_images(self, images: UInt8[Tensor, "B 3 H W"], sizes_hw: Int[Tensor, "B 2"]) -> Float[Tensor, "B E h w"]:
+        """RGB in [0, 255], model frame, to image embeddings of E = C channels, or 4 C with the encoder's details.
 
         What lies outside `sizes_hw` is padding: it is zero *after* normalisation, as released.
         """
@@ -48,7 +48,7 @@ class Sam(nn.Module):
         columns = torch.arange(x.shape[3], device=x.device) < sizes_hw[:, 1:]
         return self.image_encoder(x * (rows[:, None, :, None] & columns[:, None, None, :]))
 
-    def decode(self, image_embeddings: Float[Tensor, "B C h w"], prompts: Prompts, *, multimask_output: bool) -> Prediction:
+    def decode(self, image_embeddings: Float[Tensor, "B E h w"], prompts: Prompts, *, multimask_output: bool) -> Prediction:
         """Masks for prompts over any of the B images (model frame). Differentiable, any number per image."""
         sparse, dense = self.prompt_encoder(prompts)
         positions = self.prompt_encoder.dense_positions()

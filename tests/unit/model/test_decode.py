@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sam_train.model import Sam, mask_decoder
 from sam_train.model.build import build_sam
+from sam_train.model.image_encoder import ConvStem, Details
 from sam_train.model.layers import MLP, LayerNorm2d
-from sam_train.model.mask_decoder import _children
+from sam_train.model.mask_decoder import _children, _grid
 from sam_train.model.prompt_encoder import PositionEmbeddingRandom
 from sam_train.structures import Prompts
 
@@ -199,6 +200,39 @@ def test_children_are_a_transposed_convolution() -> None:
     expected = conv(x)
     actual = _children(x.permute(0, 2, 3, 1), conv)  # n h w 2 2 o
     assert torch.allclose(actual.permute(0, 5, 1, 3, 2, 4).reshape(expected.shape), expected, atol=1e-6)
+
+
+def test_details_lie_where_the_decoder_adds_them() -> None:
+    """What the stem sees at a pixel is added at that pixel, whatever the order in which the decoder keeps them."""
+    h, w, dim = 3, 5, 32
+    fold = Details(ConvStem(8, 16), dim)
+    fold.at_half, fold.at_quarter = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    half, quarter = torch.randn(1, 2 * h, 2 * w, dim // 4), torch.randn(1, 4 * h, 4 * w, dim // 8)
+    folded = torch.cat(fold([quarter, half]), 1)[0].flatten(1).T  # L, 3 C as the decoder takes them
+    children = folded[:, :dim].view(h, w, 2, 2, -1).permute(0, 2, 1, 3, 4).reshape(1, 2 * h, 2 * w, -1)
+    assert torch.equal(children, half)
+    for channel in range(dim // 8):
+        pixels = folded[:, dim:].unflatten(1, (16, -1))[..., channel]
+        assert torch.equal(_grid(pixels.reshape(1, 1, -1), (h, w))[0, 0], quarter[0, ..., channel])
+
+
+def test_details_reach_the_masks_and_learn() -> None:
+    model = build_sam(**(TINY | {"patch_size": 8, "stem": "conv", "details": True, "window_size": 4})).eval()
+    images, sizes = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
+    embeddings = model.encode_images(images, sizes)
+    assert embeddings.shape == (1, 4 * 32, 8, 8)
+    answer = model.decode(embeddings, mixed_prompts(torch.tensor([0, 0])), multimask_output=True)
+    answer.mask_logits.square().mean().backward()
+    details = model.image_encoder.details
+    assert details is not None
+    assert all(
+        layer.weight.grad is not None and layer.weight.grad.abs().max() > 0 for layer in (details.at_half, details.at_quarter)
+    )
+    without = torch.cat([embeddings[:, :32], torch.zeros_like(embeddings[:, 32:])], 1)
+    plain = model.decode(without, mixed_prompts(torch.tensor([0, 0])), multimask_output=True)
+    assert not torch.equal(plain.mask_logits, answer.mask_logits)
+    with pytest.raises(ValueError, match="channels"):
+        model.decode(embeddings[:, :48], mixed_prompts(torch.tensor([0])), multimask_output=True)
 
 
 def test_layer_norm_2d_is_over_the_channels() -> None:
