@@ -2,69 +2,165 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_train.geometry import Resize, pad_to_square, resize_image
+from sam_train.inference.embedding_cache import EmbeddingCache
 from sam_train.model import Sam
 from sam_train.structures import PointLabel, Prediction, Prompts
 
+Array = np.ndarray | Tensor
+
 
 class Predictor:
-    """Prompted segmentation of one image at a time with any number of prompts at once."""
+    """Prompted segmentation of the images that were set last, with any number of prompts at once.
 
-    def __init__(self, model: Sam) -> None:
+    cache: embeddings that need not be computed again; it must be of the checkpoint that `model` was loaded from.
+    """
+
+    def __init__(self, model: Sam, cache: EmbeddingCache | None = None) -> None:
         self.model = model.eval()
+        self.cache = cache
         self._embeddings: Tensor | None = None
-        self._resize: Resize | None = None
+        self._resizes: list[Resize] = []
 
     @property
     def device(self) -> torch.device:
         """Where the model lies; answers lie there too."""
         return self.model.pixel_mean.device
 
-    @torch.inference_mode()
     def set_image(self, image: np.ndarray) -> None:
         """Encode an H x W x 3 uint8 RGB image. Raises ValueError for any other array."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"expected an H x W x 3 uint8 RGB image, got shape {image.shape} of {image.dtype}")
-        size = self.model.image_size
-        self._resize = Resize(image.shape[0], image.shape[1], size)
-        height, width = self._resize.scaled_hw
-        frame = pad_to_square(resize_image(image, height, width), size)
-        pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].to(self.device)
-        self._embeddings = self.model.encode_images(pixels, torch.tensor([[height, width]], device=self.device))
+        self.set_images([image])
+
+    @torch.inference_mode()
+    def set_images(self, images: Sequence[np.ndarray]) -> None:
+        """Encode images of any sizes in one batch; prompts name them by `image_index` 0 ... B - 1.
+
+        Raises ValueError for no image and for one that is not H x W x 3 uint8.
+        """
+        if not images:
+            raise ValueError("expected at least one image, got none")
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError(f"expected an H x W x 3 uint8 RGB image, got shape {image.shape} of {image.dtype}")
+        resizes = [Resize(image.shape[0], image.shape[1], self.model.image_size) for image in images]
+        found = [self._cached(image) for image in images]
+        missing = [i for i, embedding in enumerate(found) if embedding is None]
+        if missing:
+            encoded = self._encode([images[i] for i in missing], [resizes[i] for i in missing])
+            for i, embedding in zip(missing, encoded, strict=True):
+                # Rounded as it will be read, or a picture would be answered otherwise the second time.
+                found[i] = self.cache.save(images[i], embedding).to(self.device) if self.cache else embedding
+        self._embeddings, self._resizes = torch.stack([e for e in found if e is not None]), resizes
 
     @torch.inference_mode()
     def predict(self, prompts: Prompts, *, multimask_output: bool) -> Prediction:
-        """Logits on the decoder's grid and IoU scores for N prompts of the image that was set.
+        """Logits on the decoder's grid and IoU scores for N prompts of the images that were set.
 
-        `prompts.points_xy` are image-frame pixels, `prompts.image_index` is 0. Raises ValueError without an image.
+        `prompts.points_xy` are image-frame pixels, `prompts.image_index` is 0 if there is one image. Raises ValueError
+        without an image, and for a prompt of an image that was not set.
         """
-        if self._embeddings is None or self._resize is None:
-            raise ValueError("no image: call set_image first")
-        # The padding point has no place, so scaling it changes nothing.
-        in_model_frame = replace(prompts, points_xy=self._resize.points_to_model(prompts.points_xy.float()))
-        return self.model.decode(self._embeddings, in_model_frame, multimask_output=multimask_output)
+        embeddings, index = self._set(), prompts.image_index
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(embeddings)):
+            raise ValueError(f"image_index goes from {index.min()} to {index.max()}, and {len(embeddings)} images were set")
+        points = prompts.points_xy.float().clone()
+        for i, resize in enumerate(self._resizes):
+            # The padding point has no place, so scaling it changes nothing.
+            points[index == i] = resize.points_to_model(points[index == i])
+        in_model_frame = replace(prompts, points_xy=points)
+        return self.model.decode(embeddings, in_model_frame, multimask_output=multimask_output)
 
     @torch.inference_mode()
-    def logits_in_image(self, mask_logits: Float[Tensor, "N M h w"]) -> Float[Tensor, "N M H W"]:
-        """Logits at the resolution of the image; a mask is where they are above 0."""
-        if self._resize is None:
-            raise ValueError("no image: call set_image first")
-        return self._resize.logits_to_image(mask_logits)
+    def logits_in_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
+        """Logits at the resolution of an image; a mask is where they are above 0.
 
-    def masks_in_image(self, mask_logits: Float[Tensor, "N M h w"]) -> Bool[Tensor, "N M H W"]:
-        """Masks at the resolution of the image."""
-        return self.logits_in_image(mask_logits) > 0
+        image: whose prompts these are; needed when several images were set. Raises ValueError without it then.
+        """
+        self._set()
+        if image is None and len(self._resizes) > 1:
+            raise ValueError(f"{len(self._resizes)} images were set: say which by image=, or take masks_by_image")
+        return self._resizes[image or 0].logits_to_image(mask_logits)
+
+    def masks_in_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Bool[Tensor, "N M H W"]:
+        """Masks at the resolution of an image."""
+        return self.logits_in_image(mask_logits, image) > 0
+
+    def masks_by_image(self, mask_logits: Float[Tensor, "N M h w"], image_index: Int[Tensor, " N"]) -> list[Bool[Tensor, "..."]]:
+        """For each image that was set its prompts' masks (n M H W, in the order of the prompts) at its resolution."""
+        self._set()
+        index = image_index.to(mask_logits.device)
+        return [self.masks_in_image(mask_logits[index == i], i) for i in range(len(self._resizes))]
+
+    def _set(self) -> Float[Tensor, "B C h w"]:
+        if self._embeddings is None:
+            raise ValueError("no image: call set_image first")
+        return self._embeddings
+
+    def _cached(self, image: np.ndarray) -> Float[Tensor, "C h w"] | None:
+        embedding = self.cache.load(image) if self.cache else None
+        return None if embedding is None else embedding.to(self.device)
+
+    def _encode(self, images: Sequence[np.ndarray], resizes: Sequence[Resize]) -> Float[Tensor, "B C h w"]:
+        size = self.model.image_size
+        frames = [pad_to_square(resize_image(i, *r.scaled_hw), size) for i, r in zip(images, resizes, strict=True)]
+        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).to(self.device)
+        return self.model.encode_images(pixels, torch.tensor([r.scaled_hw for r in resizes], device=self.device))
+
+
+def prompts_of(
+    *,
+    points_xy: Array | None = None,
+    point_labels: Array | None = None,
+    boxes_xyxy: Array | None = None,
+    mask_logits: Array | None = None,
+    image_index: Array | None = None,
+    device: torch.device | str = "cpu",
+) -> Prompts:
+    """`Prompts` from arrays of NumPy or tensors: N points or boxes or both, and the last answers.
+
+    points_xy: N 2 for a point each or N P 2; point_labels: of the same N or N P, foreground if not given; boxes_xyxy: N 4;
+    mask_logits: N 1 h w; image_index: N, image 0 if not given; device: the predictor's.
+    Raises ValueError without points and boxes, and when their numbers differ.
+    """
+    if points_xy is None and boxes_xyxy is None:
+        raise ValueError("a prompt needs points_xy or boxes_xyxy (a mask alone says nothing about which object)")
+    given = {"points_xy": points_xy, "point_labels": point_labels, "boxes_xyxy": boxes_xyxy}
+    given |= {"mask_logits": mask_logits, "image_index": image_index}
+    tensors = {name: torch.as_tensor(array, device=device) for name, array in given.items() if array is not None}
+    lengths = {name: len(tensor) for name, tensor in tensors.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"one row a prompt in every part of it, got {lengths}")
+    num = next(iter(lengths.values()))
+    index = tensors.get("image_index", torch.zeros(num, device=device)).long()
+    points = tensors.get("points_xy", torch.zeros(num, 0, 2, device=device)).float()
+    points = points[:, None] if points.ndim == 2 else points
+    labels = tensors.get("point_labels", torch.full(points.shape[:2], PointLabel.FOREGROUND, device=device)).long()
+    labels = labels[:, None] if labels.ndim == 1 else labels
+    prompts = _with_boxes(index, points, labels, tensors.get("boxes_xyxy"))
+    return prompts.with_mask(tensors["mask_logits"].float()) if "mask_logits" in tensors else prompts
+
+
+def _with_boxes(
+    index: Int[Tensor, " N"],
+    points: Float[Tensor, "N P 2"],
+    labels: Int[Tensor, "N P"],
+    boxes: Tensor | None,
+) -> Prompts:
+    if boxes is None:
+        return Prompts.from_points(index, points, labels)
+    prompts = Prompts.from_boxes(index, boxes.float())
+    for point in range(points.shape[1]):
+        prompts = prompts.with_point(points[:, point], labels[:, point], None)
+    return prompts
 
 
 def clicks(points_xy: Float[Tensor, "N 2"]) -> Prompts:
     """One foreground click each, on the image that was set."""
-    index = torch.zeros(len(points_xy), dtype=torch.long, device=points_xy.device)
-    labels = torch.full((len(points_xy), 1), PointLabel.FOREGROUND, device=points_xy.device)
-    return Prompts.from_points(index, points_xy[:, None], labels)
+    return prompts_of(points_xy=points_xy, device=points_xy.device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from sam_train.inference import Predictor
-from sam_train.inference.predictor import clicks
+from sam_train.inference.embedding_cache import EmbeddingCache
+from sam_train.inference.predictor import clicks, prompts_of
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 from sam_train.structures import Prompts
@@ -94,3 +97,79 @@ def test_no_gradients_are_kept(model: Sam) -> None:
     answer = predictor.predict(clicks(torch.tensor([[5.0, 5.0]])), multimask_output=False)
     assert not answer.mask_logits.requires_grad
     assert not predictor.logits_in_image(answer.mask_logits).requires_grad
+
+
+def test_images_of_different_sizes_answer_as_alone(model: Sam) -> None:
+    """One batch, prompts in any order of images: logits and masks are those of one image at a time."""
+    images = [noise(48, 64), noise(100, 30), noise(64, 64)]
+    index = torch.tensor([2, 0, 1, 0])
+    points = torch.tensor([[60.0, 5.0], [10.0, 20.0], [25.0, 90.0], [50.0, 40.0]])
+    together = Predictor(model)
+    together.set_images(images)
+    answer = together.predict(prompts_of(points_xy=points, image_index=index), multimask_output=True)
+    masks = together.masks_by_image(answer.mask_logits, index)
+    assert [tuple(m.shape) for m in masks] == [(2, 3, 48, 64), (1, 3, 100, 30), (1, 3, 64, 64)]
+    for i, image in enumerate(images):
+        alone = Predictor(model)
+        alone.set_image(image)
+        expected = alone.predict(clicks(points[index == i]), multimask_output=True)
+        assert torch.allclose(answer.mask_logits[index == i], expected.mask_logits, atol=1e-5)
+        logits = together.logits_in_image(answer.mask_logits[index == i], i)
+        assert torch.allclose(logits, alone.logits_in_image(expected.mask_logits), atol=1e-5)
+        assert torch.equal(masks[i], logits > 0)
+
+
+def test_an_image_that_was_not_set_is_named(model: Sam) -> None:
+    predictor = Predictor(model)
+    with pytest.raises(ValueError, match="at least one image"):
+        predictor.set_images([])
+    predictor.set_images([noise(20, 20), noise(30, 20)])
+    with pytest.raises(ValueError, match="from 0 to 2, and 2 images were set"):
+        predictor.predict(prompts_of(points_xy=np.zeros((2, 2)), image_index=np.array([0, 2])), multimask_output=True)
+    with pytest.raises(ValueError, match="2 images were set: say which"):
+        predictor.masks_in_image(torch.zeros(1, 1, 16, 16))
+
+
+def test_prompts_of_numpy_are_those_of_tensors() -> None:
+    points, labels = np.array([[[4.0, 6], [8, 9]], [[1, 2], [3, 4]]]), np.array([[1, 0], [1, 1]])
+    boxes, masks, index = np.array([[1, 2, 30, 40], [5, 6, 7, 8]]), np.zeros((2, 1, 16, 16)), np.array([1, 0])
+    parts = {"points_xy": points, "point_labels": labels, "boxes_xyxy": boxes, "mask_logits": masks, "image_index": index}
+    ours, theirs = prompts_of(**parts), prompts_of(**{k: torch.from_numpy(v) for k, v in parts.items()})
+    for name in ("image_index", "points_xy", "point_labels", "mask_logits"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    assert ours.point_labels.tolist() == [[2, 3, 1, 0], [2, 3, 1, 1]]
+    assert ours.mask_logits is not None
+    assert (ours.points_xy.dtype, ours.mask_logits.dtype) == (torch.float32, torch.float32)
+    one = prompts_of(points_xy=points[:, 0])
+    assert one.point_labels.tolist() == [[1, -1], [1, -1]]
+    assert one.image_index.tolist() == [0, 0]
+
+
+def test_prompts_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="points_xy or boxes_xyxy"):
+        prompts_of(mask_logits=np.zeros((1, 1, 16, 16)))
+    with pytest.raises(ValueError, match="'points_xy': 2, 'boxes_xyxy': 1"):
+        prompts_of(points_xy=np.zeros((2, 2)), boxes_xyxy=np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_cached_embedding_answers_as_the_first_time(
+    model: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    images, encoded = [noise(48, 64), noise(20, 30)], []
+    encode = model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda pixels, sizes: encoded.append(len(pixels)) or encode(pixels, sizes))
+    cache = EmbeddingCache(tmp_path, checkpoint_sha256="a" * 64, dtype=dtype)
+    prompts = prompts_of(points_xy=np.array([[5.0, 5.0], [9.0, 7.0]]), image_index=np.array([1, 0]))
+    answers = []
+    for chosen in (images[:1], images, images):
+        predictor = Predictor(model, cache)
+        predictor.set_images(chosen)
+        if len(chosen) == 2:
+            answers.append(predictor.predict(prompts, multimask_output=False).mask_logits)
+    assert encoded == [1, 1]  # the first image, then only the one that was new
+    assert torch.equal(answers[0], answers[1])
+    plain = Predictor(model)
+    plain.set_images(images)
+    expected = plain.predict(prompts, multimask_output=False).mask_logits
+    assert torch.allclose(answers[0], expected, atol={"float32": 1e-5, "float16": 0.05, "bfloat16": 0.5}[dtype])
