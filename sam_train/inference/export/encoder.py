@@ -7,6 +7,7 @@ Output: image_embeddings [1, C, h, w], what decoder.onnx takes.
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -33,8 +34,10 @@ def write_encoder(sam: Sam, path: Path) -> None:
     image = torch.zeros(1, 3, sam.image_size, sam.image_size, dtype=torch.uint8)
     size_hw = torch.tensor([[sam.image_size, sam.image_size]])
     weights = sum(p.numel() * p.element_size() for p in sam.image_encoder.parameters())
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every opset it knows and we do not ask for
-    with torch.no_grad():
+    for name in ("torch.onnx", "onnx_ir", "onnxscript"):  # they tell of every node that they touch
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
         torch.onnx.export(
             _Encoder(sam).eval(),
             (image, size_hw),

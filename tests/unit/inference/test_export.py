@@ -1,0 +1,188 @@
+"""An ONNX file answers what the model answers, has the released signature, and is not there when it is off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint
+from sam_train.config import config_dir
+from sam_train.errors import CheckpointError, ConfigError
+from sam_train.export import run
+from sam_train.inference.export import Options, decoder_model, export_onnx, parity
+from sam_train.inference.export.parity import cases, session_of, torch_answer
+from sam_train.model import Sam
+from sam_train.model.build import build_sam
+
+NUMBERS: dict[str, Any] = {
+    "image_size": 64,
+    "patch_size": 8,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "global_attn_indexes": [1],
+    "window_size": 3,
+    "prompt_dim": 32,
+    "decoder_mlp_dim": 64,
+    "decoder_heads": 2,
+    "decoder_depth": 3,
+}
+
+
+@pytest.fixture
+def model() -> Sam:
+    """Weights of a size that makes masks with both signs."""
+    sam = build_sam(**NUMBERS).eval()
+    for parameter in sam.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return sam
+
+
+@pytest.fixture
+def checkpoint(model: Sam, tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model, {"_target_": "sam_train.model.build.build_sam", **NUMBERS}, {})
+    return path
+
+
+def export(checkpoint: Path, *overrides: str) -> list[Path]:
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        return run(compose("export", [f"checkpoint={checkpoint}", f"out={checkpoint.parent / 'out'}", *overrides]))
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("stability", [False, True])
+@pytest.mark.parametrize("extra", [False, True])
+def test_every_option_answers_as_torch(model: Sam, tmp_path: Path, single: bool, stability: bool, extra: bool) -> None:
+    options = Options(return_single_mask=single, use_stability_score=stability, return_extra_metrics=extra)
+    (file,) = export_onnx(model, tmp_path / "out", options=options, encoder=False)
+    assert 0 < file.parity.mask_difference < 1e-5
+    assert file.parity.score_difference < 1e-5
+    assert file.parity.differing_pixels <= 2
+    assert file.parity.num_pixels > 12 * 64 * 42
+
+
+def test_the_signature_is_the_released_one(model: Sam) -> None:
+    graph = decoder_model(model, Options(return_extra_metrics=True)).graph
+    dims = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.input, *graph.output]}
+    assert dims == {
+        "image_embeddings": [1, 32, 8, 8],
+        "point_coords": [1, "num_points", 2],
+        "point_labels": [1, "num_points"],
+        "mask_input": [1, 1, 32, 32],
+        "has_mask_input": [1],
+        "orig_im_size": [2],
+        "masks": [1, 4, "height", "width"],
+        "iou_predictions": [1, 4],
+        "stability_scores": [1, 4],
+        "areas": [1, 4],
+        "low_res_masks": [1, 4, 32, 32],
+    }
+    assert [v.name for v in graph.output] == ["masks", "iou_predictions", "stability_scores", "areas", "low_res_masks"]
+    low = decoder_model(model, Options(return_single_mask=True), full_size=False).graph
+    assert [v.name for v in low.output] == ["iou_predictions", "low_res_masks"]
+
+
+def test_the_cases_tell_prompts_and_masks_apart(model: Sam) -> None:
+    """A parity check on inputs that do not matter would pass whatever the graph does."""
+    inputs = list(cases(model))
+    assert sorted({case["point_coords"].shape[1] for case in inputs}) == [2, 3, 4, 5, 6]
+    assert {float(label) for case in inputs for label in case["point_labels"].flat} == {-1, 0, 1, 2, 3}
+    case = inputs[3] | {"has_mask_input": np.ones(1, np.float32)}
+    moved = case | {"point_coords": case["point_coords"] + 9}
+    without = case | {"has_mask_input": np.zeros(1, np.float32)}
+    answers = [torch_answer(model, Options(), c)["low_res_masks"] for c in (case, moved, without)]
+    assert min(float((answers[0] - other).abs().max()) for other in answers[1:]) > 1e-2
+
+
+def test_one_click_chooses_among_three_masks_and_two_take_mask_0(model: Sam, tmp_path: Path) -> None:
+    export_onnx(model, tmp_path / "all", options=Options(), encoder=False)
+    export_onnx(model, tmp_path / "one", options=Options(return_single_mask=True), encoder=False)
+    every, single = session_of(tmp_path / "all" / "decoder.onnx"), session_of(tmp_path / "one" / "decoder.onnx")
+    seen = set()
+    for case in cases(model):
+        _, scores, low = every.run(None, case)
+        best = 0 if case["point_labels"].shape[1] > 2 else 1 + int(scores[0, 1:].argmax())
+        _, score, mask = single.run(None, case)
+        assert np.allclose(score, scores[:, best : best + 1], atol=1e-5)
+        assert np.allclose(mask, low[:, best : best + 1], atol=1e-4)
+        seen.add(best > 0)
+    assert seen == {False, True}
+
+
+def test_a_file_that_is_off_is_not_there(model: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = parity.torch_answer
+    monkeypatch.setattr(parity, "torch_answer", lambda *given: {k: v + 1e-2 for k, v in right(*given).items()})
+    with pytest.raises(CheckpointError, match=r"decoder.onnx is off from torch: by 0.0\d+ of .* Nothing was written"):
+        export_onnx(model, tmp_path / "out", options=Options(), encoder=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_and_quantised_decoders(model: Sam, tmp_path: Path) -> None:
+    wide = build_sam(**NUMBERS | {"prompt_dim": 64, "decoder_mlp_dim": 512}).eval()
+    found = export_onnx(wide, tmp_path / "out", options=Options(), precisions=["fp32", "fp16", "uint8"], encoder=False)
+    fp32, fp16, uint8 = (file.path.stat().st_size for file in found)
+    assert [file.path.name for file in found] == ["decoder.onnx", "decoder_fp16.onnx", "decoder_uint8.onnx"]
+    assert fp16 < 0.75 * fp32
+    assert uint8 < 0.75 * fp32
+    assert found[0].parity.mask_difference < found[1].parity.mask_difference < 5e-2
+    with pytest.raises(ConfigError, match="precisions must be some of fp32, fp16, uint8, got"):
+        export_onnx(model, tmp_path / "out", options=Options(), precisions=["int4"])
+
+
+@pytest.mark.slow
+def test_the_command_writes_both_halves(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Together they are the model: pixels and a click in, the mask of torch out."""
+    paths = export(checkpoint, "options.return_single_mask=true")
+    folder = checkpoint.parent / "out"
+    assert sorted(paths) == sorted(folder.iterdir()) == [folder / "decoder.onnx", folder / "encoder.onnx"]
+    printed = capsys.readouterr().out
+    assert "decoder.onnx" in printed
+    assert " of 185856" not in printed  # one mask, not four
+    assert " of 46464" in printed
+    metadata = {entry.key: entry.value for entry in onnx.load(folder / "decoder.onnx").metadata_props}
+    assert metadata == {"checkpoint_sha256": checkpoint_hash(checkpoint), "image_size": "64", "precision": "fp32"}
+    sam, image = load_checkpoint(checkpoint), torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    size_hw = torch.tensor([[64, 48]])
+    (embeddings,) = session_of(folder / "encoder.onnx").run(None, {"image": image.numpy(), "size_hw": size_hw.numpy()})
+    case = next(cases(sam)) | {"image_embeddings": embeddings}
+    with torch.no_grad():
+        expected = torch_answer(
+            sam, Options(return_single_mask=True), case | {"image_embeddings": sam.encode_images(image, size_hw).numpy()}
+        )
+    masks, scores, _ = session_of(folder / "decoder.onnx").run(None, case)
+    assert np.allclose(masks, expected["masks"].numpy(), atol=1e-3)
+    assert np.allclose(scores, expected["iou_predictions"].numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("pth", "model.pth"), ("safetensors", "model.safetensors"), ("huggingface", "huggingface")]
+)
+def test_weights_under_released_names(checkpoint: Path, kind: str, name: str) -> None:
+    (path,) = export(checkpoint, f"format={kind}")
+    assert path == checkpoint.parent / "out" / name
+    assert torch.equal(
+        load_checkpoint(path).mask_decoder.iou_token.weight, load_checkpoint(checkpoint).mask_decoder.iou_token.weight
+    )
+
+
+def test_what_is_missing_or_unknown_is_named(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="needs checkpoint=FILE and out=FOLDER"):
+        export(checkpoint, "out=null")
+    with pytest.raises(ConfigError, match="format must be one of onnx, pth, safetensors, huggingface, got 'tflite'"):
+        export(checkpoint, "format=tflite")
+
+
+@pytest.mark.slow
+def test_real_weights(shared_dir: Path, tmp_path: Path) -> None:
+    """MobileSAM's decoder: released SAM's shape, trained."""
+    sam = load_checkpoint(shared_dir / "weights" / "mobile_sam" / "mobile_sam.pth")
+    (file,) = export_onnx(sam, tmp_path / "out", options=Options(return_single_mask=True), encoder=False)
+    assert file.parity.mask_difference < 1e-4
+    assert file.parity.differing_pixels < 1e-6 * file.parity.num_pixels
