@@ -109,7 +109,7 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Stride-2 convolutions down to the patch grid, widths doubling up to `embed_dim`: what is seen at each stride, finest first."""
+    """Stride-2 convolutions down to the patch grid, widths doubling up to `embed_dim`; what each sees, finest first."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()

@@ -33,11 +33,12 @@ class Projection:
 
     weight: Float[Tensor, "n d C"]
     positions: Float[Tensor, "n d L"] | None
-    """Positions under the same map, to be added; None where there are none, or where `base` has them."""
+    """What is added unscaled: positions and the constant. None where there are no positions, or where `base` has them."""
     base: Float[Tensor, "n d L"] | None = None
     """The shared tokens."""
     maps: tuple[Float[Tensor, "_ _ O"], ...] = ()
     constant: Float[Tensor, "n d 1"] | None = None
+    """Where there are no positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,15 @@ class SharedStream:
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(0, (num_heads, -1))
 
-        placed = None if positions is None else heads(positions)
         if self.constant is not None and self.dense:
-            return Projection(heads(weight), placed)
-        base, maps = heads(weight @ self.base), tuple(m @ weight.T for m in self.maps)
+            return Projection(heads(weight), None if positions is None else heads(positions))
+        base, maps = weight @ self.base, tuple(m @ weight.T for m in self.maps)
         if self.constant is None:
-            return Projection(heads(weight), None, base if placed is None else base + placed, maps)
-        return Projection(heads(weight), placed, base, maps, heads(weight @ self.constant)[..., None])
+            return Projection(heads(weight), None, heads(base if positions is None else base + positions), maps)
+        constant = (weight @ self.constant)[:, None]
+        if positions is None:
+            return Projection(heads(weight), None, heads(base), maps, heads(constant))
+        return Projection(heads(weight), heads(positions + constant), heads(base), maps)
 
     def add(self, rows: Float[Tensor, "_ _ C"], constant: Float[Tensor, " C"]) -> None:
         """Follow `PromptStream.add`: a block of factors joins, whose values are coordinates of `rows`; and a constant."""
@@ -127,9 +130,7 @@ class PromptStream:
             scores = own.unflatten(1, tokens.shape[1:3]).add_(scores)
         if self.scale is not None:
             scores = scores * self.scale[:, None]
-        if projection.positions is not None:
-            scores = scores.add_(_by_head(tokens, projection.positions))
-        return scores if projection.constant is None else scores.add_(tokens @ projection.constant)
+        return scores if projection.positions is None else scores.add_(_by_head(tokens, projection.positions))
 
     def mix(self, projection: Projection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
         """Means of the projected stream over the image, by the weights of each token, which sum to 1."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,9 +60,9 @@ class TwoWayTransformer(nn.Module):
         return sum(block.self_attn.num_heads for block in self.blocks) * num_tokens
 
     def positions(self, image_pe: Float[Tensor, "C L"]) -> list[Float[Tensor, "I L"]]:
-        """The positional encoding under every map that meets it, the same for all images: give it to `prepare`."""
-        weights = [w for b in self.blocks for w in (b.cross_attn_token_to_image.k_proj, b.cross_attn_image_to_token.q_proj)]
-        return [linear.weight @ image_pe for linear in (*weights, self.final_attn_token_to_image.k_proj)]
+        """The positional encoding under every map that meets it, bias included, the same for all images: see `prepare`."""
+        maps = [m for b in self.blocks for m in (b.cross_attn_token_to_image.k_proj, b.cross_attn_image_to_token.q_proj)]
+        return [torch.addmm(m.bias[:, None], m.weight, image_pe) for m in (*maps, self.final_attn_token_to_image.k_proj)]
 
     def prepare(self, shared: SharedStream, positions: list[Float[Tensor, "I L"]]) -> ImageSide:
         """The image's side of every attention and norm; `shared` goes through and is left as what comes out."""
@@ -157,11 +158,11 @@ class TokenToImage(TokenAttention):
     """Tokens read the image: keys are image + positions, values the image."""
 
     def project_keys(self, shared: SharedStream, positions: Float[Tensor, "I L"]) -> Projection:
-        """k_proj's bias is left out: it adds the same to all scores of a query, and softmax does not see it."""
+        """The image's keys."""
         return shared.project(self.k_proj.weight, self.num_heads, positions)
 
     def project_values(self, shared: SharedStream) -> Projection:
-        """v_proj's bias is added later: the weights of a query sum to 1, so it passes through whole."""
+        """The image's values, without v_proj's bias: the weights of a query sum to 1, so it is added to what is mixed."""
         return shared.project(self.v_proj.weight, self.num_heads)
 
     def forward(
@@ -176,7 +177,7 @@ class ImageToToken(TokenAttention):
     """The image reads the tokens: queries are image + positions."""
 
     def project_queries(self, shared: SharedStream, positions: Float[Tensor, "I L"]) -> Projection:
-        """q_proj's bias is added to the scores."""
+        """The image's queries."""
         return shared.project(self.q_proj.weight, self.num_heads, positions)
 
     def extend(self, shared: SharedStream) -> None:
@@ -187,6 +188,4 @@ class ImageToToken(TokenAttention):
         self, stream: PromptStream, queries: Projection, keys: Float[Tensor, "N T C"], values: Float[Tensor, "N T C"]
     ) -> None:
         k = self._heads(self.k_proj(keys)) * self.scale
-        bias = k @ self.q_proj.bias.unflatten(0, (self.num_heads, -1, 1))
-        weights = (stream.scores(queries, k) + bias).softmax(2)
-        stream.add(weights, self._heads(self.v_proj(values)))
+        stream.add(stream.scores(queries, k).softmax(2), self._heads(self.v_proj(values)))
