@@ -13,7 +13,7 @@ from sam_train.config import config_dir
 from sam_train.shards.importers.cli import _parser
 
 README = Path(config_dir()).parent / "README.md"
-ROOTS = {"sam-train": "train", "sam-evaluate": "evaluate", "sam-engine": "engine", "sam-cycle": "cycle"}
+ROOTS = {"sam-train": "train", "sam-evaluate": "evaluate", "sam-engine": "engine", "sam-cycle": "cycle", "sam-export": "export"}
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
