@@ -29,7 +29,9 @@ NUM_MULTIMASK_OUTPUTS = 3
 PRIOR_LOGIT = -14.0
 
 # The image stream of a prompt stays of low rank while its rank is below this share of the channels (see image_stream).
+# What it shares between prompts has to be made first, which pays for so many prompts of an image.
 LOW_RANK = 0.7
+MANY_PROMPTS = 8
 
 # Values of the image stream of the prompts that are decoded together, and of the part that is upscaled together: what a
 # CPU's caches hold.
@@ -99,13 +101,14 @@ class MaskDecoder(nn.Module):
         """
         hw, num_masks = (image_pe.shape[1], image_pe.shape[2]), NUM_MULTIMASK_OUTPUTS if multimask_output else 1
         tokens = self._tokens(sparse)
-        low_rank = self.transformer.rank(tokens.shape[1]) < LOW_RANK * image_pe.shape[0]
+        narrow = self.transformer.rank(tokens.shape[1]) < LOW_RANK * image_pe.shape[0]
         positions = self.transformer.positions(image_pe.flatten(1))
         at_once = max(1, VALUES_AT_ONCE // image_pe.numel())
         answers, order = [], []
         for i in image_index.unique().tolist():
-            image = self._prepare(image_embeddings[i], dense, positions, low_rank)
-            chunks = (image_index == i).nonzero()[:, 0].split(at_once)
+            own = (image_index == i).nonzero()[:, 0]
+            low_rank = narrow and len(own) >= MANY_PROMPTS
+            image, chunks = self._prepare(image_embeddings[i], dense, positions, low_rank), own.split(at_once)
             # What does not fit in the cache is made again in the backward pass sooner than it is fetched back.
             again = len(chunks) > 1 and torch.is_grad_enabled()
             for rows in chunks:

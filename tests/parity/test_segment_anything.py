@@ -89,6 +89,12 @@ def pair(modeling: Any) -> tuple[nn.Module, Sam]:
     return reference, ours
 
 
+@pytest.fixture(params=[1, 1000], ids=["low rank", "dense"])
+def stream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms of the decoder's image stream, whatever the number of prompts."""
+    monkeypatch.setattr("sam_train.model.mask_decoder.MANY_PROMPTS", request.param)
+
+
 @pytest.fixture(scope="module")
 def embeddings(pair: tuple[nn.Module, Sam]) -> Tensor:
     """Our embeddings of two images of different aspect in one padded batch."""
@@ -135,6 +141,7 @@ def test_image_embeddings_of_a_padded_batch(pair: tuple[Any, Sam], embeddings: T
             assert close(embeddings[i : i + 1], reference.image_encoder(reference.preprocess(picture)[None]))
 
 
+@pytest.mark.usefixtures("stream")
 @pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("with_mask", [True, False])
 @pytest.mark.parametrize("kind", ["one point", "three points", "box", "box and two points"])
@@ -174,6 +181,7 @@ def test_masks_and_scores_of_prompts_over_two_images(
             assert close(answer.iou_scores[row], expected.iou_scores)
 
 
+@pytest.mark.usefixtures("stream")
 def test_an_answer_fed_back(pair: tuple[Any, Sam], embeddings: Tensor) -> None:
     """Two rounds: click, then the best answer and a background click added, each side with its own first answer."""
     reference, ours = pair
@@ -193,6 +201,7 @@ def test_an_answer_fed_back(pair: tuple[Any, Sam], embeddings: Tensor) -> None:
     assert close(answer.iou_scores, expected.iou_scores)
 
 
+@pytest.mark.usefixtures("stream")
 def test_gradients_of_the_prompt_encoder_and_decoder(pair: tuple[Any, Sam], embeddings: Tensor) -> None:
     """Every parameter's gradient, and that of the image embeddings, under a loss that weighs all outputs at random."""
     reference, ours = pair

@@ -124,6 +124,7 @@ def test_neither_chunks_nor_the_stream_s_form_change_anything(
         (answer.mask_logits.square().mean() + answer.iou_scores.sum()).backward()
         return [answer.mask_logits.detach(), leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)]  # type: ignore[list-item]
 
+    monkeypatch.setattr(mask_decoder, "MANY_PROMPTS", 1)
     monkeypatch.setattr(mask_decoder, "LOW_RANK", low_rank)
     whole = run()
     monkeypatch.setattr(mask_decoder, "LOW_RANK", 100 - low_rank)
