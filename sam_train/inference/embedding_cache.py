@@ -46,7 +46,7 @@ class EmbeddingCache:
         """Where the embedding of a picture lies."""
         return self.folder / f"{image_sha256(image)}.safetensors"
 
-    def load(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "C h w"] | None:
+    def load(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "E h w"] | None:
         """The picture's embedding, or None when there is none to be trusted."""
         path = self.path_of(image)
         try:
@@ -64,7 +64,7 @@ class EmbeddingCache:
             return None
         return embedding.float()
 
-    def save(self, image: UInt8[np.ndarray, "H W 3"], embedding: Float[Tensor, "C h w"]) -> Float[Tensor, "C h w"]:
+    def save(self, image: UInt8[np.ndarray, "H W 3"], embedding: Float[Tensor, "E h w"]) -> Float[Tensor, "E h w"]:
         """Write the picture's embedding, whole or not at all; what `load` will answer, on the CPU.
 
         Raises ValueError when the dtype cannot hold its values.

@@ -98,16 +98,16 @@ class Predictor:
         index = image_index.to(mask_logits.device)
         return [self.masks_in_image(mask_logits[index == i], i) for i in range(len(self._resizes))]
 
-    def _set(self) -> Float[Tensor, "B C h w"]:
+    def _set(self) -> Float[Tensor, "B E h w"]:
         if self._embeddings is None:
             raise ValueError("no image: call set_image first")
         return self._embeddings
 
-    def _cached(self, image: np.ndarray) -> Float[Tensor, "C h w"] | None:
+    def _cached(self, image: np.ndarray) -> Float[Tensor, "E h w"] | None:
         embedding = self.cache.load(image) if self.cache else None
         return None if embedding is None else embedding.to(self.device)
 
-    def _encode(self, images: Sequence[np.ndarray], resizes: Sequence[Resize]) -> Float[Tensor, "B C h w"]:
+    def _encode(self, images: Sequence[np.ndarray], resizes: Sequence[Resize]) -> Float[Tensor, "B E h w"]:
         size = self.model.image_size
         frames = [pad_to_square(resize_image(i, *r.scaled_hw), size) for i, r in zip(images, resizes, strict=True)]
         pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).to(self.device)

@@ -2,11 +2,12 @@
 
 Inputs and outputs are those of segment_anything/utils/onnx.py, so that what runs its decoder runs this one:
 
-    image_embeddings [1, C, h, w]   point_coords [1, N, 2] model frame   point_labels [1, N] float: -1 padding, 0, 1, 2, 3
+    image_embeddings [1, E, h, w]   point_coords [1, N, 2] model frame   point_labels [1, N] float: -1 padding, 0, 1, 2, 3
     mask_input [1, 1, 4h, 4w]       has_mask_input [1]                   orig_im_size [2] height, width
     masks [1, M, H, W] logits       iou_predictions [1, M]               low_res_masks [1, M, 4h, 4w]
 
 and, with `return_extra_metrics`, stability_scores [1, M] and areas [1, M] before low_res_masks. M is 1 or 4.
+E is C channels, or 4 C of an encoder with `details` (see ImageEncoder), which released models do not have.
 One difference: `has_mask_input` is yes (above 0.5) or no, not a mixture; without a mask its convolutions are not run.
 """
 
@@ -23,13 +24,12 @@ from onnx import TensorProto
 from sam_train.inference.export.graph import Graph, Weights, info, integers, stacked
 from sam_train.inference.export.two_way import TwoWay
 from sam_train.inference.export.upsampling import upsampled
+from sam_train.inference.export.upscaling import MAP_NORM_EPS, Upscaling
 from sam_train.model import Sam
+from sam_train.model.image_encoder import ImageEncoder
 from sam_train.model.mask_decoder import NUM_MULTIMASK_OUTPUTS
 
 NUM_MASKS = NUM_MULTIMASK_OUTPUTS + 1
-MAP_NORM_EPS = 1e-6
-# Strips of the image that are upscaled one after another, so that what lies between the layers stays in the cache.
-NUM_STRIPS = 4
 # One point with its padding, or the two corners of a box, are ambiguous: select_masks of the released export.
 AMBIGUOUS_BELOW, FORBIDDEN = 2.5, 1000.0
 
@@ -65,6 +65,12 @@ def decoder_model(
     return _Decoder(sam, options, Graph(half=half)).model(full_size, metadata or {})
 
 
+def embedding_channels(sam: Sam) -> int:
+    """E: C, or 4 C with the encoder's details."""
+    detailed = isinstance(sam.image_encoder, ImageEncoder) and sam.image_encoder.details is not None
+    return sam.prompt_encoder.no_mask_embed.weight.shape[1] * (4 if detailed else 1)
+
+
 class _Decoder:
     def __init__(self, sam: Sam, options: Options, graph: Graph) -> None:
         self.g, self.options = graph, options
@@ -72,6 +78,7 @@ class _Decoder:
         self.decoder = Weights(sam.state_dict(), "mask_decoder.")
         self.size, self.grid = sam.image_size, sam.prompt_encoder.grid_size
         self.length, self.channels = self.grid**2, self.decoder["iou_token.weight"].shape[1]
+        self.embedding_channels = embedding_channels(sam)
         self.num_masks = 1 if options.return_single_mask else NUM_MASKS
         self.output_tokens = torch.cat([self.decoder["iou_token.weight"], self.decoder["mask_tokens.weight"]])
         blocks, g = sam.mask_decoder.transformer.blocks, graph
@@ -101,7 +108,7 @@ class _Decoder:
 
     def _inputs(self, full_size: bool) -> list[onnx.ValueInfoProto]:
         return [
-            info("image_embeddings", 1, self.channels, self.grid, self.grid),
+            info("image_embeddings", 1, self.embedding_channels, self.grid, self.grid),
             info("point_coords", 1, "num_points", 2),
             info("point_labels", 1, "num_points"),
             info("mask_input", 1, 1, 4 * self.grid, 4 * self.grid),
@@ -137,7 +144,7 @@ class _Decoder:
     def _image(self) -> str:
         """L C: image tokens and what the mask prompt adds to them."""
         g, shape = self.g, (self.length, self.channels)
-        tokens = g.transpose(g.reshape("image_embeddings", self.channels, self.length), 1, 0)
+        tokens = self._channels(0, self.channels)
         given, absent = g.child(), g.child()
         with_mask = self._with_mask(given, tokens)
         without = absent.op("Add", tokens, self.prompts["no_mask_embed.weight"][0])
@@ -147,6 +154,12 @@ class _Decoder:
             then_branch=given.body("with_mask", [], [info(with_mask, *shape)]),
             else_branch=absent.body("without_mask", [], [info(without, *shape)]),
         )
+
+    def _channels(self, start: int, end: int) -> str:
+        """L (end - start): some channels of the image tokens."""
+        rows = self.g.reshape("image_embeddings", self.embedding_channels, self.length)
+        rows = rows if end - start == self.embedding_channels else self.g.slice(rows, start, end, axis=0)
+        return self.g.transpose(rows, 1, 0)
 
     def _with_mask(self, g: Graph, tokens: str) -> str:
         """A convolution whose stride is its kernel is one linear map a patch: with channels last there are no others."""
@@ -194,37 +207,10 @@ class _Decoder:
         return g.op("ArgMax", weighed, axis=1, keepdims=0)
 
     def _upscaled(self, image: str, maps: str, num_masks: int) -> str:
-        """1 M 4h 4w: the image tokens upscaled four times, under the maps M D."""
-        g, strips = self.g, math.gcd(NUM_STRIPS, self.grid)
-        body, rows = g.child(), self.grid // strips
-        strip = g.fresh("strip")
-        out = self._upscaled_strip(body, strip, g.transpose(maps, 1, 0) if num_masks == 1 else maps, num_masks)
-        shape = (16 * rows * self.grid, 1) if num_masks == 1 else (num_masks, 16 * rows * self.grid)
-        inside = body.body("upscale", [info(strip, rows * self.grid, self.channels)], [info(out, *shape)])
-        tokens, axis = g.reshape(image, strips, rows * self.grid, self.channels), 0 if num_masks == 1 else 1
-        products = g.op("Scan", tokens, body=inside, num_scan_inputs=1, scan_output_axes=[axis])
-        if num_masks > 1:  # M strips (rows ...)
-            products = g.reshape(products, num_masks, -1)
-        products = g.transpose(g.reshape(products, num_masks, 2 * self.grid, 2 * self.grid, 2, 2), 0, 1, 3, 2, 4)
-        return g.reshape(products, 1, num_masks, 4 * self.grid, 4 * self.grid)
-
-    def _upscaled_strip(self, g: Graph, tokens: str, maps: str, num_masks: int) -> str:
-        """Transposed convolutions whose stride is their kernel, as linear maps to four children each.
-
-        Products of the pixels in the order row, column at twice the size, then row, column within: one column for one mask
-        (a product with a vector), M rows for several.
-        """
-        w = self.decoder.part("output_upscaling")
-        x, width = self._children(g, tokens, w.part("0"))
-        x = g.transpose(g.reshape(x, -1, self.grid, 2, 2 * width), 0, 2, 1, 3)
-        x = g.gelu(g.layer_norm(g.reshape(x, -1, width), w.part("1"), MAP_NORM_EPS))
-        x, width = self._children(g, x, w.part("3"))
-        x = g.reshape(g.gelu(x), -1, width)
-        return g.op("MatMul", x, maps) if num_masks == 1 else g.op("Gemm", maps, x, transB=1)
-
-    def _children(self, g: Graph, x: str, conv: Weights) -> tuple[str, int]:
-        weight = conv["weight"].permute(0, 2, 3, 1)  # i 2 2 o
-        return g.op("Gemm", x, weight.flatten(1), conv["bias"].repeat(4)), weight.shape[-1]
+        c = self.channels
+        details = [self._channels(c, 2 * c), self._channels(2 * c, 4 * c)] if self.embedding_channels > c else []
+        upscaling = Upscaling(self.g, self.decoder.part("output_upscaling"), self.grid, c)
+        return upscaling.write(image, details, maps, num_masks)
 
     def _stability(self, masks: str) -> str:
         """IoU of the masks at logits 1 and -1 (utils/amg.py); 0, not 0 / 0, where nothing is above -1."""

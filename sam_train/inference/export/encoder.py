@@ -1,7 +1,7 @@
 """The image encoder with its normalisation and padding as an ONNX graph, traced by torch.
 
 Inputs: image [1, 3, S, S] uint8 RGB, model frame; size_hw [1, 2] int64, height and width of the picture inside it.
-Output: image_embeddings [1, C, h, w], what decoder.onnx takes.
+Output: image_embeddings [1, E, h, w], what decoder.onnx takes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Encoder(nn.Module):
         super().__init__()
         self.sam = sam
 
-    def forward(self, image: UInt8[Tensor, "1 3 S S"], size_hw: Int[Tensor, "1 2"]) -> Float[Tensor, "1 C h w"]:
+    def forward(self, image: UInt8[Tensor, "1 3 S S"], size_hw: Int[Tensor, "1 2"]) -> Float[Tensor, "1 E h w"]:
         return self.sam.encode_images(image, size_hw)
 
 

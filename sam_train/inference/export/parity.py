@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sam_train.errors import CheckpointError
 from sam_train.geometry import Resize
-from sam_train.inference.export.decoder import AMBIGUOUS_BELOW, FORBIDDEN, Options
+from sam_train.inference.export.decoder import AMBIGUOUS_BELOW, FORBIDDEN, Options, embedding_channels
 from sam_train.masks import stability_score
 from sam_train.model import Sam
 from sam_train.structures import PointLabel, Prompts
@@ -85,7 +85,7 @@ def check_decoder(path: Path, sam: Sam, options: Options, precision: str) -> Par
 def cases(sam: Sam, seed: int = 0) -> Iterator[Arrays]:
     """Inputs of the decoder, always the same."""
     random, size, side = np.random.default_rng(seed), sam.image_size, sam.logits_size
-    channels, grid = sam.prompt_encoder.no_mask_embed.weight.shape[1], sam.prompt_encoder.grid_size
+    channels, grid = embedding_channels(sam), sam.prompt_encoder.grid_size
     for index, (num_points, with_mask) in enumerate((n, m) for n in range(MAX_POINTS + 1) for m in (0, 1)):
         labels = [*random.integers(0, 2, num_points), PointLabel.PADDING]
         if num_points == 0:

@@ -44,6 +44,21 @@ def model() -> Sam:
     return sam
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_details_reach_the_masks(tmp_path: Path, single: bool) -> None:
+    """An encoder that shows the decoder what its convolutions saw: four times the channels, and they matter."""
+    sam = build_sam(**NUMBERS | {"stem": "conv", "details": True}).eval()
+    (file,) = export_onnx(sam, tmp_path / "out", options=Options(return_single_mask=single), encoder=False)
+    assert file.parity.mask_difference < 1e-5
+    case, session = next(cases(sam)), session_of(tmp_path / "out" / "decoder.onnx")
+    assert case["image_embeddings"].shape == (1, 4 * 32, 8, 8)
+    for channels in (slice(0, 32), slice(32, 64), slice(64, 128)):
+        less = case["image_embeddings"].copy()
+        less[:, channels] = 0
+        answers = [session.run(["low_res_masks"], case | {"image_embeddings": e})[0] for e in (case["image_embeddings"], less)]
+        assert np.abs(answers[0] - answers[1]).max() > 1e-3
+
+
 @pytest.fixture
 def checkpoint(model: Sam, tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
@@ -137,8 +152,10 @@ def test_half_and_quantised_decoders(model: Sam, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_both_halves(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Together they are the model: pixels and a click in, the mask of torch out."""
+def test_the_command_writes_both_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Together they are the model, details and all: pixels and a click in, the mask of torch out."""
+    checkpoint, numbers = tmp_path / "model.pt", NUMBERS | {"stem": "conv", "details": True}
+    save_checkpoint(checkpoint, build_sam(**numbers), {"_target_": "sam_train.model.build.build_sam", **numbers}, {})
     paths = export(checkpoint, "options.return_single_mask=true")
     folder = checkpoint.parent / "out"
     assert sorted(paths) == sorted(folder.iterdir()) == [folder / "decoder.onnx", folder / "encoder.onnx"]
