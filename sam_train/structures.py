@@ -125,10 +125,6 @@ class Prediction:
         """The same values without history."""
         return Prediction(mask_logits=self.mask_logits.detach(), iou_scores=self.iou_scores.detach())
 
-    def at(self, rows: Int[Tensor, " n"]) -> Prediction:
-        """The answers to some prompts."""
-        return Prediction(mask_logits=self.mask_logits[rows], iou_scores=self.iou_scores[rows])
-
     def best(self) -> Prediction:
         """The candidate with the highest estimated IoU for each prompt, M = 1."""
         if self.iou_scores.shape[1] == 1:

@@ -105,7 +105,7 @@ class AutomaticMaskGenerator:
         points = torch.from_numpy(point_grid(per_side) * [crop.width, crop.height]).float().to(predictor.device)
         found: list[_Found] = []
         for batch in points.split(self.points_per_batch):
-            prediction = predictor.predict(clicks(batch), multimask_output=True)
+            prediction = predictor.predict(clicks(batch), multimask_output=True, min_iou=self.pred_iou_thresh)
             scores = prediction.iou_scores.flatten()
             good = _passed(scores > self.pred_iou_thresh, dropped, "predicted_iou")
             origins = batch.repeat_interleave(prediction.iou_scores.shape[1], 0)[good]

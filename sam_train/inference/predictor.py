@@ -61,11 +61,11 @@ class Predictor:
         self._embeddings, self._resizes = torch.stack([e for e in found if e is not None]), resizes
 
     @torch.inference_mode()
-    def predict(self, prompts: Prompts, *, multimask_output: bool) -> Prediction:
+    def predict(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> Prediction:
         """Logits on the decoder's grid and IoU scores for N prompts of the images that were set.
 
         `prompts.points_xy` are image-frame pixels, `prompts.image_index` is 0 if there is one image. Raises ValueError
-        without an image, and for a prompt of an image that was not set.
+        without an image, and for a prompt of an image that was not set. `min_iou` as in `Sam.decode`.
         """
         embeddings, index = self._set(), prompts.image_index
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(embeddings)):
@@ -75,7 +75,7 @@ class Predictor:
             # The padding point has no place, so scaling it changes nothing.
             points[index == i] = resize.points_to_model(points[index == i])
         in_model_frame = replace(prompts, points_xy=points)
-        return self.model.decode(embeddings, in_model_frame, multimask_output=multimask_output)
+        return self.model.decode(embeddings, in_model_frame, multimask_output=multimask_output, min_iou=min_iou)
 
     @torch.inference_mode()
     def logits_in_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:

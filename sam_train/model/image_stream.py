@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,6 +120,15 @@ class PromptStream:
         if features is not None:
             self.values.append(torch.eye(features.shape[1], dtype=features.dtype, device=features.device)[None, None])
 
+    def at(self, rows: Int[Tensor, " K"]) -> PromptStream:
+        """The streams of some prompts, after a norm."""
+        assert self.factors is not None
+        assert self.scale is not None
+        some = PromptStream(None)
+        some.scale, some.factors = self.scale[rows], self.factors[rows]
+        some.values = [v[rows] if len(v) == len(self.factors) else v for v in self.values]
+        return some
+
     def scores(self, projection: Projection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
         """Products of the tokens' heads with the projected stream."""
         assert projection.base is not None
@@ -199,6 +208,12 @@ class DenseStream(PromptStream):
     def __init__(self, features: Float[Tensor, "N K L"] | None) -> None:
         super().__init__(features)
         self.tokens: Float[Tensor, "N L C"] | None = None
+
+    def at(self, rows: Int[Tensor, " K"]) -> PromptStream:
+        assert self.tokens is not None
+        some = DenseStream(None)
+        some.tokens = self.tokens[rows]
+        return some
 
     def scores(self, projection: Projection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
         if self.tokens is None:

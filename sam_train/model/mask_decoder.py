@@ -93,9 +93,11 @@ class MaskDecoder(nn.Module):
         sparse: Float[Tensor, "N P C"],
         dense: DensePrompts,
         multimask_output: bool,
+        min_iou: float | None = None,
     ) -> Prediction:
         """Three candidate masks for each prompt if `multimask_output`, else one.
 
+        min_iou: prompts none of whose scores reach it are not upscaled: their logits are -inf. None upscales all.
         Image embeddings have as many channels as the prompts' or, with an encoder's `details`, four times as many.
         Image by image, so the answers to the prompts of an image do not depend on what else is in the batch.
         """
@@ -105,23 +107,28 @@ class MaskDecoder(nn.Module):
         positions = self.transformer.positions(image_pe.flatten(1))
         at_once = max(1, VALUES_AT_ONCE // image_pe.numel())
         answers, order = [], []
+        together = Prediction(
+            mask_logits=sparse.new_empty(len(sparse), num_masks, 4 * hw[0], 4 * hw[1]),
+            iou_scores=sparse.new_empty(len(sparse), num_masks),
+        )
         for i in image_index.unique().tolist():
             own = (image_index == i).nonzero()[:, 0]
             low_rank = narrow and len(own) >= MANY_PROMPTS
             image, chunks = self._prepare(image_embeddings[i], dense, positions, low_rank), own.split(at_once)
-            # What does not fit in the cache is made again in the backward pass sooner than it is fetched back.
-            again = len(chunks) > 1 and torch.is_grad_enabled()
             for rows in chunks:
                 stream = PromptStream if low_rank else DenseStream
-                decode = partial(self._decode, image, tokens[rows], stream, dense.features_of(rows), hw, multimask_output)
-                answers.append(checkpoint(decode, use_reentrant=False) if again else decode())
-            order += chunks
+                decode = partial(self._decode, image, tokens[rows], stream, dense.features_of(rows), hw, num_masks, min_iou)
+                if not torch.is_grad_enabled():
+                    for into, part in zip((together.mask_logits, together.iou_scores), decode(), strict=True):
+                        into.index_copy_(0, rows, part.to(into.dtype))
+                    continue
+                # What does not fit in the cache is made again in the backward pass sooner than it is fetched back.
+                answers.append(checkpoint(decode, use_reentrant=False) if len(chunks) > 1 else decode())
+                order.append(rows)
         if not answers:
-            nothing = sparse.new_zeros(0, num_masks, 4 * hw[0], 4 * hw[1])
-            return Prediction(mask_logits=nothing, iou_scores=sparse.new_zeros(0, num_masks))
-        mask_logits, iou_scores = (torch.cat(parts) for parts in zip(*answers, strict=True))
-        together = Prediction(mask_logits=mask_logits, iou_scores=iou_scores)
-        return together if len(answers) == 1 or _sorted(image_index) else together.at(torch.cat(order).argsort())
+            return together
+        mask_logits, iou_scores = (torch.cat(parts)[torch.cat(order).argsort()] for parts in zip(*answers, strict=True))
+        return Prediction(mask_logits=mask_logits, iou_scores=iou_scores)
 
     def _tokens(self, sparse: Float[Tensor, "N P C"]) -> Float[Tensor, "N T C"]:
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
@@ -146,15 +153,22 @@ class MaskDecoder(nn.Module):
         stream_type: type[PromptStream],
         features: Float[Tensor, "N K L"] | None,
         grid_hw: tuple[int, int],
-        multimask_output: bool,
+        num_masks: int,
+        min_iou: float | None,
     ) -> tuple[Float[Tensor, "N M H W"], Float[Tensor, "N M"]]:
         """The answers to some prompts of one image."""
         stream = stream_type(features)
         tokens = self.transformer(tokens, stream, image.side)
-        wanted = range(1, 1 + NUM_MULTIMASK_OUTPUTS) if multimask_output else range(1)
+        wanted = range(1) if num_masks == 1 else range(1, 1 + num_masks)
         iou = self.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], 1)
-        return self._mask_logits(stream, image, weights, grid_hw), iou
+        if min_iou is None:
+            return self._mask_logits(stream, image, weights, grid_hw), iou
+        logits = weights.new_full((len(tokens), num_masks, 4 * grid_hw[0], 4 * grid_hw[1]), -torch.inf)
+        passing = (iou >= min_iou).any(1).nonzero()[:, 0]
+        if len(passing):
+            logits[passing] = self._mask_logits(stream.at(passing), image, weights[passing], grid_hw).to(logits.dtype)
+        return logits, iou
 
     def _mask_logits(
         self, stream: PromptStream, image: _Prepared, weights: Float[Tensor, "N M D"], grid_hw: tuple[int, int]
@@ -184,10 +198,6 @@ class MaskDecoder(nn.Module):
         return cast(
             "tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]", tuple(self.output_upscaling[i] for i in (0, 1, 3))
         )
-
-
-def _sorted(x: Tensor) -> bool:
-    return bool((x[1:] >= x[:-1]).all())
 
 
 def _grid(products: Float[Tensor, "N M _"], grid_hw: tuple[int, int]) -> Float[Tensor, "N M H W"]:

@@ -48,8 +48,19 @@ class Sam(nn.Module):
         columns = torch.arange(x.shape[3], device=x.device) < sizes_hw[:, 1:]
         return self.image_encoder(x * (rows[:, None, :, None] & columns[:, None, None, :]))
 
-    def decode(self, image_embeddings: Float[Tensor, "B E h w"], prompts: Prompts, *, multimask_output: bool) -> Prediction:
-        """Masks for prompts over any of the B images (model frame). Differentiable, any number per image."""
+    def decode(
+        self,
+        image_embeddings: Float[Tensor, "B E h w"],
+        prompts: Prompts,
+        *,
+        multimask_output: bool,
+        min_iou: float | None = None,
+    ) -> Prediction:
+        """Masks for prompts over any of the B images (model frame). Differentiable, any number per image.
+
+        min_iou: for callers that want no mask below it. Prompts none of whose scores reach it get logits of -inf, for less
+        than half the work.
+        """
         sparse, dense = self.prompt_encoder(prompts)
         positions = self.prompt_encoder.dense_positions()
-        return self.mask_decoder(image_embeddings, prompts.image_index, positions, sparse, dense, multimask_output)
+        return self.mask_decoder(image_embeddings, prompts.image_index, positions, sparse, dense, multimask_output, min_iou)

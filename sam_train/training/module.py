@@ -32,6 +32,8 @@ class SamModule(LightningModule):
     loss_resolution: "grid" compares at the decoder's resolution, a cell being target when more than half of it is, so
         that what is thinner than half a cell is lost; "full" upsamples the logits to the model frame, as SAM 2's code
         does, at four to sixteen times the cost.
+    compile_encoder: the image encoder through torch.compile. Half a minute first; on the one CPU it was tried on it
+        gained nothing to a tenth, on a GPU it was not tried.
     gradient_clip: largest gradient norm; none in SAM 1, 0.1 in SAM 2. None switches it off.
     seed: prompts and dropped paths are drawn from (seed, step, rank), so a resumed step draws what the unbroken run drew.
     """
@@ -45,6 +47,7 @@ class SamModule(LightningModule):
         *,
         loss_resolution: str = "grid",
         gradient_clip: float | None = None,
+        compile_encoder: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -53,6 +56,8 @@ class SamModule(LightningModule):
         self.automatic_optimization = False  # several backward passes a step
         self.model, self.simulator, self.loss, self.optimizer_factory = model, simulator, loss, optimizer
         self.loss_resolution, self.gradient_clip, self.seed = loss_resolution, gradient_clip, seed
+        if compile_encoder:
+            model.image_encoder.compile()  # in place: the names of the weights stay
         self.judge = PromptSimulator(
             num_corrections=max(VALIDATION_CLICKS) - 1, num_empty_rounds=0, box_probability=0, click="center"
         )

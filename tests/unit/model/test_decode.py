@@ -135,6 +135,29 @@ def test_neither_chunks_nor_the_stream_s_form_change_anything(
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-11) for a, b in zip(whole, chunked, strict=True))
 
 
+@pytest.mark.parametrize("low_rank", [0.0, 100.0])
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_what_cannot_pass_is_not_upscaled(
+    model: Sam, embeddings: Tensor, with_mask: bool, low_rank: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask_decoder, "MANY_PROMPTS", 1)
+    monkeypatch.setattr(mask_decoder, "LOW_RANK", low_rank)
+    prompts = mixed_prompts(torch.tensor([0] * 7 + [1, 2]))
+    if with_mask:
+        prompts = prompts.with_mask(torch.randn(9, 1, 16, 16, dtype=torch.float64))
+    with torch.no_grad():
+        whole = model.decode(embeddings, prompts, multimask_output=True)
+        best = whole.iou_scores.amax(1)
+        least = float(best.sort().values[3:5].mean())
+        some = model.decode(embeddings, prompts, multimask_output=True, min_iou=least)
+        none = model.decode(embeddings, prompts, multimask_output=True, min_iou=float(best.max()) + 1)
+    assert torch.equal(some.iou_scores, whole.iou_scores)
+    assert (best >= least).sum() == 5
+    assert torch.allclose(some.mask_logits[best >= least], whole.mask_logits[best >= least], rtol=1e-9, atol=1e-12)
+    assert bool((some.mask_logits[best < least] == -torch.inf).all())
+    assert bool((none.mask_logits == -torch.inf).all())
+
+
 def test_the_image_matters(model: Sam, embeddings: Tensor) -> None:
     prompts = Prompts.from_points(torch.tensor([0, 1]), torch.full((2, 1, 2), 20.0), torch.ones(2, 1, dtype=torch.long))
     answer = model.decode(embeddings, prompts, multimask_output=False)

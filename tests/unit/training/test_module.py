@@ -249,6 +249,15 @@ def test_gradients_are_clipped(quiet_trainer: Callable[..., Trainer]) -> None:
         assert (norms[0] <= 1.001e-3) == below
 
 
+def test_the_encoder_alone_is_compiled_and_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", compiled.append)
+    make_module()
+    assert not compiled
+    module = make_module(compile_encoder=True)
+    assert compiled == [module.model.image_encoder]
+
+
 def test_the_learning_rate_follows_the_schedule(quiet_trainer: Callable[..., Trainer]) -> None:
     module = make_module(num_corrections=0)
     module.optimizer_factory = OptimizerFactory(lr=1e-3, layer_decay=1.0, warmup_steps=4)
