@@ -138,14 +138,14 @@ class PromptStream:
             own = (tokens @ rows.permute(0, 2, 3, 1)).flatten(1, 2) @ self.factors
             scores = own.unflatten(1, tokens.shape[1:3]).add_(scores)
         if self.scale is not None:
-            scores = scores * self.scale[:, None]
+            scores = _times(scores, self.scale[:, None])
         return scores if projection.positions is None else scores.add_(_by_head(tokens, projection.positions))
 
     def mix(self, projection: Projection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
-        """Means of the projected stream over the image, by the weights of each token, which sum to 1."""
+        """Means of the projected stream over the image, by the weights of each token, which sum to 1 and are used up."""
         assert projection.base is not None
         if self.scale is not None:
-            weights = weights * self.scale[:, None]
+            weights = _times(weights, self.scale[:, None])
         mixed = _by_head(weights, projection.base.transpose(1, 2))
         if self.factors is not None:
             rows = self._coefficients(projection.maps).unflatten(2, projection.base.shape[:2])
@@ -178,7 +178,7 @@ class PromptStream:
                 end = at + block.shape[1] * block.shape[2]
                 products[:, at:end].unflatten(1, block.shape[1:3]).add_(block, alpha=2)
                 at = end
-            squares = (products * factors).sum(1, keepdim=True) + to.squares
+            squares = _times(products, factors).sum(1, keepdim=True) + to.squares
             if self.scale is None:
                 self.scale = (squares / rows.shape[2] + to.norm.eps).rsqrt()
             else:
@@ -237,6 +237,11 @@ class DenseStream(PromptStream):
         assert self.tokens is not None
         for tokens in self.tokens.split(tokens_at_once, 1):
             yield F.linear(tokens, projection.weight[0], bias)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """Their product, in the place of x unless a gradient may want it."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def ten_prompts(height: int, width: int) -> tuple[Tensor, Tensor]:
 def disagreement(predictor: Predictor, reference: tuple[Any, Any], prompts: Prompts, **parts: Any) -> tuple[float, float]:
     """The share of pixels whose masks differ, and the largest difference of a score, over three masks each prompt."""
     prompt_encoder, decoder = reference
-    embedding, resize = predictor._embeddings, predictor._resize
+    embedding, resize = predictor._embeddings, predictor._resizes[0]
     assert embedding is not None
     assert resize is not None
     with torch.inference_mode():
@@ -111,10 +111,10 @@ def test_masks_of_more_pictures(shared_dir: Path, predictor: Predictor, referenc
 
 
 def check_ten_prompts(predictor: Predictor, reference: tuple[Any, Any], name: str) -> None:
-    assert predictor._resize is not None
-    points, boxes = ten_prompts(predictor._resize.height, predictor._resize.width)
+    assert predictor._resizes
+    points, boxes = ten_prompts(predictor._resizes[0].height, predictor._resizes[0].width)
     index, labels = torch.zeros(5, dtype=torch.long), torch.ones(5, 1, dtype=torch.long)
-    to_model = predictor._resize.points_to_model
+    to_model = predictor._resizes[0].points_to_model
     clicks = Prompts.from_points(index, points[:, None], labels)
     of_points = disagreement(predictor, reference, clicks, points=(to_model(points)[:, None], labels))
     of_boxes = disagreement(

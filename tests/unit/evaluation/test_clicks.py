@@ -38,7 +38,9 @@ class Oracle(Sam):
     def encode_images(self, images: Tensor, sizes_hw: Tensor) -> Tensor:
         return images.float()
 
-    def decode(self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool) -> Prediction:
+    def decode(
+        self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
+    ) -> Prediction:
         self.seen.append((prompts, multimask_output))
         answers = [self.first(t) if multimask_output else [(self.later(t), 0.5)] for t in self.targets]
         logits = torch.stack([torch.stack([m.float() * 20 - 10 for m, _ in candidates]) for candidates in answers])

@@ -40,7 +40,9 @@ class FakeSam(Sam):
     def encode_images(self, images: Tensor, sizes_hw: Tensor) -> Tensor:
         return images.float()
 
-    def decode(self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool) -> Prediction:
+    def decode(
+        self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
+    ) -> Prediction:
         assert multimask_output
         self.batch_sizes.append(len(prompts))
         answers = [self.answer(image_embeddings[0], point) for point in prompts.points_xy[:, 0]]
