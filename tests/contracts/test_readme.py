@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sam_train.config import config_dir
-from sam_train.shards.importers.cli import _parser
+from sam_train.shards.cli import parser
 
 README = Path(config_dir()).parent / "README.md"
 ROOTS = {"sam-train": "train", "sam-evaluate": "evaluate", "sam-engine": "engine", "sam-cycle": "cycle", "sam-export": "export"}
@@ -26,7 +26,7 @@ def commands(text: str) -> list[str]:
 def check(command: str) -> None:
     name, *arguments = shlex.split(command, comments=True)
     if name == "sam-data":
-        _parser().parse_args(arguments)
+        parser().parse_args(arguments)
         return
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         compose(ROOTS[name], overrides=[argument for argument in arguments if argument not in ("-m", "--multirun", "--help")])

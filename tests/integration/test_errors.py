@@ -20,7 +20,7 @@ import data_engine.cycle
 import data_engine.report.__main__
 import data_engine.run
 import sam_train.evaluate
-import sam_train.shards.importers.cli
+import sam_train.shards.cli
 import sam_train.train
 from sam_train.checkpoint import save_checkpoint
 from sam_train.config import build, config_dir
@@ -32,7 +32,7 @@ COMMANDS: dict[str, Callable[[], object]] = {
     "sam-evaluate": sam_train.evaluate.main,
     "sam-engine": data_engine.run.main,
     "sam-cycle": data_engine.cycle.main,
-    "sam-data": sam_train.shards.importers.cli.main,
+    "sam-data": sam_train.shards.cli.main,
     "report": data_engine.report.__main__.main,
 }
 TRAIN = (

@@ -13,8 +13,9 @@ from sam_train.errors import ShardError
 from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
 from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples, load_manifest
+from sam_train.shards.cli import main
 from sam_train.shards.importers import IMPORTERS, import_label_maps
-from sam_train.shards.importers.cli import is_held_out, main
+from sam_train.shards.importers.command import is_held_out
 from sam_train.shards.importers.label_maps import read_label_map
 
 NUCLEI = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nuclei"

@@ -1,4 +1,4 @@
-"""`sam-data import KIND --out DIR ...`: a data set to shards."""
+"""`sam-data import KIND --out DIR ...`: a data set to shards (a command of `sam_train.shards.cli`)."""
 
 from __future__ import annotations
 
@@ -6,24 +6,44 @@ import argparse
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sam_train.errors import ConfigError, ShardError, exit_with_message
+from sam_train.errors import ConfigError, ShardError
 from sam_train.records import ImageRecord
 from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
 from sam_train.shards.writer import write_shard
 
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-@exit_with_message
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command on `argv` (the process's own by default). An expected error ends it with a message and code 1."""
-    arguments = _parser().parse_args(argv)
+
+def add_import(commands: Commands) -> None:
+    """`import` and its kinds, whose options are the importers' signatures."""
+    kinds = commands.add_parser("import", help="write a data set as shards").add_subparsers(dest="kind", required=True)
+    for kind, importer in IMPORTERS.items():
+        about = (inspect.getdoc(importer) or "").partition("\n\n")
+        sub = kinds.add_parser(kind, help=about[0], description=about[0], epilog=about[2])
+        types = get_type_hints(importer)
+        for name, parameter in _options(kind).items():
+            flag, of_type, required = "--" + name.replace("_", "-"), types[name], parameter.default is parameter.empty
+            shown = "DIR" if of_type is Path else of_type.__name__.upper()
+            default = None if required else parameter.default
+            sub.add_argument(flag, type=of_type, required=required, default=default, metavar=shown)
+        sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
+        sub.add_argument("--images-per-shard", type=int, default=50, metavar="N")
+        sub.add_argument("--holdout", type=float, default=0.0, metavar="FRACTION", help="write OUT/train and OUT/heldout")
+        sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the hash that splits")
+        sub.set_defaults(run=run_import)
+
+
+def run_import(arguments: argparse.Namespace) -> None:
+    """Write the shards that the parsed command asks for. Raises ConfigError, ShardError."""
     if not 0 <= arguments.holdout < 1:
         raise ConfigError(f"--holdout is the fraction of images held out, from 0 up to but not 1, got {arguments.holdout}")
     if arguments.images_per_shard < 1:
@@ -138,23 +158,3 @@ def _with_counts(
 
 def _options(kind: str) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in inspect.signature(IMPORTERS[kind]).parameters.items() if name != "counts"}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sam-data", description="Data sets to shards.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    kinds = commands.add_parser("import", help="write a data set as shards").add_subparsers(dest="kind", required=True)
-    for kind, importer in IMPORTERS.items():
-        about = (inspect.getdoc(importer) or "").partition("\n\n")
-        sub = kinds.add_parser(kind, help=about[0], description=about[0], epilog=about[2])
-        types = get_type_hints(importer)
-        for name, parameter in _options(kind).items():
-            flag, of_type, required = "--" + name.replace("_", "-"), types[name], parameter.default is parameter.empty
-            shown = "DIR" if of_type is Path else of_type.__name__.upper()
-            default = None if required else parameter.default
-            sub.add_argument(flag, type=of_type, required=required, default=default, metavar=shown)
-        sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
-        sub.add_argument("--images-per-shard", type=int, default=50, metavar="N")
-        sub.add_argument("--holdout", type=float, default=0.0, metavar="FRACTION", help="write OUT/train and OUT/heldout")
-        sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the hash that splits")
-    return parser
