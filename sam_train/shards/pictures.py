@@ -88,10 +88,10 @@ def read_picture(data: bytes, *, key: str = "", name: str = "", max_pixels: int 
     header = open_picture(data, key=key, name=name, max_pixels=max_pixels)
     try:
         stored = _pixels_of_storable_jpeg(header, data)
-        if stored is not None and _orientation(header) == 1:
+        if stored is not None and exif_orientation(header) == 1:
             return Picture(image=stored, jpeg=without_metadata(data))
         pixels = _over_white(_decode(header, data)) if stored is None else stored
-        jpeg = encode_jpeg(_upright(pixels, _orientation(header)))
+        jpeg = encode_jpeg(_upright(pixels, exif_orientation(header)))
         return Picture(image=decode_jpeg(jpeg), jpeg=jpeg)
     except _UnknownKindError as error:
         raise SkipSample("unsupported_format", f"{name or 'the picture'} {error}", key=key) from error
@@ -144,7 +144,8 @@ def _pixels_of_storable_jpeg(header: ImageFile.ImageFile, data: bytes) -> np.nda
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
 
-def _orientation(header: ImageFile.ImageFile) -> int:
+def exif_orientation(header: ImageFile.ImageFile) -> int:
+    """EXIF's number for how the stored pixels must be turned to be upright: 1 (as they are) to 8. What cannot be read is 1."""
     try:
         value = header.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, EOFError, struct.error):
