@@ -18,16 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from peers import segment_anything_modeling
+from measuring import from_own_process, memory_of, print_figures, timed
+from peers import reference_mask_decoder
 from torch import Tensor, nn
 
 from sam_train.model.mask_decoder import MaskDecoder
@@ -55,12 +52,11 @@ def main() -> None:
         return
     figures = measure_speed(inputs, arguments.rounds) | measure_training(inputs)
     for prefix, train in (("", []), ("train_", ["--train"])):
-        (ours, our_process), (theirs, their_process) = (
-            memory_of(which, "--prompts", str(arguments.prompts), *train) for which in ("ours", "theirs")
-        )
+        command = (__file__, "--prompts", str(arguments.prompts), *train, "--memory")
+        (ours, our_process), (theirs, their_process) = (from_own_process(*command, which) for which in ("ours", "theirs"))
         figures |= {f"{prefix}memory_ratio": ours / theirs, f"{prefix}memory_mb": [ours, theirs]}
         figures |= {f"{prefix}process_memory_ratio": our_process / their_process}
-    print(json.dumps({k: rounded(v) for k, v in (figures | {"threads": torch.get_num_threads()}).items()}))
+    print_figures(figures | {"threads": torch.get_num_threads()})
 
 
 class Inputs:
@@ -74,17 +70,10 @@ class Inputs:
 
 def build() -> tuple[MaskDecoder, nn.Module]:
     """Ours and theirs with the same weights."""
-    modeling: Any = segment_anything_modeling()
-    theirs: nn.Module = modeling.MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=CHANNELS, mlp_dim=MLP, num_heads=HEADS),
-        transformer_dim=CHANNELS,
-        iou_head_depth=3,
-        iou_head_hidden_dim=256,
-    )
+    theirs = reference_mask_decoder()
     ours = MaskDecoder(dim=CHANNELS, transformer=TwoWayTransformer(depth=2, dim=CHANNELS, num_heads=HEADS, mlp_dim=MLP))
     ours.load_state_dict(theirs.state_dict())
-    return ours.eval(), theirs.eval()
+    return ours.eval(), theirs
 
 
 def call_ours(decoder: nn.Module, x: Inputs) -> tuple[Tensor, Tensor]:
@@ -149,45 +138,13 @@ def train_step(decoder: nn.Module, call: Callable[[nn.Module, Inputs], tuple[Ten
     return [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
 
 
-def timed(call: Callable[[], Any], into: list[float]) -> Any:
-    """What the call answers; its seconds are appended to `into`."""
-    start = time.perf_counter()
-    answer = call()
-    into.append(time.perf_counter() - start)
-    return answer
-
-
 def peak_memory_mb(which: str, x: Inputs, *, train: bool) -> tuple[float, float]:
-    """Peak resident size in MB: of one call above what was there before it, and of the process (Linux)."""
+    """Of one call above what was there before it, and of the process."""
     decoder, call = dict(zip(("ours", "theirs"), zip(build(), (call_ours, call_theirs), strict=True), strict=True))[which]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
-    before = peak_mb()
     if train:
-        train_step(decoder, call, x)
-    else:
-        with torch.inference_mode():
-            call(decoder, x)
-    return peak_mb() - before, peak_mb()
-
-
-def memory_of(which: str, *arguments: str) -> tuple[float, float]:
-    """`peak_memory_mb` in a process of its own."""
-    command = [sys.executable, __file__, "--memory", which, *arguments]
-    call, process = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return call, process
-
-
-def peak_mb() -> float:
-    """The process's peak resident size. Not ru_maxrss, which a child begins with that of the process that started it."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / 1e3
-
-
-def rounded(value: Any) -> Any:
-    """Four digits are more than such figures carry."""
-    if isinstance(value, list):
-        return [rounded(v) for v in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+        return memory_of(lambda: train_step(decoder, call, x))
+    with torch.inference_mode():
+        return memory_of(lambda: call(decoder, x))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from measuring import from_own_process, memory_of, print_figures, timed
 from peers import reference_image_encoder
 from torch import Tensor, nn
 
@@ -51,14 +47,14 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(peak_memory_mb(build(arguments.memory))))
         return
-    speed, (ours, theirs) = measure_speed(arguments.rounds), (memory_of("ours"), memory_of("theirs"))
-    memory = {
-        "memory_ratio": ours["forward"] / theirs["forward"],
-        "process_memory_ratio": ours["process"] / theirs["process"],
-        "forward_mb": [ours["forward"], theirs["forward"]],
-        "process_mb": [ours["process"], theirs["process"]],
+    (ours, our_process), (theirs, their_process) = (from_own_process(__file__, "--memory", which) for which in ("ours", "theirs"))
+    figures = measure_speed(arguments.rounds) | {
+        "memory_ratio": ours / theirs,
+        "process_memory_ratio": our_process / their_process,
+        "forward_mb": [ours, theirs],
+        "process_mb": [our_process, their_process],
     }
-    print(json.dumps({k: rounded(v) for k, v in (speed | memory | {"threads": torch.get_num_threads()}).items()}))
+    print_figures(figures | {"threads": torch.get_num_threads()})
 
 
 def build(which: str) -> nn.Module:
@@ -94,14 +90,6 @@ def measure_speed(rounds: int) -> dict[str, Any]:
     }
 
 
-def timed(call: Callable[[], Tensor], into: list[float]) -> Tensor:
-    """What the call answers; its seconds are appended to `into`."""
-    start = time.perf_counter()
-    answer = call()
-    into.append(time.perf_counter() - start)
-    return answer
-
-
 def encoder_gflop() -> float:
     """Billions of operations in products of matrices that the encoder needs: norms, softmax, GELU and sums not counted."""
     grid, window, dim = VIT_B["image_size"] // VIT_B["patch_size"], VIT_B["window_size"], VIT_B["embed_dim"]
@@ -117,39 +105,16 @@ def encoder_gflop() -> float:
     return 2e-9 * products
 
 
-def peak_memory_mb(encoder: nn.Module) -> dict[str, float]:
-    """Peak resident size in MB: of one forward pass above what was there before it, and of the process (Linux)."""
+def peak_memory_mb(encoder: nn.Module) -> tuple[float, float]:
+    """Of one forward pass above what was there before it, and of the process."""
     image = picture()
-    process = peak_mb()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
-    before = peak_mb()
     with torch.inference_mode():
-        encoder(image)
-    return {"forward": peak_mb() - before, "process": max(process, peak_mb())}
-
-
-def memory_of(which: str) -> dict[str, float]:
-    """`peak_memory_mb` in a process of its own."""
-    command = [sys.executable, __file__, "--memory", which]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def peak_mb() -> float:
-    """The process's peak resident size. Not ru_maxrss, which a child begins with that of the process that started it."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / 1e3
+        return memory_of(lambda: encoder(image))
 
 
 def picture() -> Tensor:
     """One normalised image of noise."""
     return torch.randn(1, 3, VIT_B["image_size"], VIT_B["image_size"], generator=torch.Generator().manual_seed(1))
-
-
-def rounded(value: Any) -> Any:
-    """Four digits are more than such figures carry."""
-    if isinstance(value, list):
-        return [rounded(v) for v in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -16,22 +16,19 @@ exported with the settings of its script: opset 17, by tracing. Prints one line 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 import warnings
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from measuring import print_figures, timed
+from peers import reference_sam, segment_anything
 from torch import nn
 
 from sam_train.inference.export import Options, decoder_model
@@ -40,7 +37,7 @@ from sam_train.model.build import build_sam
 Arrays = dict[str, np.ndarray]
 THREADS, TURN = 2, 6
 # The encoder takes no part: as small as it can be.
-ENCODER: dict[str, Any] = {"embed_dim": 16, "depth": 1, "num_heads": 1, "global_attn_indexes": [0]}
+ENCODER: dict[str, Any] = {"embed_dim": 16, "depth": 1, "num_heads": 1, "global_attn_indexes": (0,)}
 
 
 def main() -> None:
@@ -66,14 +63,13 @@ def main() -> None:
         "masks": 4 if arguments.all_masks else 1,
         "threads": THREADS,
     }
-    print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in report.items()}))
+    print_figures(report)
 
 
 def write_models(folder: Path, single: bool) -> list[Path]:
     """ours.onnx, theirs.onnx, and both without the upscaling."""
     torch.manual_seed(0)
-    modeling, theirs = segment_anything()
-    reference = reference_sam(modeling)
+    reference = reference_sam(image_size=1024, **ENCODER)
     for parameter in reference.parameters():
         nn.init.normal_(parameter.detach(), float(parameter.ndim == 1), 0.02)
     ours = build_sam(**ENCODER).eval()
@@ -81,48 +77,10 @@ def write_models(folder: Path, single: bool) -> list[Path]:
     paths = [folder / f"{name}.onnx" for name in ("ours", "ours_low", "theirs", "theirs_low")]
     onnx.save(decoder_model(ours, Options(return_single_mask=single)), paths[0])
     onnx.save(decoder_model(ours, Options(return_single_mask=single), full_size=False), paths[1])
-    export_theirs(theirs(reference, return_single_mask=single), paths[2])
+    export_theirs(segment_anything().onnx.SamOnnxModel(reference, return_single_mask=single), paths[2])
     proper = [*list(click((1, 1)))[:-1]], ["low_res_masks", "iou_predictions"]
     onnx.utils.extract_model(str(paths[2]), str(paths[3]), *proper)
     return paths
-
-
-def segment_anything() -> tuple[Any, Any]:
-    """Its `modeling` and its SamOnnxModel. The package's own __init__ imports torchvision, which nothing here needs."""
-    spec = find_spec("segment_anything")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("needs segment-anything==1.0: pip install 'sam-train[dev]'")
-    package = ModuleType("segment_anything")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["segment_anything"] = package
-    from segment_anything import modeling  # type: ignore[import-untyped]
-    from segment_anything.utils.onnx import SamOnnxModel  # type: ignore[import-untyped]
-
-    return modeling, SamOnnxModel
-
-
-def reference_sam(modeling: Any) -> nn.Module:
-    """As build_sam.py puts it together, with the smallest of encoders."""
-    encoder = modeling.ImageEncoderViT(
-        **ENCODER,
-        img_size=1024,
-        mlp_ratio=4,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        patch_size=16,
-        qkv_bias=True,
-        use_rel_pos=True,
-        window_size=14,
-        out_chans=256,
-    )
-    prompts = {"embed_dim": 256, "image_embedding_size": (64, 64), "input_image_size": (1024, 1024), "mask_in_chans": 16}
-    decoder = modeling.MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-        transformer_dim=256,
-        iou_head_depth=3,
-        iou_head_hidden_dim=256,
-    )
-    return modeling.Sam(encoder, modeling.PromptEncoder(**prompts), decoder).eval()
 
 
 def export_theirs(model: nn.Module, path: Path) -> None:
@@ -170,10 +128,7 @@ def measure(sessions: dict[str, onnxruntime.InferenceSession], inputs: Arrays, r
         for name, session in sessions.items():
             time.sleep(0.005)
             for call in range(TURN):
-                start = time.perf_counter()
-                run(session, inputs)
-                if call:
-                    seconds[name].append(time.perf_counter() - start)
+                timed(lambda session=session: run(session, inputs), seconds[name] if call else [])
     return {name: median(values) for name, values in seconds.items()}
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peers import segment_anything
 
 from sam_train.inference.automatic import touches_inner_edge
 from sam_train.inference.grids import crops, point_grid
@@ -19,23 +16,9 @@ from sam_train.prompts.sampling import noisy_boxes
 
 
 @pytest.fixture(scope="module")
-def amg() -> Iterator[Any]:
-    """`segment_anything.utils.amg`, stepping over the package's own __init__, which imports torchvision."""
-    spec = find_spec("segment_anything")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs segment-anything==1.0: pip install 'sam-train[dev]'")
-    package = ModuleType("segment_anything")
-    package.__path__ = list(spec.submodule_search_locations)
-    utils = ModuleType("segment_anything.utils")
-    utils.__path__ = [f"{path}/utils" for path in package.__path__]
-    before = set(sys.modules)
-    sys.modules |= {"segment_anything": package, "segment_anything.utils": utils}
-    from segment_anything.utils import amg as reference  # type: ignore[import-untyped]
-
-    yield reference
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] == "segment_anything":
-            del sys.modules[name]
+def amg() -> Any:
+    """`segment_anything.utils.amg`."""
+    return segment_anything().amg
 
 
 @pytest.mark.parametrize(("height", "width"), [(1500, 2250), (2250, 1500), (481, 321), (64, 64)])

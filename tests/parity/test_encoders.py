@@ -7,20 +7,17 @@ tests/benchmarks/encoder.py compares a whole ViT-B at 1024 pixels.
 from __future__ import annotations
 
 import math
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peers import reference_image_encoder
 from torch import Tensor, nn
 
 from sam_train.model import attention
 from sam_train.model.attention import Attention
 from sam_train.model.image_encoder import ImageEncoder
 
-# Not an import: a package in the environment has the name `benchmarks` too.
-PEERS = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "peers.py"))
 VARIANTS = {"vit_b": (768, 12), "vit_l": (1024, 16), "vit_h": (1280, 16)}
 
 
@@ -36,10 +33,7 @@ def pair(embed_dim: int, num_heads: int, *, image_size: int) -> tuple[nn.Module,
         "window_size": 14,
         "out_chans": 256,
     }
-    try:
-        reference = PEERS["reference_image_encoder"](**numbers)
-    except ImportError as error:
-        pytest.skip(str(error))
+    reference = reference_image_encoder(**numbers)
     for parameter in reference.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     ours = ImageEncoder(**numbers).eval()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from peers import reference_mask_decoder, reference_prompt_encoder
 from torch import Tensor
 
 from sam_train.inference import Predictor, load_predictor
@@ -40,29 +37,13 @@ def on_dog(predictor: Predictor, shared_dir: Path) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint: Path) -> Iterator[tuple[Any, Any]]:
+def reference(checkpoint: Path) -> tuple[Any, Any]:
     """segment-anything's prompt encoder and mask decoder with the released weights."""
-    spec = find_spec("segment_anything")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs segment-anything==1.0: pip install 'sam-train[dev]'")
-    package = ModuleType("segment_anything")  # its own __init__ imports torchvision
-    package.__path__ = list(spec.submodule_search_locations)
-    before = set(sys.modules)
-    sys.modules["segment_anything"] = package
-    from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer  # type: ignore[import-untyped]
-
-    prompt = PromptEncoder(embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16)
-    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
-    decoder = MaskDecoder(
-        num_multimask_outputs=3, transformer=transformer, transformer_dim=256, iou_head_depth=3, iou_head_hidden_dim=256
-    )
+    parts = reference_prompt_encoder(), reference_mask_decoder()
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    for part, prefix in ((prompt, "prompt_encoder."), (decoder, "mask_decoder.")):
+    for part, prefix in zip(parts, ("prompt_encoder.", "mask_decoder."), strict=True):
         part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, strict=True)
-    yield prompt.eval(), decoder.eval()
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] == "segment_anything":
-            del sys.modules[name]
+    return parts
 
 
 def picture(shared_dir: Path, name: str) -> np.ndarray:

@@ -7,15 +7,11 @@ packs prompts over images and sees a box as two labelled points.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from functools import partial
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from peers import reference_sam
 from torch import Tensor, nn
 
 from sam_train.model import Sam
@@ -27,61 +23,11 @@ SIZES_HW = torch.tensor([[128, 100], [83, 128]])
 
 
 @pytest.fixture(scope="module")
-def modeling() -> Iterator[Any]:
-    """`segment_anything.modeling`; the package's own __init__ imports torchvision, which nothing here needs."""
-    spec = find_spec("segment_anything")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs segment-anything==1.0: pip install 'sam-train[dev]'")
-    package = ModuleType("segment_anything")
-    package.__path__ = list(spec.submodule_search_locations)
-    before = set(sys.modules)
-    sys.modules["segment_anything"] = package
-    from segment_anything import modeling as reference  # type: ignore[import-untyped]
-
-    yield reference
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] == "segment_anything":
-            del sys.modules[name]
-
-
-def reference_sam(
-    modeling: Any, *, size: int, embed_dim: int, depth: int, num_heads: int, global_attn_indexes: list[int], window_size: int
-) -> nn.Module:
-    """As segment_anything/build_sam.py puts it together, other numbers."""
-    grid = size // 16
-    encoder = modeling.ImageEncoderViT(
-        depth=depth,
-        embed_dim=embed_dim,
-        img_size=size,
-        mlp_ratio=4,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        num_heads=num_heads,
-        patch_size=16,
-        qkv_bias=True,
-        use_rel_pos=True,
-        global_attn_indexes=global_attn_indexes,
-        window_size=window_size,
-        out_chans=256,
-    )
-    prompt_encoder = modeling.PromptEncoder(
-        embed_dim=256, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=16
-    )
-    mask_decoder = modeling.MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-        transformer_dim=256,
-        iou_head_depth=3,
-        iou_head_hidden_dim=256,
-    )
-    return modeling.Sam(encoder, prompt_encoder, mask_decoder)
-
-
-@pytest.fixture(scope="module")
-def pair(modeling: Any) -> tuple[nn.Module, Sam]:
+def pair() -> tuple[nn.Module, Sam]:
     """The reference and ours with the same random weights, rel-pos and biases not left at zero."""
     torch.manual_seed(0)
     numbers: dict[str, Any] = {"embed_dim": 64, "depth": 4, "num_heads": 4, "global_attn_indexes": [1, 3], "window_size": 7}
-    reference = reference_sam(modeling, size=SIZE, **numbers).eval()
+    reference = reference_sam(image_size=SIZE, **numbers)
     for parameter in reference.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     ours = build_sam(image_size=SIZE, **numbers).eval()
@@ -232,7 +178,7 @@ def test_gradients_of_the_prompt_encoder_and_decoder(pair: tuple[Any, Sam], embe
         assert (actual[name] - expected[name]).abs().max() <= 1e-3 * scale, name
 
 
-def test_state_dict_keys_are_the_released_ones(modeling: Any) -> None:
+def test_state_dict_keys_are_the_released_ones() -> None:
     """Of a build like vit_b: depth, heads and window as released; narrow and small, so that the test is quick."""
     numbers: dict[str, Any] = {
         "embed_dim": 24,
@@ -241,7 +187,7 @@ def test_state_dict_keys_are_the_released_ones(modeling: Any) -> None:
         "global_attn_indexes": [2, 5, 8, 11],
         "window_size": 14,
     }
-    expected = reference_sam(modeling, size=256, **numbers).state_dict()
+    expected = reference_sam(image_size=256, **numbers).state_dict()
     actual = build_sam(image_size=256, **numbers).state_dict()
     assert {k: v.shape for k, v in actual.items()} == {k: v.shape for k, v in expected.items()}
     assert len(actual) == 314  # what sam_vit_b_01ec64.pth holds
