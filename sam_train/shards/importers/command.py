@@ -8,7 +8,7 @@ import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -17,6 +17,7 @@ from sam_train.errors import ConfigError, ShardError
 from sam_train.records import ImageRecord
 from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
+from sam_train.shards.options import add_options, given_options
 from sam_train.shards.writer import write_shard
 
 if TYPE_CHECKING:
@@ -29,12 +30,7 @@ def add_import(commands: Commands) -> None:
     for kind, importer in IMPORTERS.items():
         about = (inspect.getdoc(importer) or "").partition("\n\n")
         sub = kinds.add_parser(kind, help=about[0], description=about[0], epilog=about[2])
-        types = get_type_hints(importer)
-        for name, parameter in _options(kind).items():
-            flag, of_type, required = "--" + name.replace("_", "-"), types[name], parameter.default is parameter.empty
-            shown = "DIR" if of_type is Path else of_type.__name__.upper()
-            default = None if required else parameter.default
-            sub.add_argument(flag, type=of_type, required=required, default=default, metavar=shown)
+        add_options(sub, importer, but=("counts",))
         sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
         sub.add_argument("--images-per-shard", type=int, default=50, metavar="N")
         sub.add_argument("--holdout", type=float, default=0.0, metavar="FRACTION", help="write OUT/train and OUT/heldout")
@@ -48,10 +44,12 @@ def run_import(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--holdout is the fraction of images held out, from 0 up to but not 1, got {arguments.holdout}")
     if arguments.images_per_shard < 1:
         raise ConfigError(f"--images-per-shard must be 1 or more, got {arguments.images_per_shard}")
-    options = {name: getattr(arguments, name) for name in _options(arguments.kind)}
+    options = given_options(arguments, IMPORTERS[arguments.kind], but=("counts",))
     counts: Counter[str] = Counter()
     samples = IMPORTERS[arguments.kind](**options, counts=counts)
     _fill(_shelves(arguments, options), _with_counts(samples, counts), holdout=arguments.holdout, seed=arguments.seed)
+    if counts:
+        print("counted: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
 
 
 def is_held_out(key: str, *, holdout: float, seed: int) -> bool:
@@ -154,7 +152,3 @@ def _with_counts(
     for record, jpeg in samples:
         yield record, jpeg, counts - before
         before = counts.copy()
-
-
-def _options(kind: str) -> dict[str, inspect.Parameter]:
-    return {name: p for name, p in inspect.signature(IMPORTERS[kind]).parameters.items() if name != "counts"}

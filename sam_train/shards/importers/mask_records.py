@@ -1,0 +1,74 @@
+"""From a segment, however a data set writes it, to the record that a shard holds. Outlines: see `polygons`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from sam_train.errors import ShardError
+from sam_train.masks import encode_rle, rle_pixels
+from sam_train.records import MaskRecord, Provenance, Rle
+
+
+def record_of_rle(
+    rle: Rle, *, mask_id: int, annotator: str, predicted_iou: float = 1.0, stability_score: float = 1.0
+) -> MaskRecord:
+    """The record of a checked RLE; its size is the image's. Box and area are measured on it, whatever the data set says.
+
+    The scores of a mask that came with a data set are 1: it is the truth there.
+    """
+    height, width = rle["size"]
+    encoded = {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+    return MaskRecord(
+        id=mask_id,
+        segmentation=rle,
+        bbox=[float(number) for number in coco_mask.toBbox(encoded)],
+        area=int(coco_mask.area(encoded)),
+        predicted_iou=predicted_iou,
+        stability_score=stability_score,
+        crop_box=[0.0, 0.0, float(width), float(height)],
+        point_coords=[],
+        provenance=Provenance(stage="import", checkpoint="", annotator=annotator, config=""),
+    )
+
+
+def records_of_ids(ids: np.ndarray, *, annotator: str, counts: Counter[str], min_area: int = 1) -> list[MaskRecord]:
+    """One record for each value of an H x W map of unsigned integers but 0, in their order; the value becomes the mask's id.
+
+    Those below `min_area` pixels are left out and counted as "below_min_area".
+    """
+    records = []
+    for instance, area in zip(*np.unique(ids, return_counts=True), strict=True):
+        if instance == 0:
+            continue
+        if area < min_area:
+            counts["below_min_area"] += 1
+            continue
+        records.append(record_of_rle(encode_rle(ids == instance), mask_id=int(instance), annotator=annotator))
+    return records
+
+
+def checked_rle(value: dict[str, Any], *, height: int, width: int, place: str) -> Rle:
+    """COCO's RLE of a JSON, compressed (`counts` a string, kept as it is) or not (a list of runs), as a compressed one.
+
+    Raises ShardError, naming `place`, unless its size is [height, width] and its runs add up to that.
+    """
+    size, counts = value.get("size"), value.get("counts")
+    if size != [height, width]:
+        raise ShardError(f"{place}: RLE size {str(size)[:80]} is not the image's [{height}, {width}]")
+    if isinstance(counts, str):
+        num_pixels = rle_pixels(counts)
+    elif isinstance(counts, list) and all(type(run) is int and 0 <= run <= height * width for run in counts):
+        num_pixels = sum(counts)
+    else:
+        raise ShardError(f"{place}: RLE counts are neither a string nor a list of runs of at most {height * width} pixels")
+    if num_pixels != height * width:
+        shown = "are malformed" if num_pixels < 0 else f"add up to {num_pixels} pixels"
+        raise ShardError(f"{place}: RLE runs {shown}, the image has {height * width}")
+    if isinstance(counts, str):
+        return {"size": [height, width], "counts": counts}
+    compressed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": compressed["counts"].decode("ascii")}
