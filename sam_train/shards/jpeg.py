@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import simplejpeg
@@ -14,14 +16,31 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _EOI, _TEM, _APP0, _APP15, _COM = 0xD9, 0x01, 0xE0, 0xEF, 0xFE
 _NEEDED_TO_DECODE = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
 """Application segments that say how bytes become colours, by marker and what they begin with."""
+_KINDS = (
+    (0xE1, b"Exif\0", "EXIF"),
+    (0xE1, b"http://ns.adobe.com/", "XMP"),
+    (0xED, b"Photoshop 3.0\0", "IPTC"),
+    (_COM, b"", "a comment"),
+)
+
+MAX_PIXELS = 200_000_000
+"""Default limit of height times width, checked in the header before a pixel is decoded."""
 
 
-def decode_jpeg(data: bytes, *, shard: str = "", key: str = "") -> np.ndarray:
-    """JPEG to HWC uint8 RGB. Raises SkipSample("undecodable_jpeg") when the bytes are none."""
+def decode_jpeg(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """JPEG to HWC uint8 RGB.
+
+    Raises SkipSample: "undecodable_jpeg" when the bytes are none, "too_large" when its header says that it has more than
+    `max_pixels` (a few bytes can claim 12 GB of them).
+    """
     try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if height * width <= max_pixels:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
         raise SkipSample("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
+    message = f"the JPEG is {width} x {height}, at most {max_pixels} pixels are decoded: scale or cut it"
+    raise SkipSample("too_large", message, shard=shard, key=key)
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
@@ -35,20 +54,48 @@ def without_metadata(jpeg: bytes) -> bytes:
 
     Raises ValueError for bytes that are no whole JPEG.
     """
+    kept, position = [jpeg[:2]], 2
+    for start, marker, content, end in _segments(jpeg):
+        kept.append(jpeg[position:start])  # the data of a scan, if anything
+        if not _is_metadata(marker, jpeg[content:end]):
+            kept.append(jpeg[start:end])
+        position = end
+    return b"".join(kept)
+
+
+def metadata_of(jpeg: bytes) -> list[str]:
+    """What `without_metadata` would take out: "EXIF", "XMP", "IPTC", "a comment", "APP5", "bytes after its end", each once.
+
+    Of a torn JPEG, what stands before the tear.
+    """
+    kinds: dict[str, None] = {}
+    with suppress(ValueError):  # the decoder says it better
+        for _, marker, content, end in _segments(jpeg):
+            if _is_metadata(marker, jpeg[content:end]):
+                kinds[_kind(marker, jpeg[content:end])] = None
+            elif marker == _EOI and end < len(jpeg):
+                kinds["bytes after its end"] = None
+    return list(kinds)
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """(start, marker, start of its content, end) of each segment. Raises ValueError where they do not lead to the end."""
     if not jpeg.startswith(b"\xff\xd8"):
         raise ValueError("no JPEG: it does not begin with FF D8")
-    kept, position, marker = [jpeg[:2]], 2, 0
+    position, marker = 2, 0
     while marker != _EOI:
         found = _MARKER.search(jpeg, position)
         marker, end = (found[1][0], found.end()) if found else (0, len(jpeg))
         length = 0 if marker in (_EOI, _TEM) else int.from_bytes(jpeg[end : end + 2], "big")  # counts its own two bytes
         if found is None or end + length > len(jpeg):
             raise ValueError("a torn JPEG: its segments do not lead to its end")
-        kept.append(jpeg[position : found.start()])  # the data of a scan, if anything
-        if not _is_metadata(marker, jpeg[end + 2 : end + length]):
-            kept.append(jpeg[found.start() : end + length])
+        yield found.start(), marker, min(end + 2, end + length), end + length
         position = end + length
-    return b"".join(kept)
+
+
+def _kind(marker: int, content: bytes) -> str:
+    named = (name for code, begin, name in _KINDS if code == marker and content.startswith(begin))
+    return next(named, f"APP{marker - _APP0}")
 
 
 def _is_metadata(marker: int, content: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import reprlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -34,23 +35,46 @@ class Manifest:
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
 
+_TYPES: dict[str, tuple[type, Any]] = {
+    "shard": (str, object),
+    "sha256": (str, object),
+    "bytes": (int, object),
+    "keys": (list, str),
+    "num_masks": (int, object),
+    "skipped": (dict, str),
+    "counts": (dict, (int, float)),
+    "provenance": (dict, object),
+}
+"""Of each field, and of what is in it."""
+
+
+def _is(value: Any, expected: Any) -> bool:
+    return isinstance(value, expected) and (expected is object or not isinstance(value, bool))
+
+
 def manifest_path(shard: Path) -> Path:
     """`folder/sa_000000.tar` -> `folder/sa_000000.manifest.json`."""
     return shard.with_name(shard.name.removesuffix(".tar") + ".manifest.json")
 
 
 def load_manifest(shard: Path) -> Manifest:
-    """The manifest of a shard. Raises ShardError when it is absent, no JSON, or has other keys."""
+    """The manifest of a shard. Raises ShardError (field) when it is absent, no JSON, or has other keys or types."""
     path = manifest_path(shard)
     if not path.is_file():
         raise ShardError(f"no manifest {path.name} beside the shard: it was not finished, write it again", shard=str(shard))
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"manifest is not JSON: {error}", shard=str(shard)) from error
     known = {f.name for f in fields(Manifest)}
     if not isinstance(document, dict) or set(document) != known:
         raise ShardError(f"manifest keys differ from {sorted(known)}", shard=str(shard))
+    for name, (expected, items) in _TYPES.items():
+        value = document[name]
+        members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not _is(value, expected) or not all(_is(member, items) for member in members):
+            message = f"unexpected {reprlib.repr(value)}, expected a {expected.__name__}: write the shard again"
+            raise ShardError(message, shard=str(shard), field=f"manifest.{name}")
     return Manifest(**document)
 
 

@@ -22,16 +22,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from sam_train.errors import SkipSample
-from sam_train.shards.jpeg import decode_jpeg, encode_jpeg, without_metadata
+from sam_train.shards.jpeg import MAX_PIXELS, decode_jpeg, encode_jpeg, without_metadata
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What a folder is searched for, in lower case. What a file *is* is decided by its first bytes."""
 
 PICTURE_REASONS = ("empty_file", "unreadable", "unsupported_format", "too_large", "too_small")
 """Every `reason` of a SkipSample raised here."""
-
-MAX_PIXELS = 200_000_000
-"""Default limit of height times width, checked in the header before a pixel is decoded."""
 
 MIN_SIDE_PX = 8
 MAX_SIDE_PX = 65_500  # libjpeg's limit
@@ -92,7 +89,7 @@ def read_picture(data: bytes, *, key: str = "", name: str = "", max_pixels: int 
             return Picture(image=stored, jpeg=without_metadata(data))
         pixels = _over_white(_decode(header, data)) if stored is None else stored
         jpeg = encode_jpeg(_upright(pixels, exif_orientation(header)))
-        return Picture(image=decode_jpeg(jpeg), jpeg=jpeg)
+        return Picture(image=decode_jpeg(jpeg, max_pixels=max_pixels), jpeg=jpeg)
     except _UnknownKindError as error:
         raise SkipSample("unsupported_format", f"{name or 'the picture'} {error}", key=key) from error
     except MemoryError:

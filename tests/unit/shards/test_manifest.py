@@ -68,3 +68,32 @@ def test_done_shards_are_those_with_a_manifest(tmp_path: Path) -> None:
         manifest_path(tmp_path / f"{name}.tar").touch()
     assert done_shards(tmp_path) == [tmp_path / "a.tar", tmp_path / "b.tar"]
     assert done_shards(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("shard", 1),
+        ("sha256", None),
+        ("bytes", "9"),
+        ("bytes", True),
+        ("keys", 3),
+        ("keys", [3]),
+        ("num_masks", 1.5),
+        ("skipped", {"a": 1}),
+        ("counts", {"a": "1"}),
+        ("provenance", []),
+    ],
+)
+def test_a_manifest_of_other_types(tiny_shard: Path, field: str, value: object) -> None:
+    path = manifest_path(tiny_shard)
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(ShardError, match="unexpected") as caught:
+        load_manifest(tiny_shard)
+    assert caught.value.field == f"manifest.{field}"
+
+
+def test_a_manifest_nested_too_deeply(tiny_shard: Path) -> None:
+    manifest_path(tiny_shard).write_text("[" * 100_000)
+    with pytest.raises(ShardError, match="not JSON"):
+        load_manifest(tiny_shard)
