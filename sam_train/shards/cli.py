@@ -9,9 +9,10 @@ import argparse
 from collections.abc import Sequence
 
 from sam_train.errors import exit_with_message
+from sam_train.shards.care.validate import add_validate
 from sam_train.shards.importers.command import add_import
 
-COMMANDS = (add_import,)
+COMMANDS = (add_import, add_validate)
 
 
 @exit_with_message
