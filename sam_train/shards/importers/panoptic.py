@@ -1,0 +1,113 @@
+"""Panoptic maps: every segment of a picture in one PNG, as COCO panoptic, ADE20K and Cityscapes have them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sam_train.errors import ShardError
+from sam_train.records import ImageRecord
+from sam_train.shards.importers.instances_json import read_json, whole_number
+from sam_train.shards.importers.label_maps import check_size, read_png
+from sam_train.shards.importers.mask_records import records_of_ids
+from sam_train.shards.importers.pairs import checked_name, pairs_by_stem, whole_picture
+from sam_train.shards.keys import image_id_from_path, keys_from_paths
+
+_CITYSCAPES_FIRST_INSTANCE = 1000
+_CITYSCAPES_NOT_IN_THE_SCENE = 3
+"""0 unlabeled, 1 ego vehicle, 2 rectification border, 3 out of roi."""
+
+
+def import_panoptic(
+    images: Path,
+    labels: Path,
+    *,
+    segments: Path | None = None,
+    image_suffix: str = "",
+    label_suffix: str = "",
+    keep_stuff: bool = False,
+    min_area: int = 1,
+    counts: Counter[str] | None = None,
+) -> Iterator[tuple[ImageRecord, bytes]]:
+    """Pairs `images/STEM{image_suffix}.*` and `labels/STEM{label_suffix}.png` to records and JPEG bytes, in name order.
+
+    The PNG's form says what it means. RGB: id = R + 256 G + 65536 B, 0 is nothing (COCO, and ADE20K's _seg.png, where a
+    colour is an object too). 16 bits gray: Cityscapes' instanceIds, class * 1000 + number; values below 1000 are stuff, and
+    groups not told apart, and 0 to 3 no part of the scene. The id becomes the mask's. `segments` is COCO's panoptic JSON,
+    which knows of an id whether it is a crowd (never taken) and whether its category is a thing.
+
+    Left out and counted: "stuff", known from that JSON or Cityscapes' values, unless --keep-stuff; "crowd"; "below_min_area".
+
+    Raises ShardError, naming the file, for a picture without map or the reverse, a pair of two sizes (the picture seen
+    upright), another kind of PNG, a JSON of another form, and ids that the JSON does not list.
+    """
+    counts = Counter() if counts is None else counts
+    known = None if segments is None else _read_segments(segments)
+    pairs = pairs_by_stem(images, labels, ".png", what="panoptic map", image_suffix=image_suffix, label_suffix=label_suffix)
+    keys = keys_from_paths([name for name, _, _ in pairs])
+    for key, (name, image, label) in zip(keys, pairs, strict=True):
+        picture = whole_picture(image, key=key)
+        height, width = picture.image.shape[:2]
+        ids, is_cityscapes = read_panoptic(label)
+        check_size(label, ids, height=height, width=width, key=key)
+        if known is not None:
+            _leave_out_by_json(ids, known, label.relative_to(labels).as_posix(), keep_stuff, counts)
+        elif is_cityscapes:
+            _leave_out_by_value(ids, keep_stuff, counts)
+        masks = records_of_ids(ids, annotator="panoptic", min_area=min_area, counts=counts)
+        yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=masks), picture.jpeg
+
+
+def read_panoptic(path: Path) -> tuple[np.ndarray, bool]:
+    """A PNG to H x W uint32 ids, and whether it is 16 bit gray, Cityscapes' form. Raises ShardError, naming the file."""
+    expected = "a panoptic map is an RGB PNG, or 16 bit gray as Cityscapes' instanceIds; see also the kind label_maps"
+    values = read_png(path, ("RGB", "I;16"), expected=expected)
+    if values.ndim == 2:
+        return values.astype(np.uint32), True
+    return values.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32), False
+
+
+def _leave_out_by_value(ids: np.ndarray, keep_stuff: bool, counts: Counter[str]) -> None:
+    ids[ids <= _CITYSCAPES_NOT_IN_THE_SCENE] = 0
+    if not keep_stuff:
+        stuff = (ids > 0) & (ids < _CITYSCAPES_FIRST_INSTANCE)
+        counts.update("stuff" for _ in np.unique(ids[stuff]))
+        ids[stuff] = 0
+
+
+def _leave_out_by_json(
+    ids: np.ndarray, known: dict[str, dict[int, str]], name: str, keep_stuff: bool, counts: Counter[str]
+) -> None:
+    if name not in known:
+        raise ShardError(f"the segments JSON does not list {name}: it is of other pictures")
+    for segment in np.unique(ids[ids > 0]):
+        if int(segment) not in known[name]:
+            raise ShardError(f"{name} holds the id {segment}, which the segments JSON does not list for it")
+        kind = known[name][int(segment)]
+        if kind == "crowd" or (kind == "stuff" and not keep_stuff):
+            counts[kind] += 1
+            ids[ids == segment] = 0
+
+
+def _read_segments(path: Path) -> dict[str, dict[int, str]]:
+    """PNG's name -> id -> thing, stuff or crowd."""
+    document = read_json(path, ("annotations", "categories"))
+    stuff = {
+        whole_number(entry, "id", place=f"{path}, categories") for entry in document["categories"] if not entry.get("isthing", 1)
+    }
+    found: dict[str, dict[int, str]] = {}
+    for index, annotation in enumerate(document["annotations"]):
+        place = f"{path}, annotations[{index}]"
+        found[checked_name(annotation.get("file_name"), place=place)] = kinds = {}
+        segments = annotation.get("segments_info")
+        if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+            raise ShardError(f"{place}: expected 'segments_info', a list of objects")
+        for segment in segments:
+            is_stuff = whole_number(segment, "category_id", place=place) in stuff
+            kinds[whole_number(segment, "id", place=place)] = (
+                "crowd" if segment.get("iscrowd") else "stuff" if is_stuff else "thing"
+            )
+    return found
