@@ -9,10 +9,11 @@ import argparse
 from collections.abc import Sequence
 
 from sam_train.errors import exit_with_message
+from sam_train.shards.care.repair import add_repair
 from sam_train.shards.care.validate import add_validate
 from sam_train.shards.importers.command import add_import
 
-COMMANDS = (add_import, add_validate)
+COMMANDS = (add_import, add_validate, add_repair)
 
 
 @exit_with_message
