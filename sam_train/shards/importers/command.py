@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sam_train.errors import ConfigError, ShardError
+from sam_train.errors import ConfigError
 from sam_train.records import ImageRecord
 from sam_train.shards.importers import IMPORTERS
-from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
 from sam_train.shards.options import add_options, given_options
-from sam_train.shards.writer import write_shard
+from sam_train.shards.shelf import Shelf, is_held_out
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -50,63 +48,6 @@ def run_import(arguments: argparse.Namespace) -> None:
     _fill(_shelves(arguments, options), _with_counts(samples, counts), holdout=arguments.holdout, seed=arguments.seed)
     if counts:
         print("counted: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
-
-
-def is_held_out(key: str, *, holdout: float, seed: int) -> bool:
-    """Whether an image belongs to the held-out `holdout` (0..1) of its data set.
-
-    Depends on the key and the seed alone, so no image changes sides when others come or go.
-    """
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < holdout * 2**64
-
-
-class Shelf:
-    """Fills one folder with shards of `images_per_shard` images; those that are already there are kept."""
-
-    def __init__(self, folder: Path, images_per_shard: int, provenance: dict[str, Any]) -> None:
-        self.folder, self.images_per_shard, self.provenance = folder, images_per_shard, provenance
-        self.num_images = self.num_masks = self.num_shards = self.num_kept = 0
-        self._samples: list[tuple[ImageRecord, bytes]] = []
-        self._counts: Counter[str] = Counter()
-
-    def add(self, record: ImageRecord, jpeg: bytes, counts: Counter[str]) -> None:
-        """Put one image in; `counts` is what was left out of it. Writes a shard when one is full."""
-        self._samples.append((record, jpeg))
-        self._counts += counts
-        self.num_images += 1
-        self.num_masks += len(record.masks)
-        if len(self._samples) == self.images_per_shard:
-            self._flush()
-
-    def close(self) -> None:
-        """Write what is left.
-
-        Raises ShardError when the folder holds shards that are not of this import.
-        """
-        if self._samples:
-            self._flush()
-        if more := done_shards(self.folder)[self.num_shards :]:
-            raise ShardError(
-                f"{more[0].name} and {len(more) - 1} more are of another import: give an empty --out", shard=str(more[0])
-            )
-
-    def _flush(self) -> None:
-        shard = self.folder / f"sa_{self.num_shards:06d}.tar"
-        if manifest_path(shard).is_file():
-            self._check_done(shard, load_manifest(shard))
-            self.num_kept += 1
-        else:
-            counts = {name: float(count) for name, count in self._counts.items()}
-            write_shard(shard, self._samples, counts=counts, provenance=self.provenance)
-        self.num_shards += 1
-        self._samples, self._counts = [], Counter()
-
-    def _check_done(self, shard: Path, manifest: Manifest) -> None:
-        keys, num_masks = [record.key for record, _ in self._samples], sum(len(record.masks) for record, _ in self._samples)
-        same = manifest.keys == keys and manifest.num_masks == num_masks and manifest.provenance == self.provenance
-        if not same or not shard.is_file() or shard.stat().st_size != manifest.bytes:
-            raise ShardError("the shard is there, but of other images or options: give an empty --out", shard=str(shard))
 
 
 def _shelves(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Shelf]:
