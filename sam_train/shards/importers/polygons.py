@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -45,7 +46,7 @@ def rle_of_polygons(polygons: Sequence[np.ndarray], *, height: int, width: int, 
     return {"size": [height, width], "counts": union["counts"].decode("ascii")}
 
 
-def _rle(points: np.ndarray, height: int, width: int, place: str) -> dict[str, bytes] | None:
+def _rle(points: np.ndarray, height: int, width: int, place: str) -> dict[str, Any] | None:
     if len(points) < 3:
         return None
     steps = 5 * np.abs(points - np.roll(points, 1, 0)).max(1)
@@ -56,7 +57,7 @@ def _rle(points: np.ndarray, height: int, width: int, place: str) -> dict[str, b
 
 
 def _near(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The outline cut where it is farther from the picture than the picture is large; nothing changes inside.
+    """The outline cut where it is farther from the picture than the picture is large. Inside it only rounding changes.
 
     pycocotools drops what is outside by itself, to the pixel as others do, but walks all the way there.
     """

@@ -1,0 +1,313 @@
+"""Instances in JSON, COCO's and LVIS's, and outlines to masks."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from sam_train.errors import ShardError
+from sam_train.masks import decode_rle, encode_rle
+from sam_train.records import ImageRecord
+from sam_train.shards import decode_jpeg
+from sam_train.shards.cli import main
+from sam_train.shards.importers.coco import import_coco
+from sam_train.shards.importers.lvis import import_lvis
+from sam_train.shards.importers.polygons import rle_of_polygons
+
+HEIGHT, WIDTH = 20, 30
+SQUARE = [2.0, 3.0, 9.0, 3.0, 9.0, 12.0, 2.0, 12.0]
+TRIANGLE = [20, 15, 28, 15, 24, 19]
+DISC = np.hypot(*(np.mgrid[:HEIGHT, :WIDTH] - np.array([10, 20])[:, None, None])) < 6
+
+
+def runs(mask: np.ndarray) -> list[int]:
+    flat = np.concatenate([[0], mask.ravel(order="F").astype(int), [1 - int(mask[-1, -1])]])
+    changes = np.flatnonzero(np.diff(flat))
+    return np.diff(np.concatenate([[0], changes])).tolist()
+
+
+def annotation(number: int, segmentation: object, image_id: int = 7, **more: object) -> dict[str, Any]:
+    return {"id": number, "image_id": image_id, "category_id": 1, "segmentation": segmentation, "iscrowd": 0, **more}
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Two pictures, one without masks, and every form of a segmentation."""
+    (tmp_path / "images" / "val").mkdir(parents=True)
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for name in ("val/b.jpg", "a.png"):
+        Image.fromarray(picture).save(tmp_path / "images" / name)
+    document = {
+        "images": [
+            {"id": 7, "file_name": "val/b.jpg", "height": HEIGHT, "width": WIDTH},
+            {"id": 3, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
+        ],
+        "annotations": [
+            annotation(11, [SQUARE, TRIANGLE]),
+            annotation(12, {"size": [HEIGHT, WIDTH], "counts": runs(DISC)}),
+            annotation(13, encode_rle(DISC)),
+            annotation(14, {"size": [HEIGHT, WIDTH], "counts": runs(~DISC)}, iscrowd=1),
+            annotation(15, [[1, 1, 2, 2]]),
+            annotation(16, []),
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def change(coco: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((coco / "instances.json").read_text())
+    edit(document)
+    (coco / "instances.json").write_text(json.dumps(document))
+
+
+def imported(coco: Path, **options: Any) -> dict[str, tuple[ImageRecord, bytes]]:
+    found = import_coco(coco / "images", coco / "instances.json", **options)
+    return {record.key: (record, jpeg) for record, jpeg in found}
+
+
+def masks_of(record: ImageRecord) -> dict[int, np.ndarray]:
+    return {m.id: decode_rle(m.segmentation, height=record.height, width=record.width) for m in record.masks}
+
+
+def test_every_form_of_a_segmentation(coco: Path) -> None:
+    counts: Counter[str] = Counter()
+    found = imported(coco, counts=counts)
+    assert [record.image_id for record, _ in found.values()] == [3, 7]
+    (empty, _), (record, jpeg) = found.values()
+    assert empty.masks == []
+    assert decode_jpeg(jpeg).shape[:2] == (HEIGHT, WIDTH)
+    masks = masks_of(record)
+    assert set(masks) == {11, 12, 13}
+    np.testing.assert_array_equal(masks[12], DISC)
+    np.testing.assert_array_equal(masks[13], DISC)
+    assert counts == {"crowd": 1, "mask_without_pixels": 2, "polygon_below_3_points": 1}
+    assert masks[11][3:12, 2:9].all()
+    assert masks[11].sum() == 63 + masks[11][13:].sum() > 70
+    assert record.masks[0].area == masks[11].sum()
+    assert record.masks[1].bbox == [15, 5, 11, 11]
+    assert ImageRecord.from_json(record.to_json(), key=record.key) == record
+
+
+def test_as_pycocotools_reads_it(coco: Path) -> None:
+    reference = COCO(str(coco / "instances.json"))
+    (_, _), (record, _) = imported(coco, keep_crowd=True).values()
+    masks = masks_of(record)
+    assert set(masks) == {11, 12, 13, 14}
+    for number, mask in masks.items():
+        np.testing.assert_array_equal(mask, reference.annToMask(reference.anns[number]).astype(bool))
+
+
+def test_missing_picture(coco: Path) -> None:
+    (coco / "images" / "a.png").unlink()
+    with pytest.raises(ShardError, match=r"no such picture: .*a\.png"):
+        imported(coco)
+    counts: Counter[str] = Counter()
+    assert len(imported(coco, missing="leave_out", counts=counts)) == 1
+    assert counts["picture_missing"] == 1
+
+
+def with_orientation(coco: Path, orientation: int, width: int, height: int) -> tuple[ImageRecord, bytes]:
+    """The second picture, wide and with a bright left end as stored, with that EXIF orientation and that size in the JSON."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[:, :5] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(coco / "images" / "val" / "b.jpg", quality=95, exif=exif)
+    change(coco, lambda d: d["images"][0].update(width=width, height=height))
+    change(coco, lambda d: d.update(annotations=[annotation(1, [[0, 0, 5, 0, 5, height, 0, height]])]))
+    return list(imported(coco).values())[1]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_masks_fit_the_pixels_as_stored(coco: Path, orientation: int) -> None:
+    record, jpeg = with_orientation(coco, orientation, WIDTH, HEIGHT)
+    (mask,) = masks_of(record).values()
+    assert decode_jpeg(jpeg)[mask].mean() > 200
+    assert decode_jpeg(jpeg)[~mask].mean() < 20
+
+
+def test_masks_of_the_upright_size_get_the_upright_picture(coco: Path) -> None:
+    record, jpeg = with_orientation(coco, 6, HEIGHT, WIDTH)
+    assert decode_jpeg(jpeg).shape[:2] == (record.height, record.width) == (WIDTH, HEIGHT)
+    assert decode_jpeg(jpeg)[:5].mean() > 200
+
+
+def test_an_orientation_that_cannot_be_dropped_is_an_error(coco: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (WIDTH, HEIGHT)).save(coco / "images" / "a.png", exif=exif)
+    with pytest.raises(ShardError, match=r"a\.png has an EXIF orientation and is PNG"):
+        imported(coco)
+
+
+def first(part: str, **values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda document: document[part][0].update(values)
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "climbing": (first("images", file_name="../../etc/passwd.jpg"), "leads out of the folder"),
+    "absolute": (first("images", file_name="/etc/passwd.jpg"), "leads out of the folder"),
+    "backslash": (first("images", file_name="..\\b.jpg"), "expected a file name"),
+    "no_name": (first("images", file_name=None), "expected a file name"),
+    "size": (first("images", width=31), "is 30 x 20, its annotations say 31 x 20"),
+    "huge_size": (first("images", width=10**12, height=10**12), "is 30 x 20, its annotations say"),
+    "not_a_size": (first("images", width="30"), "expected a whole number as 'width'"),
+    "rle_size": (first("annotations", segmentation={"size": [30, 20], "counts": [600]}), "RLE size"),
+    "huge_runs": (first("annotations", segmentation={"size": [20, 30], "counts": [10**18]}), "RLE counts are neither"),
+    "negative_runs": (first("annotations", segmentation={"size": [20, 30], "counts": [-1, 601]}), "RLE counts are neither"),
+    "short_runs": (first("annotations", segmentation={"size": [20, 30], "counts": [599]}), "add up to 599"),
+    "rle_string": (first("annotations", segmentation={"size": [20, 30], "counts": "zzzzzzzzzz"}), "malformed"),
+    "no_segmentation": (first("annotations", segmentation=None), "expected polygons or an RLE"),
+    "odd_polygon": (first("annotations", segmentation=[[1, 2, 3, 4, 5]]), "a polygon is a list"),
+    "words": (first("annotations", segmentation=[["a", "b"]]), "a polygon is a list"),
+    "flat_polygon": (first("annotations", segmentation=[1, 2, 3, 4, 5, 6]), "a polygon is a list"),
+    "far": (first("annotations", segmentation=[[0, 0, 1e300, 0, 5, 5]]), "not finite or more than"),
+    "nan": (first("annotations", segmentation=[[0, 0, float("nan"), 0, 5, 5]]), "not finite or more than"),
+    "too_large_a_number": (first("annotations", segmentation=[[0, 0, 10**400, 0, 5, 5]]), "too large a number"),
+    "unknown_image": (first("annotations", image_id=99), "image ids of annotations are none of an image"),
+    "id": (first("annotations", id="x"), "expected a whole number as 'id'"),
+    "score": (first("annotations", predicted_iou="good"), "expected a score"),
+    "twice": (lambda d: d["images"].append(d["images"][0]), "was there before"),
+    "no_images": (lambda d: d.update(images=[], annotations=[]), "no images"),
+    "no_lists": (lambda d: d.pop("annotations"), "expected an object with"),
+    "lvis": (lambda d: d["images"][0].update(coco_url=d["images"][0].pop("file_name")), "import it as lvis"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_named(coco: Path, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    edit, message = WRONG[wrong]
+    change(coco, edit)
+    with pytest.raises(ShardError, match=message) as caught:
+        imported(coco)
+    assert any(name in str(caught.value) for name in ("b.jpg", "instances.json"))
+    command = ["--images", f"{coco}/images", "--annotations", f"{coco}/instances.json", "--out", f"{coco}/out"]
+    with pytest.raises(SystemExit) as ended:
+        main(["import", "coco", *command])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert not list(coco.glob("out/**/*.*"))
+
+
+def polygon_mask(points: object, counts: Counter[str] | None = None) -> np.ndarray:
+    counts = Counter() if counts is None else counts
+    arrays = [np.asarray(points, float)]
+    rle = rle_of_polygons(arrays, height=HEIGHT, width=WIDTH, counts=counts, place="here")
+    return np.zeros((HEIGHT, WIDTH), bool) if rle is None else decode_rle(rle, height=HEIGHT, width=WIDTH)
+
+
+def test_outlines_out_of_the_picture_are_cut_and_counted() -> None:
+    for far in (3, 1000, 9e6):
+        counts: Counter[str] = Counter()
+        mask = polygon_mask([[-far, 4], [10, 4], [10, 9], [-far, 9]], counts)
+        expected = np.zeros((HEIGHT, WIDTH), bool)
+        expected[4:9, :10] = True
+        np.testing.assert_array_equal(mask, expected)
+        assert counts == {"polygon_clipped": 1}
+    whole = [[-9e6, -9e6], [9e6, -9e6], [9e6, 9e6], [-9e6, 9e6]]
+    assert polygon_mask(whole).all()
+    counts = Counter()
+    assert not polygon_mask([[100, 100], [5e6, 100], [5e6, 5e6]], counts).any()
+    assert counts == {"polygon_clipped": 1, "polygon_without_pixels": 1}
+
+
+def distance_to_outline(point: np.ndarray, points: np.ndarray) -> float:
+    start, along = points, np.roll(points, -1, 0) - points
+    share = ((point - start) * along).sum(1) / (along**2).sum(1)
+    return float(np.hypot(*(start + share.clip(0, 1)[:, None] * along - point).T).min())
+
+
+def test_cutting_far_away_changes_nothing_inside_but_by_rounding() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        points = rng.uniform(-80, 100, (9, 2))
+        (rle,) = coco_mask.frPyObjects([points.ravel().tolist()], HEIGHT, WIDTH)
+        different = np.argwhere(coco_mask.decode(rle).astype(bool) ^ polygon_mask(points))[:, ::-1] + 0.5
+        assert len(different) <= 15
+        assert all(distance_to_outline(centre, points) < 0.3 for centre in different), "cut ends are rounded to fifths of a pixel"
+
+
+def test_thin_and_flat_outlines_are_counted_by_name() -> None:
+    counts: Counter[str] = Counter()
+    assert not polygon_mask([[3, 3], [9, 3]], counts).any()
+    assert not polygon_mask([[3, 3], [9, 3], [6, 3]], counts).any()
+    assert not polygon_mask([[3.1, 3.1], [3.2, 3.1], [3.2, 3.2]], counts).any()
+    assert counts == {"polygon_below_3_points": 1, "polygon_without_pixels": 2}
+
+
+def test_an_outline_of_absurd_length_is_refused() -> None:
+    points = np.tile([[0.0, 0.0], [WIDTH, HEIGHT]], (200_000, 1))
+    with pytest.raises(ShardError, match="here: a polygon of 400000 corners"):
+        polygon_mask(points)
+
+
+LVIS_IMAGE = {"id": 1, "coco_url": "http://images.cocodataset.org/val2017/a.jpg", "height": HEIGHT, "width": WIDTH}
+
+
+def lvis(tmp_path: Path, **changes: object) -> Path:
+    document = {"images": [{**LVIS_IMAGE, **changes}], "annotations": [annotation(5, [SQUARE], image_id=1)]}
+    (tmp_path / "lvis.json").write_text(json.dumps(document))
+    return tmp_path / "lvis.json"
+
+
+@pytest.mark.parametrize("place", ["val2017/a.jpg", "a.jpg"])
+def test_lvis_pictures_by_address(tmp_path: Path, place: str) -> None:
+    (tmp_path / "images" / place).parent.mkdir(parents=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / place)
+    ((record, _),) = import_lvis(tmp_path / "images", lvis(tmp_path))
+    assert record.masks[0].area == 63
+    assert record.masks[0].provenance is not None
+    assert record.masks[0].provenance.annotator == "lvis"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coco_url": "http://x/../../etc/a.jpg"}, "leads out of the folder"),
+        ({"coco_url": "http://[/a.jpg"}, "is no address"),
+        ({"coco_url": "http://x/"}, "expected a file name"),
+        ({"coco_url": None}, "imported as coco"),
+        ({"width": 31}, "is 30 x 20"),
+    ],
+)
+def test_wrong_lvis(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / "a.jpg")
+    with pytest.raises(ShardError, match=message):
+        list(import_lvis(tmp_path / "images", lvis(tmp_path, **changes)))
+
+
+def test_real_lvis(tmp_path: Path, shared_dir: Path) -> None:
+    path = shared_dir / "data" / "lvis_val_100" / "lvis_val_100.json"
+    if not path.is_file():
+        pytest.skip("the LVIS annotations are not in the folder `shared` beside the repository")
+    document = json.loads(path.read_text())
+    for image in document["images"]:
+        place = tmp_path / Path(*image["coco_url"].split("/")[-2:])
+        place.parent.mkdir(exist_ok=True)
+        stream = io.BytesIO()
+        Image.new("L", (image["width"], image["height"])).save(stream, "JPEG", quality=20)
+        place.write_bytes(stream.getvalue())
+    counts: Counter[str] = Counter()
+    records = {record.image_id: record for record, _ in import_lvis(tmp_path, path, counts=counts)}
+    assert len(records) == 100
+    assert sum(len(record.masks) for record in records.values()) + counts["mask_without_pixels"] == len(document["annotations"])
+    assert counts["mask_without_pixels"] <= 2
+    areas = {mask.id: mask.area for record in records.values() for mask in record.masks}
+    errors = [
+        abs(areas[a["id"]] - a["area"]) / a["area"] for a in document["annotations"] if a["id"] in areas and a["area"] > 500
+    ]
+    assert np.median(errors) < 0.01
+    assert max(errors) < 0.1
