@@ -87,7 +87,7 @@ class ImageEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.neck(x.permute(0, 3, 1, 2))
-        return x if self.details is None else torch.cat([x, *self.details(finer)], 1)
+        return x if self.details is None else torch.cat([x, *self.details(x, finer)], 1)
 
     def _positions(self, h: int, w: int) -> Float[Tensor, "1 h w C"]:
         if self.pos_embed.shape[1:3] == (h, w):
@@ -135,20 +135,48 @@ class ConvStem(nn.Module):
 
 
 class Details(nn.Module):
-    """What the stem sees at a half and a quarter of a patch, folded into the channels of the image tokens."""
+    """What the stem sees at a half and a quarter of a patch, folded into the channels of the image tokens.
+
+    On the way from the tokens to the finer grids each grid takes what the one above knows and is convolved once more: a
+    feature pyramid (Lin et al. 2017). That is made once an image; the decoder, which works once a prompt, only adds it.
+    """
 
     def __init__(self, stem: nn.Module, out_chans: int) -> None:
         super().__init__()
         if not isinstance(stem, ConvStem) or len(stem.widths) < 3:
             raise ValueError("details want a convolutional stem with a patch of 8 pixels or more")
-        self.at_half = nn.Linear(stem.widths[-2], out_chans // 4)
-        self.at_quarter = nn.Linear(stem.widths[-3], out_chans // 8)
+        half, quarter = stem.widths[-2], stem.widths[-3]
+        self.to_half, self.to_quarter = PyramidLevel(out_chans, half), PyramidLevel(half, quarter)
+        self.at_half, self.at_quarter = nn.Linear(half, out_chans // 4), nn.Linear(quarter, out_chans // 8)
 
-    def forward(self, finer: list[Float[Tensor, "B _ _ _"]]) -> tuple[Float[Tensor, "B _ h w"], Float[Tensor, "B _ h w"]]:
-        half, quarter = self.at_half(finer[-1]), self.at_quarter(finer[-2])
+    def forward(
+        self, tokens: Float[Tensor, "B C h w"], finer: list[Float[Tensor, "B _ _ _"]]
+    ) -> tuple[Float[Tensor, "B _ h w"], Float[Tensor, "B _ h w"]]:
+        half = self.to_half(tokens.permute(0, 2, 3, 1), finer[-1])
+        return self.fold(self.at_half(half), self.at_quarter(self.to_quarter(half, finer[-2])))
+
+    @staticmethod
+    def fold(
+        half: Float[Tensor, "B _ _ _"], quarter: Float[Tensor, "B _ _ _"]
+    ) -> tuple[Float[Tensor, "B _ h w"], Float[Tensor, "B _ h w"]]:
+        """The pixels of the two finer grids as channels of the image token that they lie in, in the decoder's order."""
         half = half.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 2, 4, 5, 1, 3)  # y x o, h w
         quarter = quarter.unflatten(2, (-1, 2, 2)).unflatten(1, (-1, 2, 2)).permute(0, 2, 5, 3, 6, 7, 1, 4)  # y x y x o, h w
         return half.flatten(1, 3), quarter.flatten(1, 5)
+
+
+class PyramidLevel(nn.Module):
+    """A grid and the one above it, of half its side, to the grid with both: their sum, and two 3 x 3 convolutions of it."""
+
+    def __init__(self, above: int, dim: int) -> None:
+        super().__init__()
+        self.lateral = nn.Linear(above, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.convs = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, dim, 3, padding=1))
+
+    def forward(self, above: Float[Tensor, "B h w _"], x: Float[Tensor, "B 2*h 2*w C"]) -> Float[Tensor, "B 2*h 2*w C"]:
+        x = x + self.lateral(above).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        return x + self.convs(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):

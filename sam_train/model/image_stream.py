@@ -6,8 +6,10 @@ matrix of low rank. A norm only scales a row, centres it and weighs its channels
 
     z = scale * (x' + factors^T . coefficients) + constant        (L 1) * ((L C) + (L R) . (R C)) + (C)
 
-with x' and the constant shared by all prompts, and R about 60 a layer instead of C = 256. Any linear map of z (keys,
+with x' and the constant shared by all prompts, and R about 50 a layer instead of C = 256. Any linear map of z (keys,
 values, queries, the upscaling) is that map of x', made once an image, and of R rows a prompt. Exact up to rounding.
+The weights of an image token sum to 1 in each head, so the last token's value goes to all image tokens alike, and the others
+add their difference from it: T - 1 factors a head, and one for the whole.
 
 Where R nears C (few channels, many points), `DenseStream` writes z out after the first norm and folds the maps into the few
 tokens instead: `q . (W z) = (q W) . z`.
@@ -36,7 +38,7 @@ class Projection:
     """What is added unscaled: positions and the constant. None where there are no positions, or where `base` has them."""
     base: Float[Tensor, "n d L"] | None = None
     """The shared tokens."""
-    maps: tuple[Float[Tensor, "_ _ O"], ...] = ()
+    maps: tuple[Float[Tensor, "_ O"], ...] = ()
     constant: Float[Tensor, "n d 1"] | None = None
     """Where there are no positions."""
 
@@ -47,14 +49,14 @@ class Normalization:
 
     norm: nn.LayerNorm
     base: Float[Tensor, "C #L"]
-    maps: tuple[Float[Tensor, "_ _ C"], ...]
+    maps: tuple[Float[Tensor, "_ C"], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Centered(Normalization):
     """The same with the channels of base and maps centred."""
 
-    crosses: tuple[Float[Tensor, "_ _ L"], ...]
+    crosses: tuple[Float[Tensor, "_ L"], ...]
     """Products of the maps' rows with the base's tokens."""
     squares: Float[Tensor, " L"]
     """Squared lengths of the base's tokens."""
@@ -64,11 +66,11 @@ class SharedStream:
     """The part of the stream that all prompts of an image have in common, as the layers go by.
 
     base: the image tokens with what is added to them for every prompt.
-    maps: for each block of factors, the rows that its values are coordinates of: coefficients = values @ map.
+    maps: the rows that values are coordinates of.
     dense: whether the prompts' streams are written out after the first norm: nothing is shared from there on.
     """
 
-    def __init__(self, base: Float[Tensor, "C L"], maps: tuple[Float[Tensor, "_ _ C"], ...], *, dense: bool) -> None:
+    def __init__(self, base: Float[Tensor, "C L"], maps: tuple[Float[Tensor, "_ C"], ...], *, dense: bool) -> None:
         self.base, self.maps, self.dense = base, maps, dense
         self.constant: Float[Tensor, " C"] | None = None  # before the first norm it is part of the base
 
@@ -88,13 +90,13 @@ class SharedStream:
             return Projection(heads(weight), None, heads(base), maps, heads(constant))
         return Projection(heads(weight), heads(positions + constant), heads(base), maps)
 
-    def add(self, rows: Float[Tensor, "_ _ C"], constant: Float[Tensor, " C"]) -> None:
-        """Follow `PromptStream.add`: a block of factors joins, whose values are coordinates of `rows`; and a constant."""
+    def add(self, rows: Float[Tensor, "_ C"], constant: Float[Tensor, " C"]) -> None:
+        """Follow `PromptStream.add`, whose values are coordinates of `rows`; and a constant."""
         if self.constant is None or self.dense:
             self.base = self.base + constant[:, None]
             self.maps = (*self.maps, rows)
         else:  # the constant so far is not scaled: it becomes a row of its own
-            self.maps = (*self.maps, (self.constant + constant)[None, None], rows)
+            self.maps = (*self.maps, (self.constant + constant)[None], rows)
 
     def normalize(self, norm: nn.LayerNorm) -> Normalization:
         """Follow a layer norm: its weight falls on base and maps, its bias is the constant."""
@@ -110,15 +112,19 @@ class SharedStream:
 
 
 class PromptStream:
-    """What each of N prompts has of its own: the scale of each row, factors, and their values in terms of the shared maps."""
+    """What each of N prompts has of its own: the scale of each row, factors, and their values in terms of the shared maps.
+
+    Blocks of factors follow each other. A block is the number of a map and the values `N n T d`: its n T coefficients are the
+    products of the values with the map's n times d rows.
+    """
 
     def __init__(self, features: Float[Tensor, "N K L"] | None) -> None:
         """`features` are those of mask prompts, coordinates of the first shared map."""
         self.scale: Float[Tensor, "N 1 L"] | None = None
         self.factors: Float[Tensor, "N R L"] | None = features
-        self.values: list[Float[Tensor, "_ _ _ _"]] = []
+        self.blocks: list[tuple[int, Float[Tensor, "_ _ _ _"]]] = []
         if features is not None:
-            self.values.append(torch.eye(features.shape[1], dtype=features.dtype, device=features.device)[None, None])
+            self.blocks.append((0, torch.eye(features.shape[1], dtype=features.dtype, device=features.device)[None, None]))
 
     def at(self, rows: Int[Tensor, " K"]) -> PromptStream:
         """The streams of some prompts, after a norm."""
@@ -126,7 +132,7 @@ class PromptStream:
         assert self.scale is not None
         some = PromptStream(None)
         some.scale, some.factors = self.scale[rows], self.factors[rows]
-        some.values = [v[rows] if len(v) == len(self.factors) else v for v in self.values]
+        some.blocks = [(i, v[rows] if len(v) == len(self.factors) else v) for i, v in self.blocks]
         return some
 
     def scores(self, projection: Projection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
@@ -154,16 +160,18 @@ class PromptStream:
         return mixed if projection.constant is None else mixed + projection.constant.transpose(1, 2)
 
     def add(self, weights: Float[Tensor, "N n T L"], values: Float[Tensor, "N n T d"]) -> None:
-        """Each image token takes the values of the prompt's tokens by its weights."""
-        factors = weights.flatten(1, 2)
+        """Each image token takes the values of the prompt's tokens by its weights, which sum to 1."""
+        last, at = values[:, :, -1:], self.blocks[-1][0] + 1 if self.blocks else 0
+        factors = weights[:, :, :-1].flatten(1, 2)
         if self.scale is None:
-            self.factors = factors if self.factors is None else torch.cat([self.factors, factors], 1)
+            whole = torch.ones_like(factors[:, :1])
         else:  # what is scaled later as all the rest is must be divided now: the shared constant, too
-            assert self.factors is not None
-            inverse = self.scale.reciprocal()
-            self.factors = torch.cat([self.factors, inverse, factors * inverse], 1)
-            self.values.append(values.new_ones(1, 1, 1, 1))
-        self.values.append(values)
+            whole = self.scale.reciprocal()
+            factors = factors * whole
+            self.blocks.append((at, values.new_ones(1, 1, 1, 1)))
+            whole, at = whole.expand(-1, 2, -1), at + 1
+        self.factors = torch.cat([whole, factors] if self.factors is None else [self.factors, whole, factors], 1)
+        self.blocks += [(at, last.transpose(1, 2).flatten(2)[:, None]), (at, values[:, :, :-1] - last)]
 
     def normalize(self, to: Normalization) -> None:
         """A layer norm over the channels, by the squared lengths of the rows: |scale (x' + f^T A)|^2, all centred."""
@@ -173,8 +181,9 @@ class PromptStream:
             rows, factors = _precise(self._coefficients(to.maps)), _precise(self.factors)
             products = rows @ rows.transpose(1, 2) @ factors
             at = 0
-            for values, cross in zip(self.values, to.crosses, strict=True):
-                block = _by_head(_precise(values).expand(len(rows), -1, -1, -1), _precise(cross))
+            for i, values in self.blocks:
+                cross = _heads(_precise(to.crosses[i]), values)
+                block = _by_head(_precise(values).expand(len(rows), -1, -1, -1), cross)
                 end = at + block.shape[1] * block.shape[2]
                 products[:, at:end].unflatten(1, block.shape[1:3]).add_(block, alpha=2)
                 at = end
@@ -196,9 +205,9 @@ class PromptStream:
         for base, factors, scale in zip(shared.split(tokens_at_once), *parts, strict=True):
             yield torch.addcmul(bias, scale.mT, torch.baddbmm(base, factors.mT, rows))
 
-    def _coefficients(self, maps: tuple[Float[Tensor, "_ _ O"], ...]) -> Float[Tensor, "N R O"]:
+    def _coefficients(self, maps: tuple[Float[Tensor, "_ O"], ...]) -> Float[Tensor, "N R O"]:
         assert self.factors is not None
-        blocks = [(v.to(m.dtype) @ m).flatten(1, 2) for v, m in zip(self.values, maps, strict=True)]
+        blocks = [(values.to(maps[i].dtype) @ _heads(maps[i], values)).flatten(1, 2) for i, values in self.blocks]
         return torch.cat([b.expand(len(self.factors), -1, -1) for b in blocks], 1)
 
 
@@ -231,7 +240,7 @@ class DenseStream(PromptStream):
         before = to.base.T if self.tokens is None else self.tokens + to.base.T
         tokens = torch.baddbmm(before, self.factors.mT, self._coefficients(to.maps))
         self.tokens = F.layer_norm(tokens, (tokens.shape[2],), to.norm.weight, to.norm.bias, to.norm.eps)
-        self.factors, self.values = None, []
+        self.factors, self.blocks = None, []
 
     def outputs(self, projection: Projection, bias: Float[Tensor, " O"], tokens_at_once: int) -> Iterator[Float[Tensor, "N l O"]]:
         assert self.tokens is not None
@@ -247,6 +256,11 @@ def _times(x: Tensor, factor: Tensor) -> Tensor:
 def _precise(x: Tensor) -> Tensor:
     """Squares want fp32 where autocast made something shorter."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _heads(rows: Float[Tensor, "_ S"], values: Float[Tensor, "_ n T d"]) -> Float[Tensor, "n d S"]:
+    """Of a map or what it met, as the values see it."""
+    return rows.unflatten(0, (values.shape[1], values.shape[3]))
 
 
 def _by_head(tokens: Float[Tensor, "N n T d"], base: Float[Tensor, "n d S"]) -> Float[Tensor, "N n T S"]:

@@ -25,7 +25,7 @@ class DensePrompts:
     """
 
     features: Float[Tensor, "N K L"] | None
-    maps: tuple[Float[Tensor, "1 K C"], ...]
+    maps: tuple[Float[Tensor, "K C"], ...]
     constant: Float[Tensor, " C"]
 
     def features_of(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n K L"] | None:
@@ -63,7 +63,7 @@ class PromptEncoder(nn.Module):
             features = layer(features)
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        return self._embed_points(prompts), DensePrompts(features.flatten(2), (last.weight[None, :, :, 0, 0].mT,), last.bias)
+        return self._embed_points(prompts), DensePrompts(features.flatten(2), (last.weight[:, :, 0, 0].mT,), last.bias)
 
     def dense_positions(self) -> Float[Tensor, "C h w"]:
         """The positional encoding of the image tokens."""

@@ -57,7 +57,7 @@ class TwoWayTransformer(nn.Module):
 
     def rank(self, num_tokens: int) -> int:
         """By how much a prompt of so many tokens changes the image stream."""
-        return sum(block.self_attn.num_heads for block in self.blocks) * num_tokens
+        return sum(block.self_attn.num_heads * (num_tokens - 1) + 1 for block in self.blocks)
 
     def positions(self, image_pe: Float[Tensor, "C L"]) -> list[Float[Tensor, "I L"]]:
         """The positional encoding under every map that meets it, bias included, the same for all images: see `prepare`."""
@@ -182,7 +182,7 @@ class ImageToToken(TokenAttention):
 
     def extend(self, shared: SharedStream) -> None:
         """What `forward` adds to the image are weights times values under `out_proj`."""
-        shared.add(self.out_proj.weight.T.unflatten(0, (self.num_heads, -1)), self.out_proj.bias)
+        shared.add(self.out_proj.weight.T, self.out_proj.bias)
 
     def forward(
         self, stream: PromptStream, queries: Projection, keys: Float[Tensor, "N T C"], values: Float[Tensor, "N T C"]

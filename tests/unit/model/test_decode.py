@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sam_train.model import Sam, mask_decoder
 from sam_train.model.build import build_sam
-from sam_train.model.image_encoder import ConvStem, Details
+from sam_train.model.image_encoder import Details
 from sam_train.model.layers import MLP, LayerNorm2d
 from sam_train.model.mask_decoder import _children, _grid
 from sam_train.model.prompt_encoder import PositionEmbeddingRandom
@@ -229,10 +229,8 @@ def test_children_are_a_transposed_convolution() -> None:
 def test_details_lie_where_the_decoder_adds_them() -> None:
     """What the stem sees at a pixel is added at that pixel, whatever the order in which the decoder keeps them."""
     h, w, dim = 3, 5, 32
-    fold = Details(ConvStem(8, 16), dim)
-    fold.at_half, fold.at_quarter = nn.Identity(), nn.Identity()  # type: ignore[assignment]
     half, quarter = torch.randn(1, 2 * h, 2 * w, dim // 4), torch.randn(1, 4 * h, 4 * w, dim // 8)
-    folded = torch.cat(fold([quarter, half]), 1)[0].flatten(1).T  # L, 3 C as the decoder takes them
+    folded = torch.cat(Details.fold(half, quarter), 1)[0].flatten(1).T  # L, 3 C as the decoder takes them
     children = folded[:, :dim].view(h, w, 2, 2, -1).permute(0, 2, 1, 3, 4).reshape(1, 2 * h, 2 * w, -1)
     assert torch.equal(children, half)
     for channel in range(dim // 8):
