@@ -2,7 +2,8 @@
 
 folder/
   sa_000000.tar             key.jpg, key.json, key.jpg, ... adjacent and in order; equal input, equal bytes
-  sa_000000.manifest.json   written last: a shard without one is not done
+  sa_000000.masks.parquet   a row a mask: ids, area, box, scores, where it comes from
+  sa_000000.manifest.json   checksum, where each sample lies, provenance; written last: a shard without one is not done
 """
 
 from sam_train.shards.jpeg import decode_jpeg, encode_jpeg

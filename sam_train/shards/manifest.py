@@ -5,11 +5,14 @@ from __future__ import annotations
 import builtins
 import json
 import reprlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sam_train.errors import ShardError
+
+PLACES = ("image_id", "width", "height", "num_masks", "jpeg_offset", "jpeg_bytes", "json_offset", "json_bytes")
+"""Columns of `Manifest.places`: numbers of the picture (pixels), and where the bytes of its two members lie in the tar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +32,16 @@ class Manifest:
     """What the maker counted: masks dropped by filter, clicks, seconds."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """What made the shard: stage, checkpoint hash, config hash."""
+    places: dict[str, list[int]] | None = None
+    """One list for each of PLACES, a number for each of `keys`; None in manifests of before they were written."""
 
     def to_json(self) -> builtins.bytes:  # `bytes` is a field here
-        """JSON, keys in the order above, so equal manifests are equal bytes."""
-        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+        """JSON, a line a key in the order above (a line a number would be most of it), so equal manifests are equal bytes."""
+        lines = (f' "{f.name}": {json.dumps(getattr(self, f.name))}' for f in fields(self))
+        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
-_TYPES: dict[str, tuple[type, Any]] = {
+_TYPES: dict[str, tuple[Any, Any]] = {
     "shard": (str, object),
     "sha256": (str, object),
     "bytes": (int, object),
@@ -44,6 +50,7 @@ _TYPES: dict[str, tuple[type, Any]] = {
     "skipped": (dict, str),
     "counts": (dict, (int, float)),
     "provenance": (dict, object),
+    "places": ((dict, type(None)), list),
 }
 """Of each field, and of what is in it."""
 
@@ -62,19 +69,24 @@ def load_manifest(shard: Path) -> Manifest:
     path = manifest_path(shard)
     if not path.is_file():
         raise ShardError(f"no manifest {path.name} beside the shard: it was not finished, write it again", shard=str(shard))
+    return parse_manifest(path.read_bytes(), shard=str(shard))
+
+
+def parse_manifest(data: bytes, *, shard: str) -> Manifest:
+    """A manifest from its bytes; `places` may be absent. Raises ShardError (`shard`, field) for no JSON, other keys or types."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ShardError(f"manifest is not JSON: {error}", shard=str(shard)) from error
+        raise ShardError(f"manifest is not JSON: {error}", shard=shard) from error
     known = {f.name for f in fields(Manifest)}
-    if not isinstance(document, dict) or set(document) != known:
-        raise ShardError(f"manifest keys differ from {sorted(known)}", shard=str(shard))
+    if not isinstance(document, dict) or set(document) | {"places"} != known:
+        raise ShardError(f"manifest keys differ from {sorted(known)}", shard=shard)
     for name, (expected, items) in _TYPES.items():
-        value = document[name]
+        value = document.get(name)
         members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         if not _is(value, expected) or not all(_is(member, items) for member in members):
-            message = f"unexpected {reprlib.repr(value)}, expected a {expected.__name__}: write the shard again"
-            raise ShardError(message, shard=str(shard), field=f"manifest.{name}")
+            message = f"unexpected {reprlib.repr(value)}, expected {expected}: write the shard again"
+            raise ShardError(message, shard=shard, field=f"manifest.{name}")
     return Manifest(**document)
 
 

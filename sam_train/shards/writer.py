@@ -11,7 +11,9 @@ import webdataset as wds
 from sam_train.errors import ShardError
 from sam_train.files import commit_file, file_sha256, written_whole
 from sam_train.records import ImageRecord
-from sam_train.shards.manifest import Manifest, manifest_path
+from sam_train.shards.manifest import PLACES, Manifest, manifest_path
+from sam_train.shards.members import opened, pairs_of
+from sam_train.shards.table import MaskTable, table_path
 
 
 def write_shard(
@@ -22,41 +24,55 @@ def write_shard(
     counts: Mapping[str, float] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Write (record, JPEG bytes) pairs to `path`, then its manifest.
+    """Write (record, JPEG bytes) pairs to `path`, then the table of their masks, then the manifest.
 
     Each is whole or not there (see `sam_train.files`); the manifest comes last and is the mark that the shard is done.
     `samples` may be a generator: `skipped` and `counts` are read after it is exhausted, so it may fill them. Raises
     ShardError for a key written twice and for a record that its own schema refuses; then no file of the final names appears.
     """
+    table = MaskTable()
     with written_whole(path) as stream:
-        keys, num_masks = _write_tar(stream, samples, shard=path.name)
+        sizes = _write_tar(stream, samples, table, shard=path.name)
         stream.flush()
-        manifest_path(path).unlink(missing_ok=True)  # that of an older shard would call this one done too early
+        for of_an_older_shard in (manifest_path(path), table_path(path)):  # would call this one done too early
+            of_an_older_shard.unlink(missing_ok=True)
+    commit_file(table_path(path), table.to_parquet())
     manifest = Manifest(
         shard=path.name,
         sha256=file_sha256(path),
         bytes=path.stat().st_size,
-        keys=keys,
-        num_masks=num_masks,
+        keys=list(sizes),
+        num_masks=sum(num_masks for *_, num_masks in sizes.values()),
         skipped=dict(skipped or {}),
         counts=dict(counts or {}),
         provenance=dict(provenance or {}),
+        places=_places(path, sizes),
     )
     commit_file(manifest_path(path), manifest.to_json())
     return manifest
 
 
-def _write_tar(stream: BinaryIO, samples: Iterable[tuple[ImageRecord, bytes]], *, shard: str) -> tuple[list[str], int]:
-    """The keys in order and the number of masks."""
-    keys: dict[str, None] = {}
-    num_masks = 0
+def _write_tar(
+    stream: BinaryIO, samples: Iterable[tuple[ImageRecord, bytes]], table: MaskTable, *, shard: str
+) -> dict[str, tuple[int, int, int, int]]:
+    """Image id, width, height and number of masks by key, in order; the masks are added to the table."""
+    sizes: dict[str, tuple[int, int, int, int]] = {}
     with wds.TarWriter(stream, encoder=False, mtime=0) as tar:
         for record, jpeg in samples:
-            if record.key in keys:
+            if record.key in sizes:
                 raise ShardError("key written twice", shard=shard, key=record.key)
             document = record.to_json()
             ImageRecord.from_json(document, key=record.key, shard=shard)  # what no reader takes is not written
             tar.write({"__key__": record.key, "jpg": jpeg, "json": document})
-            keys[record.key] = None
-            num_masks += len(record.masks)
-    return list(keys), num_masks
+            sizes[record.key] = (record.image_id, record.width, record.height, len(record.masks))
+            table.add(record)
+    return sizes
+
+
+def _places(path: Path, sizes: Mapping[str, tuple[int, int, int, int]]) -> dict[str, list[int]]:
+    """The columns of PLACES, read from the headers of the finished tar: what the manifest says was seen there."""
+    with opened(path) as stream:
+        pairs = pairs_of(stream, path)
+    rows = [(*sizes[key], p.jpeg.offset, p.jpeg.length, p.json.offset, p.json.length) for key, p in pairs.items()]
+    columns = zip(*rows, strict=True) if rows else [()] * len(PLACES)
+    return {name: list(column) for name, column in zip(PLACES, columns, strict=True)}

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sam_train.errors import ShardError
 from sam_train.shards import Manifest, done_shards, load_manifest, manifest_path
+from sam_train.shards.index import index_shard
+from sam_train.shards.manifest import PLACES
 
 
 @pytest.mark.parametrize(
@@ -97,3 +100,57 @@ def test_a_manifest_nested_too_deeply(tiny_shard: Path) -> None:
     manifest_path(tiny_shard).write_text("[" * 100_000)
     with pytest.raises(ShardError, match="not JSON"):
         load_manifest(tiny_shard)
+
+
+def test_places_say_where_the_members_lie(tiny_shard: Path) -> None:
+    manifest = load_manifest(tiny_shard)
+    assert manifest.places is not None
+    assert set(manifest.places) == set(PLACES)
+    data = tiny_shard.read_bytes()
+    for position, key in enumerate(manifest.keys):
+        place = {name: column[position] for name, column in manifest.places.items()}
+        jpeg = data[place["jpeg_offset"] :][: place["jpeg_bytes"]]
+        document = json.loads(data[place["json_offset"] :][: place["json_bytes"]])
+        assert (jpeg[:2], jpeg[-2:]) == (b"\xff\xd8", b"\xff\xd9")
+        assert document["image"]["file_name"] == f"{key}.jpg"
+        assert {name: document["image"][name] for name in ("image_id", "width", "height")}.items() <= place.items()
+        assert len(document["annotations"]) == place["num_masks"]
+
+
+def without_places(shard: Path) -> None:
+    """A manifest as it was before there were places."""
+    document = json.loads(manifest_path(shard).read_bytes())
+    del document["places"]
+    manifest_path(shard).write_text(json.dumps(document, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("older", [without_places, lambda shard: manifest_path(shard).unlink()], ids=["older", "none"])
+def test_the_index_is_the_same_without_places(tiny_shard: Path, older: Callable[[Path], None]) -> None:
+    by_manifest = list(index_shard(tiny_shard))
+    older(tiny_shard)
+    assert list(index_shard(tiny_shard)) == by_manifest
+    assert len(by_manifest) == 3
+
+
+def test_the_index_of_a_manifest_reads_no_header_but_one(tiny_shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam_train.shards.index.pairs_of", lambda *_: pytest.fail("the tar was read"))
+    assert [sample.key for sample in index_shard(tiny_shard)] == ["sa_000000", "sa_000001", "sa_000002"]
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("json_bytes", [1, 2]),
+        ("jpeg_offset", [0, 0, 1 << 40]),
+        ("json_offset", [-1, 0, 0]),
+        ("image_id", ["a", 1, 2]),
+        ("json_bytes", 3),
+    ],
+)
+def test_places_that_cannot_be(tiny_shard: Path, name: str, column: object) -> None:
+    document = json.loads(manifest_path(tiny_shard).read_bytes())
+    document["places"][name] = column
+    manifest_path(tiny_shard).write_text(json.dumps(document))
+    with pytest.raises(ShardError, match=r"places|manifest") as caught:
+        index_shard(tiny_shard)
+    assert caught.value.shard == str(tiny_shard)

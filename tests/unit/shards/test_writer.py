@@ -36,7 +36,7 @@ def test_equal_samples_give_equal_bytes(tmp_path: Path, tiny_samples: Samples, m
 
 
 def test_nothing_else_is_left_in_the_folder(tiny_shard: Path) -> None:
-    assert names(tiny_shard.parent) == ["sa_000000.manifest.json", "sa_000000.tar"]
+    assert names(tiny_shard.parent) == ["sa_000000.manifest.json", "sa_000000.masks.parquet", "sa_000000.tar"]
 
 
 def test_returned_manifest_is_the_one_on_disk(tmp_path: Path, tiny_samples: Samples) -> None:

@@ -1,0 +1,69 @@
+"""The table beside a shard has a row for each mask, equal bytes for equal masks, and answers SQL over a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sam_train.errors import ShardError
+from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.shards import iterate_samples, write_shard
+from sam_train.shards.table import COLUMNS, table_of, table_path
+
+Samples = list[tuple[ImageRecord, bytes]]
+
+
+def with_provenance(record: ImageRecord, stage: str) -> ImageRecord:
+    provenance = Provenance(stage=stage, checkpoint="c" * 64, annotator="ann", config="d" * 64, prompts=[[1, 2, 1]], seconds=2.5)
+    return replace(record, masks=[replace(mask, provenance=provenance) for mask in record.masks])
+
+
+def test_a_row_a_mask(tiny_shard: Path, tiny_samples: Samples) -> None:
+    from pyarrow import parquet
+
+    rows = parquet.read_table(table_path(tiny_shard)).to_pylist()
+    masks = [(record, mask) for record, _ in tiny_samples for mask in record.masks]
+    assert len(rows) == len(masks) == 3
+    for row, (record, mask) in zip(rows, masks, strict=True):
+        assert tuple(row) == COLUMNS
+        assert (row["image_key"], row["image_id"], row["mask_id"], row["area"]) == (
+            record.key,
+            record.image_id,
+            mask.id,
+            mask.area,
+        )
+        assert [row[f"box_{n}"] for n in ("x", "y", "width", "height")] == mask.bbox
+        assert (row["predicted_iou"], row["stability_score"]) == (mask.predicted_iou, mask.stability_score)
+        assert (row["stage"], row["seconds"], row["num_prompts"]) == ("", 0.0, 0)
+
+
+def test_equal_masks_equal_bytes(tiny_shard: Path) -> None:
+    records = [sample.record for sample in iterate_samples([tiny_shard])]
+    assert table_of(records) == table_path(tiny_shard).read_bytes()
+
+
+def test_a_folder_is_asked_in_sql(tmp_path: Path, tiny_samples: Samples) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    for name, stage in (("sa_000000", "assisted_manual"), ("sa_000001", "fully_automatic"), ("sa_000002", "fully_automatic")):
+        write_shard(tmp_path / f"{name}.tar", [(with_provenance(record, stage), jpeg) for record, jpeg in tiny_samples])
+    query = f"SELECT stage, count(*), sum(area), max(seconds) FROM '{tmp_path}/*.parquet' GROUP BY stage ORDER BY stage"  # noqa: S608
+    area = sum(mask.area for record, _ in tiny_samples for mask in record.masks)
+    assert duckdb.sql(query).fetchall() == [("assisted_manual", 3, area, 2.5), ("fully_automatic", 6, 2 * area, 2.5)]
+
+
+def test_an_empty_shard_has_an_empty_table(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    write_shard(tmp_path / "a.tar", [])
+    table = parquet.read_table(table_path(tmp_path / "a.tar"))
+    assert (table.num_rows, tuple(table.column_names)) == (0, COLUMNS)
+
+
+def test_ids_that_no_table_holds(tmp_path: Path, mask_record: Callable[..., MaskRecord], tiny_samples: Samples) -> None:
+    record, jpeg = tiny_samples[0]
+    with pytest.raises(ShardError, match="more than 63 bits"):
+        write_shard(tmp_path / "a.tar", [(replace(record, image_id=1 << 63), jpeg)])
+    assert list(tmp_path.iterdir()) == []
