@@ -33,6 +33,7 @@ PUBLIC = {
         "manifest_path",
         "write_shard",
     ],
+    "sam_train.shards.exporters": ["EXPORTERS"],
     "sam_train.shards.importers": ["IMPORTERS", "import_label_maps"],
     "sam_train.training": ["SamModule"],
 }

@@ -17,15 +17,14 @@ from sam_train.shards.members import Sample
 
 
 class _Numbers:
-    """Ids that are each given once."""
+    """Ids from `lowest` up that are each given once."""
 
-    def __init__(self) -> None:
+    def __init__(self, lowest: int) -> None:
         self._taken: set[int] = set()
-        self._highest = 0
+        self._lowest, self._highest = lowest, lowest - 1
 
     def take(self, wanted: int) -> int:
-        # COCO's evaluation takes the id 0 for "no match".
-        given = wanted if wanted > 0 and wanted not in self._taken else self._highest + 1
+        given = wanted if wanted >= self._lowest and wanted not in self._taken else self._highest + 1
         self._taken.add(given)
         self._highest = max(self._highest, given)
         return given
@@ -46,13 +45,13 @@ def export_coco(samples: Iterable[Sample], folder: ExportFolder, counts: Counter
     """Samples to out/instances.json and out/images, one image in memory at a time.
 
     Masks are compressed RLE, bit by bit what the shard has, which COCO's tools take anywhere in place of polygons; iscrowd is
-    0 and the one category "object", since shards have no classes. Ids are the shard's where they are above 0 and not taken,
-    else new ones and counted as "image_id_changed", "mask_id_changed". predicted_iou and stability_score stand beside COCO's
-    keys, for whoever knows them. A mask without a pixel is written like the others.
+    0 and the one category "object", since shards have no classes. Ids are the shard's where they are not taken (and a mask's is
+    above 0), else new ones and counted as "image_id_changed", "mask_id_changed". predicted_iou and stability_score stand beside
+    COCO's keys, for whoever knows them. A mask without a pixel is written like the others.
 
     Raises ShardError for an RLE that does not fit its image.
     """
-    image_ids, mask_ids = _Numbers(), _Numbers()
+    image_ids, mask_ids = _Numbers(0), _Numbers(1)  # COCO's evaluation takes a mask's id 0 for "no match"
     folder.out.mkdir(parents=True, exist_ok=True)
     # Two lists grow at once, and a JSON holds them one after the other.
     with written_whole(folder.out / "instances.json") as stream, tempfile.TemporaryFile(dir=folder.out) as later:

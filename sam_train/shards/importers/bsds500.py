@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ _MAX_UNPACKED_BYTES = 1 << 28
 
 _NOT_READABLE = (
     MatReadError,
+    OSError,
     NotImplementedError,
     ValueError,
     LookupError,
@@ -69,9 +71,10 @@ def import_bsds500(
 
 def read_segmentations(path: Path) -> list[np.ndarray]:
     """Every person's H x W map of segment numbers from 1, unsigned. Raises ShardError, naming the file, for another .mat."""
+    data = path.read_bytes()
     try:
-        _check_unpacked_size(path)
-        truth = loadmat(path, variable_names=["groundTruth"])["groundTruth"]
+        _check_unpacked_size(data, path)
+        truth = loadmat(BytesIO(data), variable_names=["groundTruth"])["groundTruth"]
         people = [person["Segmentation"][0, 0] for person in truth.ravel()]
     except _NOT_READABLE as error:
         name = type(error).__name__
@@ -95,9 +98,8 @@ def _masks(people: list[np.ndarray], person: int, min_area: int, counts: Counter
     return list(found.values())
 
 
-def _check_unpacked_size(path: Path) -> None:
+def _check_unpacked_size(data: bytes, path: Path) -> None:
     """Raise ShardError for a .mat whose compressed parts unpack to more than any ground truth has."""
-    data = memoryview(path.read_bytes())
     position, total = _HEADER_BYTES, 0
     while position + 8 <= len(data):
         kind, length = struct.unpack("<II", data[position : position + 8])
