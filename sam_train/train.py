@@ -33,11 +33,13 @@ from sam_train.checkpoint import checkpoint_hash, init_weights, save_checkpoint
 from sam_train.config import build, changed_keys, config_dir, config_hash, save_resolved, to_plain
 from sam_train.errors import CheckpointError, ConfigError, exit_with_message
 from sam_train.files import commit_file
+from sam_train.inference import EmbeddingCache
 from sam_train.model import Sam
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.training import SamModule
 from sam_train.training.callbacks import Stopwatch
 from sam_train.training.checkpoint_io import WholeCheckpointIO
+from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.step_log import StepLog
 
 log = logging.getLogger("sam_train")
@@ -51,7 +53,7 @@ NO_NEWS = (
 )
 """Warnings of Lightning about which nobody can or should do anything."""
 
-DECISIVE = ("model", "data", "prompts", "losses", "optim", "training", "seed", "init_checkpoint")
+DECISIVE = ("model", "data", "prompts", "losses", "optim", "training", "seed", "init_checkpoint", "freeze_image_encoder")
 """What a run that goes on must have as it was. Steps, devices, loader processes and loggers may change."""
 
 
@@ -80,9 +82,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
     datamodule = build(cfg.data)
     model = build(cfg.model)
     fill_with_weights(model, cfg.init_checkpoint)
+    frozen = frozen_encoder(cfg, model)
     with config_errors("training"):
         parts = build(cfg.prompts), build(cfg.losses), build(cfg.optim)
-        module = SamModule(model, *parts, **to_plain(cfg.training), seed=cfg.seed)
+        module = SamModule(model, *parts, **to_plain(cfg.training), frozen_encoder=frozen, seed=cfg.seed)
     last = checkpoint_to_go_on_from(cfg, run_dir)
     if metrics := metrics_if_done(cfg, run_dir):
         log.info("%s is done: raise trainer.max_steps to train on, or choose another name=...", run_dir)
@@ -106,6 +109,20 @@ def fill_with_weights(model: Sam, init_checkpoint: str | None) -> None:
     elif isinstance(model.image_encoder, TinyViT) and model.image_encoder.frozen_batch_norm:
         what_to_do = "give init_checkpoint=, or set model.freeze_batch_norm=false"
         raise ConfigError(f"batch norms that stay as they are normalise nothing in a model of random weights: {what_to_do}")
+
+
+def frozen_encoder(cfg: DictConfig, model: Sam) -> FrozenEncoder | None:
+    """What encodes pictures when the config freezes the image encoder. Raises ConfigError for values that contradict it."""
+    if not cfg.freeze_image_encoder:
+        if cfg.embedding_cache:
+            raise ConfigError("embedding_cache keeps what an encoder in training outgrows: set freeze_image_encoder=true")
+        return None
+    if not cfg.init_checkpoint:
+        raise ConfigError("freeze_image_encoder=true would keep random weights as they are: give init_checkpoint=")
+    if not cfg.embedding_cache:
+        return FrozenEncoder(model, None)
+    sha256 = checkpoint_hash(Path(cfg.init_checkpoint))
+    return FrozenEncoder(model, EmbeddingCache(Path(cfg.embedding_cache), checkpoint_sha256=sha256))
 
 
 def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> Path | None:

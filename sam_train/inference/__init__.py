@@ -8,9 +8,10 @@ import torch
 
 from sam_train.checkpoint import load_checkpoint
 from sam_train.inference.automatic import AutomaticMaskGenerator, GeneratedMask
+from sam_train.inference.embedding_cache import EmbeddingCache
 from sam_train.inference.predictor import Predictor
 
-__all__ = ["AutomaticMaskGenerator", "GeneratedMask", "Predictor", "load_predictor"]
+__all__ = ["AutomaticMaskGenerator", "EmbeddingCache", "GeneratedMask", "Predictor", "load_predictor"]
 
 
 def load_predictor(path: str | Path, device: str | torch.device = "cpu") -> Predictor:

@@ -19,6 +19,7 @@ from sam_train.model import Sam
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import Batch, Prediction
+from sam_train.training.frozen_encoder import FrozenEncoder
 
 VALIDATION_CLICKS = (1, 3, 5)
 
@@ -34,6 +35,7 @@ class SamModule(LightningModule):
         does, at four to sixteen times the cost.
     compile_encoder: the image encoder through torch.compile. Half a minute first; on the one CPU it was tried on it
         gained nothing to a tenth, on a GPU it was not tried.
+    frozen_encoder: where the image embeddings come from when the image encoder is not trained; None trains it.
     gradient_clip: largest gradient norm; none in SAM 1, 0.1 in SAM 2. None switches it off.
     seed: prompts and dropped paths are drawn from (seed, step, rank), so a resumed step draws what the unbroken run drew.
     """
@@ -45,6 +47,7 @@ class SamModule(LightningModule):
         loss: SamLoss,
         optimizer: OptimizerFactory,
         *,
+        frozen_encoder: FrozenEncoder | None = None,
         loss_resolution: str = "grid",
         gradient_clip: float | None = None,
         compile_encoder: bool = False,
@@ -56,6 +59,7 @@ class SamModule(LightningModule):
         self.automatic_optimization = False  # several backward passes a step
         self.model, self.simulator, self.loss, self.optimizer_factory = model, simulator, loss, optimizer
         self.loss_resolution, self.gradient_clip, self.seed = loss_resolution, gradient_clip, seed
+        self.frozen_encoder = frozen_encoder
         if compile_encoder:
             model.image_encoder.compile()  # in place: the names of the weights stay
         self.judge = PromptSimulator(
@@ -68,8 +72,8 @@ class SamModule(LightningModule):
         generator = self._generator()
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        encoded = self.model.encode_images(batch.images, batch.sizes_hw)
-        embeddings = encoded.detach().requires_grad_()
+        encoded = self._encode(batch)
+        embeddings = encoded.detach().requires_grad_(encoded.requires_grad)
         targets = self._targets(batch.target_masks)
         prompts = self.simulator.first(batch.target_masks, batch.image_index, generator)
         history: list[LossTerms] = []
@@ -81,8 +85,8 @@ class SamModule(LightningModule):
             best = prediction.best().detach()
             answers = self._answers(best)
             prompts = self.simulator.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
-        assert embeddings.grad is not None
-        self.manual_backward(encoded, gradient=embeddings.grad)
+        if encoded.requires_grad:
+            self.manual_backward(encoded, gradient=embeddings.grad)
         self._finish_step(optimizer)
         self._log_step(batch, history)
 
@@ -95,7 +99,7 @@ class SamModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """IoU after each of five careful clicks, model frame."""
         generator = torch.Generator().manual_seed(0)
-        embeddings = self.model.encode_images(batch.images, batch.sizes_hw)
+        embeddings = self._encode(batch)
         prompts = self.judge.first(batch.target_masks, batch.image_index, generator)
         ious = []
         for round_ in self.judge.rounds(generator):
@@ -117,6 +121,9 @@ class SamModule(LightningModule):
         """AdamW and its schedule over the trainer's `max_steps`."""
         optimizer, schedule = self.optimizer_factory.build(self.model, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _encode(self, batch: Batch) -> Float[Tensor, "B E h w"]:
+        return self.frozen_encoder(batch) if self.frozen_encoder else self.model.encode_images(batch.images, batch.sizes_hw)
 
     def _generator(self) -> torch.Generator:
         seed = (self.seed * 1_000_003 + self.global_step) * 4096 + self.global_rank

@@ -13,6 +13,8 @@ from hydra import compose, initialize_config_dir
 
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_released
 from sam_train.config import config_dir
+from sam_train.errors import ConfigError
+from sam_train.model import Sam
 from sam_train.model.build import build_mobile_sam, build_sam
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.shards import write_shard
@@ -81,3 +83,34 @@ def test_a_masked_auto_encoder_fills_the_encoder(shards: Path, tmp_path: Path, c
     assert "; 2 tensors dropped (" in caplog.text
     state = load_checkpoint(path).state_dict()
     assert torch.equal(state["image_encoder.blocks.1.mlp.lin2.weight"], mae["blocks.1.mlp.fc2.weight"])
+
+
+def small_vit() -> Sam:
+    """What VIT and RUN say."""
+    numbers = {"embed_dim": 32, "depth": 2, "num_heads": 2, "global_attn_indexes": [1], "image_size": 64}
+    return build_sam(**numbers, prompt_dim=16, decoder_mlp_dim=16)
+
+
+def test_the_decoder_alone_is_fine_tuned(shards: Path, tmp_path: Path) -> None:
+    """On embeddings that are kept; the model that comes out is whole, and its encoder the one that went in."""
+    before = small_vit()
+    save_released(before, tmp_path / "sam.pth")
+    frozen = ["freeze_image_encoder=true", f"embedding_cache={tmp_path / 'embeddings'}", "trainer.max_steps=2"]
+    after = load_checkpoint(train(shards, tmp_path / "sam.pth", *VIT, *frozen))
+    encoders = (model.image_encoder.state_dict().values() for model in (before, after))
+    assert all(torch.equal(a, b) for a, b in zip(*encoders, strict=True))
+    assert not torch.equal(after.mask_decoder.iou_token.weight, before.mask_decoder.iou_token.weight)
+    assert list((tmp_path / "embeddings").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["freeze_image_encoder=true", "init_checkpoint=null"], "init_checkpoint"),
+        (["embedding_cache=somewhere"], "freeze_image_encoder=true"),
+    ],
+)
+def test_freezing_that_makes_no_sense_is_refused(shards: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    save_released(small_vit(), tmp_path / "sam.pth")
+    with pytest.raises(ConfigError, match=message):
+        train(shards, tmp_path / "sam.pth", *VIT, *overrides)

@@ -6,6 +6,8 @@ Validation is the judge of careful clicks: a perfect model scores 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from sam_train.inference import EmbeddingCache
 from sam_train.losses import LossTerms, SamLoss
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
@@ -21,6 +24,7 @@ from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
+from sam_train.training.frozen_encoder import FrozenEncoder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
@@ -149,6 +153,37 @@ def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
     scale = max(float(g.abs().max()) for g in expected.values())
     for name, grad in expected.items():
         assert torch.allclose(actual[name], grad, rtol=1e-3, atol=1e-6 * scale), name
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_frozen_encoder_learns_nothing_and_is_asked_once_a_picture(
+    tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = tiny_sam(drop_path_rate=0.9), make_batch()
+    with torch.no_grad():
+        expected = model.eval().encode_images(batch.images, batch.sizes_hw)
+    cache = EmbeddingCache(tmp_path, checkpoint_sha256="0" * 64, dtype="float32") if cached else None
+    module = step_only(model=model, frozen_encoder=FrozenEncoder(model, cache)).train()
+    encoded: list[int] = []
+    encode = model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda images, sizes: encoded.append(len(images)) or encode(images, sizes))
+    for _ in range(2):
+        module.training_step(batch, 0)
+    assert encoded == ([2] if cached else [2, 2])
+    assert torch.allclose(module._encode(batch), expected, atol=1e-6)
+    assert all(p.grad is None for p in model.image_encoder.parameters())
+    assert all(p.grad is not None for p in model.mask_decoder.transformer.parameters())
+    assert not any("image_encoder" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_the_same_picture_with_another_border_is_another_picture(tmp_path: Path) -> None:
+    """Black below a picture is padding, and not encoded as a black margin in it would be."""
+    model, batch = tiny_sam(), make_batch()
+    frozen = FrozenEncoder(model, EmbeddingCache(tmp_path, checkpoint_sha256="0" * 64))
+    images = torch.zeros_like(batch.images)
+    images[:, :, :24] = 100
+    embeddings = frozen(replace(batch, images=images))  # 32 and 24 rows high
+    assert not torch.equal(embeddings[0], embeddings[1])
 
 
 def first_points(module: StepOnly, *, step: int, rank: int = 0) -> Tensor:
