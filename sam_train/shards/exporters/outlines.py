@@ -16,9 +16,10 @@ def rings_of_mask(mask: np.ndarray) -> list[np.ndarray]:
 
     A point is in the mask when it lies within an odd number of them. Only corners are listed. An empty mask has none.
     """
-    if not mask.any():
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    if not width:
         return []
-    padded = np.pad(mask, 1).astype(np.int8)
+    padded = np.pad(mask[top : top + height, left : left + width], 1).astype(np.int8)
     a, b, c, d = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]  # the pixels about each crossing of edges
     # A border turns where one or three of the four are in, and twice where two are that touch at the crossing only.
     turns = (a ^ b ^ c ^ d) + 2 * ((a == d) & (b == c) & (a != b))
@@ -30,7 +31,7 @@ def rings_of_mask(mask: np.ndarray) -> list[np.ndarray]:
     by_column = np.lexsort((rows, columns))
     other_end = np.empty(len(rows), np.int64)
     other_end[by_column] = by_column.reshape(-1, 2)[:, ::-1].ravel()
-    corners = np.stack([columns, rows], 1)
+    corners = np.stack([columns + left, rows + top], 1)
     return [corners[ring] for ring in _rings(other_end.tolist())]
 
 

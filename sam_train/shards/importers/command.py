@@ -88,8 +88,15 @@ def _fill(
 def _with_counts(
     samples: Iterator[tuple[ImageRecord, bytes]], counts: Counter[str]
 ) -> Iterator[tuple[ImageRecord, bytes, Counter[str]]]:
-    """Each sample with what the importer counted while it made it."""
+    """Each sample with what the importer counted until it came; the last also with what was counted after it.
+
+    So a sample is held back until the next is there.
+    """
+    held: tuple[ImageRecord, bytes, Counter[str]] | None = None
     before: Counter[str] = Counter()
     for record, jpeg in samples:
-        yield record, jpeg, counts - before
-        before = counts.copy()
+        if held is not None:
+            yield held
+        held, before = (record, jpeg, counts - before), counts.copy()
+    if held is not None:
+        yield (*held[:2], held[2] + (counts - before))

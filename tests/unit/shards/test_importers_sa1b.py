@@ -18,7 +18,7 @@ from PIL import Image
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord
-from sam_train.shards import decode_jpeg, encode_jpeg, expand_shards, iterate_samples
+from sam_train.shards import decode_jpeg, encode_jpeg, expand_shards, iterate_samples, load_manifest
 from sam_train.shards.cli import main
 from sam_train.shards.importers.sa1b import import_sa1b
 
@@ -111,7 +111,9 @@ def test_command(tmp_path: Path, pairs: dict[str, bytes], capsys: pytest.Capture
     assert "sa_2.jpg in " in capsys.readouterr().err
     main([*command, "--unpaired", "leave_out"])
     assert "counted: 1 unpaired_jpg" in capsys.readouterr().out
-    assert len(list(iterate_samples(expand_shards(f"{tmp_path}/out")))) == 4
+    (shard,) = expand_shards(f"{tmp_path}/out")
+    assert len(list(iterate_samples([shard]))) == 4
+    assert load_manifest(shard).counts == {"unpaired_jpg": 1}, "what is counted after the last sample is not lost"
 
 
 def test_memory_does_not_grow_with_the_tar(tmp_path: Path) -> None:
