@@ -79,7 +79,8 @@ class TinyViT(nn.Module):
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
             raise ValueError(f"an image of {x.shape[2]} x {x.shape[3]} does not do: both sides must be multiples of {STRIDE}")
-        x = self.patch_embed(x)
+        # Channels last: half of the layers are attention and linear maps over channels, and none has to copy.
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         for stage in self.layers:
             x = stage(x)
         return self.neck(x)
@@ -90,14 +91,15 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     frozen = False
 
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        if not self.frozen:
-            return super().forward(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-
 
 class ConvNorm(nn.Sequential):
-    """A convolution without bias and the batch norm that gives it one."""
+    """A convolution without bias and the batch norm that gives it one.
+
+    A norm that uses its running statistics is a factor and a summand for each channel: they go into the convolution.
+    """
+
+    c: nn.Conv2d
+    bn: BatchNorm2d
 
     def __init__(self, i: int, o: int, kernel: int, *, stride: int = 1, groups: int = 1, norm_weight: float = 1.0) -> None:
         super().__init__()
@@ -105,6 +107,16 @@ class ConvNorm(nn.Sequential):
         norm = BatchNorm2d(o)
         nn.init.constant_(norm.weight, norm_weight)
         self.add_module("bn", norm)
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
+        conv, norm = self.c, self.bn
+        if norm.training and not norm.frozen:
+            return norm(conv(x))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight, bias = conv.weight * factor[:, None, None, None], norm.bias - norm.running_mean * factor
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class PatchEmbed(nn.Module):
