@@ -14,7 +14,7 @@ PUBLIC = {
     "data_engine.report": ["Report", "write_report"],
     "data_engine.stages": ["AssistedManual", "FullyAutomatic", "SemiAutomatic", "Stage"],
     "sam_train.data.synthetic": ["Scene", "compose_scene", "write_corpus"],
-    "sam_train.inference": ["AutomaticMaskGenerator", "GeneratedMask", "Predictor", "load_predictor"],
+    "sam_train.inference": ["AutomaticMaskGenerator", "EmbeddingCache", "GeneratedMask", "Predictor", "load_predictor"],
     "sam_train.inference.export": ["Exported", "Options", "Parity", "decoder_model", "export_onnx"],
     "sam_train.losses": ["LossTerms", "SamLoss"],
     "sam_train.metrics": ["ClickIoU"],
