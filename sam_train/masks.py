@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from sam_train.errors import ShardError
-from sam_train.records import Rle
+from sam_train.records import MAX_PIXELS, Rle
 
 
 def encode_rle(mask: np.ndarray) -> Rle:
@@ -24,15 +24,18 @@ def encode_rle(mask: np.ndarray) -> Rle:
 
 
 def decode_rle(rle: Rle, *, height: int, width: int, shard: str = "", key: str = "") -> np.ndarray:
-    """COCO RLE to H x W bool. Raises ShardError when it is not an RLE of exactly that size."""
+    """COCO RLE to H x W bool. Raises ShardError when it is not an RLE of exactly that size, or of more than MAX_PIXELS."""
     size = list(rle.get("size", []))
-    if size != [height, width]:
+    if size != [height, width] or min(height, width) < 1:
         message = f"RLE size {size} is not the image's [{height}, {width}]"
+        raise ShardError(message, shard=shard, key=key, field="segmentation.size")
+    if height * width > MAX_PIXELS:
+        message = f"{height} x {width} pixels are more than the {MAX_PIXELS} that are decoded: scale or cut the image"
         raise ShardError(message, shard=shard, key=key, field="segmentation.size")
     # pycocotools trusts `counts`: runs that pass the end write outside the array, so they are summed first.
     if rle_pixels(rle["counts"]) != height * width:
         raise ShardError("RLE runs do not add up to the image's pixels", shard=shard, key=key, field="segmentation.counts")
-    return coco_mask.decode({"size": size, "counts": rle["counts"].encode("ascii")}).astype(bool)
+    return coco_mask.decode({"size": [height, width], "counts": rle["counts"].encode("ascii")}).astype(bool)
 
 
 def rle_pixels(counts: str) -> int:

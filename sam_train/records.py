@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ from sam_train.errors import ShardError
 # A key becomes a file name and a tar member: letters, digits, dash and underscore, so it can never climb out
 # of a folder; no dot, because webdataset splits member names at the first one.
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
+MAX_PIXELS = 200_000_000
+"""Height times width of the largest image that is decoded, unless a caller says otherwise: a few bytes can claim any size."""
 
 Rle = dict[str, Any]
 """COCO compressed RLE: {"size": [height, width], "counts": str}."""
@@ -68,6 +72,7 @@ class ImageRecord:
 
     def __post_init__(self) -> None:
         check_key(self.key)
+        _check_size(self.width, self.height, key=self.key)
 
     def to_json(self) -> bytes:
         """SA-1B's JSON for this image, UTF-8, no spaces, so equal records give equal bytes."""
@@ -85,6 +90,7 @@ class ImageRecord:
             raise ShardError(f"not JSON: {error}", shard=shard, key=key) from error
         top = _take(document, {"image": dict, "annotations": list}, shard=shard, key=key, place="")
         image = _take(top["image"], _IMAGE_SCHEMA, shard=shard, key=key, place="image.")
+        _check_size(image["width"], image["height"], key=key, shard=shard)
         return ImageRecord(
             key=key,
             image_id=image["image_id"],
@@ -104,6 +110,14 @@ def check_key(key: str, *, shard: str = "") -> None:
         raise ShardError(message, shard=shard)
 
 
+def _check_size(width: int, height: int, *, key: str, shard: str = "") -> None:
+    for name, side in (("width", width), ("height", height)):
+        if not 1 <= side <= _MAX_SIDE_PX:
+            message = f"expected 1 to {_MAX_SIDE_PX} pixels, as a JPEG can have, got {reprlib.repr(side)}"
+            raise ShardError(message, shard=shard, key=key, field=f"image.{name}")
+
+
+_MAX_SIDE_PX = 65_535
 _Schema = Mapping[str, "type | tuple[type, ...] | _Numbers"]
 _NUMBER = (int, float)
 
@@ -176,14 +190,26 @@ def _take(value: Any, schema: _Schema, *, shard: str, key: str, place: str) -> d
 
 def _problem(item: Any, expected: type | tuple[type, ...] | _Numbers) -> str | None:
     if isinstance(expected, _Numbers):
-        return None if expected.fits(item) else f"expected {expected}, got {str(item)[:80]}"
+        return None if expected.fits(item) else f"expected {expected}, got {reprlib.repr(item)[:80]}"
     if not isinstance(item, expected) or isinstance(item, bool):
         return f"unexpected type {type(item).__name__}"
-    return None if not isinstance(item, float) or math.isfinite(item) else f"expected a finite number, got {item}"
+    if isinstance(item, str) and not _is_text(item):
+        return f"expected text, got half a surrogate pair in {reprlib.repr(item)}"
+    if isinstance(item, _NUMBER) and not _is_finite(item):
+        return f"expected a finite number, whole ones of 64 bits, got {reprlib.repr(item)[:80]}"
+    return None
+
+
+def _is_text(item: str) -> bool:
+    """Whether it can be written as UTF-8: JSON's \\ud800 alone cannot."""
+    return item.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in item)
 
 
 def _is_finite(number: Any) -> bool:
-    return isinstance(number, _NUMBER) and not isinstance(number, bool) and math.isfinite(number)
+    if isinstance(number, float):
+        return math.isfinite(number)
+    # Arrays, tensors and most readers of JSON in other languages hold no more; Python's float() does not take any int.
+    return type(number) is int and -(2**63) <= number < 2**63
 
 
 def _without_empty_provenance(mask: MaskRecord) -> dict[str, Any]:

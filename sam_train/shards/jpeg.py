@@ -10,6 +10,7 @@ import numpy as np
 import simplejpeg
 
 from sam_train.errors import SkipSample
+from sam_train.records import MAX_PIXELS
 
 # A marker is FF and a code; FF 00 is a data byte of a scan, FF D0 to D7 stand between its pieces, and FF may be repeated.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
@@ -23,24 +24,32 @@ _KINDS = (
     (_COM, b"", "a comment"),
 )
 
-MAX_PIXELS = 200_000_000
-"""Default limit of height times width, checked in the header before a pixel is decoded."""
-
 
 def decode_jpeg(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """JPEG to HWC uint8 RGB.
+    """JPEG to HWC uint8 RGB. Raises SkipSample as `check_header` does, and "undecodable_jpeg" for what does not decode whole."""
+    check_header(data, shard=shard, key=key, max_pixels=max_pixels)
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError as error:
+        raise SkipSample("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
 
-    Raises SkipSample: "undecodable_jpeg" when the bytes are none, "too_large" when its header says that it has more than
-    `max_pixels` (a few bytes can claim 12 GB of them).
+
+def check_header(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> None:
+    """Look at the size that a JPEG claims before memory is taken for it: a few bytes can claim 12 GB.
+
+    Raises SkipSample: "undecodable_jpeg" when the bytes are none, or fewer than the claimed pixels need (each block of 8 x 8
+    takes a bit at least); "too_large" above `max_pixels`.
     """
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        if height * width <= max_pixels:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
         raise SkipSample("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
-    message = f"the JPEG is {width} x {height}, at most {max_pixels} pixels are decoded: scale or cut it"
-    raise SkipSample("too_large", message, shard=shard, key=key)
+    if height * width > max_pixels:
+        message = f"the JPEG is {width} x {height}, at most {max_pixels} pixels are decoded: scale or cut it"
+        raise SkipSample("too_large", message, shard=shard, key=key)
+    if (height // 8) * (width // 8) > 8 * len(data):
+        message = f"the JPEG is said to be {width} x {height}, which {len(data)} bytes cannot hold: replace it"
+        raise SkipSample("undecodable_jpeg", message, shard=shard, key=key)
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:

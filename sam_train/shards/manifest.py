@@ -87,6 +87,10 @@ def parse_manifest(data: bytes, *, shard: str) -> Manifest:
         if not _is(value, expected) or not all(_is(member, items) for member in members):
             message = f"unexpected {reprlib.repr(value)}, expected {expected}: write the shard again"
             raise ShardError(message, shard=shard, field=f"manifest.{name}")
+    for name, numbers in (document.get("places") or {}).items():
+        if not set(map(type, numbers)) <= {int}:
+            message = f"expected whole numbers only, got {reprlib.repr(numbers)}: write the shard again"
+            raise ShardError(message, shard=shard, field=f"manifest.places.{name}")
     return Manifest(**document)
 
 

@@ -91,7 +91,8 @@ def _members(stream: BinaryIO, shard: Path) -> Iterator[tuple[str, str, Span]]:
                 if key is not None and extension is not None and member.isreg() and not member.issparse():
                     yield key, extension, Span(offset=member.offset_data, length=member.size)
             end = tar.offset
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, struct.error) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, struct.error) as error:
+        # A chain of a thousand long names takes tarfile as deep.
         raise ShardError(f"{error}; {TORN}", shard=str(shard)) from error
     _check_end(stream, end, shard)
 

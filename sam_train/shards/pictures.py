@@ -22,7 +22,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from sam_train.errors import SkipSample
-from sam_train.shards.jpeg import MAX_PIXELS, decode_jpeg, encode_jpeg, without_metadata
+from sam_train.records import MAX_PIXELS
+from sam_train.shards.jpeg import decode_jpeg, encode_jpeg, without_metadata
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What a folder is searched for, in lower case. What a file *is* is decided by its first bytes."""

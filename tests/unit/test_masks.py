@@ -220,3 +220,10 @@ def test_nms_leaves_its_argument_alone_and_takes_nothing() -> None:
     assert boxes.tolist() == [[0.0, 0.0, 4.0, 4.0]] * 2
     empty = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
     assert (empty.shape, empty.dtype) == ((0,), torch.long)
+
+
+@pytest.mark.parametrize(("height", "width"), [(-4, -6), (0, 0), (1 << 15, 1 << 15), (1 << 40, 1 << 40)])
+def test_rle_of_an_impossible_size(height: int, width: int) -> None:
+    with pytest.raises(ShardError) as caught:
+        decode_rle({"size": [height, width], "counts": "h0"}, height=height, width=width)
+    assert caught.value.field == "segmentation.size"

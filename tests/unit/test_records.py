@@ -157,10 +157,10 @@ provenances = st.fixed_dictionaries(
 )
 annotations = st.fixed_dictionaries(
     {
-        "id": st.integers(),
+        "id": st.integers(-(2**63), 2**63 - 1),
         "segmentation": st.fixed_dictionaries({"size": st.just([4, 5]), "counts": st.text()}),
         "bbox": st.lists(numbers, min_size=4, max_size=4),
-        "area": st.integers(0),
+        "area": st.integers(0, 2**63 - 1),
         "predicted_iou": numbers,
         "stability_score": numbers,
         "crop_box": st.lists(numbers, min_size=4, max_size=4),
@@ -175,3 +175,38 @@ def test_any_record_comes_back_equal(values: list[dict[str, Any]]) -> None:
     masks = [MaskRecord(**value | {"provenance": value["provenance"] and Provenance(**value["provenance"])}) for value in values]
     record = ImageRecord(key="k", image_id=1, width=5, height=4, masks=masks)
     assert ImageRecord.from_json(record.to_json(), key="k") == record
+
+
+@pytest.mark.parametrize("number", [10**400, 2**63, -(2**63) - 1, float("inf")])
+@pytest.mark.parametrize("field", ["area", "bbox", "predicted_iou"])
+def test_numbers_of_more_than_64_bits_are_refused(mask_record: Callable[..., MaskRecord], field: str, number: float) -> None:
+    document = json.loads(
+        ImageRecord(key="a", image_id=1, width=8, height=8, masks=[mask_record(np.ones((8, 8), bool))]).to_json()
+    )
+    document["annotations"][0][field] = [0, 0, 1, number] if field == "bbox" else number
+    with pytest.raises(ShardError) as caught:
+        ImageRecord.from_json(json.dumps(document).encode(), key="a")
+    assert caught.value.field == f"annotations[0].{field}"
+
+
+def test_values_nested_to_the_limit_are_refused(mask_record: Callable[..., MaskRecord]) -> None:
+    """What json.loads still takes, str() no longer does."""
+    whole = ImageRecord(key="a", image_id=1, width=8, height=8, masks=[mask_record(np.ones((8, 8), bool))]).to_json()
+    for depth in range(850, 1000, 2):
+        nested = b'"bbox":' + b"[" * depth + b"]" * depth + b',"old":'
+        with pytest.raises(ShardError):
+            ImageRecord.from_json(whole.replace(b'"bbox":', nested), key="a")
+
+
+def test_half_surrogates_are_no_text() -> None:
+    document = b'{"image":{"image_id":1,"width":8,"height":8,"file_name":"\\ud800"},"annotations":[]}'
+    with pytest.raises(ShardError, match="surrogate"):
+        ImageRecord.from_json(document, key="a")
+
+
+@pytest.mark.parametrize("side", [0, -3, 65_536, 10**400])
+@pytest.mark.parametrize("field", ["width", "height"])
+def test_sizes_that_no_jpeg_has(field: str, side: int) -> None:
+    with pytest.raises(ShardError, match="as a JPEG can have") as caught:
+        ImageRecord(**{"key": "a", "image_id": 1, "width": 8, "height": 8, "masks": [], field: side})  # type: ignore[arg-type]
+    assert caught.value.field == f"image.{field}"

@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 
 from sam_train.errors import SkipSample
+from sam_train.shards.jpeg import check_header
 
 NUM_BITS = 256
 DEFAULT_THRESHOLD = 39
@@ -33,7 +34,8 @@ Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def fingerprint(jpeg: bytes, *, shard: str = "", key: str = "") -> np.ndarray:
-    """256 bits of a JPEG as uint64, shape (4,). Raises SkipSample("undecodable_jpeg") when the bytes are none."""
+    """256 bits of a JPEG as uint64, shape (4,). Raises SkipSample as `decode_jpeg` does."""
+    check_header(jpeg, shard=shard, key=key)
     try:
         # Large pictures are decoded at a fraction of their size, which is where the time goes.
         pixels = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_DECODED_SIDE, min_width=_DECODED_SIDE)

@@ -100,7 +100,9 @@ def _stretch(stream: BinaryIO, start: int, num_bytes: int, found: Scan) -> tuple
                 if member.isreg() and not member.issparse():
                     found.add(member.name, Span(offset=member.offset_data, length=member.size))
                 end = tar.offset
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, struct.error) as error:
+    except RecursionError:  # tarfile follows long names of long names into the depth: go on behind those that it has read
+        return stream.tell(), "a chain of extension headers without a member"
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, struct.error) as error:
         return end, str(error) or type(error).__name__
     return _end_of(stream, end)
 

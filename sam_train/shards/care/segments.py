@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from sam_train.errors import ShardError
-from sam_train.records import Rle
+from sam_train.records import MAX_PIXELS, Rle
 
 _MAX_CODES = 7
 """Characters of one count: 35 bits, as `sam_train.masks.rle_pixels` and pycocotools have it."""
@@ -66,6 +66,9 @@ def segments_of(rle: Rle, *, height: int, width: int, shard: str = "", key: str 
     size = list(rle.get("size", []))
     if size != [height, width] or min(height, width) < 1:
         message = f"RLE size {size} is not the image's [{height}, {width}]"
+        raise ShardError(message, shard=shard, key=key, field=f"{field}.size")
+    if height * width > MAX_PIXELS:
+        message = f"{height} x {width} pixels are more than the {MAX_PIXELS} that are decoded"
         raise ShardError(message, shard=shard, key=key, field=f"{field}.size")
     runs = rle_runs(rle["counts"])
     if runs is None or int(runs.sum()) != height * width:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from sam_train.errors import SkipSample
 from sam_train.shards import decode_jpeg, encode_jpeg
-from sam_train.shards.jpeg import without_metadata
+from sam_train.shards.jpeg import metadata_of, without_metadata
 
 PRIVATE = b"41 deg 24 min N"
 ICC = b"not looked into, kept whole" * 10
@@ -134,3 +136,34 @@ def test_any_bytes_end_in_a_jpeg_or_an_error(noise: bytes, position: int) -> Non
     assert plain.endswith(b"\xff\xd9")
     assert len(plain) <= len(data)
     assert without_metadata(plain) == plain
+
+
+@pytest.mark.parametrize("side", [5000, 65_000])
+def test_a_few_bytes_that_claim_a_large_picture(side: int) -> None:
+    jpeg = bytearray(encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5 : at + 9] = side.to_bytes(2, "big") * 2
+    with pytest.raises(SkipSample, match=r"cannot hold|at most") as caught:
+        decode_jpeg(bytes(jpeg))
+    assert caught.value.reason == ("too_large" if side > 14_000 else "undecodable_jpeg")
+
+
+def test_a_blank_picture_is_not_taken_for_a_claim() -> None:
+    for side in (8, 500, 4000):
+        blank = simplejpeg.encode_jpeg(np.zeros((side, side, 1), np.uint8), quality=1, colorspace="GRAY")
+        assert decode_jpeg(blank).shape[0] == side
+
+
+def test_metadata_has_names() -> None:
+    bare = encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+    segment = lambda marker, content: bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content  # noqa: E731
+    added = {
+        "EXIF": segment(0xE1, b"Exif\0\0x"),
+        "XMP": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0x"),
+        "IPTC": segment(0xED, b"Photoshop 3.0\0x"),
+        "a comment": segment(0xFE, b"made by"),
+        "APP5": segment(0xE5, b"x"),
+    }
+    assert metadata_of(bare) == []
+    assert metadata_of(bare[:2] + b"".join(added.values()) + bare[2:] + b"x") == [*added, "bytes after its end"]
+    assert metadata_of(b"no JPEG") == []

@@ -221,3 +221,16 @@ def test_reading_does_not_run_what_a_name_says(tmp_path: Path, tiny_samples: Sam
     write_shard(Path("pipe:touch ran.tar"), tiny_samples)
     assert len(list(iterate_samples([Path("pipe:touch ran.tar")]))) == 3
     assert not (tmp_path / "ran.tar").exists()
+
+
+def test_a_chain_of_long_names(tmp_path: Path, tiny_shard: Path, read: Read) -> None:
+    """tarfile goes one call deeper for each."""
+    with tarfile.open(tmp_path / "link.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a" * 300))
+    header = bytearray((tmp_path / "link.tar").read_bytes()[:512])
+    header[124:136] = b"00000000000\0"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(header) * 3000 + tiny_shard.read_bytes())
+    with pytest.raises(ShardError, match="torn"):
+        read(path)
