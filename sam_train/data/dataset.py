@@ -1,21 +1,30 @@
-"""Samples of shards by position, and the order in which they are drawn.
+"""Samples of shards by position in the endless order of `order.SampleOrder`.
 
-The order is a pure function of (seed, position): position p lies in epoch p // n, and epoch e is a permutation
-drawn from (seed, e). A run that goes on at step s therefore goes on at position s x images per step.
+What comes at a position, and how it is augmented, is a pure function of (seed, position). A run that goes on at step s
+therefore goes on at position s x images per step, on any number of devices and loader processes, without reading again what
+came before. That number is all the state there is: torchdata's StatefulDataLoader would keep, for each loader process, what
+follows from it, and bind a run to its number of processes.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from sam_train.data.order import SampleOrder
+from sam_train.data.parsing import parse_record
+from sam_train.data.sources import ShardSet
 from sam_train.data.transforms import TrainingSample, Transform
-from sam_train.errors import ConfigError, ShardError, SkipSample
-from sam_train.shards import decode_jpeg
-from sam_train.shards.index import IndexedSample, index_shard, read_sample
+from sam_train.errors import ShardError, SkipSample
+from sam_train.shards.index import IndexedSample, read_bytes
+
+log = logging.getLogger(__name__)
+
+_TOLD = 20
+"""Samples of which a process says that it passed them over, and why; the count goes on in the metrics."""
 
 
 class ShardDataset(Dataset[TrainingSample]):
@@ -23,52 +32,61 @@ class ShardDataset(Dataset[TrainingSample]):
 
     replace_unusable: a sample that cannot be used gives its place to the next of the order, as training wants it. Else its
         place stays empty, a sample without masks: what measures must not count its neighbour twice.
+    window: shards whose samples are mixed, see SampleOrder.
 
-    Why samples were passed over is kept in `TrainingSample.skipped`. Raises ShardError after `max_consecutive_skips`
-    unusable samples in a row, or as many as there are; ConfigError when there is none at all.
+    Why samples were passed over is kept in `TrainingSample.skipped`: `no_mask`, `no_mask_left`, `undecodable_jpeg`,
+    `wrong_size`, `too_large`, or `bad_FIELD` for what the schema refuses. Raises ShardError after `max_consecutive_skips`
+    unusable samples in a row, or as many as there are.
     """
 
     def __init__(
         self,
-        shards: Sequence[Path],
+        shards: ShardSet,
         transform: Transform,
         *,
         seed: int,
         shuffle: bool,
+        window: int = 16,
         replace_unusable: bool = True,
         max_consecutive_skips: int = 100,
     ) -> None:
-        self.entries = [entry for shard in shards for entry in index_shard(shard)]
-        if not self.entries:
-            raise ConfigError(f"the {len(shards)} shards hold no image: nothing to train on")
-        self.transform, self.seed, self.shuffle = transform, seed, shuffle
+        sizes = [len(index) for index in shards.indexes]
+        self.order = SampleOrder(sizes, weights=shards.weights, seed=seed, shuffle=shuffle, window=window)
+        self.shards, self.transform, self.seed = shards, transform, seed
         self.replace_unusable = replace_unusable
-        self.max_skips = min(max_consecutive_skips, len(self.entries))
+        self.max_skips = min(max_consecutive_skips, len(self.order))
         self._left_empty: dict[str, str] = {}
         """Samples without masks since the last that had some, and why; by key, because validation comes again and again."""
-        self._permutations: dict[int, np.ndarray] = {}
+        self._told: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self.entries)
+        """Samples in an epoch: with weights, other than there are."""
+        return len(self.order)
 
     def __getitem__(self, position: int) -> TrainingSample:
         return self._usable(position) if self.replace_unusable else self._as_it_is(position)
 
+    def entry(self, position: int) -> IndexedSample:
+        """Which sample lies at a position, not read yet."""
+        shard, place = self.order.locate(position)
+        return self.shards.indexes[shard][place]
+
     def _usable(self, position: int) -> TrainingSample:
         skipped: list[str] = []
         while len(skipped) < self.max_skips:
-            entry = self.entries[self._order(position + len(skipped))]
             try:
-                return self._load(entry, position, tuple(skipped))
+                return self._load(self.entry(position + len(skipped)), position, tuple(skipped))
             except SkipSample as skip:
+                self._tell(skip)
                 skipped.append(skip.reason)
         raise too_many(skipped)
 
     def _as_it_is(self, position: int) -> TrainingSample:
-        entry = self.entries[self._order(position)]
+        entry = self.entry(position)
         try:
             sample = self._load(entry, position, ())
         except SkipSample as skip:
+            self._tell(skip)
             self._left_empty[f"{entry.shard}/{entry.key}"] = skip.reason
             if len(self._left_empty) == self.max_skips:
                 raise too_many([*self._left_empty.values()]) from skip
@@ -77,22 +95,28 @@ class ShardDataset(Dataset[TrainingSample]):
         return sample
 
     def _load(self, entry: IndexedSample, position: int, skipped: tuple[str, ...]) -> TrainingSample:
-        sample = read_sample(entry)
-        image = decode_jpeg(sample.jpeg, shard=sample.shard, key=entry.key)
-        record = sample.record
-        if image.shape[:2] != (record.height, record.width):
-            message = f"the JPEG is {image.shape[1]} x {image.shape[0]}, its record says {record.width} x {record.height}"
-            raise SkipSample("wrong_size", message, shard=sample.shard, key=entry.key)
-        return self.transform(image, record, np.random.default_rng([self.seed, position]), skipped=skipped)
+        """Raises SkipSample for whatever is wrong with this one sample."""
+        try:
+            jpeg, document = read_bytes(entry, self.shards.open_shard)
+            record = parse_record(document, key=entry.key, shard=str(entry.shard))
+            if record.image_id != entry.image_id:
+                message = f"image id {record.image_id} where the index has {entry.image_id}: the shard changed since"
+                raise ShardError(message, field="image.image_id")
+            rng = np.random.default_rng([self.seed, position])
+            return self.transform.from_jpeg(jpeg, record, rng, shard=str(entry.shard), skipped=skipped)
+        except SkipSample:
+            raise
+        except ShardError as error:
+            # `annotations[3].area` is a place; what is counted is the kind of thing that stands there.
+            reason = f"bad_{error.field.rpartition(']')[2].strip('.') or 'sample'}"
+            place = {"shard": error.shard or str(entry.shard), "key": entry.key}
+            raise SkipSample(reason, str(error), **({} if error.shard else place)) from error
 
-    def _order(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.entries))
-        if not self.shuffle:
-            return place
-        if epoch not in self._permutations:  # two epochs at most are alive at a time
-            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            self._permutations[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.entries))
-        return int(self._permutations[epoch][place])
+    def _tell(self, skip: SkipSample) -> None:
+        if len(self._told) < _TOLD and str(skip) not in self._told:
+            self._told.add(str(skip))
+            more = "; of further ones only the number is kept" if len(self._told) == _TOLD else ""
+            log.warning("passed over, %s: %s%s", skip.reason, skip, more)
 
 
 def too_many(skipped: Sequence[str]) -> ShardError:

@@ -94,7 +94,8 @@ def index_by_manifest(shard: Path, manifest: Manifest, *, num_bytes: int) -> Sha
     for key in manifest.keys:
         check_key(key, shard=str(shard))
     try:
-        columns = np.array([manifest.places[name] for name in _COLUMNS], dtype=np.int64).T.reshape(len(manifest.keys), -1)
+        columns = np.array([manifest.places[name] for name in _COLUMNS], dtype=np.int64).T
+        columns = columns.reshape(len(manifest.keys), len(_COLUMNS))
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         message = f"places are not a list of {len(manifest.keys)} numbers for each of {', '.join(_COLUMNS)}: {error}"
         raise ShardError(message, shard=str(shard), field="places") from error

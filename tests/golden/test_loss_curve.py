@@ -18,16 +18,16 @@ import pytest
 import torch
 from conftest import small_sam
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from sam_train.data.collate import collate
 from sam_train.data.synthetic import compose_scene
 from sam_train.data.transforms import TrainingSample
-from sam_train.losses import LossTerms, SamLoss
+from sam_train.losses import SamLoss
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import Batch
 from sam_train.training import SamModule
+from sam_train.training.tally import StepSums
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 SIZE, STEPS, MASKS_PER_SCENE = 64, 8, 3
@@ -59,13 +59,11 @@ class Stepping(SamModule):
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         loss.backward(*args, **kwargs)
 
-    def _finish_step(self, optimizer: Any) -> None:
-        clip_grad_norm_(self.model.parameters(), 1.0)
-        optimizer.step()
-        self.schedule.step()
+    def lr_schedulers(self) -> Any:
+        return self.schedule
 
-    def _log_step(self, batch: Batch, history: list[LossTerms]) -> None:
-        self.losses.append(float(torch.stack([t.total.detach() for t in history]).mean()))
+    def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
+        self.losses.append(float(sums.metrics()["loss"]))
 
 
 def scenes() -> Batch:
@@ -73,8 +71,8 @@ def scenes() -> Batch:
     for seed in range(4):
         scene = compose_scene(seed, height=SIZE, width=SIZE)
         masks = scene.masks[:MASKS_PER_SCENE]
-        samples.append(TrainingSample(key=f"s{seed}", image=scene.image, size_hw=(SIZE, SIZE), masks=masks, skipped=()))
-    return collate(samples)
+        samples.append(TrainingSample.of(f"s{seed}", scene.image, masks))
+    return collate(samples).unpack()
 
 
 def curve() -> list[float]:
@@ -86,6 +84,7 @@ def curve() -> list[float]:
         PromptSimulator(num_corrections=2, num_empty_rounds=2),
         SamLoss(),
         OptimizerFactory(lr=1e-3, warmup_steps=2, schedule="cosine"),
+        gradient_clip=1.0,
         seed=0,
     )
     module.start()

@@ -29,7 +29,11 @@ def make(shard: Path, **values: Any) -> ShardDataModule:
 
 
 def steps(module: ShardDataModule, num: int) -> list[Batch]:
-    return list(islice(iter(module.train_dataloader()), num))
+    return [packed.unpack() for packed in islice(iter(module.train_dataloader()), num)]
+
+
+def validation(module: ShardDataModule) -> list[Batch]:
+    return [packed.unpack() for packed in module.val_dataloader()]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -61,11 +65,18 @@ def test_a_checkpoint_of_a_resumed_run_counts_from_the_start(shard: Path) -> Non
 
 
 def test_ranks_share_the_order_and_their_number_may_change(shard: Path) -> None:
-    alone = [key for batch in steps(make(shard, images_per_step=1), 8) for key in batch.keys]
-    ranks = [steps(at_step(make(shard, images_per_step=2), 0, rank=r, world_size=2), 2) for r in range(2)]
-    assert [k for b in ranks[0] for k in b.keys] == alone[0::2]
-    assert [k for b in ranks[1] for k in b.keys] == alone[1::2]
-    assert at_step(make(shard), 2, world_size=2).state_dict() == {"position": 8}
+    """Each step is the same stretch of the order, on however many devices."""
+    alone = [key for batch in steps(make(shard), 4) for key in batch.keys]
+    ranks = [steps(at_step(make(shard), 0, rank=r, world_size=2), 4) for r in range(2)]
+    assert [k for pair in zip(*ranks, strict=True) for batch in pair for k in batch.keys] == alone
+    assert at_step(make(shard), 2, world_size=2).state_dict() == {"position": 4}
+
+
+def test_too_few_images_for_the_devices(shard: Path) -> None:
+    module = at_step(make(shard, images_per_step=6, val_shards=str(shard)), 0, world_size=6)
+    for loader in (module.train_dataloader, module.val_dataloader):
+        with pytest.raises(ConfigError, match="5 images are too few for 6 devices"):
+            loader()
 
 
 def test_workers_make_the_same_batches(shard: Path) -> None:
@@ -75,11 +86,11 @@ def test_workers_make_the_same_batches(shard: Path) -> None:
 
 def test_validation_is_every_image_once_without_augmentation(shard: Path) -> None:
     module = make(shard, val_shards=str(shard), flip=True, quarter_turns=True, scale_jitter=(0.5, 2.0))
-    once, again = list(module.val_dataloader()), list(module.val_dataloader())
+    once, again = validation(module), validation(module)
     assert [k for b in once for k in b.keys] == [f"sa_{i:06d}" for i in range(5)]
     assert [len(b.keys) for b in once] == [2, 2, 1]
     assert all(same(a, b) for a, b in zip(once, again, strict=True))
-    plain = list(make(shard, val_shards=str(shard), flip=False).val_dataloader())
+    plain = validation(make(shard, val_shards=str(shard), flip=False))
     assert all(same(a, b) for a, b in zip(once, plain, strict=True))
 
 
@@ -87,7 +98,7 @@ def test_validation_leaves_out_what_it_cannot_use(
     shard: Path, tmp_path: Path, sample: Callable[..., tuple[ImageRecord, bytes]]
 ) -> None:
     write_shard(tmp_path / "val.tar", [sample(0, num_masks=0), sample(1), sample(2)])
-    (batch, last) = make(shard, val_shards=str(tmp_path / "val.tar"), num_workers=0).val_dataloader()
+    (batch, last) = validation(make(shard, val_shards=str(tmp_path / "val.tar"), num_workers=0))
     assert (batch.keys, batch.skipped) == (("sa_000000", "sa_000001"), ("no_mask",))
     assert set(batch.image_index.tolist()) == {1}
     assert (last.keys, last.skipped) == (("sa_000002",), ())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sam_train.data.dataset import PositionSampler, ShardDataset
+from sam_train.data.sources import open_shards
 from sam_train.data.transforms import Transform
 from sam_train.errors import ConfigError, ShardError
 from sam_train.records import ImageRecord
@@ -29,8 +30,9 @@ def shards(tmp_path: Path, sample: MakeSample) -> list[Path]:
     return paths
 
 
-def make(shards: list[Path], **values: Any) -> ShardDataset:
-    return ShardDataset(shards, **{"transform": TRANSFORM, "seed": 0, "shuffle": True} | values)
+def make(shards: list[Path], *, weights: list[float] | None = None, **values: Any) -> ShardDataset:
+    found = open_shards(shards, weights=weights, cache=None, strict=False)
+    return ShardDataset(found, **{"transform": TRANSFORM, "seed": 0, "shuffle": True} | values)
 
 
 def keys(dataset: ShardDataset, positions: range) -> list[str]:
