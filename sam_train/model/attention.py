@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Elements of the bias that exist at a time. On a CPU 16 MB, which stay in the cache and still are 1024 queries of a
-# 64 x 64 map, from where on torch's kernel takes its large blocks; elsewhere few kernels count more.
-BIAS_ELEMENTS_CPU, BIAS_ELEMENTS = 2**22, 2**26
+from sam_train.model.at_once import at_once
 
 
 class Attention(nn.Module):
@@ -71,7 +69,7 @@ def attend_with_positions(
     Split along W, n or q until the bias of a piece is small enough.
     """
     maps, heads, rows, columns, _ = q.shape
-    rows_at_once = (BIAS_ELEMENTS_CPU if q.device.type == "cpu" else BIAS_ELEMENTS) // (columns * k.shape[2])
+    rows_at_once = at_once(q.device).bias // (columns * k.shape[2])
     if maps * heads * rows <= max(1, rows_at_once):
         if torch.is_grad_enabled():
             # Scores and bias of a piece are made again in the backward pass: kept, they would be alive all at once.

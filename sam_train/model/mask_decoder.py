@@ -6,6 +6,7 @@ those that are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sam_train.model.at_once import at_once
 from sam_train.model.image_stream import DenseStream, Projection, PromptStream, SharedStream
 from sam_train.model.layers import MLP, LayerNorm2d
 from sam_train.model.prompt_encoder import DensePrompts
@@ -32,11 +34,6 @@ PRIOR_LOGIT = -14.0
 # What it shares between prompts has to be made first, which pays for so many prompts of an image.
 LOW_RANK = 0.7
 MANY_PROMPTS = 8
-
-# Values of the image stream of the prompts that are decoded together, and of the part that is upscaled together: what a
-# CPU's caches hold.
-VALUES_AT_ONCE = 1 << 22
-UPSCALED_AT_ONCE = 1 << 18
 
 # glibc hands memory back once twice the largest block that was ever freed lies idle, and every page that comes again is a
 # fault: a quarter of a decoding. After one block of just under 32 MiB, its limit, it keeps 64 MiB. This one is never touched.
@@ -105,16 +102,15 @@ class MaskDecoder(nn.Module):
         tokens = self._tokens(sparse)
         narrow = self.transformer.rank(tokens.shape[1]) < LOW_RANK * image_pe.shape[0]
         positions = self.transformer.positions(image_pe.flatten(1))
-        at_once = max(1, VALUES_AT_ONCE // image_pe.numel())
+        num_prompts = max(1, at_once(image_pe.device).stream // image_pe.numel())
         answers, order = [], []
         together = Prediction(
             mask_logits=sparse.new_empty(len(sparse), num_masks, 4 * hw[0], 4 * hw[1]),
             iou_scores=sparse.new_empty(len(sparse), num_masks),
         )
-        for i in image_index.unique().tolist():
-            own = (image_index == i).nonzero()[:, 0]
+        for i, own in _rows_by_image(image_index, len(image_embeddings)):
             low_rank = narrow and len(own) >= MANY_PROMPTS
-            image, chunks = self._prepare(image_embeddings[i], dense, positions, low_rank), own.split(at_once)
+            image, chunks = self._prepare(image_embeddings[i], dense, positions, low_rank), own.split(num_prompts)
             for rows in chunks:
                 stream = PromptStream if low_rank else DenseStream
                 decode = partial(self._decode, image, tokens[rows], stream, dense.features_of(rows), hw, num_masks, min_iou)
@@ -176,9 +172,9 @@ class MaskDecoder(nn.Module):
         """Upscale four times, a part that fits the cache at a time, and take the product with the mask weights."""
         bias = self._upscaling()[0].bias
         assert bias is not None
-        at_once = max(1, UPSCALED_AT_ONCE // (len(weights) * image.up.weight.shape[1]))
-        details = repeat(None) if image.details is None else image.details.split(at_once)
-        parts = zip(stream.outputs(image.up, bias.repeat(4), at_once), details, strict=False)
+        num_tokens = max(1, at_once(weights.device).upscaled // (len(weights) * image.up.weight.shape[1]))
+        details = repeat(None) if image.details is None else image.details.split(num_tokens)
+        parts = zip(stream.outputs(image.up, bias.repeat(4), num_tokens), details, strict=False)
         return _grid(torch.cat([weights @ self._upscale(x, more).mT for x, more in parts], 2), grid_hw)
 
     def _upscale(self, children: Float[Tensor, "N l C"], details: Float[Tensor, "l E"] | None) -> Float[Tensor, "N l*16 D"]:
@@ -198,6 +194,16 @@ class MaskDecoder(nn.Module):
         return cast(
             "tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]", tuple(self.output_upscaling[i] for i in (0, 1, 3))
         )
+
+
+def _rows_by_image(image_index: Int[Tensor, " N"], num_images: int) -> Iterator[tuple[int, Int[Tensor, " n"]]]:
+    """Each image that has prompts, and which these are. Of a single image all are: nothing to ask a device for."""
+    if num_images == 1:
+        if len(image_index):
+            yield 0, torch.arange(len(image_index), device=image_index.device)
+        return
+    for i in image_index.unique().tolist():
+        yield i, (image_index == i).nonzero()[:, 0]
 
 
 def _grid(products: Float[Tensor, "N M _"], grid_hw: tuple[int, int]) -> Float[Tensor, "N M H W"]:

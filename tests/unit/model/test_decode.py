@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_train.model import Sam, mask_decoder
+from sam_train.model import Sam, at_once
 from sam_train.model.build import build_sam
 from sam_train.model.image_encoder import Details
 from sam_train.model.layers import MLP, LayerNorm2d
@@ -128,8 +128,7 @@ def test_neither_chunks_nor_the_stream_s_form_change_anything(
     monkeypatch.setattr(mask_decoder, "LOW_RANK", low_rank)
     whole = run()
     monkeypatch.setattr(mask_decoder, "LOW_RANK", 100 - low_rank)
-    monkeypatch.setattr(mask_decoder, "VALUES_AT_ONCE", 2 * 32 * 16)
-    monkeypatch.setattr(mask_decoder, "UPSCALED_AT_ONCE", 5 * 32)
+    monkeypatch.setattr(at_once, "CPU", replace(at_once.CPU, stream=2 * 32 * 16, upscaled=5 * 32))
     chunked = run()
     assert len(whole) == len(chunked) > 40
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-11) for a, b in zip(whole, chunked, strict=True))
