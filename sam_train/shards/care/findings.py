@@ -30,6 +30,7 @@ REASONS = {
     "manifest_bytes": "the manifest has another number of bytes",
     "manifest_sha256": "the manifest has another SHA-256",
     "manifest_keys": "the manifest has other keys",
+    "manifest_places": "the manifest has other places of the members",
     "manifest_num_masks": "the manifest has another number of masks",
 }
 """Reason -> what it means. Every finding has one of them."""

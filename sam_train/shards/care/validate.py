@@ -100,7 +100,7 @@ def validate_shard(shard: Path, advance: Advance) -> ShardReport:
             end = max(span.offset + span.length for span in spans)
             advance(max(end - position, 0))
             position = max(end, position)
-    report.findings += _of_manifest(shard, list(scanned.spans), report.num_masks)
+    report.findings += _of_manifest(shard, scanned, report.num_masks)
     advance(max(shard.stat().st_size - position, 0))
     return report
 
@@ -139,9 +139,9 @@ def _of_members(shard: str, scanned: Scan) -> list[Finding]:
     return found
 
 
-def _of_manifest(shard: Path, keys: list[str], num_masks: int) -> list[Finding]:
+def _of_manifest(shard: Path, scanned: Scan, num_masks: int) -> list[Finding]:
     """Each way in which the manifest does not agree with the tar."""
-    name, place = str(shard), manifest_path(shard)
+    name, place, keys = str(shard), manifest_path(shard), list(scanned.spans)
     if not place.is_file():
         return [finding(name, "", "manifest", "no_manifest", f"there is no {place.name}")]
     try:
@@ -162,7 +162,21 @@ def _of_manifest(shard: Path, keys: list[str], num_masks: int) -> list[Finding]:
     if manifest.keys != keys:
         message = _difference(manifest.keys, keys)
         found.append(finding(name, "", "manifest.keys", "manifest_keys", message))
+    elif manifest.places is not None and (key := _misplaced(manifest.places, scanned)) is not None:
+        message = "the manifest's places are not where the members lie: a reader that trusts them reads something else"
+        found.append(finding(name, key, "manifest.places", "manifest_places", message))
     return found
+
+
+def _misplaced(places: dict[str, list[int]], scanned: Scan) -> str | None:
+    """The first key whose members lie elsewhere than `places` says; None when there is none."""
+    for kind, extension in (("jpeg", "jpg"), ("json", "json")):
+        said = zip(places.get(f"{kind}_offset", []), places.get(f"{kind}_bytes", []), strict=False)
+        for key, spans in scanned.spans.items():
+            last = spans.get(extension, [Span(offset=-1, length=-1)])[-1]
+            if next(said, None) != (last.offset, last.length):
+                return key
+    return None
 
 
 def _difference(said: object, keys: list[str]) -> str:

@@ -113,6 +113,11 @@ def test_the_manifest_is_held_to_the_tar(tiny_shard: Path, tiny_samples: Samples
         manifest.write_text(json.dumps({**document, field: value}))
         name = "name" if field == "shard" else field
         assert reasons(tiny_shard) == {f"manifest_{name}"}
+    for change in ({"jpeg_offset": [0, 1, 2]}, {"json_bytes": document["places"]["json_bytes"][:2]}):
+        manifest.write_text(json.dumps({**document, "places": document["places"] | change}))
+        assert reasons(tiny_shard) == {"manifest_places"}
+    manifest.write_text(json.dumps({**document, "places": None}))
+    assert reasons(tiny_shard) == set()
     for text in ("", "[]", "{}"):
         manifest.write_text(text)
         assert reasons(tiny_shard) == {"bad_manifest"}

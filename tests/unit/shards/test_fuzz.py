@@ -32,7 +32,7 @@ from sam_train.shards.care.validate import validate_shard
 from sam_train.shards.index import index_shard, read_sample
 from sam_train.shards.jpeg import metadata_of, without_metadata
 
-NUM_TARS, NUM_RECORDS, NUM_ITEMS, NUM_RLES, NUM_JPEGS, NUM_MANIFESTS = 1500, 3500, 300, 4000, 1500, 300
+NUM_TARS, NUM_RECORDS, NUM_ITEMS, NUM_RLES, NUM_JPEGS, NUM_MANIFESTS = 1200, 3500, 200, 4200, 1500, 300
 MAX_SECONDS_A_CASE, MAX_MIB = 5.0, 400
 EXPECTED = (ShardError, ConfigError)
 HEIGHT, WIDTH = 24, 32
