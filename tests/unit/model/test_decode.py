@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_train.model import Sam, at_once
+from sam_train.model import Sam, at_once, mask_decoder
 from sam_train.model.build import build_sam
 from sam_train.model.image_encoder import Details
 from sam_train.model.layers import MLP, LayerNorm2d
