@@ -3,5 +3,7 @@
 salvage.py      a tar to its members, past damage: what the strict readers of `sam_train.shards` refuse
 segments.py     an RLE to its area, box, centre and hull without its pixels
 check.py        what is wrong with one sample
-validate.py  repair.py  near.py (hashes and pairs)  dedupe.py  split.py  statistics/      a command each
+mend.py         a broken sample to what can be kept of it
+near.py  prints.py       perceptual hashes, and the pairs that are close
+validate.py  repair.py  dedupe.py  split.py  statistics/      a command each
 """
