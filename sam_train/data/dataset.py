@@ -108,7 +108,7 @@ class ShardDataset(Dataset[TrainingSample]):
             raise
         except ShardError as error:
             # `annotations[3].area` is a place; what is counted is the kind of thing that stands there.
-            reason = f"bad_{error.field.rpartition(']')[2].strip('.') or 'sample'}"
+            reason = f"bad_{error.field.rpartition('.')[2] or 'sample'}"
             place = {"shard": error.shard or str(entry.shard), "key": entry.key}
             raise SkipSample(reason, str(error), **({} if error.shard else place)) from error
 
