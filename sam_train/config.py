@@ -122,6 +122,7 @@ def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]
     now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
     for config in (before, now):
         (config.get("data") or {}).pop("num_workers", None)  # changes how fast samples come, not which
+        (config.get("training") or {}).pop("images_per_pass", None)  # changes how much memory a step takes
     return [key for key in keys if before.get(key) != now.get(key)]
 
 

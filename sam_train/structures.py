@@ -113,6 +113,26 @@ class Batch:
             target_masks=self.target_masks.to(device, non_blocking=non_blocking),
         )
 
+    def split(self, num_images: int) -> list[Batch]:
+        """Batches of `num_images` images, the last perhaps of fewer, each with its masks; `skipped` stays with the first."""
+        if num_images >= len(self.keys):
+            return [self]
+        parts = []
+        for start in range(0, len(self.keys), num_images):
+            images = slice(start, start + num_images)
+            masks = (self.image_index >= start) & (self.image_index < start + num_images)
+            parts.append(
+                Batch(
+                    keys=self.keys[images],
+                    images=self.images[images],
+                    sizes_hw=self.sizes_hw[images],
+                    image_index=self.image_index[masks] - start,
+                    target_masks=self.target_masks[masks],
+                    skipped=() if start else self.skipped,
+                )
+            )
+        return parts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:

@@ -11,26 +11,20 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import warnings
+import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from sam_train.checkpoint import checkpoint_hash, init_weights, save_checkpoint
 from sam_train.config import build, changed_keys, config_dir, config_hash, save_resolved, to_plain
+from sam_train.data.datamodule import ShardDataModule
 from sam_train.errors import CheckpointError, ConfigError, exit_with_message
 from sam_train.files import commit_file
 from sam_train.inference import EmbeddingCache
@@ -38,20 +32,11 @@ from sam_train.model import Sam
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.training import SamModule
 from sam_train.training.callbacks import Stopwatch
-from sam_train.training.checkpoint_io import WholeCheckpointIO
 from sam_train.training.frozen_encoder import FrozenEncoder
-from sam_train.training.step_log import StepLog
+from sam_train.training.preemption import Preempted
+from sam_train.training.trainer import config_errors, make_trainer, quiet_lightning
 
 log = logging.getLogger("sam_train")
-
-NO_NEWS = (
-    "Using ModelCheckpoint with manual optimization",  # after the step is where ours are meant to be written
-    "Total length of `list` across ranks is zero",  # no validation shards, as the config says
-    "The '.*_dataloader' does not have many workers",  # data.num_workers is the user's choice
-    "Be aware that when using `ckpt_path`",  # another checkpoint_every_n_steps than before is no loss
-    ".*LeafSpec.* is deprecated",  # Lightning 2.6 with torch 2.13
-)
-"""Warnings of Lightning about which nobody can or should do anything."""
 
 DECISIVE = ("model", "data", "prompts", "losses", "optim", "training", "seed", "init_checkpoint", "freeze_image_encoder")
 """What a run that goes on must have as it was. Steps, devices, loader processes and loggers may change."""
@@ -60,15 +45,12 @@ DECISIVE = ("model", "data", "prompts", "losses", "optim", "training", "seed", "
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
 @exit_with_message
 def main(cfg: DictConfig) -> None:
-    """Console script `sam-train`."""
-    run(cfg)
-
-
-def quiet_lightning() -> None:
-    """Silence Lightning's advertisements and the warnings that are no news; the others stay."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in NO_NEWS:
-        warnings.filterwarnings("ignore", message)
+    """Console script `sam-train`. A run that was asked to leave exits with code 75, in its first process."""
+    try:
+        run(cfg)
+    except Preempted as error:
+        log.info("%s", error)
+        raise SystemExit(os.EX_TEMPFAIL if error.is_first else 0) from None  # the others' codes are for real errors
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
@@ -92,14 +74,24 @@ def run(cfg: DictConfig) -> dict[str, float]:
         return metrics
     if last:
         log.info("going on from %s", last)
-    save_resolved(cfg, run_dir / "config.yaml")
     trainer = make_trainer(cfg, run_dir, stopwatch)
+    log.info("%s", shares_of_a_step(trainer, datamodule, module))
+    rank_zero_only(save_resolved)(cfg, run_dir / "config.yaml")
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
     except torch.OutOfMemoryError as error:
         wanted = "lower data.images_per_step or data.max_masks, or set +model.activation_checkpointing=torch"
         raise ConfigError(f"the accelerator's memory is too small for a step: {wanted}") from error
     return finish(cfg, run_dir, trainer, module, seconds=stopwatch.seconds())
+
+
+def shares_of_a_step(trainer: Trainer, datamodule: ShardDataModule, module: SamModule) -> str:
+    """A sentence on who does what of a step. Raises ConfigError when its images cannot be dealt out evenly."""
+    devices = trainer.num_devices * trainer.num_nodes
+    share = datamodule.share_of(devices)
+    passes = -(-share // (module.images_per_pass or share))
+    where = "1 device" if devices == 1 else f"{devices} devices with {share} each"
+    return f"a step is {datamodule.images_per_step} images: {where}, in {passes} pass{'es' * (passes > 1)}"
 
 
 def fill_with_weights(model: Sam, init_checkpoint: str | None) -> None:
@@ -146,73 +138,6 @@ def metrics_if_done(cfg: DictConfig, run_dir: Path) -> dict[str, float] | None:
     metrics: dict[str, float] = json.loads(path.read_bytes())
     wanted = cfg.trainer.max_steps
     return metrics if isinstance(wanted, int) and metrics["steps"] >= wanted > 0 else None
-
-
-@contextmanager
-def config_errors(group: str) -> Iterator[None]:
-    """Values that a constructor refuses are the config's mistake."""
-    try:
-        yield
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"the values of {group} do not do: {error}") from error
-
-
-def make_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
-    """Lightning's trainer with our checkpoints, loggers, callbacks and `more` of them."""
-    if not isinstance(cfg.trainer.max_steps, int) or cfg.trainer.max_steps < 1:
-        raise ConfigError(f"trainer.max_steps is {cfg.trainer.max_steps}: give the number of steps, the schedule depends on it")
-    if str(cfg.trainer.precision) in ("16", "16-mixed"):  # its scaler would scale the encoder's gradient twice
-        raise ConfigError(f"trainer.precision is {cfg.trainer.precision}: the step does not scale its loss, take bf16-mixed")
-    callbacks: list[Callback] = [
-        *more,
-        ModelCheckpoint(
-            dirpath=run_dir / "checkpoints",
-            filename="step-{step}",
-            every_n_train_steps=cfg.checkpoint_every_n_steps,
-            save_last=True,
-            save_top_k=0,
-            enable_version_counter=False,
-        ),
-    ]
-    callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
-    with config_errors("trainer"):
-        return Trainer(
-            default_root_dir=run_dir,
-            logger=make_loggers(cfg, run_dir),
-            callbacks=callbacks,
-            plugins=[WholeCheckpointIO()],
-            use_distributed_sampler=False,  # ShardDataModule deals the positions out to the ranks itself
-            **to_plain(cfg.trainer),
-        )
-
-
-def make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
-    """metrics.csv always; wandb as the config says, offline unless the user is logged in."""
-    loggers: list[Logger] = [StepLog(run_dir / "csv")]
-    if cfg.wandb.enabled:
-        mode = ("online" if wandb_key_known() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
-        run_id = wandb_run_id(cfg.name, run_dir)
-        loggers.append(WandbLogger(project=cfg.wandb.project, name=cfg.name, id=run_id, save_dir=run_dir, mode=mode))
-    return loggers
-
-
-def wandb_run_id(name: str, run_dir: Path) -> str:
-    """The id in the run folder, made of the name and chance at the first start: a run that goes on goes on in wandb too,
-    and one of the same name elsewhere, or after the folder was removed, is another run there.
-    """
-    path = run_dir / "wandb_id"
-    if path.is_file():
-        return path.read_text().strip()
-    run_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:100]}-{token_hex(4)}"
-    rank_zero_only(commit_file)(path, f"{run_id}\n".encode())  # the others log nothing
-    return run_id
-
-
-def wandb_key_known() -> bool:
-    """Whether the user is logged in to wandb on this machine."""
-    import wandb
-
-    return bool(wandb.setup().settings.api_key)
 
 
 def finish(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: SamModule, *, seconds: float) -> dict[str, float]:

@@ -21,6 +21,8 @@ class LossTerms:
     iou: Float[Tensor, ""]
     true_iou: Float[Tensor, " N"]
     """IoU of the backpropagated candidate, detached."""
+    predicted_iou: Float[Tensor, " N"]
+    """The model's own estimate of it, detached."""
 
 
 class SamLoss:
@@ -83,6 +85,7 @@ class SamLoss:
             dice=dice.gather(1, best).mean().detach(),
             iou=best_iou.mean().detach(),
             true_iou=true_iou.gather(1, best)[:, 0],
+            predicted_iou=prediction.iou_scores.detach().float().gather(1, best)[:, 0],
         )
 
 

@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sam_train.masks import masks_to_boxes_xyxy
+from sam_train.prompts.draws import Draws, normal, uniform
 
 
-def uniform_points(region: Bool[Tensor, "N H W"], generator: torch.Generator) -> Float[Tensor, "N 2"]:
+def uniform_points(region: Bool[Tensor, "N H W"], generator: Draws) -> Float[Tensor, "N 2"]:
     """One pixel drawn uniformly from each region, as x, y. Raises ValueError for an empty region.
 
     Only N numbers are drawn, on the generator's device, so the draw is the same wherever the masks are.
@@ -20,8 +21,8 @@ def uniform_points(region: Bool[Tensor, "N H W"], generator: torch.Generator) ->
     total = counts[:, -1:]
     if not bool((total > 0).all()):
         raise ValueError("cannot draw a point from an empty region")
-    uniform = torch.rand(len(region), 1, generator=generator, device=generator.device).to(region.device)
-    rank = (uniform * total).to(torch.int32).clamp(max=total - 1) + 1
+    share = uniform(generator, len(region), 1).to(region.device)
+    rank = (share * total).to(torch.int32).clamp(max=total - 1) + 1
     return _to_xy(torch.searchsorted(counts, rank)[:, 0], region.shape[-1])
 
 
@@ -40,7 +41,7 @@ def central_points(region: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 2"],
     return _to_xy(index, region.shape[-1]), torch.tensor(distances, device=region.device)
 
 
-def noisy_boxes(masks: Bool[Tensor, "N H W"], *, std: float, max_px: float, generator: torch.Generator) -> Float[Tensor, "N 4"]:
+def noisy_boxes(masks: Bool[Tensor, "N H W"], *, std: float, max_px: float, generator: Draws) -> Float[Tensor, "N 4"]:
     """XYXY box prompts of the masks with Gaussian noise on each coordinate (paper, section A).
 
     Corners are the indexes of the first and the last pixel, both inside the box: the prompt encoder adds half a pixel to a
@@ -53,7 +54,7 @@ def noisy_boxes(masks: Bool[Tensor, "N H W"], *, std: float, max_px: float, gene
     boxes = masks_to_boxes_xyxy(masks)
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     boxes[:, 2:] -= 1
-    noise = torch.randn(boxes.shape, generator=generator, device=generator.device).to(boxes.device)
+    noise = normal(generator, *boxes.shape).to(boxes.device)
     noisy = boxes + (noise * std * sides).clamp(-max_px, max_px)
     height, width = masks.shape[1:]
     limit = torch.tensor([width, height, width, height], device=boxes.device) - 1

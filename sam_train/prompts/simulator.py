@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sam_train.prompts.draws import Draws, uniform
 from sam_train.prompts.sampling import central_points, noisy_boxes, uniform_points
 from sam_train.structures import PointLabel, Prompts
 
@@ -80,7 +81,7 @@ class PromptSimulator:
             then.append(Then.FEEDBACK)
         return [Round(index, next_) for index, next_ in enumerate([*then, Then.END])]
 
-    def first(self, targets: Bool[Tensor, "N H W"], image_index: Int[Tensor, " N"], generator: torch.Generator) -> Prompts:
+    def first(self, targets: Bool[Tensor, "N H W"], image_index: Int[Tensor, " N"], generator: Draws) -> Prompts:
         """A foreground point in, or a noisy box around, each target. Targets must not be empty."""
         points = uniform_points(targets, generator) if self.click == "uniform" else central_points(targets)[0]
         labels = torch.full((len(targets), 1), PointLabel.FOREGROUND, device=targets.device)
@@ -90,7 +91,7 @@ class PromptSimulator:
         max_px = self.box_noise_max * max(targets.shape[1:])
         boxes = noisy_boxes(targets, std=self.box_noise_std, max_px=max_px, generator=generator)
         boxed = Prompts.from_boxes(image_index, boxes)
-        use_box = torch.rand(len(targets), generator=generator, device=generator.device) < self.box_probability
+        use_box = uniform(generator, len(targets)) < self.box_probability
         use_box = use_box.to(targets.device)
         return Prompts(
             image_index=image_index,
@@ -105,7 +106,7 @@ class PromptSimulator:
         answers: Bool[Tensor, "N H W"],
         targets: Bool[Tensor, "N H W"],
         mask_logits: Float[Tensor, "N 1 h w"],
-        generator: torch.Generator,
+        generator: Draws,
     ) -> Prompts:
         """The prompts of the next round: the answer's logits fed back, and a click where the answer is wrong.
 
@@ -123,7 +124,7 @@ class PromptSimulator:
         return prompts.with_point(points, labels, mask_logits)
 
     def _uniform_correction(
-        self, answers: Bool[Tensor, "N H W"], targets: Bool[Tensor, "N H W"], generator: torch.Generator
+        self, answers: Bool[Tensor, "N H W"], targets: Bool[Tensor, "N H W"], generator: Draws
     ) -> tuple[Float[Tensor, "N 2"], Int[Tensor, " N"]]:
         error = answers ^ targets
         perfect = ~error.flatten(1).any(1)

@@ -1,4 +1,4 @@
-"""The training step and what watches it."""
+"""The training step, how several processes share it, and what watches it."""
 
 from sam_train.training.module import SamModule
 

@@ -12,14 +12,17 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from sam_train.losses import LossTerms, SamLoss
+from sam_train.losses import SamLoss
 from sam_train.masks import mask_iou
 from sam_train.metrics import ClickIoU
 from sam_train.model import Sam
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
+from sam_train.prompts.draws import ImageDraws, seed_of, seeded
 from sam_train.structures import Batch, Prediction
 from sam_train.training.frozen_encoder import FrozenEncoder
+from sam_train.training.gradients import clip_gradients, divide_gradients, sum_gradients
+from sam_train.training.tally import StepSums, Tally, world
 
 VALIDATION_CLICKS = (1, 3, 5)
 
@@ -30,6 +33,9 @@ class SamModule(LightningModule):
     The rounds are backpropagated one by one into the detached image embeddings, and the encoder once at the end: eleven
     rounds cost the memory of one. Fed-back logits carry no gradient (the paper does not say; SAM 2's code lets it flow).
 
+    The loss of a step is a mean over all of its masks, on however many devices and in however many passes they are: each
+    device backpropagates sums, which are added up over the devices once a step and divided by the number of masks.
+
     loss_resolution: "grid" compares at the decoder's resolution, a cell being target when more than half of it is, so
         that what is thinner than half a cell is lost; "full" upsamples the logits to the model frame, as SAM 2's code
         does, at four to sixteen times the cost.
@@ -37,7 +43,10 @@ class SamModule(LightningModule):
         gained nothing to a tenth, on a GPU it was not tried.
     frozen_encoder: where the image embeddings come from when the image encoder is not trained; None trains it.
     gradient_clip: largest gradient norm; none in SAM 1, 0.1 in SAM 2. None switches it off.
-    seed: prompts and dropped paths are drawn from (seed, step, rank), so a resumed step draws what the unbroken run drew.
+    images_per_pass: the most images that a device takes at once; the rest of its share of a step follows in further passes.
+        None takes all. Changes memory, not the result.
+    seed: a prompt is drawn from (seed, step, place of its image in the step), so a resumed step draws what the unbroken run
+        drew, on any number of devices. Dropped paths and dropout come from (seed, step, rank): other devices, other draws.
     """
 
     def __init__(
@@ -51,15 +60,19 @@ class SamModule(LightningModule):
         loss_resolution: str = "grid",
         gradient_clip: float | None = None,
         compile_encoder: bool = False,
+        images_per_pass: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if images_per_pass is not None and images_per_pass < 1:
+            raise ValueError(f"images_per_pass must be at least 1, or null for all at once, got {images_per_pass}")
         if loss_resolution not in ("grid", "full"):
             raise ValueError(f"loss_resolution must be 'grid' or 'full', got {loss_resolution!r}")
         self.automatic_optimization = False  # several backward passes a step
         self.model, self.simulator, self.loss, self.optimizer_factory = model, simulator, loss, optimizer
         self.loss_resolution, self.gradient_clip, self.seed = loss_resolution, gradient_clip, seed
-        self.frozen_encoder = frozen_encoder
+        self.frozen_encoder, self.images_per_pass = frozen_encoder, images_per_pass
+        self.asked_to_stop = self.stopping = False
         if compile_encoder:
             model.image_encoder.compile()  # in place: the names of the weights stay
         self.judge = PromptSimulator(
@@ -69,32 +82,45 @@ class SamModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimiser step over all rounds of a batch."""
-        generator = self._generator()
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
+        tally, place = Tally(batch.images.device), 0
+        tally.count(batch, stop=self.asked_to_stop)
+        torch.manual_seed(seed_of((self.seed, self.global_step, world()[0], 3)))  # for drop path and dropout
+        for part in batch.split(self.images_per_pass or len(batch.keys)):
+            self._backward_all_rounds(part, self._draws(part, place), tally)
+            place += len(part.keys)
+        sums = tally.added_up()
+        norm = self._finish_step(optimizer, sums)
+        self._log_step(sums, norm)
+
+    def _backward_all_rounds(self, batch: Batch, draws: ImageDraws, tally: Tally) -> None:
+        """Add the gradients of the summed losses of `batch` to what is there."""
         encoded = self._encode(batch)
         embeddings = encoded.detach().requires_grad_(encoded.requires_grad)
         targets = self._targets(batch.target_masks)
-        prompts = self.simulator.first(batch.target_masks, batch.image_index, generator)
-        history: list[LossTerms] = []
-        for round_ in self.simulator.rounds(generator):
+        prompts = self.simulator.first(batch.target_masks, batch.image_index, draws)
+        for round_ in self.simulator.rounds(seeded((self.seed, self.global_step, 0, 1))):
             prediction = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output)
             terms = self.loss(self._at_loss_resolution(prediction), targets)
-            self.manual_backward(terms.total)
-            history.append(terms)
+            self.manual_backward(terms.total * len(prompts))
+            tally.add(round_.index, terms)
             best = prediction.best().detach()
             answers = self._answers(best)
-            prompts = self.simulator.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
+            prompts = self.simulator.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, draws)
         if encoded.requires_grad:
             self.manual_backward(encoded, gradient=embeddings.grad)
-        self._finish_step(optimizer)
-        self._log_step(batch, history)
 
-    def _finish_step(self, optimizer: Any) -> None:
-        if self.gradient_clip is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+    def _finish_step(self, optimizer: Any, sums: StepSums) -> Tensor:
+        """From this process's summed gradients to the step; the norm of the mean gradient before it was clipped."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        sum_gradients(parameters)
+        divide_gradients(parameters, sums.num_masks)
+        norm = clip_gradients(parameters, self.gradient_clip)
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
+        self.stopping = sums.stop
+        return norm
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """IoU after each of five careful clicks, model frame."""
@@ -115,7 +141,7 @@ class SamModule(LightningModule):
         means = self.val_iou.compute()
         self.val_iou.reset()
         for clicks in VALIDATION_CLICKS:
-            self.log(f"val/miou_at_{clicks}", means[clicks - 1], prog_bar=True, sync_dist=False, rank_zero_only=False)
+            self.log(f"val/miou_at_{clicks}", means[clicks - 1], prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule over the trainer's `max_steps`."""
@@ -125,10 +151,14 @@ class SamModule(LightningModule):
     def _encode(self, batch: Batch) -> Float[Tensor, "B E h w"]:
         return self.frozen_encoder(batch) if self.frozen_encoder else self.model.encode_images(batch.images, batch.sizes_hw)
 
-    def _generator(self) -> torch.Generator:
-        seed = (self.seed * 1_000_003 + self.global_step) * 4096 + self.global_rank
-        torch.manual_seed(-seed - 1)  # drop path and dropout draw from the global generator
-        return torch.Generator().manual_seed(seed)
+    def _draws(self, batch: Batch, first: int) -> ImageDraws:
+        """Chance for the images of `batch`, the first of which is number `first` of this process's share of the step.
+
+        PositionSampler deals the step's images out in turns, so image i of a process is number i x processes + rank.
+        """
+        rank, processes = world()
+        places = [(first + i) * processes + rank for i in range(len(batch.keys))]
+        return ImageDraws([(self.seed, self.global_step, place, 2) for place in places], batch.image_index)
 
     def _targets(self, masks: Bool[Tensor, "N H W"]) -> Float[Tensor, "N h w"]:
         if self.loss_resolution == "full":
@@ -149,19 +179,9 @@ class SamModule(LightningModule):
         size = (self.model.image_size, self.model.image_size)
         return F.interpolate(mask_logits, size, mode="bilinear", align_corners=False)
 
-    def _log_step(self, batch: Batch, history: list[LossTerms]) -> None:
-        num_masks, num_images = len(batch.image_index), len(batch.keys)
-        first, last = history[0], history[-1]
-        values: dict[str, Tensor | float] = {
-            "loss": torch.stack([t.total.detach() for t in history]).mean(),
-            "focal": torch.stack([t.focal for t in history]).mean(),
-            "dice": torch.stack([t.dice for t in history]).mean(),
-            "iou_loss": torch.stack([t.iou for t in history]).mean(),
-            "iou_first_round": first.true_iou.mean(),
-            "iou_last_round": last.true_iou.mean(),
-            "masks_per_image": num_masks / num_images,
-            "skipped": float(len(batch.skipped)),
-        }
-        self.log_dict({f"train/{k}": v for k, v in values.items()}, batch_size=num_masks)
+    def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
+        values = sums.metrics()
+        num_masks = int(sums.num_masks)
+        self.log_dict({f"train/{k}": v for k, v in values.items()} | {"train/gradient_norm": gradient_norm}, batch_size=num_masks)
         self.log("loss", values["loss"], prog_bar=True, logger=False, batch_size=num_masks)
         self.log("iou", values["iou_last_round"], prog_bar=True, logger=False, batch_size=num_masks)

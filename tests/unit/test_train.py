@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from sam_train.config import config_dir
 from sam_train.data.dataset import PositionSampler
 from sam_train.errors import ConfigError
-from sam_train.train import make_trainer, wandb_run_id
 from sam_train.training.callbacks import Stopwatch
+from sam_train.training.trainer import make_trainer, wandb_run_id
 
 
 def test_half_precision_that_needs_a_loss_scale_is_refused(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_no_sampler_is_put_in_place_of_ours(tmp_path: Path) -> None:
     """Lightning would wrap it for a second division among ranks, and stop over an endless one."""
     overrides = ["data.shards=none.tar", "wandb.enabled=false", "trainer.accelerator=cpu"]
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("train", [*overrides, "trainer.devices=2", "+trainer.strategy=ddp"])
+        cfg = compose("train", [*overrides, "trainer.devices=2"])
     trainer = make_trainer(cfg, tmp_path)
     assert trainer._accelerator_connector.is_distributed
     sampler = PositionSampler(start=0, num_positions=None, rank=1, world_size=2)

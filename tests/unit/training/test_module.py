@@ -1,4 +1,4 @@
-"""The training step: rounds backpropagated one by one are the summed loss, draws depend on (seed, step, rank), it learns.
+"""The training step: rounds backpropagated one by one are the summed loss, draws depend on (seed, step, place), it learns.
 
 Validation is the judge of careful clicks: a perfect model scores 1.
 """
@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sam_train.inference import EmbeddingCache
-from sam_train.losses import LossTerms, SamLoss
+from sam_train.losses import SamLoss
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
+from sam_train.prompts.draws import seeded
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
 from sam_train.training.frozen_encoder import FrozenEncoder
+from sam_train.training.tally import StepSums
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
@@ -88,15 +90,11 @@ def make_batch() -> Batch:
 class StepOnly(SamModule):
     """The step without a trainer and without the optimiser: gradients stay where they are, prompts are kept."""
 
-    step, rank = 0, 0
+    step = 0
 
     @property
     def global_step(self) -> int:
         return self.step
-
-    @property
-    def global_rank(self) -> int:
-        return self.rank
 
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -104,11 +102,16 @@ class StepOnly(SamModule):
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         loss.backward(*args, **kwargs)
 
-    def _finish_step(self, optimizer: Any) -> None:
-        pass
+    def lr_schedulers(self) -> Any:
+        return Nothing()
 
-    def _log_step(self, batch: Batch, history: list[LossTerms]) -> None:
-        self.history = history
+    def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
+        self.sums, self.gradient_norm = sums, gradient_norm
+
+
+class Nothing:
+    def step(self) -> None:
+        """Rates stay."""
 
 
 def step_only(**values: Any) -> StepOnly:
@@ -125,15 +128,15 @@ def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
     actual = {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
 
     module.zero_grad()
-    simulator, generator = module.simulator, module._generator()
+    simulator, draws = module.simulator, module._draws(batch, 0)
     embeddings = module.model.encode_images(batch.images, batch.sizes_hw)
     targets = batch.target_masks.float()
     if loss_resolution == "grid":
         half = nn.functional.avg_pool2d(targets, SIZE // module.model.logits_size)
         targets = (half > 0.5).float()
-    prompts = simulator.first(batch.target_masks, batch.image_index, generator)
+    prompts = simulator.first(batch.target_masks, batch.image_index, draws)
     total = torch.zeros(())
-    rounds = simulator.rounds(generator)
+    rounds = simulator.rounds(seeded((module.seed, module.step, 0, 1)))
     for round_ in rounds:
         prediction = module.model.decode(embeddings, prompts, multimask_output=round_.multimask_output)
         full = nn.functional.interpolate(prediction.mask_logits, (SIZE, SIZE), mode="bilinear")
@@ -142,17 +145,38 @@ def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
         best = prediction.iou_scores.argmax(1)
         chosen, rows = prediction.mask_logits.detach()[torch.arange(3), best][:, None], torch.arange(3)
         answers = full.detach()[rows, best] > 0
-        prompts = simulator.advance(round_, prompts, answers, batch.target_masks, chosen, generator)
+        prompts = simulator.advance(round_, prompts, answers, batch.target_masks, chosen, draws)
     total.backward()
 
-    assert len(rounds) == len(module.history) == 1 + 3 + 2
-    assert total.item() == pytest.approx(sum(t.total.item() for t in module.history), rel=1e-5)
+    losses = module.sums.losses_of_rounds()
+    assert len(rounds) == len(losses) == 1 + 3 + 2
+    assert total.item() == pytest.approx(losses.sum().item(), rel=1e-5)
     expected = {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
+    check_gradients(actual, expected)
+    norm = torch.cat([grad.flatten() for grad in expected.values()]).norm()
+    assert module.gradient_norm.item() == pytest.approx(norm.item(), rel=1e-4)
+
+
+def check_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], *, rounding: float = 1e-6) -> None:
     assert actual.keys() == expected.keys()
     assert expected["image_encoder.patch_embed.layers.0.weight"].abs().max() > 0
     scale = max(float(g.abs().max()) for g in expected.values())
     for name, grad in expected.items():
-        assert torch.allclose(actual[name], grad, rtol=1e-3, atol=1e-6 * scale), name
+        assert torch.allclose(actual[name], grad, rtol=1e-3, atol=rounding * scale), name
+
+
+def test_images_in_several_passes_are_the_same_step() -> None:
+    """The images have one and two masks: a mean of the passes' means would weigh them wrongly."""
+    gradients, losses = [], []
+    for images_per_pass in (None, 1):
+        module = step_only(images_per_pass=images_per_pass)
+        module.training_step(make_batch(), 0)
+        gradients.append({name: p.grad for name, p in module.model.named_parameters() if p.grad is not None})
+        losses.append(module.sums.metrics())
+    check_gradients(gradients[1], gradients[0], rounding=1e-4)  # type: ignore[arg-type]
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        assert losses[1][name].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -186,31 +210,29 @@ def test_the_same_picture_with_another_border_is_another_picture(tmp_path: Path)
     assert not torch.equal(embeddings[0], embeddings[1])
 
 
-def first_points(module: StepOnly, *, step: int, rank: int = 0) -> Tensor:
-    module.step, module.rank = step, rank
+def first_points(module: StepOnly, *, step: int, first: int = 0) -> Tensor:
+    module.step = step
     batch = make_batch()
-    return module.simulator.first(batch.target_masks, batch.image_index, module._generator()).points_xy
+    return module.simulator.first(batch.target_masks, batch.image_index, module._draws(batch, first)).points_xy
 
 
-def test_prompts_depend_on_seed_step_and_rank_only() -> None:
+def test_prompts_depend_on_seed_step_and_place_only() -> None:
     module = step_only(seed=3)
     here = first_points(module, step=5)
     torch.manual_seed(99)
     torch.rand(7)
     assert torch.equal(first_points(step_only(seed=3), step=5), here)
-    for other in (first_points(module, step=6), first_points(module, step=5, rank=1), first_points(step_only(seed=4), step=5)):
+    for other in (first_points(module, step=6), first_points(module, step=5, first=2), first_points(step_only(seed=4), step=5)):
         assert not torch.equal(other, here)
 
 
-def test_seeds_steps_and_ranks_never_share_a_generator() -> None:
-    seeds = set()
-    for seed in (0, 1, 2):
-        module = step_only(seed=seed)
-        for step in range(20):
-            for rank in range(4):
-                module.step, module.rank = step, rank
-                seeds.add(module._generator().initial_seed())
-    assert len(seeds) == 3 * 20 * 4
+def test_an_image_is_prompted_alike_whoever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, batch = step_only(seed=3), make_batch()
+    together = module.simulator.first(batch.target_masks, batch.image_index, module._draws(batch, 0)).points_xy
+    for rank, part in enumerate(batch.split(1)):
+        monkeypatch.setattr("sam_train.training.module.world", lambda rank=rank: (rank, 2))
+        alone = module.simulator.first(part.target_masks, part.image_index, module._draws(part, 0)).points_xy
+        assert torch.equal(alone, together[batch.image_index == rank])
 
 
 def test_a_step_done_again_has_the_same_gradients() -> None:
@@ -245,9 +267,9 @@ def quiet_trainer() -> Callable[..., Trainer]:
 class Recorded(SamModule):
     """Keeps the loss of every step."""
 
-    def _log_step(self, batch: Batch, history: list[LossTerms]) -> None:
-        self.__dict__.setdefault("losses", []).append(float(torch.stack([t.total.detach() for t in history]).mean()))
-        super()._log_step(batch, history)
+    def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
+        self.__dict__.setdefault("losses", []).append(float(sums.metrics()["loss"]))
+        super()._log_step(sums, gradient_norm)
 
 
 def loader(batch: Batch, num: int) -> DataLoader[Any]:
@@ -272,9 +294,10 @@ def test_gradients_are_clipped(quiet_trainer: Callable[..., Trainer]) -> None:
         def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
             raise AssertionError("manual optimisation does not come here")
 
-        def _finish_step(self, optimizer: Any) -> None:
-            super()._finish_step(optimizer)
+        def _finish_step(self, optimizer: Any, sums: StepSums) -> Tensor:
+            norm = super()._finish_step(optimizer, sums)
             norms.append(float(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]).norm()))
+            return norm
 
     for clip, below in ((1e-3, True), (None, False)):
         norms: list[float] = []
