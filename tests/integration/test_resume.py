@@ -118,6 +118,18 @@ def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(
     check_same(tmp_path, unbroken)
 
 
+@pytest.mark.slow
+def test_loader_processes_change_nothing(shards: Path, unbroken: Path, tmp_path: Path) -> None:
+    """Killed with two that fetch ahead and resumed with two, or with one: the samples are those of a run without any."""
+    for step, num_workers in ((3, 2), (5, 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at(step, patch)
+            with pytest.raises(KilledError):
+                run(config(shards, tmp_path, f"data.num_workers={num_workers}"))
+    run(config(shards, tmp_path, "data.num_workers=2"))
+    check_same(tmp_path, unbroken)
+
+
 def test_other_seeds_give_other_weights(shards: Path, unbroken: Path, tmp_path: Path) -> None:
     """Else the tests above would compare runs that nothing can move."""
     run(config(shards, tmp_path, "seed=1"))
