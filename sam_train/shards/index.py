@@ -15,7 +15,7 @@ import numpy as np
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, check_key
 from sam_train.shards.manifest import Manifest, load_manifest, manifest_path
-from sam_train.shards.members import Pair, Sample, Span, opened, pairs_of
+from sam_train.shards.members import TORN, Pair, Sample, Span, opened, pairs_of
 
 _HEAD_BYTES = 4096
 _IMAGE_FIRST = re.compile(rb'\s*\{\s*"image"\s*:\s*(\{[^{}]*\})')
@@ -89,7 +89,7 @@ def index_by_manifest(shard: Path, manifest: Manifest, *, num_bytes: int) -> Sha
     """
     assert manifest.places is not None
     if num_bytes != manifest.bytes:
-        message = f"{num_bytes} bytes are not the manifest's {manifest.bytes}: the tar is torn, write or download it again"
+        message = f"{num_bytes} bytes are not the manifest's {manifest.bytes}; {TORN}"
         raise ShardError(message, shard=str(shard))
     for key in manifest.keys:
         check_key(key, shard=str(shard))
