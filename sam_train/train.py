@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.utilities import rank_zero_only
 
-from sam_train.checkpoint import checkpoint_hash, init_weights, save_checkpoint
+from sam_train.checkpoint import checkpoint_hash, init_weights, load_weights, save_checkpoint
 from sam_train.config import build, changed_keys, config_dir, config_hash, save_resolved, to_plain
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.errors import CheckpointError, ConfigError, exit_with_message
@@ -140,6 +140,16 @@ def metrics_if_done(cfg: DictConfig, run_dir: Path) -> dict[str, float] | None:
     return metrics if isinstance(wanted, int) and metrics["steps"] >= wanted > 0 else None
 
 
+def trained_model(cfg: DictConfig, trainer: Trainer, module: SamModule) -> Sam:
+    """The model with whole weights; in the first process."""
+    weights = getattr(trainer.strategy, "whole_weights", None)
+    if weights is None:
+        return module.model
+    model: Sam = build(cfg.model)
+    load_weights(model, weights, origin="the trained model")
+    return model
+
+
 def finish(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: SamModule, *, seconds: float) -> dict[str, float]:
     """Write model.pt and, last, metrics.json: the mark that the run is done. `seconds` is what a Stopwatch says."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -148,7 +158,7 @@ def finish(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: SamModule, 
         provenance: dict[str, Any] = {"config": config_hash(cfg), "steps": trainer.global_step, "run": cfg.name}
         if cfg.init_checkpoint:
             provenance["init"] = checkpoint_hash(Path(cfg.init_checkpoint))
-        save_checkpoint(run_dir / "model.pt", module.model, to_plain(cfg.model), provenance)
+        save_checkpoint(run_dir / "model.pt", trained_model(cfg, trainer, module), to_plain(cfg.model), provenance)
         commit_file(run_dir / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
         log.info("%s: %s", run_dir / "model.pt", ", ".join(f"{k} {v:.3f}" for k, v in sorted(metrics.items())))
     return metrics

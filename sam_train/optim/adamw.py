@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam_train.model.sam import Sam
@@ -46,9 +46,9 @@ class OptimizerFactory:
         self.schedule, self.milestones = schedule, tuple(milestones)
         self.decay_norms_and_biases = decay_norms_and_biases
 
-    def build(self, model: Sam, max_steps: int) -> tuple[AdamW, LambdaLR]:
-        """Optimiser and schedule for a run of `max_steps` steps."""
-        optimizer = AdamW(self.parameter_groups(model), lr=self.lr, betas=self.betas)
+    def build(self, model: Sam, max_steps: int, make: Callable[..., Optimizer] = AdamW) -> tuple[Optimizer, LambdaLR]:
+        """Optimiser and schedule for a run of `max_steps` steps. make: called as AdamW is, for one that shards its state."""
+        optimizer = make(self.parameter_groups(model), lr=self.lr, betas=self.betas)
         return optimizer, LambdaLR(optimizer, lambda step: self.lr_factor(step, max_steps))
 
     def lr_factor(self, step: int, max_steps: int) -> float:
@@ -61,16 +61,17 @@ class OptimizerFactory:
         return 0.1 ** sum(step >= m * max_steps for m in self.milestones)
 
     def parameter_groups(self, model: Sam) -> list[dict[str, object]]:
-        """Parameters grouped by (learning rate, weight decay)."""
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        """Parameters grouped by learning rate and weight decay; the encoder's apart, because a strategy may shard them, and
+        AdamW's operations over a group take one kind of tensor."""
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         depths = stage_depths(model)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             lr = self.lr * self.layer_decay ** (sum(depths) + 1 - layer_id(name, depths))
             exempt = not self.decay_norms_and_biases and (parameter.ndim < 2 or name.endswith(("pos_embed", "attention_biases")))
-            groups.setdefault((lr, 0.0 if exempt else self.weight_decay), []).append(parameter)
-        return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]
+            groups.setdefault((lr, 0.0 if exempt else self.weight_decay, name.startswith("image_encoder.")), []).append(parameter)
+        return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay, _), parameters in groups.items()]
 
 
 def stage_depths(model: Sam) -> tuple[int, ...]:

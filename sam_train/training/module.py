@@ -11,6 +11,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import AdamW
 
 from sam_train.losses import SamLoss
 from sam_train.masks import mask_iou
@@ -145,7 +146,8 @@ class SamModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule over the trainer's `max_steps`."""
-        optimizer, schedule = self.optimizer_factory.build(self.model, self.trainer.max_steps)
+        make = getattr(self.trainer.strategy, "make_optimizer", AdamW)  # strategies of ours; one process has Lightning's
+        optimizer, schedule = self.optimizer_factory.build(self.model, self.trainer.max_steps, make)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _encode(self, batch: Batch) -> Float[Tensor, "B E h w"]:

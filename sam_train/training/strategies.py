@@ -1,13 +1,27 @@
-"""How several processes share a run: who starts them, who keeps what of the optimiser, what a checkpoint is made of.
+"""How several processes share a run: who starts them, who keeps what, what a checkpoint is made of.
 
 Whatever the strategy, a step adds up its gradients in training/gradients.py, and a checkpoint is one file with everything in
 it, the same as that of one process: a run goes on with another strategy, and on another number of devices.
+
+All of them were run with two processes on a CPU (gloo); no GPU has run them yet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fairscale.optim.oss import OSS
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import AdamW, Optimizer
 from typing_extensions import override
+
+from sam_train.errors import ConfigError
+from sam_train.model.image_encoder import ImageEncoder
 
 
 class Replicated(DDPStrategy):
@@ -20,3 +34,105 @@ class Replicated(DDPStrategy):
     @override
     def configure_ddp(self) -> None:
         """Nothing is wrapped."""
+
+    whole_weights: dict[str, Tensor] | None = None
+    """After training, on the first process: the model's weights, where the module itself does not hold them."""
+
+    def make_optimizer(self, groups: Iterable[dict[str, Any]], **values: Any) -> Optimizer:
+        """AdamW or what stands for it."""
+        return AdamW(groups, **values)
+
+
+class ShardedOptimizer(Replicated):
+    """Each process has the whole model and its share of AdamW's two moments (fairscale's OSS, ZeRO's first stage).
+
+    A process steps its share of the parameters and sends them to the others. fairscale's ShardedDataParallel, which would
+    shard gradients too, sums them in each backward pass and is not used.
+    """
+
+    @override
+    def make_optimizer(self, groups: Iterable[dict[str, Any]], **values: Any) -> Optimizer:
+        """AdamW in shares."""
+        return OSS(groups, optim=AdamW, **values)
+
+
+class ShardedEncoder(Replicated):
+    """The ViT image encoder, its gradients and its optimiser state in shares (FSDP2), block by block; the rest on each device.
+
+    Prompt encoder and mask decoder have four million parameters and are backpropagated in every round: gathering them anew
+    each time would cost more than it saves. The encoder's one backward pass sums its gradients itself.
+    Raises ConfigError for another encoder.
+    """
+
+    @override
+    def configure_ddp(self) -> None:
+        """Shard the encoder. Its gradients are sums, as those of the rest are."""
+        encoder = self._sam().image_encoder
+        if not isinstance(encoder, ImageEncoder):
+            raise ConfigError(f"strategy=fsdp2 shards the blocks of a ViT, and {type(encoder).__name__} has none: take ddp")
+        for block in encoder.blocks:
+            fully_shard(block)
+        fully_shard(encoder)
+        for part in self._sharded():
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # a premultiplied sum is nothing that gloo knows
+
+    @override
+    def on_validation_start(self) -> None:
+        """Whole weights: processes with fewer validation batches than others would be waited for in vain."""
+        for part in self._sharded():
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+
+    @override
+    def on_validation_end(self) -> None:
+        """Shares again."""
+        for part in self._sharded():
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
+
+    @override
+    def on_train_end(self) -> None:
+        """Keep whole weights for model.pt: the module itself stays in shares."""
+        self.whole_weights = {name: self._whole(value) for name, value in self._sam().state_dict().items()}
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole weights, on the first process; every process must come here."""
+        return {name: self._whole(value) for name, value in super().lightning_module_state_dict().items()}
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state that one process would have, on the first; every process must come here."""
+        document = (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
+        states = document["state"].items()
+        return {**document, "state": {i: {n: self._whole(v) for n, v in state.items()} for i, state in states}}
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Shares of a whole state."""
+        for optimizer, document in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {i: {n: _share(v, parameters[i]) for n, v in values.items()} for i, values in document["state"].items()}
+            optimizer.load_state_dict({**document, "state": state})
+
+    def _whole(self, value: Any) -> Any:
+        """A share gathered; an empty tensor in the processes that write nothing."""
+        if not isinstance(value, DTensor):
+            return value
+        whole = value.full_tensor()
+        return whole.cpu() if self.is_global_zero else whole.new_empty(0)
+
+    def _sam(self) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.model
+
+    def _sharded(self) -> list[FSDPModule]:
+        return [part for part in self._sam().image_encoder.modules() if isinstance(part, FSDPModule)]
+
+
+def _share(value: Any, parameter: Tensor) -> Any:
+    """This process's share of a moment of `parameter`; step counts and what belongs to whole parameters stay whole."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

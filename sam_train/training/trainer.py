@@ -24,6 +24,7 @@ from sam_train.files import commit_file
 from sam_train.training.checkpoint_io import WholeCheckpointIO
 from sam_train.training.preemption import LeaveOnSignal
 from sam_train.training.step_log import StepLog
+from sam_train.training.strategies import ShardedEncoder
 
 NO_NEWS = (
     "Using ModelCheckpoint with manual optimization",  # after the step is where ours are meant to be written
@@ -73,12 +74,14 @@ def make_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
         ),
     ]
     callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
+    strategy = make_strategy(cfg)
     with config_errors("trainer"):
         return Trainer(
             default_root_dir=run_dir,
             logger=make_loggers(cfg, run_dir),
             callbacks=callbacks,
-            strategy=make_strategy(cfg),
+            strategy=strategy,
+            inference_mode=not isinstance(strategy, ShardedEncoder),  # what it gathers there could not be trained on
             plugins=[WholeCheckpointIO()],
             use_distributed_sampler=False,  # ShardDataModule deals the positions out to the ranks itself
             **to_plain(cfg.trainer),

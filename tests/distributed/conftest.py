@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import make_sample
+from ranks import SMALL, Ranks, run_alone
+
+from sam_train.shards import write_shard
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven images with one to three masks: no mean of the processes' means is the mean."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shard(folder / "sa_000000.tar", [make_sample(i, num_masks=1 + i % 3) for i in range(7)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of the same steps."""
+    run_dir = tmp_path_factory.mktemp("alone")
+    run_alone([*SMALL, f"data.shards={shards}", f"data.val_shards={shards}", f"run_dir={run_dir}"])
+    return run_dir

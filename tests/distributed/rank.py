@@ -1,0 +1,60 @@
+"""One process of several: reads jobs as lines of JSON, answers each with a line. Started by `ranks.Ranks`.
+
+A job is a list of overrides of `sam-train`, and perhaps the step at which the process is to be killed, before its end.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from sam_train.config import config_dir
+from sam_train.train import run
+from sam_train.training import SamModule
+from sam_train.training.preemption import Preempted
+
+WHOLE_STEP = SamModule.training_step
+
+
+class KilledError(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def do(job: dict[str, Any]) -> dict[str, Any]:
+    def step(self: SamModule, batch: Any, batch_idx: int) -> None:
+        if self.global_step == job.get("kill_at"):
+            raise KilledError
+        self.asked_to_stop |= self.global_step == job.get("ask_at") and self.global_rank == job["ask_rank"]
+        WHOLE_STEP(self, batch, batch_idx)
+
+    SamModule.training_step = step  # type: ignore[method-assign]
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        cfg = compose("train", overrides=job["overrides"])
+    try:
+        return {"metrics": run(cfg)}
+    except KilledError:
+        return {"killed": True}
+    except Preempted as error:
+        return {"preempted": str(error), "is_first": error.is_first}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    answers, sys.stdout = sys.stdout, sys.stderr  # bars and logs go beside the answers
+    for line in sys.stdin:
+        try:
+            answer = do(json.loads(line))
+        except BaseException as error:
+            answer = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
