@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,17 @@ class ShardDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=leave_signals_alone,
         )
+
+
+def leave_signals_alone(worker: int) -> None:
+    """In a loader process: a cluster sends its signals to all processes of a job, and only the training one may act on them.
+
+    A loader that died of one would take the training process along, before that has written its checkpoint.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _training_names(
