@@ -18,7 +18,14 @@ from sam_train.config import ALLOWED_PACKAGES, config_dir, resolve_target, targe
 from sam_train.errors import ConfigError
 
 CONFIGS = Path(config_dir())
-ROOTS = {"sam-train": "train", "sam-evaluate": "evaluate", "sam-export": "export", "sam-engine": "engine", "sam-cycle": "cycle"}
+ROOTS = {
+    "sam-train": "train",
+    "sam-evaluate": "evaluate",
+    "sam-export": "export",
+    "sam-engine": "engine",
+    "sam-cycle": "cycle",
+    "sam-train plan": "plan",
+}
 # Groups that Python hands to a constructor by itself, so that no `_target_` says whose arguments they are.
 WIRED = {("train", "trainer"): "pytorch_lightning.Trainer", ("train", "training"): "sam_train.training.SamModule"}
 TRAINER_SIDE = ("sam_train.training", "sam_train.data", "sam_train.losses", "sam_train.optim", "sam_train.evaluation")
@@ -65,7 +72,7 @@ def check_composed(root: str, config: DictConfig) -> None:
             found += problems_of(target, plain[group], allowed=("sam_train", "pytorch_lightning"))
     assert found == []
     named = [target for target, _ in targets(plain)]
-    if root in ("train", "evaluate"):
+    if root in ("train", "plan", "evaluate"):
         assert [target for target in named if target.startswith("data_engine.")] == [], "the trainer never sees the engine"
     else:
         assert [target for target in named if target.startswith(TRAINER_SIDE)] == [], "the engine never imports the trainer"

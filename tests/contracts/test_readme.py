@@ -13,7 +13,13 @@ from sam_train.config import config_dir
 from sam_train.shards.cli import parser
 
 README = Path(config_dir()).parent / "README.md"
-ROOTS = {"sam-train": "train", "sam-evaluate": "evaluate", "sam-engine": "engine", "sam-cycle": "cycle", "sam-export": "export"}
+ROOTS = {
+    "sam-train": "train",
+    "sam-evaluate": "evaluate",
+    "sam-engine": "engine",
+    "sam-cycle": "cycle",
+    "sam-export": "export",
+} | {"sam-train plan": "plan"}
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -25,6 +31,8 @@ def commands(text: str) -> list[str]:
 
 def check(command: str) -> None:
     name, *arguments = shlex.split(command, comments=True)
+    if (name, arguments[:1]) == ("sam-train", ["plan"]):
+        name, arguments = "sam-train plan", arguments[1:]
     if name == "sam-data":
         parser().parse_args(arguments)
         return
