@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -82,10 +83,16 @@ def make_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
             callbacks=callbacks,
             strategy=strategy,
             inference_mode=not isinstance(strategy, ShardedEncoder),  # what it gathers there could not be trained on
-            plugins=[WholeCheckpointIO()],
+            plugins=make_plugins(),
             use_distributed_sampler=False,  # ShardDataModule deals the positions out to the ranks itself
             **to_plain(cfg.trainer),
         )
+
+
+def make_plugins() -> list[Any]:
+    """How checkpoints are written; on SLURM also that signals are ours (LeaveOnSignal) and not Lightning's to answer."""
+    plugins: list[Any] = [WholeCheckpointIO()]
+    return [*plugins, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else plugins
 
 
 def make_strategy(cfg: DictConfig) -> Any:
