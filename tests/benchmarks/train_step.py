@@ -1,0 +1,207 @@
+"""One training step on MobileSAM at 1024 pixels: ours against the same step written with segment_anything 1.0's modules.
+
+    OMP_NUM_THREADS=2 python tests/benchmarks/train_step.py [--masks 8] [--corrections 8] [--weights mobile_sam.pth]
+    OMP_NUM_THREADS=2 python tests/benchmarks/train_step.py --ours-only --images 2 --masks 16
+
+1 image, 8 masks, 11 rounds (8 corrections, 2 without news), first prompts are points, losses on the 256 grid. Theirs is what
+their users write: one decoder call an image, the graphs of all rounds kept, one backward pass at the end. Both get the same
+points; each is fed its own answers. The image encoder is our TinyViT in both: theirs has none. Prints one line of JSON:
+
+    speed_ratio              seconds of theirs / ours, a process each, one after the other
+    memory_ratio             ours / theirs: peak resident size during the step less that before it
+    max_gradient_difference  of every weight's gradient, each to its largest value
+    loss_difference          relative
+and the figures behind these.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from measuring import from_own_process, memory_of, print_figures, timed
+from peers import reference_mask_decoder, reference_prompt_encoder
+from torch import Tensor
+
+from sam_train.checkpoint import init_weights
+from sam_train.losses import SamLoss
+from sam_train.model import Sam
+from sam_train.model.build import build_mobile_sam
+from sam_train.optim import OptimizerFactory
+from sam_train.prompts import PromptSimulator
+from sam_train.structures import Batch, Prediction, Prompts
+from sam_train.training import SamModule
+from sam_train.training.tally import Tally
+
+SIZE = 1024
+
+
+def main() -> None:
+    """Measure both, or with --only do the part of one of the processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("images", 1), ("masks", 8), ("corrections", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--weights", type=Path, help="released weights; random ones without")
+    parser.add_argument("--ours-only", action="store_true")
+    parser.add_argument("--only", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print_figures(measure(arguments))
+        return
+    options = [f"--{name}={getattr(arguments, name)}" for name in ("images", "masks", "corrections")]
+    options += [f"--weights={arguments.weights}"] if arguments.weights else []
+    with TemporaryDirectory() as folder:
+        into = Path(folder)
+        runs = {
+            who: from_own_process(__file__, *options, f"--only={who}", f"--into={into}")
+            for who in (("ours",) if arguments.ours_only else ("ours", "theirs"))
+        }
+        figures = {f"{who}_{name}": value for who, run in runs.items() for name, value in run.items()}
+        if not arguments.ours_only:
+            figures = compared(runs["ours"], runs["theirs"], into) | figures
+    print_figures(figures | {"threads": torch.get_num_threads()})
+
+
+def compared(ours: dict[str, float], theirs: dict[str, float], into: Path) -> dict[str, Any]:
+    """Ratios, and how far gradients and losses are apart."""
+    gradients = [torch.load(into / f"{who}.pt", weights_only=True) for who in ("ours", "theirs")]
+    # The bias of keys adds the same to all scores of a query, which a softmax does not see: its gradients are rounding errors.
+    apart = {
+        name: float((gradients[0][name] - theirs_).abs().max() / theirs_.abs().max())
+        for name, theirs_ in gradients[1].items()
+        if not name.endswith("k_proj.bias") and theirs_.abs().max() > 0
+    }
+    return {
+        "speed_ratio": theirs["seconds"] / ours["seconds"],
+        "memory_ratio": ours["memory_mb"] / theirs["memory_mb"],
+        "max_gradient_difference": max(apart.values()),
+        "loss_difference": abs(ours["loss"] - theirs["loss"]) / theirs["loss"],
+    }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """One step of one side. Ours writes the points that it drew and its gradients, theirs draws the same and writes its own."""
+    torch.manual_seed(0)
+    model = build_mobile_sam(freeze_batch_norm=True)
+    if arguments.weights:
+        init_weights(model, arguments.weights)
+    model.train()
+    batch = make_batch(arguments.images, arguments.masks)
+    points = Points(arguments.into / "points.pt", num_corrections=arguments.corrections)
+    step = ours if arguments.only == "ours" else theirs
+    seconds: list[float] = []
+    losses: list[float] = []
+    parts = (model, points) if arguments.only == "ours" else (*reference_of(model), points)
+    memory, process = memory_of(lambda: losses.append(timed(lambda: step(batch, *parts), seconds)))
+    named = dict(model.named_parameters()) if arguments.only == "ours" else names_of(*parts[:3])
+    torch.save({name: p.grad for name, p in named.items() if p.grad is not None}, arguments.into / f"{arguments.only}.pt")
+    return {"seconds": seconds[0], "memory_mb": memory, "process_mb": process, "loss": losses[0]}
+
+
+def make_batch(images: int, masks: int) -> Batch:
+    """Noise with brighter rectangles of many sizes."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 160, (images, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    targets = torch.zeros(images * masks, SIZE, SIZE, dtype=torch.bool)
+    for number, target in enumerate(targets):
+        top, left, height, width = torch.randint(40, 480, (4,), generator=generator).tolist()
+        target[top : top + height, left : left + width] = True
+        pixels[number // masks, :, target] += 10
+    return Batch(
+        keys=tuple(str(i) for i in range(images)),
+        images=pixels,
+        sizes_hw=torch.full((images, 2), SIZE),
+        image_index=torch.arange(images).repeat_interleave(masks),
+        target_masks=targets,
+    )
+
+
+class Points(PromptSimulator):
+    """The simulator, whose points are written down; theirs reads them, so that both are asked the same."""
+
+    def __init__(self, path: Path, *, num_corrections: int) -> None:
+        super().__init__(num_corrections=num_corrections, num_empty_rounds=2, box_probability=0.0)
+        self.path, self.seen = path, []
+
+    def first(self, *arguments: Any) -> Prompts:
+        """Noted."""
+        return self._noted(super().first(*arguments))
+
+    def advance(self, *arguments: Any) -> Prompts:
+        """Noted."""
+        return self._noted(super().advance(*arguments))
+
+    def _noted(self, prompts: Prompts) -> Prompts:
+        self.seen.append([prompts.points_xy, prompts.point_labels, torch.tensor(prompts.mask_logits is not None)])
+        return prompts
+
+
+class Step(SamModule):
+    """The module's own step, without a trainer."""
+
+    global_step = 0  # type: ignore[assignment]
+
+    def manual_backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
+        """Without one, plain."""
+        loss.backward(*arguments, **options)
+
+
+def ours(batch: Batch, model: Sam, points: Points) -> float:
+    """The sums that `training_step` makes before it divides; here divided. The loss."""
+    module = Step(model, points, SamLoss(), OptimizerFactory())
+    tally = Tally(batch.images.device)
+    tally.count(batch)
+    module._backward_all_rounds(batch, module._draws(batch, 0), tally)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= len(batch.image_index)
+    torch.save(points.seen, points.path)
+    return float(tally.added_up().metrics()["loss"])
+
+
+def reference_of(model: Sam) -> tuple[Any, Any, Any]:
+    """Our image encoder, and their prompt encoder and mask decoder with the same weights."""
+    prompts, decoder = reference_prompt_encoder(), reference_mask_decoder()
+    prompts.load_state_dict(model.prompt_encoder.state_dict())
+    decoder.load_state_dict(model.mask_decoder.state_dict())
+    return model, prompts.train(), decoder.train()
+
+
+def names_of(model: Sam, prompts: Any, decoder: Any) -> dict[str, Any]:
+    """Their weights by our names."""
+    named = {f"image_encoder.{n}": p for n, p in model.image_encoder.named_parameters()}
+    named |= {f"prompt_encoder.{n}": p for n, p in prompts.named_parameters()}
+    return named | {f"mask_decoder.{n}": p for n, p in decoder.named_parameters()}
+
+
+def theirs(batch: Batch, model: Sam, prompts: Any, decoder: Any, points: Points) -> float:
+    """Forward through all rounds, one image a decoder call, then one backward pass. The mean loss of a round."""
+    loss, module = SamLoss(), Step(model, points, SamLoss(), OptimizerFactory())
+    targets = module._targets(batch.target_masks)
+    embeddings = model.encode_images(batch.images, batch.sizes_hw)
+    positions = prompts.get_dense_pe()
+    rounds = torch.load(points.path, weights_only=True)[: points.num_corrections + 3]
+    answers: list[Tensor | None] = [None] * len(batch.keys)
+    total, losses = torch.zeros(()), []
+    for number, (points_xy, labels, has_mask) in enumerate(rounds):
+        for image in range(len(batch.keys)):
+            own = batch.image_index == image
+            clicks = [x[own][:, labels[0] >= 0] for x in (points_xy, labels)]  # its encoder adds the padding point itself
+            sparse, dense = prompts(points=tuple(clicks), boxes=None, masks=answers[image] if has_mask else None)
+            logits, iou = decoder(embeddings[image : image + 1], positions, sparse, dense, multimask_output=number == 0)
+            prediction = Prediction(mask_logits=logits, iou_scores=iou)
+            terms = loss(prediction, targets[own])
+            total = total + terms.total * (own.sum() / len(own))
+            losses.append(float(terms.total.detach()))
+            answers[image] = replace(prediction.best(), iou_scores=iou).mask_logits.detach()
+    total.backward()
+    return sum(losses) / len(losses)
+
+
+if __name__ == "__main__":
+    main()
