@@ -4,7 +4,8 @@
     ├── ConfigError        names something that is not there, or values that cannot go together
     ├── ShardError         a shard or record is not what the schema says (shard, key, field)
     │   └── SkipSample     this sample only; counted by reason, fatal after N in a row
-    └── CheckpointError    a file that cannot be a model of ours, or misses weights (which)
+    ├── CheckpointError    a file that cannot be a model of ours, or misses weights (which)
+    └── TrainingError      a loss is no number any more
 
 A message says what came, what was expected and what to do. `ValueError` stays what it is in Python: a bad
 argument of a plain function.
@@ -46,6 +47,10 @@ class SkipSample(ShardError):
 
 class CheckpointError(SamTrainError):
     """A file that cannot be a model of ours, or misses weights."""
+
+
+class TrainingError(SamTrainError):
+    """A run that cannot go on as it is: its loss is no number any more."""
 
 
 _TRY_AGAIN = "and start the same command again: what is finished stays"

@@ -141,12 +141,13 @@ def metrics_if_done(cfg: DictConfig, run_dir: Path) -> dict[str, float] | None:
 
 
 def trained_model(cfg: DictConfig, trainer: Trainer, module: SamModule) -> Sam:
-    """The model with whole weights; in the first process."""
+    """The model with whole weights, or their running mean; in the first process."""
     weights = getattr(trainer.strategy, "whole_weights", None)
-    if weights is None:
+    means = module.average.whole if module.average else {}
+    if weights is None and not means:
         return module.model
     model: Sam = build(cfg.model)
-    load_weights(model, weights, origin="the trained model")
+    load_weights(model, {**(weights or module.model.state_dict()), **means}, origin="the trained model")
     return model
 
 

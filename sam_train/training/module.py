@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -21,8 +22,10 @@ from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.prompts.draws import ImageDraws, seed_of, seeded
 from sam_train.structures import Batch, Prediction
+from sam_train.training.average import WeightAverage
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.gradients import clip_gradients, divide_gradients, sum_gradients
+from sam_train.training.no_number import refuse_what_is_no_number
 from sam_train.training.tally import StepSums, Tally, world
 
 VALIDATION_CLICKS = (1, 3, 5)
@@ -44,6 +47,7 @@ class SamModule(LightningModule):
         gained nothing to a tenth, on a GPU it was not tried.
     frozen_encoder: where the image embeddings come from when the image encoder is not trained; None trains it.
     gradient_clip: largest gradient norm; none in SAM 1, 0.1 in SAM 2. None switches it off.
+    ema_decay: of a running mean of the weights, which validation measures and model.pt holds (WeightAverage). None: no mean.
     images_per_pass: the most images that a device takes at once; the rest of its share of a step follows in further passes.
         None takes all. Changes memory, not the result.
     seed: a prompt is drawn from (seed, step, place of its image in the step), so a resumed step draws what the unbroken run
@@ -61,6 +65,7 @@ class SamModule(LightningModule):
         loss_resolution: str = "grid",
         gradient_clip: float | None = None,
         compile_encoder: bool = False,
+        ema_decay: float | None = None,
         images_per_pass: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -73,6 +78,7 @@ class SamModule(LightningModule):
         self.model, self.simulator, self.loss, self.optimizer_factory = model, simulator, loss, optimizer
         self.loss_resolution, self.gradient_clip, self.seed = loss_resolution, gradient_clip, seed
         self.frozen_encoder, self.images_per_pass = frozen_encoder, images_per_pass
+        self.average = WeightAverage(ema_decay) if ema_decay is not None else None
         self.asked_to_stop = self.stopping = False
         if compile_encoder:
             model.image_encoder.compile()  # in place: the names of the weights stay
@@ -92,7 +98,9 @@ class SamModule(LightningModule):
             self._backward_all_rounds(part, self._draws(part, place), tally)
             place += len(part.keys)
         sums = tally.added_up()
-        norm = self._finish_step(optimizer, sums)
+        norm = self._mean_gradients(sums)
+        refuse_what_is_no_number(sums, norm, batch.keys, step=self.global_step, folder=self._folder())
+        self._finish_step(optimizer, sums)
         self._log_step(sums, norm)
 
     def _backward_all_rounds(self, batch: Batch, draws: ImageDraws, tally: Tally) -> None:
@@ -112,16 +120,19 @@ class SamModule(LightningModule):
         if encoded.requires_grad:
             self.manual_backward(encoded, gradient=embeddings.grad)
 
-    def _finish_step(self, optimizer: Any, sums: StepSums) -> Tensor:
-        """From this process's summed gradients to the step; the norm of the mean gradient before it was clipped."""
+    def _mean_gradients(self, sums: StepSums) -> Tensor:
+        """From this process's summed gradients to the step's mean ones, clipped; their norm before that."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         sum_gradients(parameters)
         divide_gradients(parameters, sums.num_masks)
-        norm = clip_gradients(parameters, self.gradient_clip)
+        return clip_gradients(parameters, self.gradient_clip)
+
+    def _finish_step(self, optimizer: Any, sums: StepSums) -> None:
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.stopping = sums.stop
-        return norm
+        if self.average:
+            self.average.update(self)
+        self.stopping, self.last_step = sums.stop, sums
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """IoU after each of five careful clicks, model frame."""
@@ -144,6 +155,10 @@ class SamModule(LightningModule):
         for clicks in VALIDATION_CLICKS:
             self.log(f"val/miou_at_{clicks}", means[clicks - 1], prog_bar=True, sync_dist=True)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """The running mean of the weights, if there is one."""
+        return [self.average] if self.average else []
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule over the trainer's `max_steps`."""
         make = getattr(self.trainer.strategy, "make_optimizer", AdamW)  # strategies of ours; one process has Lightning's
@@ -152,6 +167,9 @@ class SamModule(LightningModule):
 
     def _encode(self, batch: Batch) -> Float[Tensor, "B E h w"]:
         return self.frozen_encoder(batch) if self.frozen_encoder else self.model.encode_images(batch.images, batch.sizes_hw)
+
+    def _folder(self) -> Path | None:
+        return Path(self.trainer.default_root_dir) if self._trainer else None
 
     def _draws(self, batch: Batch, first: int) -> ImageDraws:
         """Chance for the images of `batch`, the first of which is number `first` of this process's share of the step.

@@ -113,7 +113,7 @@ class ShardedEncoder(Replicated):
         """Shares of a whole state."""
         for optimizer, document in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            state = {i: {n: _share(v, parameters[i]) for n, v in values.items()} for i, values in document["state"].items()}
+            state = {i: {n: share_of(v, parameters[i]) for n, v in values.items()} for i, values in document["state"].items()}
             optimizer.load_state_dict({**document, "state": state})
 
     def _whole(self, value: Any) -> Any:
@@ -131,8 +131,8 @@ class ShardedEncoder(Replicated):
         return [part for part in self._sam().image_encoder.modules() if isinstance(part, FSDPModule)]
 
 
-def _share(value: Any, parameter: Tensor) -> Any:
-    """This process's share of a moment of `parameter`; step counts and what belongs to whole parameters stay whole."""
+def share_of(value: Any, parameter: Tensor) -> Any:
+    """This process's share of a moment or mean of `parameter`; step counts and what belongs to whole parameters stay whole."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

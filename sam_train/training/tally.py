@@ -85,6 +85,7 @@ class StepSums:
         values = dict(zip(PER_ROUND[:4], rounds.mean(0)[:4].unbind(), strict=True))
         values |= {"iou_first_round": rounds[0, 4], "iou_last_round": rounds[-1, 4]}
         values |= {"predicted_iou_first_round": rounds[0, 5], "predicted_iou_last_round": rounds[-1, 5]}
+        values |= {f"loss_round_{index}": loss for index, loss in enumerate(self.losses_of_rounds().unbind(), start=1)}
         return values | {"masks_per_image": masks / images, "skipped": skipped}
 
     def losses_of_rounds(self) -> Float[Tensor, " R"]:

@@ -84,6 +84,23 @@ def killed_at(step: int) -> Callable[..., None]:
     return until
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_running_mean_of_two_is_that_of_one(strategy: str, two: Ranks, shards: Path, tmp_path: Path) -> None:
+    chosen = ["training.ema_decay=0.5", "trainer.val_check_interval=3"]
+    run_alone(overrides(shards, tmp_path / "one", *chosen))
+    assert two.run(overrides(shards, tmp_path / "two", *chosen, f"strategy={strategy}"), kill_at=5) == [{"killed": True}] * 2
+    two.run(overrides(shards, tmp_path / "two", *chosen, f"strategy={strategy}"))
+    check_same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_half_precision(strategy: str, two: Ranks, shards: Path, alone: Path, tmp_path: Path) -> None:
+    """bf16-mixed on a CPU: near the losses of float32, and it ends."""
+    two.run(overrides(shards, tmp_path, f"strategy={strategy}", "trainer.precision=bf16-mixed", "trainer.max_steps=2"))
+    expected = [float(row["train/loss"]) for row in rows(alone)[:2]]
+    assert [float(row["train/loss"]) for row in rows(tmp_path)[:2]] == pytest.approx(expected, rel=0.05)
+
+
 def test_images_that_cannot_be_dealt_out_are_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.images_per_step=4 cannot be dealt to 3 devices: give a multiple of 3"):
         run_alone(overrides(shards, tmp_path, "trainer.devices=3"))
