@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -101,3 +102,14 @@ def test_an_array_of_the_engine_makes_the_shards_of_its_parts(
     cluster.until(lambda: not cluster.ask("squeue", "-h", "-j", job).strip(), 120, f"end of the array: {logs()}")
     made = sorted(str(path.relative_to(tmp_path / "made")) for path in (tmp_path / "made").rglob("*.tar"))
     assert made == [f"part_0000{part}/sa_00000{shard}.tar" for part in (0, 1) for shard in (0, 1)], logs()
+
+
+def test_a_sweep_is_a_job_for_each_value_and_a_run_folder_by_name(cluster: Any, shards: Path, tmp_path: Path) -> None:
+    queue = {"partition": "low", "cpus_per_task": 1, "timeout_min": 10}
+    command = [str(Path(sys.executable).with_name("sam-train")), "-m", "hydra/launcher=submitit_slurm"]
+    command += [f"hydra.launcher.{key}={value}" for key, value in queue.items()]
+    command += [*SMALL, f"data.shards={shards}", "trainer.max_steps=2", "seed=0,1", "name=sweep_${seed}"]
+    cluster.ask(*command, cwd=tmp_path, check=True, **environment())
+    seeds = {name: json.loads((tmp_path / "runs" / name / "metrics.json").read_bytes()) for name in ("sweep_0", "sweep_1")}
+    assert [metrics["steps"] for metrics in seeds.values()] == [2, 2]
+    assert seeds["sweep_0"]["train/loss"] != seeds["sweep_1"]["train/loss"]
