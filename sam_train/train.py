@@ -88,6 +88,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
 def shares_of_a_step(trainer: Trainer, datamodule: ShardDataModule, module: SamModule) -> str:
     """A sentence on who does what of a step. Raises ConfigError when its images cannot be dealt out evenly."""
     devices = trainer.num_devices * trainer.num_nodes
+    encoder = module.model.image_encoder
+    if devices > 1 and isinstance(encoder, TinyViT) and not encoder.frozen_batch_norm:
+        what_to_do = "set model.freeze_batch_norm=true, or trainer.devices=1"
+        raise ConfigError(f"batch norms would take their means from each device's own share of a step: {what_to_do}")
     share = datamodule.share_of(devices)
     passes = -(-share // (module.images_per_pass or share))
     where = "1 device" if devices == 1 else f"{devices} devices with {share} each"

@@ -106,6 +106,12 @@ def test_images_that_cannot_be_dealt_out_are_refused(shards: Path, tmp_path: Pat
         run_alone(overrides(shards, tmp_path, "trainer.devices=3"))
 
 
+def test_batch_norms_that_each_device_would_learn_alone_are_refused(shards: Path, tmp_path: Path) -> None:
+    small = ["model=mobile_sam", "model.freeze_batch_norm=false", "model.image_size=64", "trainer.devices=2"]
+    with pytest.raises(ConfigError, match="batch norms would take their means from each device's own share"):
+        run_alone(overrides(shards, tmp_path, *small))
+
+
 def test_strategies_of_lightning_are_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give strategy= a name of configs/strategy"):
         run_alone(overrides(shards, tmp_path, "+trainer.strategy=ddp"))
