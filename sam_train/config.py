@@ -23,6 +23,9 @@ from sam_train.files import commit_file
 
 ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning.callbacks")
 
+INDIFFERENT = (("data", "num_workers"), ("training", "images_per_pass"))
+"""Values inside compared groups that change the speed or the memory of a run, not what it does."""
+
 
 def config_dir() -> str:
     """Absolute path of the Hydra configs: inside the package when installed, beside it in a checkout."""
@@ -121,8 +124,9 @@ def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]
     before = to_plain(OmegaConf.load(saved))
     now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
     for config in (before, now):
-        (config.get("data") or {}).pop("num_workers", None)  # changes how fast samples come, not which
-        (config.get("training") or {}).pop("images_per_pass", None)  # changes how much memory a step takes
+        for group, key in INDIFFERENT:
+            if isinstance(config.get(group), dict):  # another command's `training` is a list
+                config[group].pop(key, None)
     return [key for key in keys if before.get(key) != now.get(key)]
 
 
