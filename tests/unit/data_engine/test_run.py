@@ -72,7 +72,7 @@ def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path)
     out = tmp_path / "out"
     names = [f"sa_{number:06d}" for number in range(3)]
     assert set(files(out)) == {
-        "engine.json", "ledger.json", *(f"{n}.tar" for n in names), *(f"{n}.manifest.json" for n in names)
+        "engine.json", "ledger.json", *(f"{n}.tar" for n in names), *(f"{n}.manifest.json" for n in names), *(f"{n}.masks.parquet" for n in names)
     }  # fmt: skip
     assert [load_manifest(out / f"{name}.tar").keys for name in names] == [
         ["sa_000000", "sa_000001"],
@@ -123,7 +123,7 @@ def test_error_in_a_slice_leaves_no_part_of_it(
         with pytest.raises(OSError, match="disk full"):
             run(config())
     out = tmp_path / "out"
-    assert set(files(out)) == {"engine.json", "sa_000000.tar", "sa_000000.manifest.json"}
+    assert set(files(out)) == {"engine.json", "sa_000000.tar", "sa_000000.masks.parquet", "sa_000000.manifest.json"}
     run(config())
     assert len(records(out)) == 5
 
