@@ -72,7 +72,9 @@ def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path)
     out = tmp_path / "out"
     names = [f"sa_{number:06d}" for number in range(3)]
     assert set(files(out)) == {
-        "engine.json", "ledger.json", *(f"{n}.tar" for n in names), *(f"{n}.manifest.json" for n in names), *(f"{n}.masks.parquet" for n in names)
+        "engine.json",
+        "ledger.json",
+        *(f"{name}.{ending}" for name in names for ending in ("tar", "manifest.json", "masks.parquet")),
     }  # fmt: skip
     assert [load_manifest(out / f"{name}.tar").keys for name in names] == [
         ["sa_000000", "sa_000001"],
