@@ -75,7 +75,7 @@ def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path)
         "engine.json",
         "ledger.json",
         *(f"{name}.{ending}" for name in names for ending in ("tar", "manifest.json", "masks.parquet")),
-    }  # fmt: skip
+    }
     assert [load_manifest(out / f"{name}.tar").keys for name in names] == [
         ["sa_000000", "sa_000001"],
         ["sa_000002", "sa_000003"],
