@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,22 +35,31 @@ class Ledger:
     """Images left out, by reason."""
     counts: dict[str, float]
     """What the stage counted: clicks, seconds, masks dropped by filter."""
+    machine_seconds: float = 0.0
+    """Of all workers together."""
+    images_per_machine_second: float | None = None
+    """Of one worker, skipped pictures among the images; None where nobody took the time."""
 
 
-def read_ledger(folder: Path) -> Ledger:
-    """Sum the manifests of the shards in `folder` that are done."""
+def read_ledger(folder: Path, worked: Iterable[Mapping[str, float]] = ()) -> Ledger:
+    """Sum the manifests of the shards in `folder` that are done, and what workers took for slices (images, skipped, seconds)."""
     manifests = [load_manifest(shard) for shard in done_shards(folder)]
     skipped: Counter[str] = Counter()
     counts = Counts()
     for manifest in manifests:
         skipped.update(manifest.skipped.values())
         counts.add(manifest.counts)
+    slices = list(worked)
+    seconds = sum(entry["seconds"] for entry in slices)
+    pictures = sum(entry["images"] + entry["skipped"] for entry in slices)
     return Ledger(
         shards=len(manifests),
         images=sum(len(m.keys) for m in manifests),
         masks=sum(m.num_masks for m in manifests),
         skipped=dict(sorted(skipped.items())),
         counts=dict(sorted(counts.items())),
+        machine_seconds=round(seconds, 1),
+        images_per_machine_second=round(pictures / seconds, 4) if seconds else None,
     )
 
 

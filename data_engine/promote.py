@@ -2,7 +2,8 @@
 
     promoted.json   {"checkpoint": "2_assisted_manual/train/model.pt", "sha256": ..., "history": [...]}
 
-A candidate is promoted only if it is better on images that no stage sees.
+A candidate is promoted only if it is better on images that no stage sees than the model that works then. Rolled back, a
+model that worked earlier works again; its entry in the history has two more keys, `rolled_back_from` and `because`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ def is_judged(run_dir: Path, step: str) -> bool:
     return any(entry["step"] == step for entry in _read(run_dir)["history"])
 
 
-def judge(run_dir: Path, *, step: str, candidate: Path, evaluation: Mapping[str, Any], measure: str) -> bool:
-    """Promote `candidate` if its `measure` is above that of the model promoted now; the verdict is written either way.
+def judge(
+    run_dir: Path, *, step: str, candidate: Path, evaluation: Mapping[str, Any], measure: str, min_gain: float = 0.0
+) -> bool:
+    """Promote `candidate` if its `measure` is above that of the model promoted now, by more than `min_gain`; the verdict is
+    written either way.
 
     Judging a step twice changes nothing. Raises ConfigError when the evaluation has no such measure.
     """
@@ -49,8 +53,8 @@ def judge(run_dir: Path, *, step: str, candidate: Path, evaluation: Mapping[str,
             return bool(entry["promoted"])
     if measure not in evaluation:
         raise ConfigError(f"promotion goes by {measure!r}, the evaluation has {sorted(evaluation)}")
-    best = max((e["evaluation"][measure] for e in pointer["history"] if e["promoted"]), default=float("-inf"))
-    better = evaluation[measure] > best
+    working = next((entry for entry in reversed(pointer["history"]) if entry["promoted"]), None)
+    better = working is None or evaluation[measure] > working["evaluation"][measure] + min_gain
     name, sha256 = candidate.relative_to(run_dir).as_posix(), checkpoint_hash(candidate)
     pointer["history"].append(
         {"step": step, "checkpoint": name, "sha256": sha256, "promoted": better, "evaluation": dict(evaluation)}
@@ -61,12 +65,40 @@ def judge(run_dir: Path, *, step: str, candidate: Path, evaluation: Mapping[str,
     return better
 
 
+def roll_back(run_dir: Path, *, step: str, because: str = "") -> str:
+    """Let the model of an earlier `step` work again; the step whose model worked until now.
+
+    Raises ConfigError when nobody judged such a step, its model works already, or its file is not the one that was judged.
+    """
+    pointer = _read(run_dir)
+    judged = {entry["step"]: entry for entry in pointer["history"]}
+    if step not in judged:
+        raise ConfigError(f"{run_dir} has judged no model of {step!r}: expected one of {', '.join(judged) or 'none yet'}")
+    working = next(entry for entry in reversed(pointer["history"]) if entry["promoted"])
+    entry = judged[step]
+    if entry["sha256"] == working["sha256"]:
+        raise ConfigError(f"the model of {step} works already")
+    if (found := checkpoint_hash(run_dir / entry["checkpoint"])) != entry["sha256"]:
+        hashes = f"its SHA-256 is {found[:12]}, expected {entry['sha256'][:12]}"
+        raise ConfigError(f"{run_dir / entry['checkpoint']} is not the model that was judged: {hashes}")
+    kept = {key: entry[key] for key in ("step", "checkpoint", "sha256", "evaluation")}
+    pointer["history"].append({**kept, "promoted": True, "rolled_back_from": working["step"], "because": because})
+    pointer |= {"checkpoint": entry["checkpoint"], "sha256": entry["sha256"]}
+    commit_file(run_dir / "promoted.json", (json.dumps(pointer, indent=1) + "\n").encode())
+    return str(working["step"])
+
+
 def publish(run_dir: Path) -> None:
     """Put a copy of the promoted model at run_dir/model.pt, where people look for it."""
     checkpoint = promoted(run_dir)
     if checkpoint is not None:
         with written_whole(run_dir / "model.pt") as copy, checkpoint.open("rb") as original:
             shutil.copyfileobj(original, copy)
+
+
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """All verdicts and roll-backs, oldest first."""
+    return list(_read(run_dir)["history"])
 
 
 def _read(run_dir: Path) -> dict[str, Any]:

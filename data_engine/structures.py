@@ -1,4 +1,4 @@
-"""Nouns of the engine: a picture to annotate, a mask proposed for it, and what a filter says of the mask."""
+"""Nouns of the engine: a picture to annotate, what was covered in it, a mask proposed for it, what a filter says of the mask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ from enum import Enum, auto
 
 import numpy as np
 
-from sam_train.records import ImageRecord
+from sam_train.masks import decode_rle
+from sam_train.records import ImageRecord, Rle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoveredBox:
+    """A place made unrecognisable before the picture was annotated or stored. Image frame, right and bottom exclusive."""
+
+    kind: str
+    """What was found there, as the configuration calls it: faces, plates."""
+    score: float
+    """The detector's, 0..1."""
+    found_xyxy: tuple[float, float, float, float]
+    """Where the detector saw it, in pixels; may reach over the picture's edge."""
+    covered_xyxy: tuple[int, int, int, int]
+    """The pixels that changed."""
+    method: str
+    """blur, pixelate or fill."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,6 +41,8 @@ class SourceImage:
     """For people: the path relative to the source folder, or `shard.tar/member`."""
     record: ImageRecord | None = None
     """The masks it already has, when the source is a shard."""
+    covered: tuple[CoveredBox, ...] = ()
+    """What privacy covered in it."""
 
 
 class Origin(Enum):
@@ -41,8 +60,7 @@ class Origin(Enum):
 class Candidate:
     """A mask that somebody or something proposes, with where it comes from. Image frame throughout."""
 
-    mask: np.ndarray
-    """HW bool."""
+    rle: Rle
     origin: Origin
     predicted_iou: float
     """The model's own estimate, about 0..1; 1 for a drawn mask, which no model estimated."""
@@ -56,6 +74,16 @@ class Candidate:
     """[x, y, label] each, labels as PointLabel."""
     seconds: float
     """Time spent on this mask."""
+    parent: int | None = None
+    """The smallest mask that contains it, by its place among those that were found with it, if somebody looked."""
+    name: str = ""
+    """What it shows, if it was asked for by a word."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """HW bool, decoded anew each time: the masks of a large image, all decoded, take gigabytes."""
+        height, width = self.rle["size"]
+        return decode_rle(self.rle, height=height, width=width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

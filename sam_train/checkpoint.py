@@ -28,6 +28,7 @@ from sam_train.model.weights import ACCEPTED, RELEASED, Names, config_of, misfit
 
 FORMAT = "sam-train/1"
 HUGGING_FACE_WEIGHTS = "model.safetensors"
+_WORDS = "prompt_encoder.text_projection."
 
 
 def save_checkpoint(path: Path, model: Sam, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
@@ -51,9 +52,13 @@ def save_released(model: Sam, path: Path) -> None:
 
     ".pth", ".safetensors": one file with the names of segment-anything (or MobileSAM). No ending: a folder that
     `transformers.SamModel.from_pretrained` and `SamProcessor.from_pretrained` read, its weights written last.
-    Raises ValueError for another ending and CheckpointError for a model that SamModel cannot be.
+    A projection of words is left out, which no other program knows: what is written answers points and boxes as before.
+    Raises ValueError for another ending and CheckpointError for a model that the others cannot be.
     """
-    state = _plain_state(model)
+    if model.mask_decoder.iou_sigmoid:
+        what_to_do = "write ONNX, or keep model.pt"
+        raise CheckpointError(f"its IoU scores pass a sigmoid, of which other programs' readers know nothing: {what_to_do}")
+    state = {name: tensor for name, tensor in _plain_state(model).items() if not name.startswith(_WORDS)}
     if path.suffix == ".pth":
         write_whole(path, state)
     elif path.suffix == ".safetensors":
@@ -106,6 +111,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Sam:
 def init_weights(model: Sam, path: Path) -> str:
     """Fill a model that is to be trained with a checkpoint's weights, or its encoder with a masked auto-encoder's.
 
+    A projection of words stays as chance made it where the checkpoint has none: released ones do not.
     Returns a sentence on what was filled. Raises CheckpointError when the weights do not fit.
     """
     document = _read(path)
@@ -114,13 +120,18 @@ def init_weights(model: Sam, path: Path) -> str:
         if names_of(state) is Names.MAE:
             return f"{path}: image encoder alone, {load_mae(model.image_encoder, state, origin=str(path))}"
         document = {"model": to_our_names(state, origin=str(path))}
-    load_weights(model, document["model"], origin=str(path))
-    return f"{path}: all {len(document['model'])} tensors loaded"
+    state = document["model"]
+    new = {name: value for name, value in model.state_dict().items() if name.startswith(_WORDS) and name not in state}
+    load_weights(model, {**state, **new}, origin=str(path))
+    return f"{path}: all {len(state)} tensors loaded" + (", the projection of words is new" if new else "")
 
 
 def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) -> None:
     """Load `state` strictly. Raises CheckpointError that names what is missing, unexpected or of another shape."""
-    refuse_misfits(misfits(model.state_dict(), state), origin=origin)
+    own = model.state_dict()
+    surplus = [name for name in state if name.startswith(_WORDS) and name not in own]
+    hint = f" (it takes words: set model.text_dim={state[surplus[0]].shape[-1]})" if surplus else ""
+    refuse_misfits(misfits(own, state), origin=origin, hint=hint)
     model.load_state_dict(dict(state))
 
 

@@ -1,29 +1,36 @@
-"""Measure a checkpoint on shards.
+"""Measure a checkpoint by a protocol.
 
     sam-evaluate checkpoint=runs/nuclei/model.pt shards='runs/nuclei_shards/heldout'
+    sam-evaluate checkpoint=mobile_sam.pth protocol=edges protocol.images=BSDS/images/test protocol.labels=BSDS/groundTruth/test
 
-Prints the means and writes them to `out` as JSON.
+Prints the figures, the paper's beside them where it has some, and writes them to `out` as JSON. With `journal`, each image's
+measurement is kept: the same command goes on where it was stopped, and `slice=0/4` ... `slice=3/4` share the work.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
-from sam_train.config import build, config_dir
+from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import ConfigError, exit_with_message
+from sam_train.evaluation.journal import Journal
+from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary
 from sam_train.files import commit_file
 from sam_train.inference import Predictor
-from sam_train.shards import expand_shards
-from sam_train.shards.index import index_shard, read_sample
 
 
 @hydra.main(config_path=config_dir(), config_name="evaluate", version_base="1.3")
@@ -33,29 +40,92 @@ def main(cfg: DictConfig) -> None:
     run(cfg)
 
 
-def run(cfg: DictConfig) -> dict[str, float]:
-    """Evaluate as the config says; the means that were also written to `out`."""
-    if not cfg.checkpoint or not cfg.shards:
-        raise ConfigError("sam-evaluate needs checkpoint=FILE and shards=FOLDER (or a glob of .tar files)")
+def run(cfg: DictConfig) -> Mapping[str, float]:
+    """Evaluate as the config says; the figures that were also written to `out`, none while other slices are not done."""
+    if not cfg.checkpoint:
+        raise ConfigError("sam-evaluate needs checkpoint=FILE: the model.pt of a run, or released weights")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    protocol: Protocol = build(cfg.protocol)
+    everything = protocol.subjects(cfg.shards)
+    subjects = _spread(everything, cfg.max_images)
     predictor = Predictor(load_checkpoint(Path(cfg.checkpoint), cfg.device))
-    protocol = build(cfg.protocol)
-    entries = [entry for shard in expand_shards(cfg.shards) for entry in index_shard(shard)]
-    samples = track((read_sample(entry) for entry in entries), description="evaluating", total=len(entries))
-    summary = protocol.run(predictor, samples).summary()
-    if not summary["num_masks"]:
-        raise ConfigError(
-            f"{cfg.shards} has no mask to measure by in {len(entries)} images: name others, or lower protocol.min_area_px"
-        )
-    document = {"checkpoint": checkpoint_hash(Path(cfg.checkpoint)), **summary}
+    journal = Journal(Path(cfg.journal), _what(cfg, everything)) if cfg.journal else None
+    measured = _measure(protocol, predictor, _slice(subjects, cfg.slice, journal), journal)
+    if journal:
+        measured = [m for m in map(journal.load, subjects) if m is not None]
+    if len(measured) < len(subjects):
+        print(f"{len(measured)} of {len(subjects)} images are measured; when all slices are, give this command without slice=")
+        return {}
+    summary = protocol.summary(measured)
     if cfg.out:
+        document = _document(checkpoint_hash(Path(cfg.checkpoint)), summary)
         commit_file(Path(cfg.out), (json.dumps(document, indent=1) + "\n").encode())
-    table = Table("measure", "value")
-    for name, value in summary.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
-    return summary
+    _print(summary)
+    return summary.measures
+
+
+def _spread(subjects: Sequence[Subject], max_images: int | None) -> Sequence[Subject]:
+    """All, or so many of them at even distances."""
+    if max_images is None or max_images >= len(subjects):
+        return subjects
+    if max_images < 1:
+        raise ConfigError(f"max_images must be 1 or more, or null for all, got {max_images}")
+    return [subjects[i * len(subjects) // max_images] for i in range(max_images)]
+
+
+def _slice(subjects: Sequence[Subject], part: str | None, journal: Journal | None) -> Sequence[Subject]:
+    if part is None:
+        return subjects
+    found = re.fullmatch(r"(\d+)/(\d+)", str(part))
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"slice is NUMBER/OF, from 0/4 to 3/4 for four of them, got {part!r}")
+    if journal is None:
+        raise ConfigError("slice= needs journal=FOLDER, where the slices meet")
+    return subjects[int(found[1]) :: int(found[2])]
+
+
+def _what(cfg: DictConfig, subjects: Sequence[Subject]) -> dict[str, Any]:
+    """What a measurement depends on. Of the data, the names of all images: their pixels are taken to stay."""
+    names = hashlib.sha256("\n".join(f"{subject.number} {subject.name}" for subject in subjects).encode()).hexdigest()
+    return {"checkpoint": checkpoint_hash(Path(cfg.checkpoint)), "protocol": to_plain(cfg.protocol), "images": names}
+
+
+def _measure(protocol: Protocol, predictor: Predictor, subjects: Sequence[Subject], journal: Journal | None) -> list[Measurement]:
+    measured = []
+    for subject in track(subjects, description="evaluating"):
+        found = journal.load(subject) if journal else None
+        if found is None:
+            found = protocol.measure(predictor, subject)
+            if journal:
+                journal.save(subject, found)
+        measured.append(found)
+    return measured
+
+
+def _document(checkpoint: str, summary: Summary) -> dict[str, Any]:
+    """Measures stand at the top: what promotes a model looks for them there."""
+    rest = {"paper": summary.paper, "rows": summary.rows, "notes": summary.notes}
+    return {"checkpoint": checkpoint, **summary.measures, **{name: value for name, value in rest.items() if value}}
+
+
+def _print(summary: Summary) -> None:
+    console = Console()
+    table = Table("measure", "value", *summary.paper)
+    for name, value in summary.measures.items():
+        table.add_row(name, _shown(value), *(_shown(figures.get(name)) for figures in summary.paper.values()))
+    console.print(table)
+    if summary.columns:
+        parts = Table(*summary.columns.values(), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for row in summary.rows:
+            parts.add_row(*(_shown(row[name], digits=3) for name in summary.columns))
+        console.print(parts)
+    for note in summary.notes:
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
+
+
+def _shown(value: object, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
     sam-export checkpoint=runs/nuclei/model.pt out=runs/nuclei/onnx
     sam-export checkpoint=model.pt out=FOLDER format=huggingface
+    sam-export checkpoint=runs/nuclei out=FOLDER format=pt       # a run that has not ended: its last checkpoint
 
 `format=onnx` writes encoder.onnx and decoder.onnx, checks both against torch on random prompts, prints how far they are
-from it, and writes nothing when they are off. pth, safetensors and huggingface are the weights under released names.
+from it, and writes nothing when they are off. pth, safetensors and huggingface are the weights under released names, pt is our
+model.pt.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -17,10 +20,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_released
+from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint, save_released
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError, exit_with_message
+from sam_train.model import Sam
 
+LAST = "checkpoints/last.ckpt"
 RELEASED = {"pth": "model.pth", "safetensors": "model.safetensors", "huggingface": "huggingface"}
 
 
@@ -35,16 +40,36 @@ def run(cfg: DictConfig) -> list[Path]:
     """Export as the config says; what was written."""
     if not cfg.checkpoint or not cfg.out:
         raise ConfigError("sam-export needs checkpoint=FILE and out=FOLDER")
-    if cfg.format != "onnx" and cfg.format not in RELEASED:
-        raise ConfigError(f"format must be one of onnx, {', '.join(RELEASED)}, got {cfg.format!r}")
+    if cfg.format not in ("onnx", "pt", *RELEASED):
+        raise ConfigError(f"format must be one of onnx, pt, {', '.join(RELEASED)}, got {cfg.format!r}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    checkpoint = Path(cfg.checkpoint)
     if cfg.format == "onnx":
         return _export_onnx(cfg)
-    path = Path(cfg.out) / RELEASED[cfg.format]
-    save_released(load_checkpoint(Path(cfg.checkpoint)), path)
+    if cfg.format == "pt":
+        path = Path(cfg.out) / "model.pt"
+        save_checkpoint(path, *_of_run(checkpoint))
+    else:
+        path = Path(cfg.out) / RELEASED[cfg.format]
+        save_released(_load(checkpoint), path)
     Console().print(f"wrote {path}", soft_wrap=True)
     return [path]
+
+
+def _is_run(checkpoint: Path) -> bool:
+    return (checkpoint / LAST).is_file()
+
+
+def _of_run(folder: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
+    from sam_train.training.starting import model_of_run  # imports the trainer
+
+    return model_of_run(folder)
+
+
+def _load(checkpoint: Path) -> Sam:
+    """The model of a checkpoint, or of a run that has not ended."""
+    return _of_run(checkpoint)[0].eval() if _is_run(checkpoint) else load_checkpoint(checkpoint)
 
 
 def _export_onnx(cfg: DictConfig) -> list[Path]:
@@ -54,12 +79,12 @@ def _export_onnx(cfg: DictConfig) -> list[Path]:
         raise ConfigError(f"format=onnx needs {error.name}: pip install 'sam-train[onnx]'") from error
     checkpoint = Path(cfg.checkpoint)
     exported = export_onnx(
-        load_checkpoint(checkpoint),
+        _load(checkpoint),
         Path(cfg.out),
         options=Options(**cfg.options),
         precisions=list(cfg.precisions),
         encoder=cfg.encoder,
-        checkpoint_sha256=checkpoint_hash(checkpoint),
+        checkpoint_sha256=checkpoint_hash(checkpoint / LAST if _is_run(checkpoint) else checkpoint),
     )
     table = Table("file", "MB", "values", "scores", "pixels", title="Largest difference from torch, as a share of its values")
     for file in exported:

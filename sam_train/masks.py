@@ -6,21 +6,45 @@ pycocotools is the reference for RLE. Box corners are inclusive-exclusive in pix
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from sam_train.errors import ShardError
 from sam_train.records import MAX_PIXELS, Rle
 
+log = logging.getLogger(__name__)
+
 
 def encode_rle(mask: np.ndarray) -> Rle:
     """H x W bool to COCO compressed RLE with `counts` as str, as SA-1B's JSON has it."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(s) for s in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def rle_of_runs(runs: Int[np.ndarray, " R"], height: int, width: int) -> Rle:
+    """COCO compressed RLE from the lengths of its runs, the first one of background."""
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def rle_area(rle: Rle) -> int:
+    """Pixels of the mask."""
+    return int(coco_mask.area(rle))
+
+
+def rle_to_box_xywh(rle: Rle) -> list[float]:
+    """COCO box of the mask; [0, 0, 0, 0] when it is empty."""
+    box: list[float] = coco_mask.toBbox(rle).tolist()
+    return box
 
 
 def decode_rle(rle: Rle, *, height: int, width: int, shard: str = "", key: str = "") -> np.ndarray:
@@ -75,12 +99,15 @@ def mask_to_box_xywh(mask: np.ndarray) -> list[float]:
 
 def masks_to_boxes_xyxy(masks: Bool[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
     """XYXY boxes, right and bottom exclusive; zeros for an empty mask."""
-    _, height, width = masks.shape
-    columns, rows = masks.any(1), masks.any(2)
-    left, top = columns.int().argmax(1), rows.int().argmax(1)
-    right, bottom = width - columns.flip(1).int().argmax(1), height - rows.flip(1).int().argmax(1)
-    boxes = torch.stack([left, top, right, bottom], 1).float()
-    return boxes * rows.any(1)[:, None]
+    (top, bottom), (left, right) = spans(masks.any(2)), spans(masks.any(1))
+    return torch.stack([left, top, right, bottom], 1).float()
+
+
+def spans(some: Bool[Tensor, "N L"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """The first place of each row that is set, and the one after the last; zeros where none is."""
+    places = some.int()
+    ends = (some.shape[1] - places.flip(1).argmax(1)) * some.any(1)
+    return places.argmax(1), ends
 
 
 def mask_iou(a: Bool[Tensor, "... H W"], b: Bool[Tensor, "... H W"]) -> Float[Tensor, "..."]:
@@ -97,15 +124,34 @@ def stability_score(mask_logits: Float[Tensor, "... h w"], offset: float = 1.0) 
     return inner / outer.clamp(min=1)
 
 
-def remove_small_regions(mask: np.ndarray, min_area: int) -> np.ndarray | None:
-    """Fill holes and drop islands below `min_area` pixels (8-connected).
+def remove_small_regions(mask: np.ndarray, min_area: int, *, keep_largest: bool = False) -> np.ndarray | None:
+    """Fill holes, then drop islands, below `min_area` pixels (8-connected).
 
-    As the paper has it (section B): when the largest island is itself too small the whole mask goes, and None
-    comes back. The released code keeps the largest island instead.
+    When the largest island is itself too small the whole mask goes (paper, section B), and None comes back. With
+    `keep_largest`, that island stays, as in the released code; None is the answer to an empty mask.
     """
     filled = mask | _small_components(~mask, min_area)
     kept = filled & ~_small_components(filled, min_area)
-    return kept if kept.any() else None
+    if kept.any():
+        return kept
+    return _largest_component(filled) if keep_largest and filled.any() else None
+
+
+def clean_rle(rle: Rle, min_area: int, *, keep_largest: bool = False) -> Rle | None:
+    """`remove_small_regions` of an RLE, never decoded where rlemasklib is installed. An equal one if nothing is small."""
+    library = _rlemasklib()
+    if library is None:
+        height, width = rle["size"]
+        kept = remove_small_regions(decode_rle(rle, height=height, width=width), min_area, keep_largest=keep_largest)
+        return None if kept is None else encode_rle(kept)
+    mask = library.RLEMask.from_dict({"size": rle["size"], "counts": rle["counts"].encode("ascii")})
+    filled = mask.fill_small_holes(min_area, connectivity=8)
+    kept = filled.remove_small_components(min_area, connectivity=8)
+    if not kept.any() and keep_largest and filled.any():
+        kept = filled.largest_connected_component(connectivity=8)
+    if not kept.any():
+        return None
+    return {"size": list(rle["size"]), "counts": kept.to_dict()["counts"].decode("ascii")}
 
 
 def _small_components(mask: np.ndarray, min_area: int) -> np.ndarray:
@@ -115,14 +161,71 @@ def _small_components(mask: np.ndarray, min_area: int) -> np.ndarray:
     return small[labels]
 
 
+def _largest_component(mask: np.ndarray) -> np.ndarray:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+
+
+@cache
+def _rlemasklib() -> Any:
+    """The library, or None where it has no wheel: said once."""
+    try:
+        import rlemasklib
+    except ImportError:
+        log.warning("rlemasklib is not installed: small regions are looked for in whole masks, which takes time and memory")
+        return None
+    return rlemasklib
+
+
 def nms(boxes_xyxy: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou_threshold: float) -> Tensor:
-    """Greedy box NMS: indices kept, best score first, of equal scores the earlier one."""
-    if not len(boxes_xyxy):
-        return torch.zeros(0, dtype=torch.long)
-    # Ranks in place of scores: OpenCV drops every score that is not above zero.
-    ranks = torch.empty(len(scores))
-    ranks[scores.argsort(descending=True, stable=True).cpu()] = torch.arange(len(scores), 0, -1).float()
-    sides = boxes_xyxy.clone()
-    sides[:, 2:] -= sides[:, :2]
-    kept = cv2.dnn.NMSBoxes(sides.tolist(), ranks.tolist(), score_threshold=0.0, nms_threshold=iou_threshold)
-    return torch.as_tensor(np.asarray(kept).reshape(-1), dtype=torch.long)
+    """Greedy box NMS: indices kept, best score first, of equal scores the earlier one (torchvision.ops.nms)."""
+    boxes = boxes_xyxy.cpu().float().numpy()
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+
+    def overlaps(best: int, others: np.ndarray) -> np.ndarray:
+        sides = np.minimum(boxes[best, 2:], boxes[others, 2:]) - np.maximum(boxes[best, :2], boxes[others, :2])
+        both = sides.clip(0).prod(1)
+        # Boxes without an area overlap nothing, not even each other.
+        return both / np.maximum(areas[best] + areas[others] - both, np.finfo(np.float32).tiny)
+
+    return _greedy(scores, overlaps, iou_threshold)
+
+
+def mask_nms(rles: Sequence[Rle], scores: Float[Tensor, " N"], iou_threshold: float) -> Tensor:
+    """The same with the IoU of the masks in place of their boxes'."""
+    areas = np.array([rle_area(rle) for rle in rles], np.float64)
+    boxes = np.array([rle_to_box_xywh(rle) for rle in rles]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+
+    def overlaps(best: int, others: np.ndarray) -> np.ndarray:
+        sides = np.minimum(boxes[best, 2:], boxes[others, 2:]) - np.maximum(boxes[best, :2], boxes[others, :2])
+        most = np.minimum(sides.clip(0).prod(1), np.minimum(areas[best], areas[others]))
+        # Masks that cannot overlap so much need not be looked at.
+        ious = most / np.maximum(areas[best] + areas[others] - most, 1)
+        near = np.flatnonzero(ious > iou_threshold)
+        if len(near):
+            ious[near] = coco_mask.iou([rles[i] for i in others[near]], [rles[best]], [0])[:, 0]
+        return ious
+
+    return _greedy(scores, overlaps, iou_threshold)
+
+
+def _greedy(scores: Float[Tensor, " N"], overlaps: Callable[[int, np.ndarray], np.ndarray], threshold: float) -> Tensor:
+    """Take the best of what is left, drop what overlaps it by more than the threshold, and so on."""
+    left, kept = scores.argsort(descending=True, stable=True).cpu().numpy(), []
+    while len(left):
+        best, left = int(left[0]), left[1:]
+        kept.append(best)
+        left = left[overlaps(best, left).astype(np.float64) <= threshold]
+    return torch.tensor(kept, dtype=torch.long)
+
+
+def parents(rles: Sequence[Rle], share: float) -> list[int | None]:
+    """For each mask the smallest of the larger ones that `share` of it lies in, or None: whole, part and sub-part are a chain."""
+    if not rles:
+        return []
+    areas = np.array([rle_area(rle) for rle in rles])
+    inside = coco_mask.iou(list(rles), list(rles), [1] * len(rles))  # of crowds: intersection over the first one's area
+    holds = (inside >= share) & (areas[None] > areas[:, None])
+    smallest = np.where(holds, areas[None], np.iinfo(np.int64).max).argmin(1)
+    return [int(j) if holds[i, j] else None for i, j in enumerate(smallest)]

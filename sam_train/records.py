@@ -43,6 +43,19 @@ class Provenance:
     """[x, y, label] in the image frame, labels as PointLabel."""
     seconds: float = 0.0
     """Time spent on this mask, by a person or by a stated cost model."""
+    parent: int | None = None
+    """`id` of the smallest mask of the image that contains it: sub-part, part and whole are a chain. Absent from the JSON where
+    there is none, or nobody looked."""
+    name: str = ""
+    """What the mask shows, in words: the category that a data set gave it, or a caption. Empty, and absent from the JSON, where
+    nobody said: SA-1B has no classes, and no class is made up."""
+    origin: str = ""
+    """How a person came to it: "accepted" as it was proposed, "edited" (proposed or clicked, then changed by hand), "clicked" by
+    prompts alone, "drawn" with the brush. Empty, and absent from the JSON with the next two, where no person is known of."""
+    clicks: int | None = None
+    """Clicks and boxes that it took, corrections and what was undone included."""
+    strokes: int | None = None
+    """Strokes of brush and eraser."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +72,11 @@ class MaskRecord:
     point_coords: list[list[float]]
     provenance: Provenance | None = None
 
+    @property
+    def name(self) -> str:
+        """What it shows, as its provenance says; empty where nobody said."""
+        return self.provenance.name if self.provenance else ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
@@ -72,7 +90,7 @@ class ImageRecord:
 
     def __post_init__(self) -> None:
         check_key(self.key)
-        _check_size(self.width, self.height, key=self.key)
+        check_image_size(self.width, self.height, key=self.key)
 
     def to_json(self) -> bytes:
         """SA-1B's JSON for this image, UTF-8, no spaces, so equal records give equal bytes."""
@@ -90,7 +108,7 @@ class ImageRecord:
             raise ShardError(f"not JSON: {error}", shard=shard, key=key) from error
         top = _take(document, {"image": dict, "annotations": list}, shard=shard, key=key, place="")
         image = _take(top["image"], _IMAGE_SCHEMA, shard=shard, key=key, place="image.")
-        _check_size(image["width"], image["height"], key=key, shard=shard)
+        check_image_size(image["width"], image["height"], key=key, shard=shard)
         return ImageRecord(
             key=key,
             image_id=image["image_id"],
@@ -110,7 +128,8 @@ def check_key(key: str, *, shard: str = "") -> None:
         raise ShardError(message, shard=shard)
 
 
-def _check_size(width: int, height: int, *, key: str, shard: str = "") -> None:
+def check_image_size(width: int, height: int, *, key: str, shard: str = "") -> None:
+    """Raise ShardError (field) unless a JPEG can have these sides."""
     for name, side in (("width", width), ("height", height)):
         if not 1 <= side <= _MAX_SIDE_PX:
             message = f"expected 1 to {_MAX_SIDE_PX} pixels, as a JPEG can have, got {reprlib.repr(side)}"
@@ -161,13 +180,17 @@ _PROVENANCE_SCHEMA: _Schema = {
     "prompts": _Numbers(3, rows=True),
     "seconds": _NUMBER,
 }
+_OPTIONAL: _Schema = {"parent": int, "name": str, "origin": str, "clicks": int, "strokes": int}
+"""Of provenance, too."""
 
 
 def _mask_from_json(value: Any, *, shard: str, key: str, place: str) -> MaskRecord:
     provenance = None
     if isinstance(value, dict) and "provenance" in value:
         value = dict(value)
-        taken = _take(value.pop("provenance"), _PROVENANCE_SCHEMA, shard=shard, key=key, place=place + "provenance.")
+        written = value.pop("provenance")
+        some = {k: v for k, v in _OPTIONAL.items() if isinstance(written, dict) and k in written}
+        taken = _take(written, {**_PROVENANCE_SCHEMA, **some}, shard=shard, key=key, place=place + "provenance.")
         provenance = Provenance(**taken)
     taken = _take(value, _MASK_SCHEMA, shard=shard, key=key, place=place)
     _take(taken["segmentation"], _RLE_SCHEMA, shard=shard, key=key, place=place + "segmentation.")
@@ -216,4 +239,8 @@ def _without_empty_provenance(mask: MaskRecord) -> dict[str, Any]:
     value = asdict(mask)
     if mask.provenance is None:
         del value["provenance"]
+        return value
+    for name, absent in (("parent", None), ("name", ""), ("origin", ""), ("clicks", None), ("strokes", None)):
+        if value["provenance"][name] == absent:
+            del value["provenance"][name]
     return value

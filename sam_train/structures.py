@@ -30,13 +30,15 @@ class Prompts:
     """N prompts over any number of images. A box is two labelled points; a mask is the last answer fed back.
 
     A prompt without a box carries one `PADDING` point, as in the released prompt encoder, so a click and a
-    box are equally long and stay so as points are added.
+    box are equally long and stay so as points are added. Words are an embedding of length one (`sam_train.text` makes it),
+    alone or beside points; either all prompts have one or none has.
     """
 
     image_index: Int[Tensor, " N"]
     points_xy: Float[Tensor, "N P 2"]
     point_labels: Int[Tensor, "N P"]
     mask_logits: Float[Tensor, "N 1 h w"] | None = None
+    text_embeddings: Float[Tensor, "N E"] | None = None
 
     @staticmethod
     def from_points(
@@ -61,6 +63,13 @@ class Prompts:
             point_labels=labels.expand(len(boxes_xyxy), 2),
         )
 
+    @staticmethod
+    def from_text(image_index: Int[Tensor, " N"], text_embeddings: Float[Tensor, "N E"]) -> Prompts:
+        """Prompts by words alone: no point but the padding."""
+        num, device = len(text_embeddings), text_embeddings.device
+        no_points = torch.zeros(num, 0, 2, device=device), torch.zeros(num, 0, dtype=torch.long, device=device)
+        return replace(Prompts.from_points(image_index, *no_points), text_embeddings=text_embeddings)
+
     def with_point(
         self, points_xy: Float[Tensor, "N 2"], point_labels: Int[Tensor, " N"], mask_logits: Float[Tensor, "N 1 h w"] | None
     ) -> Prompts:
@@ -81,12 +90,12 @@ class Prompts:
 
     def __getitem__(self, index: Tensor | slice) -> Prompts:
         """A selection of the prompts (a slice, an index or a boolean tensor)."""
-        mask_logits = None if self.mask_logits is None else self.mask_logits[index]
         return Prompts(
             image_index=self.image_index[index],
             points_xy=self.points_xy[index],
             point_labels=self.point_labels[index],
-            mask_logits=mask_logits,
+            mask_logits=None if self.mask_logits is None else self.mask_logits[index],
+            text_embeddings=None if self.text_embeddings is None else self.text_embeddings[index],
         )
 
 
@@ -102,6 +111,10 @@ class Batch:
     target_masks: Bool[Tensor, "N H W"]
     skipped: tuple[str, ...] = ()
     """Why samples were passed over on the way to this batch, a reason each."""
+    names: tuple[str, ...] | None = None
+    """What each of the N masks shows, empty where nobody said; None where the loader was not asked (`data.names=true`)."""
+    text_embeddings: Float[Tensor, "N E"] | None = None
+    """Of length one, for the words of each mask; None where the run has no `text`."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device` (Lightning's transfer hook looks for this method)."""
@@ -111,6 +124,7 @@ class Batch:
             sizes_hw=self.sizes_hw.to(device, non_blocking=non_blocking),
             image_index=self.image_index.to(device, non_blocking=non_blocking),
             target_masks=self.target_masks.to(device, non_blocking=non_blocking),
+            text_embeddings=None if self.text_embeddings is None else self.text_embeddings.to(device, non_blocking=non_blocking),
         )
 
     def split(self, num_images: int) -> list[Batch]:
@@ -129,6 +143,8 @@ class Batch:
                     image_index=self.image_index[masks] - start,
                     target_masks=self.target_masks[masks],
                     skipped=() if start else self.skipped,
+                    names=self.names and tuple(self.names[i] for i in masks.nonzero()[:, 0].tolist()),
+                    text_embeddings=None if self.text_embeddings is None else self.text_embeddings[masks],
                 )
             )
         return parts

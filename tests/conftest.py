@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,38 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder 'shared' beside the repository (released weights and data sets); it is not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Any]:
+    """Two processes of one run, started when they are first asked for; see ranks.py."""
+    from ranks import Ranks  # imports the trainer
+
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The file system of an S3 server on this machine, on which `s3://bucket` is empty."""
+    pytest.importorskip("s3fs", reason="needs s3fs: pip install 'sam-train[s3]'")
+    server_of = pytest.importorskip("moto.server", reason="needs moto with flask: pip install 'sam-train[dev]'")
+    import fsspec
+
+    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        endpoint = {"key": "test", "secret": "test", "endpoint_url": f"http://{host}:{port}"}
+        monkeypatch.setitem(fsspec.config.conf, "s3", endpoint)
+        system = fsspec.filesystem("s3", skip_instance_cache=True)
+        if system.exists("bucket"):  # all servers of a process have the same buckets
+            system.rm("bucket", recursive=True)
+        system.mkdir("bucket")
+        yield system
+    finally:
+        server.stop()
 
 
 def make_mask(height: int, width: int, index: int) -> np.ndarray:

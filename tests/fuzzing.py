@@ -5,10 +5,17 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import random
 import tarfile
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+
+from sam_train.masks import encode_rle
+from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.shards import encode_jpeg
 
 BLOCK = tarfile.BLOCKSIZE
 NAMES = (
@@ -191,3 +198,46 @@ def rle_mutated(counts: str, dice: random.Random) -> str:
     if kind == 1:
         return "".join(letters) + "o" * dice.randrange(12) + "0"
     return "".join(letters)
+
+
+def num_cases(*, in_full: int) -> int:
+    """How many cases a test tries: a quarter, or all with SAM_TRAIN_FUZZ=full in the environment, which takes minutes."""
+    return in_full if os.environ.get("SAM_TRAIN_FUZZ") == "full" else in_full // 4
+
+
+def seeded(case: int) -> random.Random:
+    return random.Random(case)  # noqa: S311
+
+
+HEIGHT, WIDTH = 24, 32
+
+
+def small_sample(index: int) -> tuple[ImageRecord, bytes]:
+    random_numbers = np.random.default_rng(index)
+    image = random_numbers.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    masks = []
+    for number in range(2):
+        mask = random_numbers.random((HEIGHT, WIDTH)) < 0.05
+        mask[5 : 12 + number, 6:20] = True
+        rows, columns = np.nonzero(mask)
+        x, y = float(columns.min()), float(rows.min())
+        provenance = Provenance(stage="import", checkpoint="", annotator="a", config="", prompts=[[1.0, 2.0, 1.0]])
+        masks.append(
+            MaskRecord(
+                id=number,
+                segmentation=encode_rle(mask),
+                bbox=[x, y, float(columns.max() + 1 - x), float(rows.max() + 1 - y)],
+                area=int(mask.sum()),
+                predicted_iou=0.9,
+                stability_score=0.95,
+                crop_box=[0.0, 0.0, float(WIDTH), float(HEIGHT)],
+                point_coords=[[7.0, 6.0]],
+                provenance=provenance if number else None,
+            )
+        )
+    record = ImageRecord(key=f"sa_{index}", image_id=index, width=WIDTH, height=HEIGHT, masks=masks)
+    return record, encode_jpeg(image, 60)
+
+
+SAMPLES = [small_sample(index) for index in range(3)]
+DOCUMENTS = [json.loads(record.to_json()) for record, _ in SAMPLES]

@@ -1,13 +1,16 @@
-"""Runs of several processes that stay, and are handed one job after the other: starting them takes longer than training."""
+"""Runs of several processes that stay and are handed one job after the other, and of one that is forked from a process that has
+imported the trainer: importing takes longer than training here."""
 
 from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from sam_train.config import config_dir
-from sam_train.train import run
+from sam_train.train import main, run
 
 RANK = Path(__file__).with_name("distributed") / "rank.py"
 STEPS = 6
@@ -32,6 +35,7 @@ SMALL = [
     "optim.warmup_steps=3",
     "prompts={num_corrections: 2, num_empty_rounds: 2}",
     "data={images_per_step: 4, flip: true, quarter_turns: true, scale_jitter: [0.5, 1.5]}",
+    "++model.drop_path_rate=0.5",
 ]
 
 
@@ -57,15 +61,19 @@ class Ranks:
 
     def run(self, overrides: list[str], **job: Any) -> list[dict[str, Any]]:
         """What each process answers. Raises AssertionError with the traceback of one that failed."""
+        self.begin(overrides, **job)
+        answers = [json.loads(process.stdout.readline()) for process in self.processes if process.stdout]
+        errors = [answer["traceback"] for answer in answers if "error" in answer]
+        assert not errors, "\n".join(errors)
+        return answers
+
+    def begin(self, overrides: list[str], **job: Any) -> None:
+        """Hand out a job whose answers nobody waits for."""
         line = json.dumps({"overrides": [*overrides, f"trainer.devices={len(self.processes)}"], **job}) + "\n"
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.write(line)
             process.stdin.flush()
-        answers = [json.loads(process.stdout.readline()) for process in self.processes if process.stdout]
-        errors = [answer["traceback"] for answer in answers if "error" in answer]
-        assert not errors, "\n".join(errors)
-        return answers
 
     def close(self) -> None:
         for process in self.processes:
@@ -79,6 +87,32 @@ class Ranks:
                 process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+def forked(overrides: list[str], said: Path) -> BaseProcess:
+    """`sam-train` with these overrides, in a session of its own, its output in a file."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sam_train.train"])
+    process = context.Process(target=_command, args=(overrides, said))
+    process.start()
+    return process
+
+
+def run_forked(overrides: list[str], said: Path) -> None:
+    """As `run_alone`, but not under the shape checks of this process, which take most of its time."""
+    process = forked(overrides, said)
+    process.join()
+    assert process.exitcode == 0, said.read_text()
+
+
+def _command(overrides: list[str], said: Path) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as the command itself finds it, for its loader processes
+    with said.open("ab") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.argv = ["sam-train", *overrides]
+    main()
 
 
 def run_alone(overrides: list[str]) -> dict[str, float]:

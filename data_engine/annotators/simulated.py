@@ -19,7 +19,7 @@ from data_engine.ledger import Counts
 from data_engine.structures import Candidate, Origin, SourceImage, Verdict
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
-from sam_train.masks import decode_rle, mask_iou, stability_score
+from sam_train.masks import decode_rle, encode_rle, mask_iou, stability_score
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import PointLabel, Prediction, Prompts
 
@@ -115,7 +115,7 @@ class SimulatedAnnotator:
     def _accepted(self, answer: Tensor, prompt: Prompts, best: Prediction, i: int, image: SourceImage) -> Candidate:
         clicks = clicks_of(prompt)
         return Candidate(
-            mask=answer.cpu().numpy(),
+            rle=encode_rle(answer.cpu().numpy()),
             origin=Origin.CLICKED,
             predicted_iou=float(best.iou_scores[i, 0]),
             stability_score=float(stability_score(best.mask_logits[i, 0])),
@@ -127,7 +127,7 @@ class SimulatedAnnotator:
 
     def _drawn(self, mask: np.ndarray, clicks: list[list[float]], image: SourceImage) -> Candidate:
         return Candidate(
-            mask=mask,
+            rle=encode_rle(mask),
             origin=Origin.DRAWN,
             predicted_iou=1.0,  # SA-1B's keys want a number
             stability_score=1.0,

@@ -1,30 +1,52 @@
-"""One process, one slice after the other."""
+"""Processes on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+import os
+from collections.abc import Sequence
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import torch
 
-Slice = TypeVar("Slice")
+from data_engine.drivers.base import Audience, work_through
+from data_engine.drivers.processes import Seat, run_in_processes
+from data_engine.slices import Job, Worker
+from sam_train.errors import ConfigError
 
 
-def run_slices(slices: Sequence[Slice], work: Callable[[Slice], Iterable[object]], *, num_images: int, description: str) -> None:
-    """Do `work` on each slice; it yields once an image, which moves the bar.
+class LocalDriver:
+    """One process, this one, or several.
 
-    Slices that are done already are not among `slices`; `num_images` counts what is left.
+    processes: None is one for each GPU when the device is "cuda", else one. With several on "cuda" they take turns on the
+        GPUs; on the CPU each has its share of the threads, unless `threads` of the engine says how many.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task(description, total=num_images)
-        for slice_ in slices:
-            for _ in work(slice_):
-                progress.advance(task)
+
+    def __init__(self, *, processes: int | None = None) -> None:
+        if processes is not None and processes < 1:
+            raise ConfigError(f"driver.processes is {processes}: expected 1 or more, or null for one a GPU")
+        self.processes = processes
+
+    def width(self, device: str) -> int:
+        """Processes."""
+        return self.processes or (max(torch.cuda.device_count(), 1) if device == "cuda" else 1)
+
+    def run(self, job: Job, slices: Sequence[int], audience: Audience) -> dict[int, str]:
+        """In this process if there is one, where an error ends the run; a process of several that dies is replaced."""
+        device, threads = str(job.config["device"]), job.config["threads"]
+        width = min(self.width(device), len(slices))
+        if width <= 1:
+            if slices:
+                work_through(Worker(job, device=device, threads=threads), slices, audience)
+            return {}
+        return run_in_processes(job, slices, audience, seats(device, threads, width))
+
+
+def seats(device: str, threads: int | None, width: int) -> list[Seat]:
+    """A device and a number of threads for each of `width` processes."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    share = threads or max(1, num_cpus() // width)
+    return [Seat(device=f"cuda:{place % gpus}" if gpus else device, threads=share) for place in range(width)]
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,6 @@
 """What a run of the cycle came to: report.json for programs, report.html for people.
 
-    python -m data_engine.report --run runs/quickstart
+    sam-report run=runs/quickstart
 
 A run that is still going, or stopped halfway, gives the report of what there is; what is missing says "not yet".
 """

@@ -1,8 +1,9 @@
-"""`python -m data_engine.report --run FOLDER`: write report.json and report.html, print the stage table."""
+"""`sam-report run=FOLDER`: write report.json and report.html, print the stage table."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +21,7 @@ from sam_train.errors import exit_with_message
 @exit_with_message
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, write the report, print what it says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_engine.report", description="Write report.json and report.html of a run of the cycle."
-    )
-    parser.add_argument("--run", type=Path, required=True, help="the run's folder, for example runs/quickstart")
-    parser.add_argument("--heldout-images", type=_at_least_one, default=24, help="images on which models are compared (24)")
-    given = parser.parse_args(arguments)
+    given = parsed(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     with console.status("reading the run"):
         report = write_report(given.run, heldout_images=given.heldout_images)
@@ -33,6 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for note in report.notes:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     console.print(escape(str(report.html_path)), soft_wrap=True)
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """`run` and `heldout_images`. SystemExit for what is not taken, with its message."""
+    parser = argparse.ArgumentParser(
+        prog="sam-report",
+        description="Write report.json and report.html of a run of the cycle.",
+        usage="sam-report run=FOLDER [heldout_images=N]",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder, for example runs/quickstart")
+    parser.add_argument("--heldout-images", type=_at_least_one, default=24, help="images on which models are compared (24)")
+    return parser.parse_args([_as_option(argument) for argument in arguments])
 
 
 def stage_table(stages: Sequence[StageNumbers]) -> Table:
@@ -47,6 +55,12 @@ def stage_table(stages: Sequence[StageNumbers]) -> Table:
         cells = [*(cell(line, column) for column in COLUMNS), model_cell(line)]
         table.add_row(escape(line.step), *(c.text if c.present else "[dim]" + c.text.replace(" ", "\n") for c in cells))
     return table
+
+
+def _as_option(argument: str) -> str:
+    """run=FOLDER, as all other commands of the engine have it, to --run=FOLDER."""
+    name, equals, _ = argument.partition("=")
+    return f"--{argument.replace('_', '-', name.count('_'))}" if equals and name.isidentifier() else argument
 
 
 def _at_least_one(text: str) -> int:

@@ -57,11 +57,13 @@ def cell(line: StageNumbers, column: Column) -> Cell:
 def model_cell(line: StageNumbers) -> Cell:
     """Whether the new model was promoted."""
     if line.promoted is None:
-        return Cell("not yet", False)
+        return Cell("left out" if line.left_out else "not yet", False)
     return Cell("yes" if line.promoted else "no", True)
 
 
 def _why_missing(line: StageNumbers, key: str) -> str:
+    if line.left_out or line.stage == "start":
+        return "–"
     if line.masks is None or key.startswith("miou_at_"):
         return "not yet"
     if line.masks == 0:

@@ -21,6 +21,7 @@ from sam_train.records import MaskRecord, Rle
 from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples
 
 NUM_SHOWN = 6
+NUM_WORST = 6
 MASKS_PER_IMAGE = 8
 MIN_AREA_PX = 100  # as the click protocol measures: what is smaller is not in mIoU@k either
 
@@ -49,6 +50,8 @@ class Comparison:
     steps: tuple[str, ...]
     """The steps that made the models: first and last promoted, or one when they are the same."""
     shown: list[ComparedObject]
+    worst: list[ComparedObject]
+    """Those of which the last model made least, worst first."""
     num_images: int
     num_objects: int
     num_better: int
@@ -149,6 +152,7 @@ def _summary(trials: list[Trial], objects: list[ComparedObject], num_images: int
     return Comparison(
         steps=tuple(trial.step for trial in trials),
         shown=[objects[index] for index in representative(gains, NUM_SHOWN)],
+        worst=sorted(objects, key=lambda item: item.ious[-1])[:NUM_WORST],
         num_images=num_images,
         num_objects=len(objects),
         num_better=sum(change > 0 for change in changes),

@@ -1,4 +1,4 @@
-"""The three figures, as SVG that takes its ink from the page, so that they are readable in light and in dark."""
+"""The figures of a run, as SVG that takes its ink from the page, so that they are readable in light and in dark."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ INK = "#010203"  # stands for the page's text colour until the SVG is written
 BLUE, AMBER, GREEN = "#3b82f6", "#f59e0b", "#10b981"
 SMOOTH_FROM_ROWS = 40
 MAX_NAMED_STAGES = 6
+ROOM_FOR_A_NAME = 0.2  # of the axis; stages that begin closer to each other are numbered
 STYLE: dict[Any, Any] = {  # matplotlib's own type of the keys is a list of all of them
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -49,14 +51,14 @@ def quality_svg(stages: Sequence[StageNumbers]) -> str:
     if not any(stage.miou_at_1 is not None or stage.candidate for stage in stages):
         return ""
     label = "Held-out mIoU after 1, 3 and 5 clicks, by stage"
-    return _svg("quality", label, (6.4, 3.6), 1, lambda axes: _quality(axes[0], stages))
+    return figure_svg("quality", label, (6.4, 3.6), 1, lambda axes: _quality(axes[0], stages))
 
 
 def cost_svg(stages: Sequence[StageNumbers]) -> str:
     """Clicks and seconds per mask by stage; empty when nothing was counted."""
     if not any(stage.clicks_per_mask is not None or stage.seconds_per_mask is not None for stage in stages):
         return ""
-    return _svg("cost", "Clicks and seconds for a mask, by stage", (6.4, 3.6), 2, lambda axes: _cost(axes, stages))
+    return figure_svg("cost", "Clicks and seconds for a mask, by stage", (6.4, 3.6), 2, lambda axes: _cost(axes, stages))
 
 
 def training_svg(steps: Sequence[str], logs: list[dict[str, Series]]) -> str:
@@ -64,7 +66,7 @@ def training_svg(steps: Sequence[str], logs: list[dict[str, Series]]) -> str:
     names = ("train/loss", "train/iou_first_round", "train/iou_last_round")
     if not any(name in log for log in logs for name in names):
         return ""
-    return _svg("training", "Training loss and IoU over steps", (13.0, 3.4), 2, lambda axes: _training(axes, steps, logs))
+    return figure_svg("training", "Training loss and IoU over steps", (13.0, 3.4), 2, lambda axes: _training(axes, steps, logs))
 
 
 def _quality(axis: Axes, stages: Sequence[StageNumbers]) -> None:
@@ -89,7 +91,9 @@ def _cost(axes: Sequence[Axes], stages: Sequence[StageNumbers]) -> None:
     for axis, key, colour in zip(axes, ("clicks_per_mask", "seconds_per_mask"), (BLUE, AMBER), strict=True):
         values = [getattr(stage, key) for stage in stages]
         bars = axis.bar(np.arange(len(stages)), np.nan_to_num(_or_nan(values)), color=colour, width=0.6)
-        axis.bar_label(bars, ["not yet" if value is None else f"{value:.2f}" for value in values], padding=2, fontsize=8)
+        absent = ["–" if stage.left_out or stage.stage == "start" else "not yet" for stage in stages]
+        labels = [why if value is None else f"{value:.2f}" for value, why in zip(values, absent, strict=True)]
+        axis.bar_label(bars, labels, padding=2, fontsize=8)
         axis.set_ylim(0, 1.15 * max([value for value in values if value] or [1.0]))
         axis.set_title(key.replace("_", " ").capitalize())
         _name_stages(axis, stages, short=True)
@@ -109,10 +113,12 @@ def _training(axes: Sequence[Axes], steps: Sequence[str], logs: list[dict[str, S
         axis.set_title(title, pad=18)
         axis.set_xlabel("training steps, all stages one after another")
         axis.margins(x=0.01)
-        for step, start, log in zip(steps, starts, logs, strict=True):
-            if log:
-                axis.axvline(start, color=INK, alpha=0.25, linewidth=0.8)
-                _name_above(axis, start, _stage_label(step))
+        trained = [(number, step, at) for number, (step, at, log) in enumerate(zip(steps, starts, logs, strict=True), 1) if log]
+        room = np.ptp(axis.get_xlim()) * ROOM_FOR_A_NAME
+        crowded = any(after - before < room for (*_, before), (*_, after) in pairwise(trained))
+        for number, step, start in trained:
+            axis.axvline(start, color=INK, alpha=0.25, linewidth=0.8)
+            _name_above(axis, start, str(number) if crowded else _stage_label(step))
     axes[1].set_ylim(0, 1)
     if axes[1].get_legend_handles_labels()[0]:
         axes[1].legend(loc="lower right")
@@ -148,7 +154,7 @@ def _or_nan(values: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-def _svg(name: str, label: str, inches: tuple[float, float], num_axes: int, draw: Callable[[Sequence[Axes]], None]) -> str:
+def figure_svg(name: str, label: str, inches: tuple[float, float], num_axes: int, draw: Callable[[Sequence[Axes]], None]) -> str:
     """Draw and give the <svg> element: no size of its own and no ids that another figure has too."""
     stream = io.StringIO()
     with rc_context({**STYLE, "svg.hashsalt": name}):

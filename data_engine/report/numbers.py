@@ -47,6 +47,8 @@ class StageNumbers:
     """What else the engine counted, summed over the shards."""
     candidate: dict[str, float] | None
     """Held-out means of the model trained here, promoted or not."""
+    left_out: bool
+    """Whether nothing was done here, because the stage had spent its budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,6 +120,7 @@ def stage_numbers(run: RunFolder, position: int, manifests: list[Manifest], mask
         skipped=dict(sorted(Counter(reason for manifest in manifests for reason in manifest.skipped.values()).items())),
         counts={k: v for k, v in counts.items() if not k.startswith(DROPPED_PREFIX)},
         candidate=stage.evaluation() or (trial.evaluation if trial else None),
+        left_out=bool(stage.why_left_out()),
     )
 
 

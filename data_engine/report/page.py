@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_engine.report.columns import COLUMNS, MODEL_MEANING, MODEL_TITLE, cell, model_cell
 from data_engine.report.comparison import MASKS_PER_IMAGE, MIN_AREA_PX, ComparedObject, Comparison
 from data_engine.report.curves import cost_svg, quality_svg, training_svg
+from data_engine.report.data_figures import data_svg
 from data_engine.report.numbers import StageNumbers
 from data_engine.report.pictures import data_uri, decode_mask, draw_answer, draw_sample, draw_target, window_around
 from data_engine.report.run_folder import RunFolder
 from data_engine.report.training_log import Series
 from sam_train.shards import Sample, decode_jpeg
+from sam_train.shards.care.statistics.measure import Statistics
 
 SHOTS_PER_ROW = 3
 # Names by which the stages count; a name that is not here speaks for itself.
@@ -46,6 +48,8 @@ class Page:
     logs: list[dict[str, Series]]
     """For each stage the trainer's log."""
     comparison: Comparison | None
+    statistics: list[Statistics]
+    """What the masks of each stage are like."""
     notes: list[str]
 
 
@@ -56,22 +60,25 @@ def render(page: Page) -> str:
     return environment.get_template("report.html.j2").render(
         name=page.run.folder.resolve().name,
         notes=page.notes,
-        tiles=_tiles(page.stages),
+        tiles=_tiles(page.stages, page.run.device_hours()),
         columns=[("Stage", "")] + [(c.title, c.meaning) for c in COLUMNS] + [(MODEL_TITLE, MODEL_MEANING)],
         rows=[(_stage_name(s), [cell(s, column) for column in COLUMNS], model_cell(s)) for s in page.stages],
         figures={
             "quality": quality_svg(page.stages),
             "cost": cost_svg(page.stages),
             "training": training_svg([line.step for line in page.stages], page.logs),
+            "data": data_svg([_stage_name(line) for line in page.stages], page.statistics),
         },
-        galleries=[_gallery(line, samples) for line, samples in zip(page.stages, page.galleries, strict=True)],
+        galleries=[
+            _gallery(line, samples) for line, samples in zip(page.stages, page.galleries, strict=True) if line.stage != "start"
+        ],
         comparison=_comparison(page.comparison) if page.comparison else None,
         dropped=_counted(page.stages, lambda line: line.dropped),
         skipped=_counted(page.stages, lambda line: {reason: float(n) for reason, n in line.skipped.items()}),
         counts=_counted(page.stages, lambda line: line.counts),
         stage_names=[_stage_name(line) for line in page.stages],
         command=_command(page.run.folder),
-        report_command=f"python -m data_engine.report --run {shlex.quote(str(page.run.folder))}",
+        report_command=f"sam-report {shlex.quote(f'run={page.run.folder}')}",
     )
 
 
@@ -79,8 +86,8 @@ def _stage_name(line: StageNumbers) -> str:
     return line.step.replace("_", " ")
 
 
-def _tiles(stages: list[StageNumbers]) -> list[dict[str, str]]:
-    """The four numbers to see first, and from where they came."""
+def _tiles(stages: list[StageNumbers], device_hours: float | None) -> list[dict[str, str]]:
+    """The numbers to see first, and from where they came."""
     masks, images = (sum(getattr(line, key) or 0 for line in stages) for key in ("masks", "images"))
     tiles = [{"title": "Masks written", "value": f"{masks:,}", "from": f"in {images:,} images"}]
     for title, key, digits in (
@@ -95,6 +102,10 @@ def _tiles(stages: list[StageNumbers]) -> list[dict[str, str]]:
         (first, before), (last, after) = there[0], there[-1]
         source = f"from {before:.{digits}f} in stage {first.step.split('_')[0]}" if first is not last else _stage_name(first)
         tiles.append({"title": title, "value": f"{after:.{digits}f}", "from": source})
+    hours = [line.seconds_per_mask * line.masks / 3600 for line in stages if line.seconds_per_mask is not None and line.masks]
+    devices = f"and {device_hours:,.2g} of devices (GPUs; 1 without)" if device_hours is not None else "over all stages"
+    if hours:
+        tiles.append({"title": "Annotator hours", "value": f"{sum(hours):,.1f}", "from": devices})
     return tiles
 
 
@@ -119,6 +130,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "names": [step.replace("_", " ") for step in comparison.steps],
         "means": [f"{mean:.3f}" for mean in comparison.mean_ious],
         "rows": [_compared(item) for item in comparison.shown],
+        "worst": [_compared(item, last_only=True) for item in comparison.worst],
         "num_objects": comparison.num_objects,
         "num_images": comparison.num_images,
         "num_better": comparison.num_better,
@@ -128,7 +140,10 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _compared(item: ComparedObject) -> dict[str, Any]:
+def _compared(item: ComparedObject, *, last_only: bool = False) -> dict[str, Any]:
+    """Of all models that were tried, or of the last alone."""
+    if last_only:
+        item = replace(item, answers=item.answers[-1:], ious=item.ious[-1:])
     record = item.sample.record
     image = decode_jpeg(item.sample.jpeg, shard=item.sample.shard, key=record.key)
     target = decode_mask(item.sample, item.target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import colorsys
 from dataclasses import dataclass
 
 import cv2
@@ -12,13 +11,11 @@ import numpy as np
 from sam_train.masks import decode_rle, mask_to_box_xywh
 from sam_train.records import Rle
 from sam_train.shards import Sample, decode_jpeg, encode_jpeg
+from sam_train.shards.drawing import SHADOW, draw_record, fill, outline, scaled
 
 MAX_WIDTH_PX, MAX_HEIGHT_PX = 360, 420
 JPEG_QUALITY = 86
-# Steps of the golden ratio around the colour circle: neighbours in the list are far apart in hue, however many there are.
-GOLDEN_RATIO = 0.618034
 TARGET_COLOUR, ANSWER_COLOUR, CLICK_COLOUR = (255, 255, 255), (37, 132, 255), (34, 197, 94)
-SHADOW = (15, 15, 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +42,13 @@ def decode_mask(sample: Sample, rle: Rle) -> np.ndarray:
 def draw_sample(sample: Sample) -> np.ndarray:
     """All masks of a sample over its image, HWC uint8 at the size of a thumbnail; the largest lie lowest."""
     record = sample.record
-    canvas = to_thumbnail(decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key)).astype(np.float32)
-    order = sorted(range(len(record.masks)), key=lambda index: -record.masks[index].area)
-    for index in order:
-        mask = decode_mask(sample, record.masks[index].segmentation)
-        canvas = _fill(canvas, _shrink(mask, canvas.shape), mask_colour(index), opacity=0.42)
-    canvas = canvas.astype(np.uint8)
-    for index in order:
-        mask = decode_mask(sample, record.masks[index].segmentation)
-        _outline(canvas, _shrink(mask, canvas.shape), mask_colour(index, bright=True), thickness=1)
-    return canvas
+    return draw_record(to_thumbnail(decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key)), record, shard=sample.shard)
 
 
 def draw_target(image: np.ndarray, target: np.ndarray, click_xy: tuple[float, float], window: Window) -> np.ndarray:
     """The window of an image with the outline of what is wanted and the click."""
     canvas = to_thumbnail(_cut(image, window))
-    _outline(canvas, _shrink(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
+    outline(canvas, scaled(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
     scale = canvas.shape[1] / (window.right - window.left)
     centre = (round((click_xy[0] + 0.5 - window.left) * scale), round((click_xy[1] + 0.5 - window.top) * scale))
     cv2.circle(canvas, centre, 8, SHADOW, -1, cv2.LINE_AA)
@@ -72,9 +60,9 @@ def draw_target(image: np.ndarray, target: np.ndarray, click_xy: tuple[float, fl
 def draw_answer(image: np.ndarray, target: np.ndarray, answer: np.ndarray, window: Window) -> np.ndarray:
     """The window of an image with a model's mask filled in and the outline of what was wanted."""
     canvas = to_thumbnail(_cut(image, window)).astype(np.float32)
-    soft = _shrink(_cut(answer, window), canvas.shape)
-    drawn = _fill(canvas, soft, ANSWER_COLOUR, opacity=0.6).astype(np.uint8)
-    _outline(drawn, _shrink(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
+    fill(canvas, scaled(_cut(answer, window), canvas.shape), ANSWER_COLOUR, opacity=0.6)
+    drawn = canvas.astype(np.uint8)
+    outline(drawn, scaled(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
     return drawn
 
 
@@ -88,12 +76,6 @@ def window_around(masks: list[np.ndarray]) -> Window:
     left = _place(x + box_width // 2 - side // 2, side, width)
     top = _place(y + box_height // 2 - side // 2, side, height)
     return Window(left, top, min(left + side, width), min(top + side, height))
-
-
-def mask_colour(index: int, *, bright: bool = False) -> tuple[int, int, int]:
-    """A colour of the circle, the same for the same index in every report."""
-    red, green, blue = colorsys.hsv_to_rgb((0.58 + index * GOLDEN_RATIO) % 1, 0.55 if bright else 0.85, 1.0)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def to_thumbnail(image: np.ndarray) -> np.ndarray:
@@ -110,21 +92,3 @@ def _place(start: int, side: int, length: int) -> int:
 
 def _cut(pixels: np.ndarray, window: Window) -> np.ndarray:
     return np.ascontiguousarray(pixels[window.top : window.bottom, window.left : window.right])
-
-
-def _shrink(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """HW bool to the canvas: the share of each pixel that is covered, so that edges are smooth."""
-    smaller = shape[0] < mask.shape[0]
-    return cv2.resize(mask.astype(np.float32), shape[1::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-
-
-def _fill(canvas: np.ndarray, soft: np.ndarray, colour: tuple[int, int, int], *, opacity: float) -> np.ndarray:
-    alpha = opacity * soft[..., None]
-    return canvas * (1 - alpha) + np.array(colour, np.float32) * alpha
-
-
-def _outline(canvas: np.ndarray, soft: np.ndarray, colour: tuple[int, int, int], *, thickness: int, shadow: bool = False) -> None:
-    contours, _ = cv2.findContours((soft > 0.5).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if shadow:  # white on white cannot be seen without it
-        cv2.drawContours(canvas, contours, -1, SHADOW, thickness + 2, cv2.LINE_AA)
-    cv2.drawContours(canvas, contours, -1, colour, thickness, cv2.LINE_AA)

@@ -2,6 +2,7 @@
 
 runs/<name>/
   config.yaml                        resolved; `stages` says which steps there are
+  0_start/                           the model that the cycle began with, if any
   1_assisted_manual/shards/          what the engine wrote
   1_assisted_manual/train/csv/       the trainer's log
   1_assisted_manual/evaluation.json  the new model on the held-out shards
@@ -19,6 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from data_engine.steps import START, steps_of
 from sam_train.config import to_plain
 from sam_train.errors import ConfigError
 from sam_train.shards import done_shards
@@ -38,6 +40,11 @@ class Stage:
     def shards(self) -> list[Path]:
         """Finished shards, in name order."""
         return done_shards(self.folder / "shards")
+
+    def why_left_out(self) -> str:
+        """Why the step annotated nothing, empty when it did or will."""
+        path = self.folder / "left_out.json"
+        return str(_read_json(path).get("why", "")) if path.is_file() else ""
 
     def num_unfinished(self) -> int:
         """Tars without a manifest: a writer still has them, or died with them."""
@@ -59,6 +66,9 @@ class Trial:
     promoted: bool
     evaluation: dict[str, float]
     """Held-out means by name; empty when it was not measured."""
+    rolled_back_from: str = ""
+    """The step whose model this one, which had worked before, replaced by a command; empty for a verdict."""
+    because: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +92,22 @@ class RunFolder:
         return self._corpus("heldout")
 
     def promoted_after(self, position: int) -> Trial | None:
-        """The model in use once stage `position` (from 0) was over; None before that, or when there was none yet."""
-        order = {stage.step: index for index, stage in enumerate(self.stages)}
-        # A step that is none of the stages, such as a model the run began with, comes before all of them.
-        placed = [(order.get(trial.step, -1), trial) for trial in self.history]
-        if not any(place >= position for place, _ in placed):
+        """The model in use once stage `position` (from 0) had its verdict; None before that, or when there was none yet."""
+        judged = [trial.step if not trial.rolled_back_from else "" for trial in self.history]
+        step = self.stages[position].step
+        if step not in judged:
             return None
-        return next((trial for place, trial in reversed(placed) if place <= position and trial.promoted), None)
+        return next((trial for trial in reversed(self.history[: judged.index(step) + 1]) if trial.promoted), None)
 
     def trial_of(self, stage: Stage) -> Trial | None:
-        """The latest model that `stage` trained, None before it was judged."""
-        return next((trial for trial in reversed(self.history) if trial.step == stage.step), None)
+        """The model that `stage` trained, None before it was judged."""
+        return next((trial for trial in self.history if trial.step == stage.step), None)
+
+    def device_hours(self) -> float | None:
+        """Hours of all processes that the cycle started, times their devices; None where no clock ran."""
+        path = self.folder / "clock.json"
+        times = _read_json(path).values() if path.is_file() else []
+        return sum(time["seconds"] * time["devices"] for time in times) / 3600 if times else None
 
     def _corpus(self, name: str) -> str | list[str] | None:
         corpus = self.config.get("corpus")
@@ -112,7 +127,7 @@ def read_run(folder: Path) -> RunFolder:
     return RunFolder(
         folder=folder,
         config=config,
-        stages=tuple(_stage(folder, index, item, path) for index, item in enumerate(stages, 1)),
+        stages=_stages(folder, config, stages, path),
         history=_read_history(folder),
     )
 
@@ -127,12 +142,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in to_plain(config).items()}
 
 
-def _stage(folder: Path, index: int, item: Any, path: Path) -> Stage:
-    name = item.get("stage") if isinstance(item, Mapping) else None
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"{path}: entry {index} of `stages` names no stage, got {item!r:.80}")
-    step = f"{index}_{name}"
-    return Stage(step=step, stage=name, folder=folder / step)
+def _stages(folder: Path, config: Mapping[str, Any], entries: list[Any], path: Path) -> tuple[Stage, ...]:
+    try:
+        steps = steps_of(entries)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    start = config.get("start") or {}
+    began = [Stage(step=START, stage="start", folder=folder / START)] if start.get("checkpoint") or start.get("shards") else []
+    return (*began, *(Stage(step=step.name, stage=step.stage, folder=folder / step.name) for step in steps))
 
 
 def _read_history(folder: Path) -> tuple[Trial, ...]:
@@ -158,6 +175,8 @@ def _trial(folder: Path, entry: Any, path: Path) -> Trial:
         sha256=entry["sha256"],
         promoted=entry["promoted"],
         evaluation=_means(entry.get("evaluation") or {}, path),
+        rolled_back_from=str(entry.get("rolled_back_from", "")),
+        because=str(entry.get("because", "")),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from data_engine.report.comparison import Comparison, compare
+from data_engine.report.data_figures import MAX_SHARDS, measure_stage
 from data_engine.report.numbers import StageNumbers, Truth, load_manifests, read_truth, stage_numbers, walk_masks
 from data_engine.report.page import Page, render
 from data_engine.report.run_folder import RunFolder, read_run
@@ -19,6 +20,7 @@ from data_engine.report.training_log import read_log
 from sam_train.errors import ConfigError
 from sam_train.files import commit_file
 from sam_train.shards import Manifest, Sample, expand_shards
+from sam_train.shards.care.statistics.measure import Statistics
 
 NUM_GALLERY = 6
 Item = TypeVar("Item")
@@ -49,6 +51,13 @@ def write_report(folder: Path, *, heldout_images: int = 24, device: torch.device
         for s in run.stages
         if (n := s.num_unfinished())
     ]
+    notes += [f"{s.step} was left out: {why}." for s in run.stages if (why := s.why_left_out())]
+    notes += [
+        f"Rolled back to the model of {trial.step} from that of {trial.rolled_back_from}"
+        + (f": {trial.because}." if trial.because else ".")
+        for trial in run.history
+        if trial.rolled_back_from
+    ]
     truth = _truth(run, manifests, notes)
     stages, galleries = _stages(run, manifests, truth, notes)
     comparison, reason = _comparison(run, heldout_images, device or default_device())
@@ -61,6 +70,7 @@ def write_report(folder: Path, *, heldout_images: int = 24, device: torch.device
         galleries=galleries,
         logs=logs,
         comparison=comparison,
+        statistics=_statistics(run, manifests, notes),
         notes=notes,
     )
     report = Report(stages=stages, notes=notes, json_path=folder / "report.json", html_path=folder / "report.html")
@@ -109,6 +119,15 @@ def _stages(
                 f"{stage.step}: masks left out of mean IoU because the truth lacks their image: {lines[-1].masks_without_truth}."
             )
     return lines, galleries
+
+
+def _statistics(run: RunFolder, manifests: list[list[Manifest]], notes: list[str]) -> list[Statistics]:
+    found = []
+    for stage, of_stage in zip(run.stages, manifests, strict=True):
+        found.append(measure_stage([stage.folder / "shards" / manifest.shard for manifest in of_stage]))
+        if len(of_stage) > MAX_SHARDS:
+            notes.append(f"{stage.step}: the figures of its masks are those of {MAX_SHARDS} of {len(of_stage)} shards.")
+    return found
 
 
 def _comparison(run: RunFolder, num_images: int, device: torch.device) -> tuple[Comparison | None, str]:

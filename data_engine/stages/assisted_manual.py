@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from data_engine.annotators import Annotator, Work
+from data_engine.stages.base import whole
 from data_engine.structures import SourceImage
 from sam_train.inference import Predictor
 from sam_train.model import Sam
@@ -18,10 +21,10 @@ class AssistedManual:
         self.annotator = annotator
         self.annotator_name = annotator.name
 
-    def annotate(self, model: Sam | None, image: SourceImage) -> Work:
+    def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:
         """All masks by the annotator."""
         predictor = None
         if model is not None:
             predictor = Predictor(model)
             predictor.set_image(image.image)
-        return self.annotator.annotate(image, predictor, [])
+        return whole(self.annotator.annotate(image, predictor, []))

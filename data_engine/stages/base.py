@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from data_engine.annotators import Work
@@ -18,6 +19,12 @@ class Stage(Protocol):
     """Goes into the provenance of each mask."""
     needs_model: bool
 
-    def annotate(self, model: Sam | None, image: SourceImage) -> Work:
-        """The image's masks and what they cost."""
+    def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:
+        """What needs the model is done now. The call that comes back does the rest, in any thread, and gives the image's
+        masks and what they cost. Raises SkipSample."""
         ...
+
+
+def whole(work: Work) -> Callable[[], Work]:
+    """For a stage that leaves nothing for later."""
+    return lambda: work

@@ -1,13 +1,14 @@
-"""Stage three: a grid of clicks and the paper's filters, no person (paper, sections 4 and B)."""
+"""Stage three: a grid of clicks and the paper's filters, no person (paper, sections 4 and B); or a list of words."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 from data_engine.annotators import Work
 from data_engine.ledger import Counts
 from data_engine.structures import Candidate, Origin, SourceImage
-from sam_train.inference import AutomaticMaskGenerator
+from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskMaker
 from sam_train.model import Sam
 from sam_train.structures import PointLabel
 
@@ -19,34 +20,41 @@ class FullyAutomatic:
     annotator_name = "automatic"
     needs_model = True
 
-    def __init__(self, generator: AutomaticMaskGenerator) -> None:
+    def __init__(self, generator: MaskMaker) -> None:
         self.generator = generator
 
-    def annotate(self, model: Sam | None, image: SourceImage) -> Work:
-        """What the generator keeps; no person spends time."""
+    def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:
+        """What the generator keeps; no person spends time. Masks are brought to the size of the image later."""
         if model is None:
             raise ValueError("the fully automatic stage needs a model")
-        candidates, dropped = automatic_candidates(self.generator, model, image)
+        generator = self.generator
+        if isinstance(generator, AutomaticMaskGenerator):
+            selection = generator.select(model, image.image)
+            return lambda: self._work(*generator.finish(selection))
+        found = generator.generate(model, image.image)
+        return lambda: self._work(*found)
+
+    def _work(self, found: Sequence[GeneratedMask], reasons: Counter[str]) -> Work:
+        candidates, dropped = automatic_candidates(found, reasons)
         counts = Counts({f"dropped/{reason}": number for reason, number in dropped.items()})
         counts.add({"masks_automatic": len(candidates)})
         return Work(masks=candidates, counts=counts)
 
 
-def automatic_candidates(
-    generator: AutomaticMaskGenerator, model: Sam, image: SourceImage
-) -> tuple[list[Candidate], Counter[str]]:
-    """What the generator finds in an image, best first, and what it dropped by reason."""
-    found, dropped = generator.generate(model, image.image)
+def automatic_candidates(found: Sequence[GeneratedMask], dropped: Counter[str]) -> tuple[list[Candidate], Counter[str]]:
+    """What a generator found in an image, best first, and what it dropped by reason."""
     candidates = [
         Candidate(
-            mask=m.mask,
+            rle=m.rle,
             origin=Origin.GENERATED,
             predicted_iou=m.predicted_iou,
             stability_score=m.stability_score,
             crop_box=[float(v) for v in (m.crop.x, m.crop.y, m.crop.width, m.crop.height)],
-            point_coords=[list(m.point_xy)],
-            prompts=[[*m.point_xy, float(PointLabel.FOREGROUND)]],
+            point_coords=[[x, y] for x, y, label in m.prompt if label in (PointLabel.FOREGROUND, PointLabel.BACKGROUND)],
+            prompts=[[x, y, float(label)] for x, y, label in m.prompt],
             seconds=0.0,
+            parent=m.parent,
+            name=m.name,
         )
         for m in found
     ]

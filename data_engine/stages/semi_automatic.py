@@ -1,17 +1,19 @@
 """Stage two: confident masks are there before the annotator looks, who adds the rest (paper, section 4).
 
-The paper finds the confident masks with a box detector of one class. Here they come from the automatic generator with
-strict thresholds.
+The paper finds the confident masks with a box detector of one class: generator@stage.generator=proposer. Where there is none yet
+they come from the automatic generator with strict thresholds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from data_engine.annotators import Annotator, Work
+from data_engine.stages.base import whole
 from data_engine.stages.fully_automatic import automatic_candidates
 from data_engine.structures import SourceImage
-from sam_train.inference import AutomaticMaskGenerator, Predictor
+from sam_train.inference import MaskMaker, Predictor, masks_of
 from sam_train.model import Sam
 
 
@@ -21,21 +23,21 @@ class SemiAutomatic:
     name = "semi_automatic"
     needs_model = True
 
-    def __init__(self, annotator: Annotator, generator: AutomaticMaskGenerator) -> None:
+    def __init__(self, annotator: Annotator, generator: MaskMaker) -> None:
         self.annotator, self.generator = annotator, generator
         self.annotator_name = annotator.name
 
-    def annotate(self, model: Sam | None, image: SourceImage) -> Work:
+    def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:
         """Prefilled masks that passed the review, then the annotator's own."""
         if model is None:
             raise ValueError("the semi-automatic stage needs a model")
-        prefilled, _ = automatic_candidates(self.generator, model, image)
-        verdicts, counts = self.annotator.review(image, prefilled)
-        kept = [c for c, verdict in zip(prefilled, verdicts, strict=True) if verdict.kept]
         predictor = Predictor(model)
         predictor.set_image(image.image)
+        prefilled, _ = automatic_candidates(*masks_of(self.generator, model, image.image, predictor.image_embeddings))
+        verdicts, counts = self.annotator.review(image, prefilled)
+        kept = [c for c, verdict in zip(prefilled, verdicts, strict=True) if verdict.kept]
         added = self.annotator.annotate(image, predictor, kept)
         counts.add(added.counts)
         counts.add(Counter(f"dropped/review_{verdict.reason}" for verdict in verdicts if not verdict.kept))
         counts.add({"masks_prefilled": len(kept)})
-        return Work(masks=kept + added.masks, counts=counts)
+        return whole(Work(masks=kept + added.masks, counts=counts))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from sam_train.data.collate import collate
 from sam_train.data.dataset import PositionSampler, ShardDataset
+from sam_train.data.freed_memory import keep_freed_memory
 from sam_train.data.packed import PackedBatch
 from sam_train.data.sources import open_shards, weighted_names
 from sam_train.data.transforms import Transform
@@ -19,6 +20,7 @@ from sam_train.errors import ConfigError
 from sam_train.shards.cache import ShardCache
 from sam_train.shards.remote import expand_names
 from sam_train.structures import Batch
+from sam_train.text import TextTables
 
 CACHE = "~/.cache/sam-train/shards"
 
@@ -35,6 +37,9 @@ class ShardDataModule(LightningDataModule):
     images_per_step: images in one optimiser step, over all devices: with more of them each has fewer. Each device must have
         as many as the others.
     num_workers: loader processes; 0 loads in the training process.
+    names: batches carry what each mask shows (`Batch.names`), where the shards know.
+    texts: batches carry embeddings of the words of their masks; masks without words are left out. Made before the first step,
+        by one process, where they are not there yet.
     Augmentation (see Transform) is for training only; validation takes the first masks in a fixed draw.
     """
 
@@ -58,26 +63,35 @@ class ShardDataModule(LightningDataModule):
         scale_jitter: Sequence[float] = (1.0, 1.0),
         flip: bool = False,
         quarter_turns: bool = False,
+        names: bool = False,
+        texts: TextTables | None = None,
     ) -> None:
         super().__init__()
-        names, weights = _training_names(shards, sources)
+        sets, weights = _training_names(shards, sources)
         if not isinstance(images_per_step, int) or images_per_step < 1:
             raise ConfigError(f"data.images_per_step is {images_per_step}: expected a whole number of at least 1")
         filters = {"max_masks": max_masks, "max_area_fraction": max_area_fraction, "min_area_px": min_area_px}
         augmentation = {"scale_jitter": tuple(scale_jitter), "flip": flip, "quarter_turns": quarter_turns}
-        transform = Transform(image_size=image_size, **filters, **augmentation)  # type: ignore[arg-type]
-        plain = Transform(image_size=image_size, **filters)  # type: ignore[arg-type]
+        transform = Transform(image_size=image_size, names=names, **filters, **augmentation)  # type: ignore[arg-type]
+        plain = Transform(image_size=image_size, names=names, **filters)  # type: ignore[arg-type]
         val_names = expand_names(val_shards) if val_shards else []
-        far = any(isinstance(name, str) for name in [*names, *val_names])
+        far = any(isinstance(name, str) for name in [*sets, *val_names])
         cache = ShardCache(Path(cache_dir or CACHE).expanduser(), int(cache_gb * 1e9)) if far else None
-        found = open_shards(names, weights=weights, cache=cache, strict=strict)
-        self.train_set = ShardDataset(found, transform, seed=seed, shuffle=True, window=shuffle_window)
+        found = open_shards(sets, weights=weights, cache=cache, strict=strict)
+        self.train_set = ShardDataset(found, transform, seed=seed, shuffle=True, window=shuffle_window, texts=texts)
         self.val_set = None
         if val_names:
             held = open_shards(val_names, weights=None, cache=cache, strict=strict)
-            self.val_set = ShardDataset(held, plain, seed=seed, shuffle=False, replace_unusable=False)
+            self.val_set = ShardDataset(held, plain, seed=seed, shuffle=False, replace_unusable=False, texts=texts)
+        self._texts, self._sets = texts, (sets, val_names)
         self.images_per_step, self.num_workers = images_per_step, num_workers
         self._position = 0
+
+    def prepare_data(self) -> None:
+        """Embed the words of all masks; Lightning asks one process to, and the others wait."""
+        for names in self._sets if self._texts else ():
+            if names:
+                self._texts.prepare(names)  # type: ignore[union-attr]
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Endless; goes on at the position that the checkpoint had."""
@@ -119,6 +133,8 @@ class ShardDataModule(LightningDataModule):
         if dataset.shards.num_images < world_size:
             message = f"{dataset.shards.num_images} images are too few for {world_size} devices: each needs one of its own"
             raise ConfigError(f"{message}, give more shards or fewer trainer.devices")
+        if not self.num_workers:
+            keep_freed_memory()
         sampler = PositionSampler(start=start, num_positions=num_positions, rank=rank, world_size=world_size)
         return DataLoader(
             dataset,  # type: ignore[arg-type] # collate_fn makes batches of its samples
@@ -127,16 +143,22 @@ class ShardDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=leave_signals_alone,
+            worker_init_fn=start_worker,
         )
 
 
-def leave_signals_alone(worker: int) -> None:
-    """In a loader process: a cluster sends its signals to all processes of a job, and only the training one may act on them.
+def start_worker(worker: int) -> None:
+    """In a loader process, before its first sample."""
+    leave_signals_alone()
+    keep_freed_memory()
+
+
+def leave_signals_alone() -> None:
+    """A cluster sends its signals to all processes of a job, and only the training one may act on them.
 
     A loader that died of one would take the training process along, before that has written its checkpoint.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -15,11 +15,12 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from sam_train.data.order import SampleOrder
-from sam_train.data.parsing import parse_record
+from sam_train.data.parsing import Outlines, parse_outlines
 from sam_train.data.sources import ShardSet
 from sam_train.data.transforms import TrainingSample, Transform
 from sam_train.errors import ShardError, SkipSample
 from sam_train.shards.index import IndexedSample, read_bytes
+from sam_train.text import TextTables
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,11 @@ class ShardDataset(Dataset[TrainingSample]):
     replace_unusable: a sample that cannot be used gives its place to the next of the order, as training wants it. Else its
         place stays empty, a sample without masks: what measures must not count its neighbour twice.
     window: shards whose samples are mixed, see SampleOrder.
+    texts: masks come with an embedding of their words, drawn from those that the table has; masks without words stay behind.
 
     Why samples were passed over is kept in `TrainingSample.skipped`: `no_mask`, `no_mask_left`, `undecodable_jpeg`,
-    `wrong_size`, `too_large`, or `bad_FIELD` for what the schema refuses. Raises ShardError after `max_consecutive_skips`
-    unusable samples in a row, or as many as there are.
+    `wrong_size`, `too_large`, `no_words`, or `bad_FIELD` for what the schema refuses. Raises ShardError after
+    `max_consecutive_skips` unusable samples in a row, or as many as there are.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class ShardDataset(Dataset[TrainingSample]):
         window: int = 16,
         replace_unusable: bool = True,
         max_consecutive_skips: int = 100,
+        texts: TextTables | None = None,
     ) -> None:
         sizes = [len(index) for index in shards.indexes]
         self.order = SampleOrder(sizes, weights=shards.weights, seed=seed, shuffle=shuffle, window=window)
-        self.shards, self.transform, self.seed = shards, transform, seed
+        self.shards, self.transform, self.seed, self.texts = shards, transform, seed, texts
         self.replace_unusable = replace_unusable
         self.max_skips = min(max_consecutive_skips, len(self.order))
         self._left_empty: dict[str, str] = {}
@@ -90,7 +93,7 @@ class ShardDataset(Dataset[TrainingSample]):
             self._left_empty[f"{entry.shard}/{entry.key}"] = skip.reason
             if len(self._left_empty) == self.max_skips:
                 raise too_many([*self._left_empty.values()]) from skip
-            return TrainingSample.empty(entry.key, self.transform.image_size, skip.reason)
+            return TrainingSample.empty(entry.key, self.transform.image_size, skip.reason, names=self.transform.names)
         self._left_empty = {}
         return sample
 
@@ -98,11 +101,12 @@ class ShardDataset(Dataset[TrainingSample]):
         """Raises SkipSample for whatever is wrong with this one sample."""
         try:
             jpeg, document = read_bytes(entry, self.shards.open_shard)
-            record = parse_record(document, key=entry.key, shard=str(entry.shard))
+            record = parse_outlines(document, key=entry.key, shard=str(entry.shard), names=self.transform.names)
             if record.image_id != entry.image_id:
                 message = f"image id {record.image_id} where the index has {entry.image_id}: the shard changed since"
                 raise ShardError(message, field="image.image_id")
             rng = np.random.default_rng([self.seed, position])
+            record = record if self.texts is None else self._with_words(record, entry, position)
             return self.transform.from_jpeg(jpeg, record, rng, shard=str(entry.shard), skipped=skipped)
         except SkipSample:
             raise
@@ -111,6 +115,20 @@ class ShardDataset(Dataset[TrainingSample]):
             reason = f"bad_{error.field.rpartition('.')[2] or 'sample'}"
             place = {"shard": error.shard or str(entry.shard), "key": entry.key}
             raise SkipSample(reason, str(error), **({} if error.shard else place)) from error
+
+    def _with_words(self, record: Outlines, entry: IndexedSample, position: int) -> Outlines:
+        """Those masks that have words, with one embedding each. Raises SkipSample when there are none."""
+        assert self.texts is not None
+        found = self.texts.of(entry.shard, entry.image_id)
+        rows = {mask_id: row for row, mask_id in enumerate(found.mask_ids.tolist())}
+        places = [place for place, mask_id in enumerate(record.mask_ids) if mask_id in rows]
+        if not places:
+            raise SkipSample("no_words", shard=str(entry.shard), key=entry.key)
+        num = found.embeddings.shape[1]
+        drawn = np.random.default_rng([self.seed, position, 1]).integers(num, size=len(places))
+        if not self.replace_unusable:  # what is measured must not be drawn
+            drawn = np.zeros(len(places), int)
+        return record.only(places, found.embeddings[[rows[record.mask_ids[place]] for place in places], drawn])
 
     def _tell(self, skip: SkipSample) -> None:
         if len(self._told) < _TOLD and str(skip) not in self._told:

@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from sam_train.data.parsing import Outlines
 from sam_train.errors import SkipSample
 from sam_train.geometry import resize_image
-from sam_train.records import MAX_PIXELS, ImageRecord
+from sam_train.records import MAX_PIXELS
 
 MAX_SIDE = 32_768
 """Of a picture that is decoded at all, beside MAX_PIXELS: a header of a few bytes may ask for gigabytes."""
@@ -18,25 +19,41 @@ _SLIGHT = 1.25
 """Up to this much shrinking bilinear sampling leaves out no pixel that matters, and is ten times as fast as averaging."""
 
 
-def decode_for(jpeg: bytes, record: ImageRecord, height: int, width: int, *, shard: str = "") -> np.ndarray:
-    """The whole picture as HWC uint8 RGB, as small as the decoder makes it but at least height x width, if it is that large.
+def size_of(jpeg: bytes, record: Outlines, *, shard: str = "") -> tuple[int, int]:
+    """Height and width that the JPEG's header has, before any memory is asked for.
 
-    Raises SkipSample: "undecodable_jpeg" for what is no whole JPEG, "wrong_size" for one of another size than its record's,
-    "too_large" for more than MAX_SIDE or MAX_PIXELS; the last two from its header, before any memory is asked for.
+    Raises SkipSample: "undecodable_jpeg" for what is none, and as `check_size`.
     """
-    place = {"shard": shard, "key": record.key}
     try:
         full = simplejpeg.decode_jpeg_header(jpeg)[:2]
-        check_size(full, record, shard=shard)
-        factor = next((f for f in _FACTORS if -(-full[0] // f) >= height and -(-full[1] // f) >= width), 1)
-        wanted = {"min_height": -(-full[0] // factor), "min_width": -(-full[1] // factor), "min_factor": factor}
+    except ValueError as error:
+        raise _undecodable(error, record, shard) from error
+    check_size(full, record, shard=shard)
+    return full
+
+
+def decode_for(jpeg: bytes, record: Outlines, height: int, width: int, *, shard: str = "") -> np.ndarray:
+    """The whole picture as HWC uint8 RGB, as small as the decoder makes it but at least height x width, if it is that large.
+
+    Its size is the record's, see `size_of`. Raises SkipSample("undecodable_jpeg") for what is no whole JPEG.
+    """
+    full = record.height, record.width
+    factor = next((f for f in _FACTORS if -(-full[0] // f) >= height and -(-full[1] // f) >= width), 1)
+    wanted = {"min_height": -(-full[0] // factor), "min_width": -(-full[1] // factor), "min_factor": factor}
+    try:
         return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", **(wanted if factor > 1 else {}))
     except ValueError as error:
-        raise SkipSample("undecodable_jpeg", f"the JPEG does not decode: {error}", **place, field="jpg") from error
+        raise _undecodable(error, record, shard) from error
 
 
-def check_size(full: tuple[int, int], record: ImageRecord, *, shard: str = "") -> None:
-    """Raise SkipSample unless a picture of this height and width may be decoded as that of the record."""
+def _undecodable(error: ValueError, record: Outlines, shard: str) -> SkipSample:
+    message = f"the JPEG does not decode: {error}"
+    return SkipSample("undecodable_jpeg", message, shard=shard, key=record.key, field="jpg")
+
+
+def check_size(full: tuple[int, int], record: Outlines, *, shard: str = "") -> None:
+    """Raise SkipSample unless a picture of this height and width may be decoded as that of the record: "too_large" for more
+    than MAX_SIDE or MAX_PIXELS, "wrong_size" for another size than the record's."""
     place = {"shard": shard, "key": record.key, "field": "image.width"}
     said = f"the JPEG is {full[1]} x {full[0]}"
     if max(full) > MAX_SIDE or full[0] * full[1] > MAX_PIXELS:

@@ -9,15 +9,17 @@ larger, and which masks are decoded at all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sam_train.data.pictures import decode_for, fit_picture
-from sam_train.data.targets import Patch, patch_of, resize_rles
+from sam_train.data.parsing import Outlines
+from sam_train.data.patches import Patches, patch_of
+from sam_train.data.pictures import decode_for, fit_picture, size_of
+from sam_train.data.targets import resize_rles
 from sam_train.errors import SkipSample
 from sam_train.geometry import Resize, pad_to_square
-from sam_train.records import ImageRecord, MaskRecord
+from sam_train.records import ImageRecord, Rle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +31,13 @@ class TrainingSample:
     """h x w x 3 uint8 RGB, at most S x S: the rest of the frame, at the right and the bottom, is zeros."""
     image_size: int
     """S."""
-    patches: tuple[Patch, ...]
+    patches: Patches
     """N masks, in the frame of the picture."""
     skipped: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    """What each mask shows, empty where nobody said; None where the Transform does not ask."""
+    text_embeddings: np.ndarray | None = None
+    """N x E, of the words of each mask; None where the record came without."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -54,21 +60,22 @@ class TrainingSample:
     @staticmethod
     def of(key: str, picture: np.ndarray, masks: np.ndarray, *, skipped: tuple[str, ...] = ()) -> TrainingSample:
         """A picture of h x w x 3 with N x S x S bool masks that are already in the model frame."""
-        patches = tuple(patch_of(mask) for mask in masks)
+        patches = Patches.of(patch_of(mask) for mask in masks)
         return TrainingSample(key=key, picture=picture, image_size=masks.shape[-1], patches=patches, skipped=skipped)
 
     @staticmethod
-    def empty(key: str, image_size: int, reason: str) -> TrainingSample:
-        """A black picture without masks, in the place of a sample that cannot be used."""
-        picture = np.zeros((image_size, image_size, 3), np.uint8)
-        return TrainingSample(key=key, picture=picture, image_size=image_size, patches=(), skipped=(reason,))
+    def empty(key: str, image_size: int, reason: str, *, names: bool = False) -> TrainingSample:
+        """A black picture without masks, in the place of a sample that cannot be used; `names` as the Transform's."""
+        picture, patches = np.zeros((image_size, image_size, 3), np.uint8), Patches.of([])
+        none: tuple[str, ...] | None = () if names else None
+        return TrainingSample(key=key, picture=picture, image_size=image_size, patches=patches, skipped=(reason,), names=none)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What was drawn for one sample."""
 
-    masks: tuple[MaskRecord, ...]
+    rles: tuple[Rle, ...]
     scaled_hw: tuple[int, int]
     """Height and width to which the picture is resized, before it is turned."""
     turns: int
@@ -77,6 +84,22 @@ class Plan:
     """Mirrored left to right, after the turns."""
     window: tuple[int, int]
     """First row and column, of the resized and turned picture, of the S x S pixels that are kept."""
+    names: tuple[str, ...] | None = None
+    """Of the masks, where they are asked for."""
+    text_embeddings: np.ndarray | None = None
+    """N x E, of the masks, where the record has them."""
+
+    def of_masks(self, wanted: np.ndarray) -> Plan:
+        """For those of its masks for which `wanted` (N bool) is true."""
+        rles = tuple(rle for rle, is_wanted in zip(self.rles, wanted, strict=True) if is_wanted)
+        names = self.names and tuple(name for name, is_wanted in zip(self.names, wanted, strict=True) if is_wanted)
+        texts = None if self.text_embeddings is None else self.text_embeddings[wanted]
+        return self if wanted.all() else replace(self, rles=rles, names=names, text_embeddings=texts)
+
+    @property
+    def turned_hw(self) -> tuple[int, int]:
+        """Height and width of the resized picture after its turns."""
+        return self.scaled_hw if self.turns % 2 == 0 else self.scaled_hw[::-1]
 
 
 class Transform:
@@ -89,6 +112,7 @@ class Transform:
     scale_jitter: range of the factor on "longest side to S"; above 1 a random window is cut. (1, 1) is none,
         (0.1, 2) the paper's large-scale jitter.
     flip, quarter_turns: random mirror image, random rotation by multiples of 90 degrees.
+    names: what each mask shows is read, too, and goes with it.
     """
 
     def __init__(
@@ -101,6 +125,7 @@ class Transform:
         scale_jitter: tuple[float, float] = (1.0, 1.0),
         flip: bool = False,
         quarter_turns: bool = False,
+        names: bool = False,
     ) -> None:
         if min_area_px < 1 or max_masks < 1:
             raise ValueError(f"min_area_px {min_area_px} and max_masks {max_masks} must be at least 1")
@@ -109,23 +134,30 @@ class Transform:
         self.image_size, self.max_masks = image_size, max_masks
         self.max_area_fraction, self.min_area_px = max_area_fraction, min_area_px
         self.scale_jitter, self.flip, self.quarter_turns = (scale_jitter[0], scale_jitter[1]), flip, quarter_turns
+        self.names = names
 
     def __call__(
         self, image: np.ndarray, record: ImageRecord, rng: np.random.Generator, *, skipped: tuple[str, ...] = ()
     ) -> TrainingSample:
         """Raises SkipSample when no mask is left, and ShardError for an RLE that does not fit the record's size."""
-        return self._sample(image, record, self.plan(record, rng), skipped)
+        outlines = Outlines.of(record, names=self.names)
+        plan, patches = self._patches(outlines, self.plan(outlines, rng))
+        return self._sample(image, outlines, plan, patches, skipped)
 
     def from_jpeg(
-        self, jpeg: bytes, record: ImageRecord, rng: np.random.Generator, *, shard: str = "", skipped: tuple[str, ...] = ()
+        self, jpeg: bytes, record: Outlines, rng: np.random.Generator, *, shard: str = "", skipped: tuple[str, ...] = ()
     ) -> TrainingSample:
-        """As `__call__`; raises what `pictures.decode_for` does too."""
+        """As `__call__`; raises what `pictures.size_of` and `decode_for` do too."""
         plan = self.plan(record, rng)
-        return self._sample(decode_for(jpeg, record, *plan.scaled_hw, shard=shard), record, plan, skipped)
+        size_of(jpeg, record, shard=shard)
+        plan, patches = self._patches(
+            record, plan
+        )  # now, as the record was just read: a picture leaves nothing in the CPU's cache
+        return self._sample(decode_for(jpeg, record, *plan.scaled_hw, shard=shard), record, plan, patches, skipped)
 
-    def plan(self, record: ImageRecord, rng: np.random.Generator) -> Plan:
+    def plan(self, record: Outlines, rng: np.random.Generator) -> Plan:
         """Draw all that is random. Raises SkipSample("no_mask") when there is none to draw."""
-        masks = self._draw_masks(record, rng)
+        drawn = self._draw_masks(record, rng)
         turns = int(rng.integers(4)) if self.quarter_turns else 0
         flip = self.flip and rng.random() < 0.5
         low, high = self.scale_jitter
@@ -134,30 +166,57 @@ class Transform:
         rows, columns = (height, width) if turns % 2 == 0 else (width, height)
         top = int(rng.integers(max(0, rows - self.image_size) + 1))
         left = int(rng.integers(max(0, columns - self.image_size) + 1))
-        return Plan(masks=masks, scaled_hw=(height, width), turns=turns, flip=flip, window=(top, left))
+        rles = tuple(record.rles[i] for i in drawn)
+        names = None if record.names is None else tuple(record.names[i] for i in drawn)
+        texts = None if record.text_embeddings is None else record.text_embeddings[drawn]
+        return Plan(
+            rles=rles,
+            names=names,
+            text_embeddings=texts,
+            scaled_hw=(height, width),
+            turns=turns,
+            flip=flip,
+            window=(top, left),
+        )
 
-    def _draw_masks(self, record: ImageRecord, rng: np.random.Generator) -> tuple[MaskRecord, ...]:
+    def _draw_masks(self, record: Outlines, rng: np.random.Generator) -> list[int]:
+        """Places in the record."""
         limit = self.max_area_fraction * record.width * record.height
-        wanted = [mask for mask in record.masks if 0 < mask.area <= limit]
+        wanted = [i for i, area in enumerate(record.areas) if 0 < area <= limit]
         if not wanted:
             raise SkipSample("no_mask", key=record.key)
-        return tuple(wanted[i] for i in rng.permutation(len(wanted))[: self.max_masks])
+        return [wanted[i] for i in rng.permutation(len(wanted))[: self.max_masks]]
 
-    def _sample(self, image: np.ndarray, record: ImageRecord, plan: Plan, skipped: tuple[str, ...]) -> TrainingSample:
-        rles = [mask.segmentation for mask in plan.masks]
-        patches = resize_rles(rles, (record.height, record.width), plan.scaled_hw, key=record.key)
-        placed = (self._placed(patch, plan) for patch in patches)
-        kept = tuple(patch for patch in placed if np.count_nonzero(patch.pixels) >= self.min_area_px)
-        if not kept:
+    def _patches(self, record: Outlines, plan: Plan) -> tuple[Plan, Patches]:
+        """The masks that are trained on, in the window that is kept, and the plan for these alone."""
+        patches = resize_rles(plan.rles, (record.height, record.width), plan.scaled_hw, key=record.key)
+        placed = self._placed(patches, plan)
+        kept = placed.of_at_least(self.min_area_px)
+        if not len(kept):
             raise SkipSample("no_mask_left", key=record.key)
+        return plan.of_masks(placed.areas >= self.min_area_px), kept
+
+    def _sample(
+        self, image: np.ndarray, record: Outlines, plan: Plan, patches: Patches, skipped: tuple[str, ...]
+    ) -> TrainingSample:
         picture = np.rot90(fit_picture(image, *plan.scaled_hw), plan.turns)
         picture = picture[:, ::-1] if plan.flip else picture
         top, left = plan.window
         window = np.ascontiguousarray(picture[top : top + self.image_size, left : left + self.image_size])
-        return TrainingSample(key=record.key, picture=window, image_size=self.image_size, patches=kept, skipped=skipped)
+        return TrainingSample(
+            key=record.key,
+            picture=window,
+            image_size=self.image_size,
+            patches=patches,
+            skipped=skipped,
+            names=plan.names,
+            text_embeddings=plan.text_embeddings,
+        )
 
-    def _placed(self, patch: Patch, plan: Plan) -> Patch:
+    def _placed(self, patches: Patches, plan: Plan) -> Patches:
         """From the frame of the resized picture to the window that is kept."""
-        turned = patch.rot90(plan.turns, plan.scaled_hw)
-        turned = turned.mirrored(plan.scaled_hw[1 - plan.turns % 2]) if plan.flip else turned
-        return turned.cut(*plan.window, self.image_size, self.image_size)
+        if not plan.turns and not plan.flip and max(plan.scaled_hw) <= self.image_size:
+            return patches
+        turned = (patch.rot90(plan.turns, plan.scaled_hw) for patch in patches)
+        flipped = (patch.mirrored(plan.turned_hw[1]) if plan.flip else patch for patch in turned)
+        return Patches.of(patch.cut(*plan.window, self.image_size, self.image_size) for patch in flipped)

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sam_train.geometry import Resize, pad_to_square, resize_image
+from sam_train.geometry import Resampling, Resize, pad_to_square, resize_image
 from sam_train.inference.embedding_cache import EmbeddingCache
 from sam_train.model import Sam
+from sam_train.model.mask_decoder import Decoding
 from sam_train.structures import PointLabel, Prediction, Prompts
 
 Array = np.ndarray | Tensor
@@ -22,11 +23,15 @@ class Predictor:
     """Prompted segmentation of the images that were set last, with any number of prompts at once.
 
     cache: embeddings that need not be computed again; it must be of the checkpoint that `model` was loaded from.
+    resampling: how images get to the model's size, as `geometry.resize_image` has it.
+    Raises ValueError for a cache with another resampling than "area", of which it would say nothing.
     """
 
-    def __init__(self, model: Sam, cache: EmbeddingCache | None = None) -> None:
+    def __init__(self, model: Sam, cache: EmbeddingCache | None = None, *, resampling: Resampling = "area") -> None:
+        if cache is not None and resampling != "area":
+            raise ValueError(f"a cache holds embeddings of images resized by area: give none with resampling={resampling!r}")
         self.model = model.eval()
-        self.cache = cache
+        self.cache, self.resampling = cache, resampling
         self._embeddings: Tensor | None = None
         self._resizes: list[Resize] = []
 
@@ -34,6 +39,11 @@ class Predictor:
     def device(self) -> torch.device:
         """Where the model lies; answers lie there too."""
         return self.model.pixel_mean.device
+
+    @property
+    def image_embeddings(self) -> Float[Tensor, "B E h w"]:
+        """Of the images that were set. Raises ValueError without one."""
+        return self._set()
 
     def set_image(self, image: np.ndarray) -> None:
         """Encode an H x W x 3 uint8 RGB image. Raises ValueError for any other array."""
@@ -67,15 +77,24 @@ class Predictor:
         `prompts.points_xy` are image-frame pixels, `prompts.image_index` is 0 if there is one image. Raises ValueError
         without an image, and for a prompt of an image that was not set. `min_iou` as in `Sam.decode`.
         """
-        embeddings, index = self._set(), prompts.image_index
-        if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(embeddings)):
-            raise ValueError(f"image_index goes from {index.min()} to {index.max()}, and {len(embeddings)} images were set")
+        in_model_frame = self._in_model_frame(prompts)
+        return self.model.decode(self._set(), in_model_frame, multimask_output=multimask_output, min_iou=min_iou)
+
+    @torch.inference_mode()
+    def decodings(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> list[Decoding]:
+        """`predict` for callers that need not have all answers at once: for each image that has prompts, what answers them."""
+        in_model_frame = self._in_model_frame(prompts)
+        return list(self.model.decodings(self._set(), in_model_frame, multimask_output=multimask_output, min_iou=min_iou))
+
+    def _in_model_frame(self, prompts: Prompts) -> Prompts:
+        num_images, index = len(self._set()), prompts.image_index
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= num_images):
+            raise ValueError(f"image_index goes from {index.min()} to {index.max()}, and {num_images} images were set")
         points = prompts.points_xy.float().clone()
         for i, resize in enumerate(self._resizes):
             # The padding point has no place, so scaling it changes nothing.
             points[index == i] = resize.points_to_model(points[index == i])
-        in_model_frame = replace(prompts, points_xy=points)
-        return self.model.decode(embeddings, in_model_frame, multimask_output=multimask_output, min_iou=min_iou)
+        return replace(prompts, points_xy=points)
 
     @torch.inference_mode()
     def logits_in_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
@@ -109,7 +128,8 @@ class Predictor:
 
     def _encode(self, images: Sequence[np.ndarray], resizes: Sequence[Resize]) -> Float[Tensor, "B E h w"]:
         size = self.model.image_size
-        frames = [pad_to_square(resize_image(i, *r.scaled_hw), size) for i, r in zip(images, resizes, strict=True)]
+        scaled = [resize_image(i, *r.scaled_hw, self.resampling) for i, r in zip(images, resizes, strict=True)]
+        frames = [pad_to_square(image, size) for image in scaled]
         pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).to(self.device)
         return self.model.encode_images(pixels, torch.tensor([r.scaled_hw for r in resizes], device=self.device))
 
@@ -120,19 +140,22 @@ def prompts_of(
     point_labels: Array | None = None,
     boxes_xyxy: Array | None = None,
     mask_logits: Array | None = None,
+    text_embeddings: Array | None = None,
     image_index: Array | None = None,
     device: torch.device | str = "cpu",
 ) -> Prompts:
-    """`Prompts` from arrays of NumPy or tensors: N points or boxes or both, and the last answers.
+    """`Prompts` from arrays of NumPy or tensors: N points, boxes or words, or some of them together, and the last answers.
 
     points_xy: N 2 for a point each or N P 2; point_labels: of the same N or N P, foreground if not given; boxes_xyxy: N 4;
-    mask_logits: N 1 h w; image_index: N, image 0 if not given; device: the predictor's.
-    Raises ValueError without points and boxes, and when their numbers differ.
+    mask_logits: N 1 h w; text_embeddings: N E, of the text encoder that the model was trained with; image_index: N, image 0 if
+    not given; device: the predictor's.
+    Raises ValueError without points, boxes and words, and when their numbers differ.
     """
-    if points_xy is None and boxes_xyxy is None:
-        raise ValueError("a prompt needs points_xy or boxes_xyxy (a mask alone says nothing about which object)")
+    if points_xy is None and boxes_xyxy is None and text_embeddings is None:
+        wanted = "points_xy, boxes_xyxy or text_embeddings"
+        raise ValueError(f"a prompt needs {wanted} (a mask alone says nothing about which object)")
     given = {"points_xy": points_xy, "point_labels": point_labels, "boxes_xyxy": boxes_xyxy}
-    given |= {"mask_logits": mask_logits, "image_index": image_index}
+    given |= {"mask_logits": mask_logits, "text_embeddings": text_embeddings, "image_index": image_index}
     tensors = {name: torch.as_tensor(array, device=device) for name, array in given.items() if array is not None}
     lengths = {name: len(tensor) for name, tensor in tensors.items()}
     if len(set(lengths.values())) > 1:
@@ -144,6 +167,7 @@ def prompts_of(
     labels = tensors.get("point_labels", torch.full(points.shape[:2], PointLabel.FOREGROUND, device=device)).long()
     labels = labels[:, None] if labels.ndim == 1 else labels
     prompts = _with_boxes(index, points, labels, tensors.get("boxes_xyxy"))
+    prompts = replace(prompts, text_embeddings=tensors["text_embeddings"].float()) if "text_embeddings" in tensors else prompts
     return prompts.with_mask(tensors["mask_logits"].float()) if "mask_logits" in tensors else prompts
 
 

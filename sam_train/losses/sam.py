@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from sam_train.losses.mask_terms import mask_terms
 from sam_train.structures import Prediction
 
 
@@ -69,47 +70,23 @@ class SamLoss:
 
     def __call__(self, prediction: Prediction, targets: Float[Tensor, "N h w"]) -> LossTerms:
         """`targets` in {0, 1} at the resolution of the logits."""
-        logits = prediction.mask_logits.flatten(2).float()
-        target = targets.flatten(1)[:, None].float()
-        focal = focal_loss(logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, normalize=self.focal_normalize)
-        dice = dice_loss(logits, target)
+        focal, dice, ious = mask_terms(
+            prediction.mask_logits.flatten(2).float(),
+            targets.flatten(1).float(),
+            alpha=self.focal_alpha,
+            gamma=self.focal_gamma,
+            normalize=self.focal_normalize,
+        )
         mask_loss = self.focal_weight * focal + self.dice_weight * dice
         best = mask_loss.argmin(1, keepdim=True)
         taught = mask_loss.gather(1, best)[:, 0].lerp(mask_loss.mean(1), self.loser_weight)
-        true_iou = _iou(logits.detach(), target)
-        iou = self.iou_error(prediction.iou_scores.float(), true_iou, reduction="none")
+        iou = self.iou_error(prediction.iou_scores.float(), ious, reduction="none")
         best_iou = iou.mean(1) if self.supervise_all_ious else iou.gather(1, best)[:, 0]
         return LossTerms(
             total=taught.mean() + self.iou_weight * best_iou.mean(),
             focal=focal.gather(1, best).mean().detach(),
             dice=dice.gather(1, best).mean().detach(),
             iou=best_iou.mean().detach(),
-            true_iou=true_iou.gather(1, best)[:, 0],
+            true_iou=ious.gather(1, best)[:, 0],
             predicted_iou=prediction.iou_scores.detach().float().gather(1, best)[:, 0],
         )
-
-
-def focal_loss(
-    logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"], *, alpha: float, gamma: float, normalize: str = "pixels"
-) -> Float[Tensor, "N M"]:
-    """alpha_t (1 - p_t)^gamma CE (Lin et al. 2017), its mean over the pixels or over their weights (1 - p_t)^gamma."""
-    signed = logits * (1 - 2 * targets)  # -log p_t = softplus(signed), 1 - p_t = sigmoid(signed)
-    weight = alpha * targets + (1 - alpha) * (1 - targets)
-    hardness = signed.sigmoid().pow(gamma)
-    loss = weight * hardness * F.softplus(signed)
-    if normalize == "pixels":
-        return loss.mean(-1)
-    return loss.sum(-1) / hardness.detach().sum(-1).clamp(min=1)
-
-
-def dice_loss(logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"]) -> Float[Tensor, "N M"]:
-    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1); the 1 is SAM 2's smoothing."""
-    probabilities = logits.sigmoid()
-    overlap = (probabilities * targets).sum(-1)
-    return 1 - (2 * overlap + 1) / (probabilities.sum(-1) + targets.sum(-1) + 1)
-
-
-def _iou(logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N #M p"]) -> Float[Tensor, "N M"]:
-    answer, target = logits > 0, targets > 0.5
-    union = (answer | target).sum(-1)
-    return (answer & target).sum(-1) / union.clamp(min=1)

@@ -19,13 +19,15 @@ class AtOnce:
     """Of the decoder's image stream, over the prompts that are decoded together."""
     upscaled: int
     """Of the part of it that is upscaled together."""
+    loss: int
+    """Of the logits whose losses are computed together."""
 
 
 # The bias: 16 MB, which stay in the cache and still are 1024 queries of a 64 x 64 map, from where on torch's kernel takes its
 # large blocks.
-CPU = AtOnce(bias=1 << 22, stream=1 << 22, upscaled=1 << 18)
+CPU = AtOnce(bias=1 << 22, stream=1 << 22, upscaled=1 << 18, loss=1 << 17)
 # 64 prompts on a grid of 64 x 64 in one piece: in pieces, a GPU would only start kernels. Not measured on one.
-ACCELERATOR = AtOnce(bias=1 << 26, stream=1 << 26, upscaled=1 << 26)
+ACCELERATOR = AtOnce(bias=1 << 26, stream=1 << 26, upscaled=1 << 26, loss=1 << 26)
 
 _pretended: list[AtOnce] = []
 

@@ -28,17 +28,22 @@ def build_sam(
     decoder_depth: int = 2,
     decoder_heads: int = 8,
     decoder_dropout: float = 0.0,
+    iou_sigmoid: bool = False,
     use_rel_pos: bool = True,
     stem: str = "linear",
     details: bool = False,
     drop_path_rate: float = 0.0,
     activation_checkpointing: str = "none",
+    text_dim: int | None = None,
+    text_encoder: str | None = None,
 ) -> Sam:
     """A SAM with a ViT encoder.
 
-    `details` lets the decoder see what the convolutional stem saw, see `ImageEncoder`.
+    `details` lets the decoder see what the convolutional stem saw, see `ImageEncoder`; `iou_sigmoid` is SAM 2's, see
+    `MaskDecoder`.
     `activation_checkpointing` (none, torch, fairscale): whether and by which library the inner activations of the
     encoder's blocks are computed again in the backward pass instead of being kept.
+    `text_dim`, `text_encoder`: of the embeddings that words come as, see `PromptEncoder`; None takes no words.
     Raises ConfigError when the numbers cannot go together.
     """
     if image_size % patch_size or embed_dim % num_heads or prompt_dim % 16:
@@ -74,7 +79,10 @@ def build_sam(
         depth=decoder_depth,
         heads=decoder_heads,
         dropout=decoder_dropout,
+        iou_sigmoid=iou_sigmoid,
         activation_checkpointing=activation_checkpointing,
+        text_dim=text_dim,
+        text_encoder=text_encoder,
     )
 
 
@@ -90,9 +98,12 @@ def build_mobile_sam(
     decoder_depth: int = 2,
     decoder_heads: int = 8,
     decoder_dropout: float = 0.0,
+    iou_sigmoid: bool = False,
     drop_path_rate: float = 0.0,
     freeze_batch_norm: bool = False,
     activation_checkpointing: str = "none",
+    text_dim: int | None = None,
+    text_encoder: str | None = None,
 ) -> Sam:
     """A SAM with MobileSAM's TinyViT encoder (see `TinyViT` for its numbers), the rest as in `build_sam`.
 
@@ -126,7 +137,10 @@ def build_mobile_sam(
         depth=decoder_depth,
         heads=decoder_heads,
         dropout=decoder_dropout,
+        iou_sigmoid=iou_sigmoid,
         activation_checkpointing=activation_checkpointing,
+        text_dim=text_dim,
+        text_encoder=text_encoder,
     )
 
 
@@ -139,7 +153,10 @@ def _assemble(
     depth: int,
     heads: int,
     dropout: float,
+    iou_sigmoid: bool,
     activation_checkpointing: str,
+    text_dim: int | None,
+    text_encoder: str | None,
 ) -> Sam:
     """The encoder with a prompt encoder and a mask decoder of its width."""
     if prompt_dim % (2 * heads):
@@ -148,6 +165,12 @@ def _assemble(
     transformer = TwoWayTransformer(depth=depth, dim=prompt_dim, num_heads=heads, mlp_dim=mlp_dim, dropout=dropout)
     return Sam(
         encoder,
-        PromptEncoder(embed_dim=prompt_dim, image_size=encoder.image_size, grid_size=grid_size),
-        MaskDecoder(dim=prompt_dim, transformer=transformer),
+        PromptEncoder(
+            embed_dim=prompt_dim,
+            image_size=encoder.image_size,
+            grid_size=grid_size,
+            text_dim=text_dim,
+            text_encoder=text_encoder,
+        ),
+        MaskDecoder(dim=prompt_dim, transformer=transformer, iou_sigmoid=iou_sigmoid),
     )

@@ -190,7 +190,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, window_size=window_size, input_size=input_size, use_rel_pos=use_rel_pos)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLPBlock(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path, self.mlp_drop_path = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w C"]:
         # In training the whole map at once: drop path draws once for a sample, and autograd keeps every activation anyway.
@@ -206,7 +206,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.attn(self.norm1(x)))
 
     def _feed_forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w C"]:
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.mlp_drop_path(self.mlp(self.norm2(x)))
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -76,10 +77,7 @@ class SharedStream:
 
     def project(self, weight: Float[Tensor, "O C"], num_heads: int, positions: Float[Tensor, "O L"] | None = None) -> Projection:
         """The stream, or stream + positions (given under the same map), under a linear map without bias."""
-
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(0, (num_heads, -1))
-
+        heads = partial(_of_heads, num_heads)
         if self.constant is not None and self.dense:
             return Projection(heads(weight), None if positions is None else heads(positions))
         base, maps = weight @ self.base, tuple(m @ weight.T for m in self.maps)
@@ -246,6 +244,10 @@ class DenseStream(PromptStream):
         assert self.tokens is not None
         for tokens in self.tokens.split(tokens_at_once, 1):
             yield F.linear(tokens, projection.weight[0], bias)
+
+
+def _of_heads(num_heads: int, rows: Tensor) -> Tensor:
+    return rows.unflatten(0, (num_heads, -1))
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:

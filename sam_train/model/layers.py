@@ -66,7 +66,14 @@ class MLPBlock(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: a whole residual branch of a sample is dropped with probability `rate` while training."""
+    """Stochastic depth: a whole residual branch of a sample is dropped with probability `rate` while training.
+
+    A sample is kept where its number in `uniform`, drawn from [0, 1), is at least the rate. Whoever wants a sample to meet
+    the same fate on any device and in any batch sets these numbers; None draws them here, from torch's generator. One module
+    for each branch: a branch that is computed again in the backward pass must find its own numbers.
+    """
+
+    uniform: Tensor | None = None
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -75,7 +82,8 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        uniform = torch.rand(len(x), device=x.device) if self.uniform is None else self.uniform
+        keep = (uniform >= self.rate).view(-1, *[1] * (x.ndim - 1))
         return x * keep / (1 - self.rate)
 
 

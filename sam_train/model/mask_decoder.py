@@ -6,7 +6,7 @@ those that are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -30,6 +30,9 @@ NUM_MULTIMASK_OUTPUTS = 3
 # Shared out over the channels of the upscaled map, whose mean is about 0.17 at the start: logits of about -2.4.
 PRIOR_LOGIT = -14.0
 
+# Of IoU scores that pass a sigmoid, at the start: 0.05.
+PRIOR_IOU_LOGIT = -3.0
+
 # The image stream of a prompt stays of low rank while its rank is below this share of the channels (see image_stream).
 # What it shares between prompts has to be made first, which pays for so many prompts of an image.
 LOW_RANK = 0.7
@@ -49,11 +52,27 @@ class _Prepared:
     details: Float[Tensor, "L E"] | None
 
 
-class MaskDecoder(nn.Module):
-    """Image embeddings and prompt embeddings to mask logits and IoU scores."""
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """The prompts of one image, of which all that depends on the image alone is done. Any of them, in any order and thread."""
 
-    def __init__(self, *, dim: int, transformer: TwoWayTransformer) -> None:
+    rows: Int[Tensor, " n"]
+    """Which of all the prompts they are."""
+    num_at_once: int
+    """How many to answer together: what the caches hold, or enough to keep a GPU busy."""
+    answer: Callable[[Int[Tensor, " k"]], tuple[Float[Tensor, "k M H W"], Float[Tensor, "k M"]]]
+    """Mask logits and IoU scores of some of the rows."""
+
+
+class MaskDecoder(nn.Module):
+    """Image embeddings and prompt embeddings to mask logits and IoU scores.
+
+    iou_sigmoid: IoU scores pass a sigmoid, as in SAM 2; SAM's own may leave [0, 1].
+    """
+
+    def __init__(self, *, dim: int, transformer: TwoWayTransformer, iou_sigmoid: bool = False) -> None:
         super().__init__()
+        self.iou_sigmoid = iou_sigmoid
         num_masks = NUM_MULTIMASK_OUTPUTS + 1
         self.transformer = transformer
         self.iou_token = nn.Embedding(1, dim)
@@ -80,7 +99,7 @@ class MaskDecoder(nn.Module):
             nn.init.normal_(upscale.weight, std=len(upscale.weight) ** -0.5)  # type: ignore[arg-type]
         for mlp in self.output_hypernetworks_mlps:
             cast(MLP, mlp).init_last(gain=0.3, bias=PRIOR_LOGIT / upscaled_dim)
-        self.iou_prediction_head.init_last(gain=0.02, bias=0.0)
+        self.iou_prediction_head.init_last(gain=0.02, bias=PRIOR_IOU_LOGIT if self.iou_sigmoid else 0.0)
 
     def forward(
         self,
@@ -98,22 +117,17 @@ class MaskDecoder(nn.Module):
         Image embeddings have as many channels as the prompts' or, with an encoder's `details`, four times as many.
         Image by image, so the answers to the prompts of an image do not depend on what else is in the batch.
         """
-        hw, num_masks = (image_pe.shape[1], image_pe.shape[2]), NUM_MULTIMASK_OUTPUTS if multimask_output else 1
-        tokens = self._tokens(sparse)
-        narrow = self.transformer.rank(tokens.shape[1]) < LOW_RANK * image_pe.shape[0]
-        positions = self.transformer.positions(image_pe.flatten(1))
-        num_prompts = max(1, at_once(image_pe.device).stream // image_pe.numel())
+        _, h, w = image_pe.shape
+        num_masks = NUM_MULTIMASK_OUTPUTS if multimask_output else 1
         answers, order = [], []
         together = Prediction(
-            mask_logits=sparse.new_empty(len(sparse), num_masks, 4 * hw[0], 4 * hw[1]),
+            mask_logits=sparse.new_empty(len(sparse), num_masks, 4 * h, 4 * w),
             iou_scores=sparse.new_empty(len(sparse), num_masks),
         )
-        for i, own in _rows_by_image(image_index, len(image_embeddings)):
-            low_rank = narrow and len(own) >= MANY_PROMPTS
-            image, chunks = self._prepare(image_embeddings[i], dense, positions, low_rank), own.split(num_prompts)
+        for decoding in self.decodings(image_embeddings, image_index, image_pe, sparse, dense, multimask_output, min_iou):
+            chunks = decoding.rows.split(decoding.num_at_once)
             for rows in chunks:
-                stream = PromptStream if low_rank else DenseStream
-                decode = partial(self._decode, image, tokens[rows], stream, dense.features_of(rows), hw, num_masks, min_iou)
+                decode = partial(decoding.answer, rows)
                 if not torch.is_grad_enabled():
                     for into, part in zip((together.mask_logits, together.iou_scores), decode(), strict=True):
                         into.index_copy_(0, rows, part.to(into.dtype))
@@ -125,6 +139,28 @@ class MaskDecoder(nn.Module):
             return together
         mask_logits, iou_scores = (torch.cat(parts)[torch.cat(order).argsort()] for parts in zip(*answers, strict=True))
         return Prediction(mask_logits=mask_logits, iou_scores=iou_scores)
+
+    def decodings(
+        self,
+        image_embeddings: Float[Tensor, "B E h w"],
+        image_index: Int[Tensor, " N"],
+        image_pe: Float[Tensor, "C h w"],
+        sparse: Float[Tensor, "N P C"],
+        dense: DensePrompts,
+        multimask_output: bool,
+        min_iou: float | None = None,
+    ) -> Iterator[Decoding]:
+        """As `forward`, for callers that need not have all answers at once: image by image, those that have prompts."""
+        hw, num_masks = (image_pe.shape[1], image_pe.shape[2]), NUM_MULTIMASK_OUTPUTS if multimask_output else 1
+        tokens = self._tokens(sparse)
+        narrow = self.transformer.rank(tokens.shape[1]) < LOW_RANK * image_pe.shape[0]
+        positions = self.transformer.positions(image_pe.flatten(1))
+        num_at_once = max(1, at_once(image_pe.device).stream // image_pe.numel())
+        for i, own in _rows_by_image(image_index, len(image_embeddings)):
+            low_rank = narrow and len(own) >= MANY_PROMPTS
+            image = self._prepare(image_embeddings[i], dense, positions, low_rank)
+            stream = PromptStream if low_rank else DenseStream
+            yield Decoding(own, num_at_once, partial(self._answer, image, tokens, stream, dense, hw, num_masks, min_iou))
 
     def _tokens(self, sparse: Float[Tensor, "N P C"]) -> Float[Tensor, "N T C"]:
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
@@ -142,26 +178,30 @@ class MaskDecoder(nn.Module):
         up = shared.project(self._upscaling()[0].weight.permute(2, 3, 1, 0).flatten(0, 2), 1)
         return _Prepared(side, up, image[dim:].flatten(1).T.contiguous() if len(image) > dim else None)
 
-    def _decode(
+    def _answer(
         self,
         image: _Prepared,
-        tokens: Float[Tensor, "N T C"],
+        all_tokens: Float[Tensor, "N T C"],
         stream_type: type[PromptStream],
-        features: Float[Tensor, "N K L"] | None,
+        dense: DensePrompts,
         grid_hw: tuple[int, int],
         num_masks: int,
         min_iou: float | None,
-    ) -> tuple[Float[Tensor, "N M H W"], Float[Tensor, "N M"]]:
+        rows: Int[Tensor, " n"],
+    ) -> tuple[Float[Tensor, "n M H W"], Float[Tensor, "n M"]]:
         """The answers to some prompts of one image."""
-        stream = stream_type(features)
-        tokens = self.transformer(tokens, stream, image.side)
+        stream = stream_type(dense.features_of(rows))
+        tokens = self.transformer(all_tokens[rows], stream, image.side)
         wanted = range(1) if num_masks == 1 else range(1, 1 + num_masks)
         iou = self.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
+        iou = iou.sigmoid() if self.iou_sigmoid else iou
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], 1)
         if min_iou is None:
             return self._mask_logits(stream, image, weights, grid_hw), iou
-        logits = weights.new_full((len(tokens), num_masks, 4 * grid_hw[0], 4 * grid_hw[1]), -torch.inf)
         passing = (iou >= min_iou).any(1).nonzero()[:, 0]
+        if len(passing) == len(iou):
+            return self._mask_logits(stream, image, weights, grid_hw), iou
+        logits = weights.new_full((len(tokens), num_masks, 4 * grid_hw[0], 4 * grid_hw[1]), -torch.inf)
         if len(passing):
             logits[passing] = self._mask_logits(stream.at(passing), image, weights[passing], grid_hw).to(logits.dtype)
         return logits, iou

@@ -1,7 +1,7 @@
 """The prompt encoder (paper, section A; segment_anything/modeling/prompt_encoder.py).
 
-Labelled points become sparse tokens, the fed-back mask a dense map. Positions are random Fourier features,
-always computed in fp32: in bf16 their error is that of moving a click by a pixel.
+Labelled points become sparse tokens, words one more of them, the fed-back mask a dense map. Positions are random Fourier
+features, always computed in fp32: in bf16 their error is that of moving a click by a pixel.
 """
 
 from __future__ import annotations
@@ -34,9 +34,23 @@ class DensePrompts:
 
 
 class PromptEncoder(nn.Module):
-    """`Prompts` to N P C sparse and N C h w dense embeddings."""
+    """`Prompts` to N T C sparse (T = P points, and one more token for words) and N C h w dense embeddings.
 
-    def __init__(self, *, embed_dim: int, image_size: int, grid_size: int, mask_in_chans: int = 16) -> None:
+    text_dim: E, of the embeddings that words come as; None is a model without words, as all released ones are. The paper does
+        not say how its 768 numbers become 256; here it is a linear map (Linear(768, 256) for its CLIP).
+    text_encoder: SHA-256 of what the embeddings are made by (`TextEncoder.sha256`): those of another one mean other things.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        image_size: int,
+        grid_size: int,
+        mask_in_chans: int = 16,
+        text_dim: int | None = None,
+        text_encoder: str | None = None,
+    ) -> None:
         super().__init__()
         self.image_size, self.grid_size = image_size, grid_size
         self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
@@ -52,18 +66,44 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(mask_in_chans, embed_dim, 1),
         )
         self.no_mask_embed = nn.Embedding(1, embed_dim)
+        self.text_encoder = text_encoder
+        self.text_projection: nn.Linear | None = None
+        if text_dim is not None:
+            self.text_projection = nn.Linear(text_dim, embed_dim)
+            # Of an embedding of length one this makes a token of the size of the others, whose numbers start as N(0, 1).
+            nn.init.normal_(self.text_projection.weight)
+            nn.init.zeros_(self.text_projection.bias)
 
-    def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N P C"], DensePrompts]:
-        """Sparse and dense embeddings."""
+    @property
+    def text_dim(self) -> int | None:
+        """E, or None of a model without words."""
+        return None if self.text_projection is None else self.text_projection.in_features
+
+    def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N T C"], DensePrompts]:
+        """Sparse and dense embeddings. Raises ValueError for words that the model does not take."""
+        sparse = self._embed_points(prompts)
+        if prompts.text_embeddings is not None:
+            sparse = torch.cat([sparse, self.embed_text(prompts.text_embeddings)[:, None].to(sparse.dtype)], 1)
         if prompts.mask_logits is None:
-            return self._embed_points(prompts), DensePrompts(None, (), self.no_mask_embed.weight[0])
+            return sparse, DensePrompts(None, (), self.no_mask_embed.weight[0])
         *downscaling, last = self.mask_downscaling
         features = prompts.mask_logits
         for layer in downscaling:
             features = layer(features)
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        return self._embed_points(prompts), DensePrompts(features.flatten(2), (last.weight[:, :, 0, 0].mT,), last.bias)
+        return sparse, DensePrompts(features.flatten(2), (last.weight[:, :, 0, 0].mT,), last.bias)
+
+    def embed_text(self, text_embeddings: Float[Tensor, "N E"]) -> Float[Tensor, "N C"]:
+        """The token that words become. Raises ValueError for words that the model does not take."""
+        if self.text_projection is None:
+            raise ValueError(
+                "this model takes no words: prompt it by points or boxes, or train one that does (sam-train text=...)"
+            )
+        if text_embeddings.shape[1] != self.text_projection.in_features:
+            wanted = f"{self.text_projection.in_features} numbers, as of the text encoder that it was trained with"
+            raise ValueError(f"text embeddings of {text_embeddings.shape[1]} numbers, where this model takes {wanted}")
+        return self.text_projection(text_embeddings)
 
     def dense_positions(self) -> Float[Tensor, "C h w"]:
         """The positional encoding of the image tokens."""

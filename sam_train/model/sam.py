@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from sam_train.model.image_encoder import ImageEncoder
-from sam_train.model.mask_decoder import MaskDecoder
+from sam_train.model.mask_decoder import Decoding, MaskDecoder
 from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.structures import Prediction, Prompts
@@ -64,3 +66,18 @@ class Sam(nn.Module):
         sparse, dense = self.prompt_encoder(prompts)
         positions = self.prompt_encoder.dense_positions()
         return self.mask_decoder(image_embeddings, prompts.image_index, positions, sparse, dense, multimask_output, min_iou)
+
+    def decodings(
+        self,
+        image_embeddings: Float[Tensor, "B E h w"],
+        prompts: Prompts,
+        *,
+        multimask_output: bool,
+        min_iou: float | None = None,
+    ) -> Iterator[Decoding]:
+        """`decode` for callers that need not have all answers at once: for each image that has prompts, what answers them."""
+        sparse, dense = self.prompt_encoder(prompts)
+        positions = self.prompt_encoder.dense_positions()
+        return self.mask_decoder.decodings(
+            image_embeddings, prompts.image_index, positions, sparse, dense, multimask_output, min_iou
+        )

@@ -182,7 +182,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, window_size)
         self.local_conv = ConvNorm(dim, dim, 3, groups=dim)
         self.mlp = Mlp(dim)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path, self.mlp_drop_path = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         tokens = x.permute(0, 2, 3, 1)
@@ -191,7 +191,7 @@ class Block(nn.Module):
         attended = window_unpartition(self.attn(windows), self.window_size, padded_hw, tokens.shape[1:3])
         x = self.local_conv((tokens + self.drop_path(attended)).permute(0, 3, 1, 2))
         tokens = x.permute(0, 2, 3, 1)
-        return (tokens + self.drop_path(self.mlp(tokens))).permute(0, 3, 1, 2)
+        return (tokens + self.mlp_drop_path(self.mlp(tokens))).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):

@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sam_train.model.sam import Sam
 from sam_train.model.tiny_vit import TinyViT
 
 
@@ -22,7 +21,10 @@ class OptimizerFactory:
         model that starts from nothing.
     warmup_steps: linear warm-up, 250 (paper).
     schedule: "step" multiplies by 0.1 at each of `milestones`, given as shares of the run (paper: 60k and 86,666 of
-        90k steps); "cosine" falls to zero along a half cosine, which suits short runs.
+        90k steps); "cosine" falls to zero along a half cosine, which suits short runs; "rsqrt" is 1 / sqrt(1 + steps since
+        the warm-up / timescale), which does not depend on when the run ends (Zhai et al. 2021, section 3.5; SAM 2).
+    timescale: of "rsqrt", in steps; 1000 in SAM 2.
+    cooldown_steps: linear fall to zero at the end, on top of the schedule; 5000 in SAM 2, 0 for none.
     decay_norms_and_biases: whether weight decay reaches vectors. The paper does not say; ViTDet-H has no exemptions,
         SAM 2 exempts them, and so do we by default.
     """
@@ -37,16 +39,21 @@ class OptimizerFactory:
         warmup_steps: int = 250,
         schedule: str = "step",
         milestones: Sequence[float] = (60_000 / 90_000, 86_666 / 90_000),
+        timescale: int = 1000,
+        cooldown_steps: int = 0,
         decay_norms_and_biases: bool = False,
     ) -> None:
-        if schedule not in ("step", "cosine"):
-            raise ValueError(f"schedule must be 'step' or 'cosine', got {schedule!r}")
+        if schedule not in ("step", "cosine", "rsqrt"):
+            raise ValueError(f"schedule must be 'step', 'cosine' or 'rsqrt', got {schedule!r}")
+        if timescale < 1 or cooldown_steps < 0:
+            raise ValueError(f"timescale must be at least 1 and cooldown_steps 0, got {timescale} and {cooldown_steps}")
         self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
         self.layer_decay, self.warmup_steps = layer_decay, warmup_steps
         self.schedule, self.milestones = schedule, tuple(milestones)
+        self.timescale, self.cooldown_steps = timescale, cooldown_steps
         self.decay_norms_and_biases = decay_norms_and_biases
 
-    def build(self, model: Sam, max_steps: int, make: Callable[..., Optimizer] = AdamW) -> tuple[Optimizer, LambdaLR]:
+    def build(self, model: nn.Module, max_steps: int, make: Callable[..., Optimizer] = AdamW) -> tuple[Optimizer, LambdaLR]:
         """Optimiser and schedule for a run of `max_steps` steps. make: called as AdamW is, for one that shards its state."""
         optimizer = make(self.parameter_groups(model), lr=self.lr, betas=self.betas)
         return optimizer, LambdaLR(optimizer, lambda step: self.lr_factor(step, max_steps))
@@ -55,12 +62,20 @@ class OptimizerFactory:
         """The share of its full learning rate that every group has at `step`."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
+        cooldown = min(1.0, max(0, max_steps - step) / self.cooldown_steps) if self.cooldown_steps else 1.0
+        return cooldown * self._scheduled(step, max_steps)
+
+    def _scheduled(self, step: int, max_steps: int) -> float:
+        """Between warm-up and cool-down."""
+        since_warmup = step - self.warmup_steps
         if self.schedule == "cosine":
-            progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
+            progress = since_warmup / max(1, max_steps - self.warmup_steps)
             return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        if self.schedule == "rsqrt":
+            return (1 + since_warmup / self.timescale) ** -0.5
         return 0.1 ** sum(step >= m * max_steps for m in self.milestones)
 
-    def parameter_groups(self, model: Sam) -> list[dict[str, object]]:
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
         """Parameters grouped by learning rate and weight decay; the encoder's apart, because a strategy may shard them, and
         AdamW's operations over a group take one kind of tensor."""
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
@@ -74,9 +89,11 @@ class OptimizerFactory:
         return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay, _), parameters in groups.items()]
 
 
-def stage_depths(model: Sam) -> tuple[int, ...]:
-    """How many blocks each stage of the image encoder has; a ViT is one stage."""
-    encoder = model.image_encoder
+def stage_depths(model: nn.Module) -> tuple[int, ...]:
+    """How many blocks each stage of the image encoder has; a ViT is one stage, a proposer has none."""
+    encoder = getattr(model, "image_encoder", None)
+    if encoder is None:
+        return ()
     return encoder.depths if isinstance(encoder, TinyViT) else (len(encoder.blocks),)
 
 

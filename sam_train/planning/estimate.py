@@ -63,15 +63,14 @@ def estimate(step: StepCount, plan: Plan, *, images_per_step: int, images_per_pa
     """images_per_step: of all devices; images_per_pass: that a device takes at once, None for its whole share."""
     images = plan.images_per_gpu(images_per_step)
     roofline = images * sum(work.seconds(plan.device) * times for work, times in step.works())
-    trained = sum(step.parameters.values()) - (0 if step.encoder else step.parameters["image_encoder"])
     # A ring passes every gradient around twice, less its own share; sharing the encoder gathers its weights twice as well.
-    communication = 2 * FP32 * trained * (plan.num_gpus - 1) / plan.num_gpus
+    communication = 2 * FP32 * step.trained * (plan.num_gpus - 1) / plan.num_gpus
     if plan.share_encoder:
         communication += FP32 * step.parameters["image_encoder"] * (plan.num_gpus - 1) / plan.num_gpus
     communication_s = communication / plan.link_gb_per_s / 1e9
     step_s = roofline / plan.efficiency + communication_s
     return Estimate(
-        memory_gb=memory_gb(step, plan, images=min(images, images_per_pass or images), trained=trained),
+        memory_gb=memory_gb(step, plan, images=min(images, images_per_pass or images)),
         step_tflop=step.flops() * images_per_step / 1e12,
         roofline_s=roofline,
         step_s=step_s,
@@ -83,7 +82,7 @@ def estimate(step: StepCount, plan: Plan, *, images_per_step: int, images_per_pa
     )
 
 
-def memory_gb(step: StepCount, plan: Plan, *, images: int, trained: int) -> dict[str, float]:
+def memory_gb(step: StepCount, plan: Plan, *, images: int) -> dict[str, float]:
     """By part. What a kernel needs while it runs is not counted."""
     encoder = step.parameters["image_encoder"]
     everything = sum(step.parameters.values())
@@ -92,8 +91,8 @@ def memory_gb(step: StepCount, plan: Plan, *, images: int, trained: int) -> dict
     largest_round = max(step.first_round.kept_bytes, step.later_round.kept_bytes)
     parts: dict[str, Any] = {
         "weights": FP32 * everything * own_share,
-        "gradients": FP32 * trained * own_share,
-        "optimizer": ADAMW_STATE * trained * optimizer_share,
+        "gradients": FP32 * step.trained * own_share,
+        "optimizer": ADAMW_STATE * step.trained * optimizer_share,
         "encoder activations": images * step.encoder.kept_bytes if step.encoder else 0.0,
         "largest round": images * largest_round,
     }

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from sam_train.config import build
+from sam_train.errors import ConfigError
 from sam_train.model import Sam
 from sam_train.model.at_once import ACCELERATOR, pretending
 from sam_train.planning.counting import Counter, FusedAttention, Work, fake, kept_bytes
@@ -37,6 +38,8 @@ class StepCount:
 
     parameters: dict[str, int]
     """By part of the model."""
+    trained: int
+    """Parameters that learn."""
     encoder: Part | None
     """None where it is frozen."""
     first_round: Part
@@ -56,9 +59,11 @@ class StepCount:
 
 
 def count_step(cfg: dict[str, Any], *, num_masks: int) -> StepCount:
-    """Count the step of a training config (plain, resolved) for one image with `num_masks` masks."""
-    with torch.device("meta"):
-        model: Sam = build(cfg["model"])
+    """Count the step of a training config (plain, resolved) for one image with `num_masks` masks.
+
+    Raises ConfigError for a run that learns from a teacher.
+    """
+    model = _model(cfg)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     loss, prompts = build(cfg["losses"]), cfg["prompts"]
     half = str(cfg["trainer"]["precision"]).startswith("bf16")
@@ -72,12 +77,26 @@ def count_step(cfg: dict[str, Any], *, num_masks: int) -> StepCount:
         ]
     return StepCount(
         parameters=parameters,
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         encoder=encoder,
         first_round=rounds[0],
         later_round=rounds[1],
         num_later_rounds=corrections + prompts.get("num_empty_rounds", 2),
         num_masks=num_masks,
     )
+
+
+def _model(cfg: dict[str, Any]) -> Sam:
+    """On the meta device; what is not trained takes no gradients."""
+    if cfg.get("teacher"):
+        raise ConfigError("sam-train plan counts steps with prompts, and a step with teacher= has none")
+    with torch.device("meta"):
+        model: Sam = build(cfg["model"])
+        if cfg.get("lora"):
+            build(cfg["lora"]).inject(model)
+    if cfg["freeze_image_encoder"]:
+        model.image_encoder.requires_grad_(requires_grad=False)
+    return model
 
 
 def _precision(*, half: bool) -> AbstractContextManager[Any]:

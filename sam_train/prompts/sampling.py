@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_train.masks import masks_to_boxes_xyxy
@@ -29,16 +29,29 @@ def uniform_points(region: Bool[Tensor, "N H W"], generator: Draws) -> Float[Ten
 def central_points(region: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
     """The pixel farthest from each region's boundary, and that distance in pixels (0 for an empty region).
 
-    The frame's edge counts as boundary (one pixel of padding), as in the paper's protocol (section D.1).
+    The frame's edge counts as boundary (one pixel of padding), as in the paper's protocol (section D.1). Of several pixels
+    that are equally far it is the first, row by row.
     """
-    points, distances = [], []
-    for mask in region.cpu().numpy():
-        padded = np.pad(mask.astype(np.uint8), 1)
-        distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-        points.append(int(distance.argmax()))
-        distances.append(float(distance.max()))
-    index = torch.tensor(points, dtype=torch.long, device=region.device)
-    return _to_xy(index, region.shape[-1]), torch.tensor(distances, device=region.device)
+    squared = [squared_depths(mask) for mask in region.cpu().numpy()]
+    index = torch.tensor([int(depths.argmax()) for depths in squared], dtype=torch.long, device=region.device)
+    distances = torch.tensor([float(depths.max()) ** 0.5 for depths in squared], device=region.device)
+    return _to_xy(index, region.shape[-1]), distances
+
+
+def squared_depths(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
+    """Each pixel's squared distance from the nearest pixel that is not of the region or lies beyond the frame; 0 outside.
+
+    Squared, these are integers, and pixels equally far are equal: the last bit of OpenCV's roots depends on where the memory
+    lies, so that the farthest pixel would be another one from process to process.
+    """
+    depths = np.zeros(region.shape, np.int32)
+    left, top, columns, rows = cv2.boundingRect(region.view(np.uint8))
+    if columns:
+        window = slice(top, top + rows), slice(left, left + columns)
+        padded = np.pad(region[window].view(np.uint8), 1)
+        distances = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+        depths[window] = np.rint(np.square(distances, dtype=np.float64))
+    return depths
 
 
 def noisy_boxes(masks: Bool[Tensor, "N H W"], *, std: float, max_px: float, generator: Draws) -> Float[Tensor, "N 4"]:

@@ -43,11 +43,12 @@ class Round:
 class PromptSimulator:
     """First prompts and corrections for packed target masks.
 
-    num_corrections: correction points after the first prompt (paper: 8; 4 for the model that made SA-1B).
+    num_corrections: correction points after the first prompt (paper: 8; 3, so four points a mask, for the model that made SA-1B).
     num_empty_rounds: 2, 1 or 0 rounds without a new point: the last round, then one at a random place (paper: 2).
     box_probability: share of masks whose first prompt is a box (paper: 0.5).
     box_noise_std, box_noise_max: noise of a box corner as a share of the box side, and its largest value as a share
         of the frame. The paper's 20 px is taken to be in the 1024 frame.
+    text_probability: share of the steps that begin with the words of their masks, where these have some (paper, D.5: all).
     click: "uniform" draws points uniformly from target and error region (training); "center" takes the pixel
         farthest from the boundary (the evaluation protocol, and a careful annotator).
     """
@@ -60,6 +61,7 @@ class PromptSimulator:
         box_probability: float = 0.5,
         box_noise_std: float = 0.1,
         box_noise_max: float = 20 / 1024,
+        text_probability: float = 1.0,
         click: str = "uniform",
     ) -> None:
         if click not in ("uniform", "center"):
@@ -70,6 +72,7 @@ class PromptSimulator:
             )
         self.num_corrections, self.num_empty_rounds, self.click = num_corrections, num_empty_rounds, click
         self.box_probability, self.box_noise_std, self.box_noise_max = box_probability, box_noise_std, box_noise_max
+        self.text_probability = text_probability
 
     def rounds(self, generator: torch.Generator) -> list[Round]:
         """The rounds of one step: first prompt, corrections, one empty round at a random place, one at the end."""
@@ -80,6 +83,10 @@ class PromptSimulator:
         if self.num_empty_rounds:
             then.append(Then.FEEDBACK)
         return [Round(index, next_) for index, next_ in enumerate([*then, Then.END])]
+
+    def asks_by_words(self, generator: torch.Generator) -> bool:
+        """Whether a step begins with words. All its prompts do then, or none: they are equally long."""
+        return bool(torch.rand((), generator=generator, device=generator.device) < self.text_probability)
 
     def first(self, targets: Bool[Tensor, "N H W"], image_index: Int[Tensor, " N"], generator: Draws) -> Prompts:
         """A foreground point in, or a noisy box around, each target. Targets must not be empty."""

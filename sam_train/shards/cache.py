@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sam_train.errors import ConfigError, ShardError
+from sam_train.errors import ConfigError, SamTrainError, ShardError
 from sam_train.files import written_whole
 from sam_train.shards.index import ShardIndex, index_by_manifest, index_shard
 from sam_train.shards.manifest import Manifest, manifest_path, parse_manifest
@@ -97,7 +97,9 @@ class ShardCache:
                 if manifest is not None and size and size != manifest.bytes:
                     raise ShardError(f"{size} bytes there, {manifest.bytes} in its manifest: upload it again", shard=url)
                 self._download(system, url, local, size or (manifest.bytes if manifest else 0), manifest)
-            except (OSError, ImportError) as error:
+            except SamTrainError:
+                raise
+            except Exception as error:  # each server's client has errors of its own, and few of them are OSErrors
                 raise ShardError(f"cannot be fetched: {type(error).__name__}: {error}", shard=url) from error
 
     def _download(self, system: Any, url: str, local: Path, size: int, manifest: Manifest | None) -> None:
@@ -141,7 +143,7 @@ class ShardCache:
 def _one(system: Any, name: str) -> dict[str, Any]:
     try:
         return {name: system.cat_file(name)}
-    except OSError as error:
+    except Exception as error:  # as `cat` does for several
         return {name: error}
 
 

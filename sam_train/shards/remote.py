@@ -58,7 +58,7 @@ def _named_by(url: str) -> list[str]:
     system = file_system(url)
     try:
         found = [str(system.unstrip_protocol(name)) for name in system.glob(pattern)]
-    except OSError as error:
+    except Exception as error:  # each server's client has errors of its own
         raise ConfigError(f"no shard matches {url!r}: {type(error).__name__}: {error}") from error
     if not found:
         raise ConfigError(f"no shard matches {url!r}: expected a .tar, a glob, a brace range or a folder of .tar files")

@@ -11,6 +11,7 @@ from typing import Any
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord
 from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
+from sam_train.shards.reader import iterate_samples
 from sam_train.shards.writer import write_shard
 
 
@@ -84,7 +85,8 @@ class Shelf:
         self._samples, self._counts = [], Counter()
 
     def _check_done(self, shard: Path, manifest: Manifest) -> None:
-        keys, num_masks = [record.key for record, _ in self._samples], sum(len(record.masks) for record, _ in self._samples)
-        same = manifest.keys == keys and manifest.num_masks == num_masks and manifest.provenance == self.provenance
-        if not same or not shard.is_file() or shard.stat().st_size != manifest.bytes:
+        records = [record for record, _ in self._samples]
+        same = manifest.keys == [record.key for record in records] and manifest.provenance == self.provenance
+        whole = shard.is_file() and shard.stat().st_size == manifest.bytes
+        if not same or not whole or [sample.record for sample in iterate_samples([shard])] != records:
             raise ShardError("the shard is there, but of other images or options: give an empty --out", shard=str(shard))

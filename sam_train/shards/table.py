@@ -1,6 +1,8 @@
 """The table of a shard's masks: `sa_000000.masks.parquet`, a row a mask, so that a whole folder can be asked in SQL.
 
-SELECT stage, count(*), avg(area) FROM 'folder/*.parquet' GROUP BY stage
+SELECT stage, count(*), avg(area) FROM 'folder/*.masks.parquet' GROUP BY stage
+
+`sam-data table` makes one file of them.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from sam_train.records import ImageRecord, MaskRecord, Provenance
 
 _NO_PROVENANCE = Provenance(stage="", checkpoint="", annotator="", config="")
 _INTEGERS = ("image_id", "mask_id", "width", "height", "area")
-_TEXTS = ("image_key", "stage", "checkpoint", "annotator", "config")
+_TEXTS = ("image_key", "stage", "checkpoint", "annotator", "config", "name")
 COLUMNS = (
     *("image_key", "image_id", "mask_id", "width", "height", "area"),
     *("box_x", "box_y", "box_width", "box_height", "predicted_iou", "stability_score"),
-    *("stage", "checkpoint", "annotator", "config", "num_prompts", "seconds"),
+    *("stage", "checkpoint", "annotator", "config", "num_prompts", "seconds", "name"),
 )
 """`width` and `height` are the picture's, `area` and `box_*` the mask's (image frame, pixels); text is empty and numbers are 0
-where a mask has no provenance, as Meta's have none."""
+where a mask has no provenance, as Meta's have none. `name` is what the mask shows, empty where nobody said; tables of before
+it was kept have no such column, and DuckDB reads both together with `read_parquet('*.masks.parquet', union_by_name=true)`."""
 
 
 def table_path(shard: Path) -> Path:
@@ -44,19 +47,27 @@ class MaskTable:
             for column, value in zip(self._columns.values(), _row(record, mask), strict=True):
                 column.append(value)
 
-    def to_parquet(self) -> bytes:
-        """The file's bytes: equal rows, equal bytes (with one version of pyarrow, whose name is in the file)."""
+    @staticmethod
+    def schema() -> Any:
+        """pyarrow's, of COLUMNS."""
         import pyarrow as pa
-        from pyarrow import parquet
 
         types = {name: pa.int64() if name in (*_INTEGERS, "num_prompts") else pa.float64() for name in COLUMNS}
         types |= dict.fromkeys(_TEXTS, pa.string())
-        table = pa.table(
-            {name: pa.array(values, types[name]) for name, values in self._columns.items()},
-            schema=pa.schema([(name, types[name]) for name in COLUMNS]),
-        )
+        return pa.schema([(name, types[name]) for name in COLUMNS])
+
+    def to_arrow(self) -> Any:
+        """The rows, a pyarrow Table."""
+        import pyarrow as pa
+
+        return pa.table(self._columns, schema=self.schema())
+
+    def to_parquet(self) -> bytes:
+        """The file's bytes: equal rows, equal bytes (with one version of pyarrow, whose name is in the file)."""
+        from pyarrow import parquet
+
         stream = io.BytesIO()
-        parquet.write_table(table, stream, compression="zstd")
+        parquet.write_table(self.to_arrow(), stream, compression="zstd")
         return stream.getvalue()
 
 
@@ -74,5 +85,5 @@ def _row(record: ImageRecord, mask: MaskRecord) -> tuple[Any, ...]:
     return (
         *(record.key, record.image_id, mask.id, record.width, record.height, mask.area),
         *(*mask.bbox, mask.predicted_iou, mask.stability_score),
-        *(source.stage, source.checkpoint, source.annotator, source.config, len(source.prompts), source.seconds),
+        *(source.stage, source.checkpoint, source.annotator, source.config, len(source.prompts), source.seconds, source.name),
     )

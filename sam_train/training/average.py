@@ -59,18 +59,15 @@ class WeightAverage(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather; every process comes here."""
-        self.whole = self._gathered()
+        self.whole = {n: (m.full_tensor() if isinstance(m, DTensor) else m).cpu() for n, m in self._means.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint; every process comes here."""
-        return {"means": self._gathered()}
+        """For the checkpoint; sharded means are shares here."""
+        return {"means": self._means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint."""
         self._loaded = state_dict["means"]
-
-    def _gathered(self) -> dict[str, Tensor]:
-        return {n: (m.full_tensor() if isinstance(m, DTensor) else m).cpu() for n, m in self._means.items()}
 
 
 def parameters(module: LightningModule) -> dict[str, nn.Parameter]:

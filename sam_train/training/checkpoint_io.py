@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sam_train.checkpoint import write_whole
+from sam_train.training.sharded_checkpoint import FOLDER, is_in_shares, remove_folders, with_tensors
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -22,3 +23,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("storage_options are for remote file systems; checkpoints are written to a folder")
         write_whole(Path(path), checkpoint)
+        remove_folders(Path(path))
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Also one in shares, made whole. Raises CheckpointError when its folder is not."""
+        document = super().load_checkpoint(path, *args, **kwargs)
+        return with_tensors(document, Path(path), document[FOLDER]) if is_in_shares(document) else document

@@ -1,4 +1,7 @@
-"""Fine-tuning without the image encoder: each picture is encoded once, and read from the disk from then on."""
+"""An image encoder that is not trained: each picture is encoded once, and read from the disk from then on.
+
+Of the model itself, whose decoder alone is fine-tuned, or of a teacher.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ class FrozenEncoder:
         pictures = [_picture(batch, i) for i in range(len(batch.keys))]
         found = [self.cache.load(picture) if self.cache else None for picture in pictures]
         if missing := [i for i, embedding in enumerate(found) if embedding is None]:
+            self.model.to(batch.images.device)  # a teacher's place, whom nobody else moves
             self.model.image_encoder.eval()  # whoever calls train() on the whole model means the rest
             for i, embedding in zip(
                 missing, self.model.encode_images(batch.images[missing], batch.sizes_hw[missing]), strict=True

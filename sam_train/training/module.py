@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,21 +16,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from sam_train.losses import SamLoss
+from sam_train.losses import LossTerms, SamLoss, alignment_loss
 from sam_train.masks import mask_iou
 from sam_train.metrics import ClickIoU
 from sam_train.model import Sam
 from sam_train.optim import OptimizerFactory
-from sam_train.prompts import PromptSimulator
+from sam_train.prompts import PromptSimulator, Round, Then
 from sam_train.prompts.draws import ImageDraws, seed_of, seeded
-from sam_train.structures import Batch, Prediction
+from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training.average import WeightAverage
+from sam_train.training.drop_paths import draw_drop_paths
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.gradients import clip_gradients, divide_gradients, sum_gradients
 from sam_train.training.no_number import refuse_what_is_no_number
 from sam_train.training.tally import StepSums, Tally, world
 
 VALIDATION_CLICKS = (1, 3, 5)
+WORDS_THEN_CLICK = (Round(0, Then.CLICK), Round(1, Then.END))
+"""What validation asks by words: one answer, and one more after a click."""
 
 
 class SamModule(LightningModule):
@@ -50,9 +55,14 @@ class SamModule(LightningModule):
     ema_decay: of a running mean of the weights, which validation measures and model.pt holds (WeightAverage). None: no mean.
     images_per_pass: the most images that a device takes at once; the rest of its share of a step follows in further passes.
         None takes all. Changes memory, not the result.
-    seed: a prompt is drawn from (seed, step, place of its image in the step), so a resumed step draws what the unbroken run
-        drew, on any number of devices. Dropped paths and dropout come from (seed, step, rank): other devices, other draws.
+    text_alignment: weight of what teaches words and image embeddings each other in a step that begins with words
+        (`alignment_loss`). 0 is the paper; a model from random weights does not learn words without it.
+    seed: prompts and dropped paths are drawn from (seed, step, place of the image in the step), so a resumed step draws what
+        the unbroken run drew, on any number of devices. Dropout comes from (seed, step, rank): other devices, other draws.
     """
+
+    on_the_bar = (("loss", "loss"), ("iou", "iou_last_round"))
+    """Names on the progress bar, and of what they show."""
 
     def __init__(
         self,
@@ -67,6 +77,7 @@ class SamModule(LightningModule):
         compile_encoder: bool = False,
         ema_decay: float | None = None,
         images_per_pass: int | None = None,
+        text_alignment: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -77,7 +88,7 @@ class SamModule(LightningModule):
         self.automatic_optimization = False  # several backward passes a step
         self.model, self.simulator, self.loss, self.optimizer_factory = model, simulator, loss, optimizer
         self.loss_resolution, self.gradient_clip, self.seed = loss_resolution, gradient_clip, seed
-        self.frozen_encoder, self.images_per_pass = frozen_encoder, images_per_pass
+        self.frozen_encoder, self.images_per_pass, self.text_alignment = frozen_encoder, images_per_pass, text_alignment
         self.average = WeightAverage(ema_decay) if ema_decay is not None else None
         self.asked_to_stop = self.stopping = False
         if compile_encoder:
@@ -85,17 +96,18 @@ class SamModule(LightningModule):
         self.judge = PromptSimulator(
             num_corrections=max(VALIDATION_CLICKS) - 1, num_empty_rounds=0, box_probability=0, click="center"
         )
-        self.val_iou = ClickIoU(max(VALIDATION_CLICKS))
+        self.val_iou, self.val_iou_by_words = ClickIoU(max(VALIDATION_CLICKS)), ClickIoU(len(WORDS_THEN_CLICK))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimiser step over all rounds of a batch."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        tally, place = Tally(batch.images.device), 0
+        tally, place = self._new_tally(batch.images.device), 0
         tally.count(batch, stop=self.asked_to_stop)
-        torch.manual_seed(seed_of((self.seed, self.global_step, world()[0], 3)))  # for drop path and dropout
+        torch.manual_seed(seed_of((self.seed, self.global_step, world()[0], 3)))  # for dropout
         for part in batch.split(self.images_per_pass or len(batch.keys)):
-            self._backward_all_rounds(part, self._draws(part, place), tally)
+            draw_drop_paths(self.model.image_encoder, self._seeds(part, place, 4), part.images.device)
+            self._backward(part, self._draws(part, place), tally)
             place += len(part.keys)
         sums = tally.added_up()
         norm = self._mean_gradients(sums)
@@ -103,28 +115,42 @@ class SamModule(LightningModule):
         self._finish_step(optimizer, sums)
         self._log_step(sums, norm)
 
-    def _backward_all_rounds(self, batch: Batch, draws: ImageDraws, tally: Tally) -> None:
+    def _backward(self, batch: Batch, draws: ImageDraws, tally: Tally) -> None:
         """Add the gradients of the summed losses of `batch` to what is there."""
         encoded = self._encode(batch)
         embeddings = encoded.detach().requires_grad_(encoded.requires_grad)
         targets = self._targets(batch.target_masks)
-        prompts = self.simulator.first(batch.target_masks, batch.image_index, draws)
+        prompts = self._first(batch, draws)
         for round_ in self.simulator.rounds(seeded((self.seed, self.global_step, 0, 1))):
             prediction = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output)
             terms = self.loss(self._at_loss_resolution(prediction), targets)
+            if self.text_alignment and round_.index == 0 and prompts.text_embeddings is not None:
+                terms = self._with_alignment(terms, prompts.text_embeddings, embeddings, batch)
             self.manual_backward(terms.total * len(prompts))
-            tally.add(round_.index, terms)
+            tally.add_terms(round_.index, terms)
             best = prediction.best().detach()
             answers = self._answers(best)
             prompts = self.simulator.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, draws)
         if encoded.requires_grad:
             self.manual_backward(encoded, gradient=embeddings.grad)
 
+    def _with_alignment(
+        self, terms: LossTerms, texts: Float[Tensor, "N E"], embeddings: Float[Tensor, "B C h w"], batch: Batch
+    ) -> LossTerms:
+        words = self.model.prompt_encoder.embed_text(texts)
+        alignment = alignment_loss(words, embeddings, batch.image_index, batch.target_masks)
+        return replace(terms, total=terms.total + self.text_alignment * alignment)
+
+    def _first(self, batch: Batch, draws: ImageDraws) -> Prompts:
+        if batch.text_embeddings is not None and self.simulator.asks_by_words(seeded((self.seed, self.global_step, 0, 5))):
+            return Prompts.from_text(batch.image_index, batch.text_embeddings)
+        return self.simulator.first(batch.target_masks, batch.image_index, draws)
+
     def _mean_gradients(self, sums: StepSums) -> Tensor:
         """From this process's summed gradients to the step's mean ones, clipped; their norm before that."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         sum_gradients(parameters)
-        divide_gradients(parameters, sums.num_masks)
+        divide_gradients(parameters, sums.count)
         return clip_gradients(parameters, self.gradient_clip)
 
     def _finish_step(self, optimizer: Any, sums: StepSums) -> None:
@@ -135,25 +161,44 @@ class SamModule(LightningModule):
         self.stopping, self.last_step = sums.stop, sums
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """IoU after each of five careful clicks, model frame."""
+        """IoU after each of five careful clicks, and by words and after a click more where masks have words; model frame."""
         generator = torch.Generator().manual_seed(0)
         embeddings = self._encode(batch)
-        prompts = self.judge.first(batch.target_masks, batch.image_index, generator)
+        clicks = self.judge.first(batch.target_masks, batch.image_index, generator)
+        self.val_iou.update(self._ious(batch, embeddings, clicks, self.judge.rounds(generator), generator))
+        if batch.text_embeddings is not None:
+            words = Prompts.from_text(batch.image_index, batch.text_embeddings)
+            self.val_iou_by_words.update(self._ious(batch, embeddings, words, WORDS_THEN_CLICK, generator))
+        self.log("val/skipped", float(len(batch.skipped)), reduce_fx="sum", sync_dist=True, batch_size=len(batch.keys))
+
+    def _ious(
+        self,
+        batch: Batch,
+        embeddings: Float[Tensor, "B E h w"],
+        prompts: Prompts,
+        rounds: Sequence[Round],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "N K"]:
+        """Of the answers in each of K rounds that begin with `prompts`."""
         ious = []
-        for round_ in self.judge.rounds(generator):
+        for round_ in rounds:
             best = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output).best()
             answers = self._answers(best)
             ious.append(mask_iou(answers, batch.target_masks))
             prompts = self.judge.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
-        self.val_iou.update(torch.stack(ious, 1))
-        self.log("val/skipped", float(len(batch.skipped)), reduce_fx="sum", sync_dist=True, batch_size=len(batch.keys))
+        return torch.stack(ious, 1)
 
     def on_validation_epoch_end(self) -> None:
-        """Log mIoU@1, @3, @5."""
+        """Log mIoU@1, @3, @5 and, where masks have words, by them and after a click."""
         means = self.val_iou.compute()
         self.val_iou.reset()
         for clicks in VALIDATION_CLICKS:
             self.log(f"val/miou_at_{clicks}", means[clicks - 1], prog_bar=True, sync_dist=True)
+        if self.model.prompt_encoder.text_dim is not None:
+            by_words, after_click = self.val_iou_by_words.compute()
+            self.val_iou_by_words.reset()
+            self.log("val/miou_by_words", by_words, prog_bar=True, sync_dist=True)
+            self.log("val/miou_by_words_and_click", after_click, sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
         """The running mean of the weights, if there is one."""
@@ -165,20 +210,32 @@ class SamModule(LightningModule):
         optimizer, schedule = self.optimizer_factory.build(self.model, self.trainer.max_steps, make)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The one epoch of a run is never over: with more max_steps it goes on, and would otherwise end without a word."""
+        for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            progress["processed"] = progress["completed"] = 0
+
     def _encode(self, batch: Batch) -> Float[Tensor, "B E h w"]:
         return self.frozen_encoder(batch) if self.frozen_encoder else self.model.encode_images(batch.images, batch.sizes_hw)
+
+    def _new_tally(self, device: torch.device) -> Tally:
+        return Tally(device)
 
     def _folder(self) -> Path | None:
         return Path(self.trainer.default_root_dir) if self._trainer else None
 
     def _draws(self, batch: Batch, first: int) -> ImageDraws:
-        """Chance for the images of `batch`, the first of which is number `first` of this process's share of the step.
+        """Chance for the prompts of a batch; `first` as in `_seeds`."""
+        return ImageDraws(self._seeds(batch, first, 2), batch.image_index)
+
+    def _seeds(self, batch: Batch, first: int, stream: int) -> list[tuple[int, ...]]:
+        """A seed for each image of `batch`, the first of which is number `first` of this process's share of the step.
 
         PositionSampler deals the step's images out in turns, so image i of a process is number i x processes + rank.
         """
         rank, processes = world()
         places = [(first + i) * processes + rank for i in range(len(batch.keys))]
-        return ImageDraws([(self.seed, self.global_step, place, 2) for place in places], batch.image_index)
+        return [(self.seed, self.global_step, place, stream) for place in places]
 
     def _targets(self, masks: Bool[Tensor, "N H W"]) -> Float[Tensor, "N h w"]:
         if self.loss_resolution == "full":
@@ -200,8 +257,7 @@ class SamModule(LightningModule):
         return F.interpolate(mask_logits, size, mode="bilinear", align_corners=False)
 
     def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
-        values = sums.metrics()
-        num_masks = int(sums.num_masks)
-        self.log_dict({f"train/{k}": v for k, v in values.items()} | {"train/gradient_norm": gradient_norm}, batch_size=num_masks)
-        self.log("loss", values["loss"], prog_bar=True, logger=False, batch_size=num_masks)
-        self.log("iou", values["iou_last_round"], prog_bar=True, logger=False, batch_size=num_masks)
+        values, count = sums.metrics(), int(sums.count)
+        self.log_dict({f"train/{k}": v for k, v in values.items()} | {"train/gradient_norm": gradient_norm}, batch_size=count)
+        for short, name in self.on_the_bar:
+            self.log(short, values[name], prog_bar=True, logger=False, batch_size=count)

@@ -1,18 +1,22 @@
 """How several processes share a run: who starts them, who keeps what, what a checkpoint is made of.
 
 Whatever the strategy, a step adds up its gradients in training/gradients.py, and a checkpoint is one file with everything in
-it, the same as that of one process: a run goes on with another strategy, and on another number of devices.
+it, the same as that of one process, or (fsdp2, if asked) its parts in a folder: in either case a run goes on with another
+strategy, and on another number of devices.
 
 All of them were run with two processes on a CPU (gloo); no GPU has run them yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
+import torch
 from fairscale.optim.oss import OSS
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -22,6 +26,7 @@ from typing_extensions import override
 
 from sam_train.errors import ConfigError
 from sam_train.model.image_encoder import ImageEncoder
+from sam_train.training.sharded_checkpoint import FOLDER, is_in_shares, map_tensors, save_in_shares, with_tensors
 
 
 class Replicated(DDPStrategy):
@@ -62,7 +67,15 @@ class ShardedEncoder(Replicated):
     Prompt encoder and mask decoder have four million parameters and are backpropagated in every round: gathering them anew
     each time would cost more than it saves. The encoder's one backward pass sums its gradients itself.
     Raises ConfigError for another encoder.
+
+    sharded_checkpoints: each process writes its share into a folder beside last.ckpt, and reads no more of the optimiser's state
+        than that, instead of handing all to the first process: where that has not the memory for a whole checkpoint, or not the
+        time. `sam-export checkpoint=runs/NAME` makes one file of it.
     """
+
+    def __init__(self, *, sharded_checkpoints: bool = False) -> None:
+        super().__init__()
+        self.sharded_checkpoints = sharded_checkpoints
 
     @override
     def configure_ddp(self) -> None:
@@ -97,22 +110,32 @@ class ShardedEncoder(Replicated):
         self.whole_weights = {name: self._whole(value) for name, value in self._sam().state_dict().items()}
 
     @override
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole weights, on the first process; every process must come here."""
-        return {name: self._whole(value) for name, value in super().lightning_module_state_dict().items()}
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None) -> None:
+        """In shares, or gathered; every process must come here."""
+        if self.sharded_checkpoints:
+            folder = f"step-{checkpoint['global_step']}-{self.broadcast(token_hex(4))}"
+            save_in_shares(checkpoint, Path(filepath), folder, is_first=self.is_global_zero)
+        else:
+            whole = map_tensors(checkpoint, lambda place, tensor: self._whole(tensor))
+            super().save_checkpoint(whole, filepath, storage_options)
 
     @override
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state that one process would have, on the first; every process must come here."""
-        document = (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
-        states = document["state"].items()
-        return {**document, "state": {i: {n: self._whole(v) for n, v in state.items()} for i, state in states}}
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Of one in shares, the optimiser's state waits for `load_optimizer_state_dict`."""
+        path = Path(checkpoint_path)
+        document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not is_in_shares(document):
+            return document
+        waiting, self._path = {name: document.pop(name) for name in ("optimizer_states", FOLDER)}, path
+        return {**with_tensors(document, path, waiting[FOLDER]), **waiting}
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Shares of a whole state."""
-        for optimizer, document in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        """Shares of a whole state, or the shares themselves."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            like = partial(share_to_read_into, parameters)
+            document = with_tensors(saved, self._path, checkpoint[FOLDER], like) if is_in_shares(checkpoint) else saved
             state = {i: {n: share_of(v, parameters[i]) for n, v in values.items()} for i, values in document["state"].items()}
             optimizer.load_state_dict({**document, "state": state})
 
@@ -133,6 +156,14 @@ class ShardedEncoder(Replicated):
 
 def share_of(value: Any, parameter: Tensor) -> Any:
     """This process's share of a moment or mean of `parameter`; step counts and what belongs to whole parameters stay whole."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+    is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor) and value.shape == parameter.shape
+    if not is_whole or not isinstance(parameter, DTensor):
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def share_to_read_into(parameters: Sequence[Tensor], place: str) -> Tensor | None:
+    """Room for this process's share of a moment, by its place in a checkpoint: .../state/<number of the parameter>/<name>."""
+    *_, number, name = place.split("/")
+    parameter = parameters[int(number)]
+    return torch.zeros_like(parameter) if isinstance(parameter, DTensor) and name != "step" else None

@@ -13,6 +13,8 @@ from sam_train.structures import Batch
 
 COUNTS = ("masks", "images", "skipped", "stop")
 PER_ROUND = ("loss", "focal", "dice", "iou_loss", "true_iou", "predicted_iou")
+IOUS = {"true_iou": "iou", "predicted_iou": "predicted_iou"}
+"""What is logged of the first and of the last round, and the names it has there."""
 
 
 def world() -> tuple[int, int]:
@@ -23,10 +25,14 @@ def world() -> tuple[int, int]:
 
 
 class Tally:
-    """Counts and losses of one step, as sums over masks: sums of several processes add up, means do not."""
+    """Counts and losses of one step, as sums over masks: sums of several processes add up, means do not.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    names: of what is added up in each round.
+    per: which of COUNTS it becomes a mean over.
+    """
+
+    def __init__(self, device: torch.device, names: tuple[str, ...] = PER_ROUND, *, per: str = "masks") -> None:
+        self._device, self._names, self._per = device, names, per
         self._counts = torch.zeros(len(COUNTS))
         self._rounds: list[Tensor] = []
 
@@ -34,10 +40,13 @@ class Tally:
         """Images and masks of a batch that go into the step. stop: this process was asked to leave after it."""
         self._counts += torch.tensor([len(batch.image_index), len(batch.keys), len(batch.skipped), float(stop)])
 
-    def add(self, index: int, terms: LossTerms) -> None:
+    def add_terms(self, index: int, terms: LossTerms) -> None:
         """The losses of a round over some of the step's masks."""
         means = torch.stack([terms.total.detach(), terms.focal, terms.dice, terms.iou])
-        sums = torch.cat([means * len(terms.true_iou), terms.true_iou.sum()[None], terms.predicted_iou.sum()[None]])
+        self.add(index, torch.cat([means * len(terms.true_iou), terms.true_iou.sum()[None], terms.predicted_iou.sum()[None]]))
+
+    def add(self, index: int, sums: Float[Tensor, " k"]) -> None:
+        """Sums of a round, one for each name."""
         if index == len(self._rounds):
             self._rounds.append(torch.zeros_like(sums))
         self._rounds[index] += sums
@@ -48,20 +57,22 @@ class Tally:
         here = sums.clone()
         if world()[1] > 1:
             distributed.all_reduce(sums)
-        return StepSums(sums, here)
+        return StepSums(sums, here, self._names, self._per)
 
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """Sums of a step over all processes, and those of this one."""
+    """Sums of a step over all processes, and those of this one; names and `per` as in Tally."""
 
     sums: Float[Tensor, " k"]
     here: Float[Tensor, " k"]
+    names: tuple[str, ...] = PER_ROUND
+    per: str = "masks"
 
     @property
-    def num_masks(self) -> Float[Tensor, ""]:
-        """Of all processes; stays on the device, so that dividing by it waits for nothing."""
-        return self.sums[0]
+    def count(self) -> Float[Tensor, ""]:
+        """Masks of all processes, or what the means are over; stays on the device, so that dividing by it waits for nothing."""
+        return self.sums[COUNTS.index(self.per)]
 
     @property
     def stop(self) -> bool:
@@ -81,13 +92,18 @@ class StepSums:
     def metrics(self) -> dict[str, Tensor]:
         """Means over all masks of the step, and over its rounds where the name does not say which."""
         masks, images, skipped, _ = self.sums[: len(COUNTS)].unbind()
-        rounds = self.sums[len(COUNTS) :].view(-1, len(PER_ROUND)) / masks
-        values = dict(zip(PER_ROUND[:4], rounds.mean(0)[:4].unbind(), strict=True))
-        values |= {"iou_first_round": rounds[0, 4], "iou_last_round": rounds[-1, 4]}
-        values |= {"predicted_iou_first_round": rounds[0, 5], "predicted_iou_last_round": rounds[-1, 5]}
-        values |= {f"loss_round_{index}": loss for index, loss in enumerate(self.losses_of_rounds().unbind(), start=1)}
+        rounds = dict(zip(self.names, self.rounds().unbind(1), strict=True))
+        values = {name: means.mean() for name, means in rounds.items() if name not in IOUS}
+        for name, short in IOUS.items() if IOUS.keys() <= rounds.keys() else ():
+            values |= {f"{short}_first_round": rounds[name][0], f"{short}_last_round": rounds[name][-1]}
+        if len(rounds["loss"]) > 1:
+            values |= {f"loss_round_{index}": loss for index, loss in enumerate(rounds["loss"].unbind(), start=1)}
         return values | {"masks_per_image": masks / images, "skipped": skipped}
+
+    def rounds(self) -> Float[Tensor, "R k"]:
+        """Means over the step's masks, for each round and name."""
+        return self.sums[len(COUNTS) :].view(-1, len(self.names)) / self.count
 
     def losses_of_rounds(self) -> Float[Tensor, " R"]:
         """Mean loss over the step's masks, for each round."""
-        return self.sums[len(COUNTS) :].view(-1, len(PER_ROUND))[:, 0] / self.num_masks
+        return self.rounds()[:, 0]

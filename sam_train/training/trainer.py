@@ -33,13 +33,16 @@ NO_NEWS = (
     "The '.*_dataloader' does not have many workers",  # data.num_workers is the user's choice
     "Be aware that when using `ckpt_path`",  # another checkpoint_every_n_steps than before is no loss
     ".*LeafSpec.* is deprecated",  # Lightning 2.6 with torch 2.13
+    "None of the inputs have requires_grad",  # of a checkpointed block under lora: fairscale hands in one of its own that does
+    "The `srun` command is available",  # whoever wants SLURM has slurm/train.sbatch
 )
 """Warnings of Lightning about which nobody can or should do anything."""
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's advertisements and the warnings that are no news; the others stay."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    """Silence Lightning's advertisements, what each of several processes says for itself, and the warnings that are no news."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in NO_NEWS:
         warnings.filterwarnings("ignore", message)
 

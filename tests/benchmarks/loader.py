@@ -12,7 +12,7 @@ Prints one line of JSON:
     mean_mask_iou       of our masks with `geometry.resize_masks`, and min_mask_iou, over masks of at least 16 pixels
     open_1000_shards_s  indexing 1,000 shards of 1,000 samples by their manifests
 with --flat (two minutes more):
-    seconds_per_image   in sets of 1,000, 10,000 and 100,000 small images; flat_ratio: largest set / smallest
+    ms_per_small_image  CPU time in sets of 1,000, 10,000 and 100,000 small images; flat_ratio: largest set / smallest
     grown_mb            resident size after the tenth epoch less that after the second, and the numbers behind these.
 """
 
@@ -205,7 +205,7 @@ def measure_opening(folder: Path, num_shards: int = 1000, num_samples: int = 100
 
 
 def measure_flat(folder: Path) -> dict[str, Any]:
-    """Seconds an image and resident memory, in sets of one shard of 1,000 small images and links to it."""
+    """CPU seconds an image and resident memory, in sets of one shard of 1,000 small images and links to it."""
     source = folder / "small.tar"
     write_shard(source, small_samples(1000))
     per_image = {}
@@ -217,9 +217,9 @@ def measure_flat(folder: Path) -> dict[str, Any]:
                 os.link(path, many / f"sa_{number:06d}{path.name.removeprefix('small')}")
         loader = iter(ShardDataModule(shards=str(many), image_size=64).train_dataloader())
         drain(loader, 200)
-        start = time.perf_counter()
+        start = time.process_time()
         drain(loader, 3000)
-        per_image[num_shards * 1000] = (time.perf_counter() - start) / 3000
+        per_image[num_shards * 1000] = (time.process_time() - start) / 3000
     loader, resident = iter(ShardDataModule(shards=str(source), image_size=64).train_dataloader()), []
     for _ in range(10):
         drain(loader, 1000)

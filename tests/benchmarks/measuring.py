@@ -37,7 +37,7 @@ def peak_mb() -> float:
 def from_own_process(script: str, *arguments: str) -> Any:
     """What the script prints as JSON when it runs with these arguments, in a process of its own."""
     command = [sys.executable, script, *arguments]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def print_figures(figures: dict[str, Any]) -> None:

@@ -6,17 +6,22 @@ import sys
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from torch import nn
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sam_train.checkpoint import load_checkpoint
 
 
 @cache
 def segment_anything() -> SimpleNamespace:
-    """segment_anything's modules `modeling`, `onnx` and `amg`; its own __init__ imports torchvision, which nothing here needs.
+    """segment_anything's modules `modeling`, `onnx`, `amg` and `automatic_mask_generator`, without the torchvision they ask for.
 
-    Nothing of it stays in sys.modules: with the stub there, no other place could find the package any more.
+    Nothing of it stays in sys.modules: with the stubs there, no other place could find the packages any more.
     Raises ImportError that says what to install.
     """
     spec = find_spec("segment_anything")
@@ -24,12 +29,44 @@ def segment_anything() -> SimpleNamespace:
         raise ImportError("needs segment-anything==1.0: pip install 'sam-train[dev]'")
     package = ModuleType("segment_anything")
     package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["segment_anything"] = package
-    names = ("segment_anything.modeling", "segment_anything.utils.onnx", "segment_anything.utils.amg")
-    modules = {name.rpartition(".")[2]: import_module(name) for name in names}
-    for name in [name for name in sys.modules if name.partition(".")[0] == "segment_anything"]:
+    before = dict(sys.modules)
+    sys.modules.update(_torchvision() | {"segment_anything": package})
+    names = ("modeling", "utils.onnx", "utils.amg", "automatic_mask_generator")
+    modules = {name.rpartition(".")[2]: import_module(f"segment_anything.{name}") for name in names}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("segment_anything", "torchvision")]:
         del sys.modules[name]
+    sys.modules.update({name: module for name, module in before.items() if name.partition(".")[0] == "torchvision"})
     return SimpleNamespace(**modules)
+
+
+def _torchvision() -> dict[str, ModuleType]:
+    """The four functions that the generator takes from torchvision, which has no wheel for every torch that is tested here."""
+    functional, boxes = ModuleType("torchvision.transforms.functional"), ModuleType("torchvision.ops.boxes")
+    functional.__dict__.update(
+        to_pil_image=Image.fromarray, resize=lambda image, hw: image.resize((hw[1], hw[0]), Image.Resampling.BILINEAR)
+    )
+    boxes.__dict__.update(batched_nms=_batched_nms, box_area=_box_area)
+    parents = [ModuleType(name) for name in ("torchvision", "torchvision.transforms", "torchvision.ops")]
+    return {module.__name__: module for module in (*parents, functional, boxes)}
+
+
+def _box_area(boxes_xyxy: Tensor) -> Tensor:
+    return (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
+
+
+def _batched_nms(boxes_xyxy: Tensor, scores: Tensor, categories: Tensor, *, iou_threshold: float) -> Tensor:
+    """Indices that greedy NMS keeps, best first, of equal scores the earlier; all are of one category."""
+    assert not categories.any()
+    order, kept = scores.argsort(descending=True, stable=True), []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(best)
+        a, b = boxes_xyxy[best], boxes_xyxy[rest]
+        sides = (torch.minimum(a[2:], b[:, 2:]) - torch.maximum(a[:2], b[:, :2])).clamp_min(0)
+        both = sides.prod(1)
+        iou = both / (_box_area(a[None]) + _box_area(b) - both)
+        order = rest[~(iou.double() > iou_threshold)]
+    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.long)
 
 
 def reference_sam(*, image_size: int, **encoder: Any) -> nn.Module:
@@ -92,3 +129,16 @@ def reference_image_encoder(
         global_attn_indexes=global_attn_indexes,
     )
     return encoder.eval()
+
+
+def reference_mobile_sam(checkpoint: Path) -> nn.Module:
+    """segment_anything's Sam in evaluation mode with MobileSAM's weights. It has no TinyViT: the image encoder is ours."""
+    sam: nn.Module = segment_anything().modeling.Sam(
+        load_checkpoint(checkpoint, "cpu").image_encoder, reference_prompt_encoder(), reference_mask_decoder()
+    )
+    sam.image_encoder.img_size = sam.image_encoder.image_size
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    for name, part in (("prompt_encoder", sam.prompt_encoder), ("mask_decoder", sam.mask_decoder)):
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        part.load_state_dict(own, strict=True)
+    return sam.eval()

@@ -156,7 +156,7 @@ def ours(batch: Batch, model: Sam, points: Points) -> float:
     module = Step(model, points, SamLoss(), OptimizerFactory())
     tally = Tally(batch.images.device)
     tally.count(batch)
-    module._backward_all_rounds(batch, module._draws(batch, 0), tally)
+    module._backward(batch, module._draws(batch, 0), tally)
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad /= len(batch.image_index)

@@ -23,6 +23,7 @@ ROOTS = {
     "sam-evaluate": "evaluate",
     "sam-export": "export",
     "sam-engine": "engine",
+    "sam-annotate": "annotate",
     "sam-cycle": "cycle",
     "sam-train plan": "plan",
 }

@@ -1,20 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import make_sample
-from ranks import SMALL, Ranks, run_alone
+from ranks import SMALL, run_forked
 
 from sam_train.shards import write_shard
-
-
-@pytest.fixture(scope="session")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture(scope="session")
@@ -29,5 +21,5 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes of the same steps."""
     run_dir = tmp_path_factory.mktemp("alone")
-    run_alone([*SMALL, f"data.shards={shards}", f"data.val_shards={shards}", f"run_dir={run_dir}"])
+    run_forked([*SMALL, f"data.shards={shards}", f"data.val_shards={shards}", f"run_dir={run_dir}"], run_dir / "said")
     return run_dir

@@ -1,6 +1,7 @@
 """One process of several: reads jobs as lines of JSON, answers each with a line. Started by `ranks.Ranks`.
 
-A job is a list of overrides of `sam-train`, and perhaps the step at which the process is to be killed, before its end.
+A job is a list of overrides of `sam-train`, and perhaps the step at which the process is to be killed, before its end. Asked with
+`tell_keys`, the answer says which images this process saw, step by step.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ class KilledError(BaseException):
 
 
 def do(job: dict[str, Any]) -> dict[str, Any]:
+    seen: list[tuple[int, list[str]]] = []
+    told = {"seen": seen} if job.get("tell_keys") else {}
+
     def step(self: SamModule, batch: Any, batch_idx: int) -> None:
+        seen.append((self.global_step, [*batch.keys]))
         if self.global_step == job.get("kill_at"):
             raise KilledError
         self.asked_to_stop |= self.global_step == job.get("ask_at") and self.global_rank == job["ask_rank"]
@@ -37,9 +42,9 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         cfg = compose("train", overrides=job["overrides"])
     try:
-        return {"metrics": run(cfg)}
+        return {"metrics": run(cfg)} | told
     except KilledError:
-        return {"killed": True}
+        return {"killed": True} | told
     except Preempted as error:
         return {"preempted": str(error), "is_first": error.is_first}
 

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import SMALL, STEPS, Ranks, rows, run_alone, weights
+from hydra import compose, initialize_config_dir
+from ranks import SMALL, STEPS, Ranks, rows, run_alone, run_forked, weights
 
+from sam_train.config import config_dir
 from sam_train.errors import ConfigError
+from sam_train.export import run as export
 from sam_train.structures import Batch
 from sam_train.training import SamModule
 
 pytestmark = pytest.mark.slow
 
 STRATEGIES = ["ddp", "fsdp2", "fairscale"]
+IN_SHARES = "fsdp2 strategy.sharded_checkpoints=true"
 
 
 def overrides(shards: Path, run_dir: Path, *more: str) -> list[str]:
@@ -51,10 +55,10 @@ def test_two_processes_are_one(strategy: str, two: Ranks, shards: Path, alone: P
         assert answers[1]["metrics"][name] == written[name] == pytest.approx(one[name], rel=1e-4), "each image once"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, IN_SHARES])
 def test_killed_and_gone_on_as_one_and_as_two(strategy: str, two: Ranks, shards: Path, alone: Path, tmp_path: Path) -> None:
     """Killed as two in step 3, as one in step 5 and told to leave as two in between: each goes on at a checkpoint."""
-    chosen = overrides(shards, tmp_path, f"strategy={strategy}")
+    chosen = overrides(shards, tmp_path, *f"strategy={strategy}".split())
     assert two.run(chosen, kill_at=3) == [{"killed": True}] * 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SamModule, "training_step", killed_at(4))
@@ -64,9 +68,16 @@ def test_killed_and_gone_on_as_one_and_as_two(strategy: str, two: Ranks, shards:
     assert "asked to leave after step 5" in first["preempted"]
     assert (first["is_first"], second["is_first"]) == (True, False)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+    folders = [path.name for path in (tmp_path / "checkpoints").glob("step-*")]
+    assert [name[:7] for name in folders] == (["step-5-"] if strategy == IN_SHARES else []), "those before are gone"
     two.run(chosen)
     check_same(tmp_path, alone)
     assert json.loads((tmp_path / "metrics.json").read_bytes())["steps"] == STEPS
+
+
+def to_file(options: list[str]) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        export(compose("export", overrides=options))
 
 
 class KilledError(BaseException):
@@ -84,13 +95,33 @@ def killed_at(step: int) -> Callable[..., None]:
     return until
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_the_running_mean_of_two_is_that_of_one(strategy: str, two: Ranks, shards: Path, tmp_path: Path) -> None:
+def test_the_running_mean_of_two_is_that_of_one(two: Ranks, shards: Path, tmp_path: Path) -> None:
     chosen = ["training.ema_decay=0.5", "trainer.val_check_interval=3"]
-    run_alone(overrides(shards, tmp_path / "one", *chosen))
-    assert two.run(overrides(shards, tmp_path / "two", *chosen, f"strategy={strategy}"), kill_at=5) == [{"killed": True}] * 2
-    two.run(overrides(shards, tmp_path / "two", *chosen, f"strategy={strategy}"))
-    check_same(tmp_path / "two", tmp_path / "one")
+    run_forked(overrides(shards, tmp_path / "one", *chosen), tmp_path / "said")
+    for strategy in ("ddp", "fsdp2"):
+        options = overrides(shards, tmp_path / strategy, *chosen, f"strategy={strategy}")
+        assert two.run(options, kill_at=5) == [{"killed": True}] * 2
+        two.run(options)
+        check_same(tmp_path / strategy, tmp_path / "one")
+
+
+def test_a_checkpoint_in_shares_is_exported_as_one_file_would_be(two: Ranks, shards: Path, tmp_path: Path) -> None:
+    """Of a run that did not come to its end: the running mean at its last checkpoint."""
+    for name, strategy in (("shares", IN_SHARES), ("one", "fsdp2")):
+        options = ["training.ema_decay=0.5", "checkpoint_every_n_steps=1", *f"strategy={strategy}".split()]
+        assert two.run(overrides(shards, tmp_path / name, *options), kill_at=4) == [{"killed": True}] * 2
+        for kind in ("pt", "pth"):
+            to_file([f"checkpoint={tmp_path / name}", f"out={tmp_path / name}", f"format={kind}"])
+    assert (tmp_path / "shares" / "checkpoints" / "last.ckpt").stat().st_size < 200_000, "no weights in it"
+    checkpoint = torch.load(tmp_path / "one" / "checkpoints" / "last.ckpt", weights_only=True)
+    expected = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    expected |= checkpoint["callbacks"]["WeightAverage"]["means"]
+    for file in ("one/model.pt", "one/model.pth", "shares/model.pt", "shares/model.pth"):
+        found = torch.load(tmp_path / file, weights_only=True)
+        state = found["model"] if file.endswith(".pt") else found
+        assert state.keys() == expected.keys()
+        assert [name for name in expected if not torch.equal(state[name], expected[name])] == [], file
+    assert torch.load(tmp_path / "shares" / "model.pt", weights_only=True)["provenance"]["steps"] == 4
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -41,7 +41,8 @@ SMALL = [
     "optim.warmup_steps=3",
     "prompts={num_corrections: 2, num_empty_rounds: 2}",
     "data={images_per_step: 2, flip: true, quarter_turns: true, scale_jitter: [0.5, 1.5]}",
-    "+model.drop_path_rate=0.5",  # draws from torch's global generator
+    "+model.drop_path_rate=0.5",
+    "+model.decoder_dropout=0.1",  # draws from torch's global generator
 ]
 
 
@@ -144,6 +145,15 @@ def test_finished_run_started_again_stays_as_it_is(shards: Path, tmp_path: Path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert metrics == json.loads((tmp_path / "metrics.json").read_bytes())
     assert "train/loss" in metrics
+
+
+def test_finished_run_that_is_given_more_steps_goes_on(shards: Path, tmp_path: Path) -> None:
+    """From its end, whatever checkpoint_every_n_steps is; the rates must not depend on the length of the run."""
+    more = ["checkpoint_every_n_steps=100", "optim.milestones=[9, 9]"]
+    for steps in (3, MAX_STEPS):
+        assert run(config(shards, tmp_path / "longer", f"trainer.max_steps={steps}", *more))["steps"] == steps
+    run(config(shards, tmp_path / "at_once", *more))
+    check_same(tmp_path / "longer", tmp_path / "at_once")
 
 
 def test_validation_in_between_moves_nothing(shards: Path, unbroken: Path, tmp_path: Path) -> None:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import small_sam
 from torch import Tensor
+from torch.nn import functional as F
 
 from sam_train.losses import SamLoss
-from sam_train.losses.sam import dice_loss, focal_loss
+from sam_train.losses.mask_terms import mask_terms
+from sam_train.model.at_once import CPU, pretending
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator, Then
 from sam_train.prompts.sampling import central_points, noisy_boxes, uniform_points
@@ -61,9 +66,9 @@ def round_of(num_prompts: int, num_masks: int) -> tuple[Prediction, Tensor]:
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 2.0), (0.8, 0.0), (0.25, 3.0)])
 def test_focal_loss(alpha: float, gamma: float, normalize: str) -> None:
     prediction, targets = round_of(3, 2)
-    actual = focal_loss(
-        prediction.mask_logits.flatten(2), targets.flatten(1)[:, None], alpha=alpha, gamma=gamma, normalize=normalize
-    )
+    actual = mask_terms(
+        prediction.mask_logits.flatten(2), targets.flatten(1), alpha=alpha, gamma=gamma, normalize=normalize
+    ).focal
     for n in range(3):
         for m in range(2):
             logits, target = prediction.mask_logits[n, m].flatten().tolist(), targets[n].flatten().tolist()
@@ -74,7 +79,7 @@ def test_focal_loss(alpha: float, gamma: float, normalize: str) -> None:
 def test_focal_loss_over_the_weights_of_a_sure_answer_stays_finite() -> None:
     """Their sum falls to nothing; it counts as 1, so neither the loss nor its gradient grows without bound."""
     logits = torch.full((1, 1, 20), -30.0, requires_grad=True)
-    loss = focal_loss(logits, torch.zeros(1, 1, 20), alpha=0.25, gamma=2.0, normalize="weights")
+    loss = mask_terms(logits, torch.zeros(1, 20), alpha=0.25, gamma=2.0, normalize="weights").focal
     loss.sum().backward()
     assert logits.grad is not None
     assert 0 <= loss.item() < 1e-20
@@ -83,11 +88,43 @@ def test_focal_loss_over_the_weights_of_a_sure_answer_stays_finite() -> None:
 
 def test_dice_loss() -> None:
     prediction, targets = round_of(3, 2)
-    actual = dice_loss(prediction.mask_logits.flatten(2), targets.flatten(1)[:, None])
+    actual = mask_terms(prediction.mask_logits.flatten(2), targets.flatten(1), alpha=0.25, gamma=2.0).dice
     for n in range(3):
         for m in range(2):
             expected = dice_by_hand(prediction.mask_logits[n, m].flatten().tolist(), targets[n].flatten().tolist())
             assert actual[n, m].item() == pytest.approx(expected, rel=1e-5)
+
+
+def plain_terms(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Focal, dice and IoU as formulas that autograd differentiates; the weights of "weights" are constants."""
+    t = targets[:, None]
+    signed = logits * (1 - 2 * t)
+    hardness = signed.sigmoid().pow(gamma)
+    focal = (alpha * t + (1 - alpha) * (1 - t)) * hardness * F.softplus(signed)
+    norm = hardness.detach().sum(-1).clamp(min=1) if normalize == "weights" else logits.shape[-1]
+    p, answer, target = logits.sigmoid(), logits > 0, t > 0
+    iou = (answer & target).sum(-1).double() / (answer | target).sum(-1).clamp(min=1)
+    return focal.sum(-1) / norm, 1 - (2 * (p * t).sum(-1) + 1) / (p.sum(-1) + t.sum(-1) + 1), iou
+
+
+@pytest.mark.parametrize("prompts_at_once", [1, 2, 100])
+@pytest.mark.parametrize("normalize", ["pixels", "weights"])
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.8, 0.0), (0.25, 3.0)])
+def test_mask_terms_and_their_gradient_in_pieces(alpha: float, gamma: float, normalize: str, prompts_at_once: int) -> None:
+    targets = (torch.rand(5, 60) < 0.4).double()
+    targets[3] = 0
+    logits = (torch.randn(5, 3, 60) * 4).double()
+    logits[4] = -50
+    given, expected_of = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    with pretending(replace(CPU, loss=prompts_at_once * 3 * 60)):
+        actual = mask_terms(given, targets, alpha=alpha, gamma=gamma, normalize=normalize)
+        (actual.focal * torch.arange(15).view(5, 3) + actual.dice.square()).sum().backward()
+    expected = plain_terms(expected_of, targets, alpha=alpha, gamma=gamma, normalize=normalize)
+    (expected[0] * torch.arange(15).view(5, 3) + expected[1].square()).sum().backward()
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs.double(), rtol=1e-12, atol=1e-14)
+    assert not actual.iou.requires_grad
+    torch.testing.assert_close(given.grad, expected_of.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("supervise_all_ious", [False, True])
@@ -263,6 +300,23 @@ def test_central_points_are_farthest_from_the_boundary() -> None:
         assert mask[y, x]
         assert distance == pytest.approx(max(own.values()), abs=1e-4)
         assert own[x, y] == pytest.approx(max(own.values()), abs=1e-4)
+
+
+def test_central_points_do_not_hang_on_a_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV's distances differ in it with the place of the memory, and many pixels are equally far from a boundary."""
+    rng = np.random.default_rng(0)
+    masks = torch.from_numpy(rng.random((20, 30, 40)) < 0.97)
+    points, distances = central_points(masks)
+    exact = cv2.distanceTransform
+
+    def trembling(*args: Any) -> np.ndarray:
+        distance = exact(*args)
+        return np.nextafter(distance, np.float32(1e9) * rng.choice([-1, 1], distance.shape).astype(np.float32))
+
+    monkeypatch.setattr(cv2, "distanceTransform", trembling)
+    again, distances_again = central_points(masks)
+    assert torch.equal(points, again)
+    assert torch.equal(distances, distances_again)
 
 
 def test_central_point_of_an_empty_region_has_distance_zero() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_sample
-from ranks import SMALL, rows, weights
+from ranks import SMALL, Ranks, rows, run_forked, weights
 
 from sam_train.shards import write_shard
 
 pytestmark = pytest.mark.slow
 
-STEPS = 60
+STEPS = 40
+STEPS_OF_TWO = 80  # of jobs that need not start together: the first is still at work when the second has begun
+PATIENCE_S = 400
 FLAGS = ["--account=", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10"]
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", *FLAGS]
 
@@ -45,6 +47,17 @@ def environment() -> dict[str, str]:
     }
 
 
+def num_steps(run_dir: Path) -> int:
+    return len(rows(run_dir)) if (run_dir / "csv" / "metrics.csv").is_file() else 0
+
+
+def check_same(found: Path, expected: Path, steps: int = STEPS) -> None:
+    assert [row["step"] for row in rows(found)] == [str(step) for step in range(steps)]
+    assert rows(found) == rows(expected)
+    ours, theirs = weights(found), weights(expected)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
 class Job:
     """A training job over both nodes in a folder of its own."""
 
@@ -59,57 +72,54 @@ class Job:
         return self.log.read_text() if self.log.is_file() else ""
 
     def steps(self) -> int:
-        return len(rows(self.run_dir)) if (self.run_dir / "csv" / "metrics.csv").is_file() else 0
+        return num_steps(self.run_dir)
 
     def wait(self) -> None:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL")
-        self.cluster.until(lambda: self.cluster.state(self.number) in ended, 120, f"end of the job: {self.told()}")
+        self.cluster.until(lambda: self.cluster.state(self.number) in ended, PATIENCE_S, f"end of the job: {self.told()}")
         assert self.cluster.state(self.number) == "COMPLETED", self.told()
 
 
-def test_two_nodes_train_and_a_preempted_job_ends_as_an_unbroken_one(
-    cluster: Any, options: list[str], repo_root: Path, tmp_path: Path
+def test_two_nodes_train_and_a_preempted_job_ends_as_two_processes_that_nobody_disturbed(
+    cluster: Any, two: Ranks, options: list[str], repo_root: Path, tmp_path: Path
 ) -> None:
-    for name in ("unbroken", "preempted"):
-        (tmp_path / name).mkdir()
-    unbroken = Job(cluster, repo_root, tmp_path / "unbroken", options)
-    unbroken.wait()
-    job = Job(cluster, repo_root, tmp_path / "preempted", options)
-    cluster.until(lambda: job.steps() > 5 or cluster.state(job.number) == "FAILED", 90, f"steps: {job.told()}")
+    job = Job(cluster, repo_root, tmp_path, options)
+    cluster.until(lambda: job.steps() > 5 or cluster.state(job.number) == "FAILED", PATIENCE_S, f"steps: {job.told()}")
     urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
-    cluster.until(lambda: cluster.state(urgent) == "COMPLETED", 60, f"urgent job: {job.told()}")
+    cluster.until(lambda: cluster.state(urgent) == "COMPLETED", PATIENCE_S, f"urgent job: {job.told()}")
     assert 5 < job.steps() < STEPS, job.told()
     left_at = torch.load(job.run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert left_at == job.steps(), "the checkpoint is that of the last step, and not one of every so many"
+    two.run([*options, f"run_dir={tmp_path / 'unbroken'}"])  # while SLURM lets the job wait
     job.wait()
     assert "2 devices with 2 each" in job.told()
     assert f"asked to leave after step {left_at}" in job.told()
     assert f"going on from {Path('runs/mine/checkpoints/last.ckpt')}" in job.told()
-    assert rows(job.run_dir) == rows(unbroken.run_dir)
-    assert [row["step"] for row in rows(job.run_dir)] == [str(step) for step in range(STEPS)]
-    expected, found = weights(unbroken.run_dir), weights(job.run_dir)
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    check_same(job.run_dir, tmp_path / "unbroken")
 
 
-def test_an_array_of_the_engine_makes_the_shards_of_its_parts(
-    cluster: Any, shards: Path, repo_root: Path, tmp_path: Path
-) -> None:
-    script = str(repo_root / "slurm" / "engine_array.sbatch")
-    flags = ["--partition=low", "--array=0-1", "--account=", "--gpus=0", "--cpus-per-task=1", "--time=10"]
-    work = ["stage=assisted_manual", f"source={shards}", f"out={tmp_path / 'made'}", "images_per_shard=2", "threads=1"]
-    job = cluster.submit(*flags, script, *work, cwd=tmp_path, IMAGES_PER_TASK="4", **environment())
-    logs = lambda: "".join(path.read_text() for path in tmp_path.glob("*.log"))  # noqa: E731
-    cluster.until(lambda: not cluster.ask("squeue", "-h", "-j", job).strip(), 120, f"end of the array: {logs()}")
-    made = sorted(str(path.relative_to(tmp_path / "made")) for path in (tmp_path / "made").rglob("*.tar"))
-    assert made == [f"part_0000{part}/sa_00000{shard}.tar" for part in (0, 1) for shard in (0, 1)], logs()
-
-
-def test_a_sweep_is_a_job_for_each_value_and_a_run_folder_by_name(cluster: Any, shards: Path, tmp_path: Path) -> None:
+def test_jobs_of_a_sweep_that_are_taken_away_go_on(cluster: Any, shards: Path, options: list[str], tmp_path: Path) -> None:
+    """One job for each value and a run folder by its name. Both are preempted, put themselves back in the queue, and end with the
+    bits of runs that nobody disturbed; the command that started them waits all the while."""
     queue = {"partition": "low", "cpus_per_task": 1, "timeout_min": 10}
     command = [str(Path(sys.executable).with_name("sam-train")), "-m", "hydra/launcher=submitit_slurm"]
     command += [f"hydra.launcher.{key}={value}" for key, value in queue.items()]
-    command += [*SMALL, f"data.shards={shards}", "trainer.max_steps=2", "seed=0,1", "name=sweep_${seed}"]
-    cluster.ask(*command, cwd=tmp_path, check=True, **environment())
-    seeds = {name: json.loads((tmp_path / "runs" / name / "metrics.json").read_bytes()) for name in ("sweep_0", "sweep_1")}
-    assert [metrics["steps"] for metrics in seeds.values()] == [2, 2]
-    assert seeds["sweep_0"]["train/loss"] != seeds["sweep_1"]["train/loss"]
+    options = [*options, f"trainer.max_steps={STEPS_OF_TWO}", "data.num_workers=0"]
+    command += [*options, "seed=0,1", "name=sweep_${seed}"]
+    folders = [tmp_path / "runs" / f"sweep_{seed}" for seed in (0, 1)]
+    with (
+        (tmp_path / "said").open("w+") as said,
+        subprocess.Popen(command, cwd=tmp_path, env={**cluster.env, **environment()}, stdout=said, stderr=said) as sweep,
+    ):
+        cluster.until(lambda: all(num_steps(run) > 5 for run in folders) or sweep.poll() is not None, PATIENCE_S, "steps of both")
+        urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
+        cluster.until(lambda: cluster.state(urgent) == "COMPLETED", PATIENCE_S, "urgent job")
+        left_at = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] for run in folders]
+        assert all(5 < step < STEPS_OF_TWO for step in left_at), left_at
+        cluster.until(lambda: sweep.poll() is not None, PATIENCE_S, "end of the sweep")
+    assert sweep.returncode == 0, (tmp_path / "said").read_text()
+    for seed, folder in enumerate(folders):
+        unbroken = [*options, f"seed={seed}", f"run_dir={tmp_path / 'unbroken' / str(seed)}"]
+        run_forked(unbroken, tmp_path / "said")
+        check_same(folder, tmp_path / "unbroken" / str(seed), STEPS_OF_TWO)
+    assert rows(folders[0]) != rows(folders[1])

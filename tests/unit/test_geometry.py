@@ -5,8 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
 
-from sam_train.geometry import Resize, pad_to_square, resize_image, resize_masks
+from sam_train import geometry
+from sam_train.geometry import Resize, Taps, pad_to_square, resize_image, resize_masks
 
 side = st.integers(1, 4000)
 
@@ -117,3 +120,42 @@ def test_pad_to_square() -> None:
 def test_pad_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="broadcast"):
         pad_to_square(np.ones((5, 3), bool), 4)
+
+
+def matrix(taps: Taps, grid: int) -> Tensor:
+    """What the taps do, as pixels x grid; beyond an end is the end."""
+    places = (taps.first[:, None] + np.arange(3)).clip(0, grid - 1)
+    found = np.zeros((len(taps.first), grid))
+    for i in range(3):
+        np.add.at(found, (np.arange(len(found)), places[:, i]), taps.weights[:, i])
+    return torch.from_numpy(found)
+
+
+@pytest.mark.parametrize("grid", [16, 64])
+@pytest.mark.parametrize(
+    ("height", "width"), [(48, 64), (64, 64), (64, 63), (1, 1), (7, 5), (100, 30), (3, 500), (999, 1000), (65, 2000)]
+)
+def test_taps_are_the_two_steps_in_one(height: int, width: int, grid: int) -> None:
+    resize = Resize(height, width, 64)
+    logits = torch.randn(2, 1, grid, grid, dtype=torch.float64)
+    rows, columns = resize.taps(grid)
+    assert (np.diff(rows.first) >= 0).all()
+    assert (np.diff(columns.first) >= 0).all()
+    assert rows.weights.min() >= 0
+    assert torch.allclose(matrix(rows, grid) @ logits @ matrix(columns, grid).T, resize.logits_to_image(logits), atol=1e-6)
+
+
+def test_logits_finer_than_the_model_frame_have_no_taps() -> None:
+    with pytest.raises(ValueError, match="65 x 65 are finer than the model frame of 64 x 64"):
+        Resize(5, 5, 64).taps(65)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "pixels_at_once"),
+    [(20, 31, 1), (20, 31, 700), (20, 31, 4199), (20, 31, 4200), (59, 1, 700), (7, 90, 4200), (150, 211, 4200), (60, 70, 1)],
+)
+def test_bilinear_is_pillows_in_any_pieces(monkeypatch: pytest.MonkeyPatch, height: int, width: int, pixels_at_once: int) -> None:
+    monkeypatch.setattr(geometry, "PIXELS_AT_ONCE", pixels_at_once)
+    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    assert np.array_equal(resize_image(image, height, width, "bilinear"), expected)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
+from sam_train import masks as module
 from sam_train.errors import ShardError
 from sam_train.masks import (
+    clean_rle,
     decode_rle,
     encode_rle,
     mask_iou,
+    mask_nms,
     mask_to_box_xywh,
     masks_to_boxes_xyxy,
     nms,
+    parents,
     remove_small_regions,
+    rle_area,
+    rle_of_runs,
     rle_pixels,
+    rle_to_box_xywh,
     stability_score,
 )
 
@@ -53,6 +61,21 @@ def test_rle_round_trip_agrees_with_pycocotools(mask: np.ndarray) -> None:
     decoded = decode_rle(rle, height=height, width=width)
     assert decoded.dtype == bool
     assert np.array_equal(decoded, mask)
+
+
+@given(any_mask)
+@example(np.zeros((3, 4), bool))
+@example(np.ones((3, 4), bool))
+@example(np.ones((1, 1), bool))
+def test_what_is_measured_on_an_rle(mask: np.ndarray) -> None:
+    """From the lengths of runs column by column to the same RLE, area and box as from pixels."""
+    pixels = mask.T.ravel()
+    changes = np.flatnonzero(np.diff(pixels, prepend=False))
+    runs = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    rle = rle_of_runs(runs, *mask.shape)
+    assert rle == encode_rle(mask)
+    assert rle_area(rle) == mask.sum()
+    assert rle_to_box_xywh(rle) == mask_to_box_xywh(mask)
 
 
 @given(st.lists(st.integers(0, 2**28), min_size=1, max_size=30))
@@ -189,6 +212,69 @@ def test_remove_small_regions(before: tuple[str, ...], min_area: int, after: tup
         assert np.array_equal(result, picture(*after))
 
 
+@pytest.fixture(params=["rlemasklib", "without it"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to clean an RLE."""
+    if request.param == "without it":
+        monkeypatch.setattr(module, "_rlemasklib", lambda: None)
+    else:
+        pytest.importorskip("rlemasklib", reason="rlemasklib has no wheel for this platform")
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(("before", "min_area", "after"), REGIONS)
+def test_clean_rle(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
+    assert clean_rle(encode_rle(picture(*before)), min_area) == (None if after is None else encode_rle(picture(*after)))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("keep_largest", [False, True])
+@pytest.mark.parametrize("density", [0.2, 0.45, 0.6, 0.9])
+def test_an_rle_is_cleaned_as_the_mask_is(density: float, keep_largest: bool) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = rng.random((17, 23)) < density
+        for min_area in (2, 5, 20, 500):
+            expected = remove_small_regions(mask, min_area, keep_largest=keep_largest)
+            found = clean_rle(encode_rle(mask), min_area, keep_largest=keep_largest)
+            if expected is None or found is None:
+                assert found is None
+                assert expected is None
+            elif keep_largest and rle_area(found) < min_area:  # the largest of several as large: either will do
+                assert rle_area(found) == expected.sum()
+            else:
+                assert found == encode_rle(expected)
+
+
+@pytest.mark.parametrize(
+    ("before", "min_area", "after"),
+    [
+        pytest.param(("##...", "....#", "#...."), 5, ("##...", ".....", "....."), id="the largest of small islands stays"),
+        pytest.param(("###..", "#.#..", "###.#"), 9, ("#####", "#####", "#####"), id="first holes are filled, then islands go"),
+        pytest.param((".....", "....."), 5, None, id="an empty mask has none"),
+    ],
+)
+@pytest.mark.usefixtures("library")
+def test_the_largest_island_is_kept_when_told_so(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
+    expected = None if after is None else picture(*after)
+    result = remove_small_regions(picture(*before), min_area, keep_largest=True)
+    assert (result is None) == (expected is None)
+    assert result is None or np.array_equal(result, expected)
+    rle = clean_rle(encode_rle(picture(*before)), min_area, keep_largest=True)
+    assert rle == (None if expected is None else encode_rle(expected))
+
+
+def test_without_rlemasklib_it_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "rlemasklib", None)
+    module._rlemasklib.cache_clear()
+    try:
+        rle = encode_rle(picture("###..", "#.#.#", "###.."))
+        assert [clean_rle(rle, 2), clean_rle(rle, 2)] == [encode_rle(picture("###..", "###..", "###.."))] * 2
+    finally:
+        module._rlemasklib.cache_clear()
+    assert len([r for r in caplog.records if "rlemasklib is not installed" in r.message]) == 1
+
+
 def plain_nms(boxes: list[list[float]], scores: list[float], threshold: float) -> list[int]:
     def iou(a: list[float], b: list[float]) -> float:
         width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
@@ -227,3 +313,52 @@ def test_rle_of_an_impossible_size(height: int, width: int) -> None:
     with pytest.raises(ShardError) as caught:
         decode_rle({"size": [height, width], "counts": "h0"}, height=height, width=width)
     assert caught.value.field == "segmentation.size"
+
+
+def test_boxes_without_an_area_overlap_nothing() -> None:
+    """With inclusive corners a mask of one pixel is such a box. Two of them far apart are two."""
+    boxes = torch.tensor([[1.0, 1, 1, 1], [9, 9, 9, 9], [1, 1, 1, 1], [0, 0, 5, 5]])
+    assert nms(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), 0.5).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9])
+def test_mask_nms_against_a_plain_loop(threshold: float) -> None:
+    rng = np.random.default_rng(0)
+    masks = torch.zeros(40, 30, 30, dtype=torch.bool)
+    for mask in masks:
+        x, y = rng.integers(0, 20, 2)
+        width, height = rng.integers(2, 14, 2)
+        mask[y : y + height, x : x + width] = True
+        mask[y + 1, x : x + width] = False
+    scores = torch.from_numpy(rng.integers(0, 9, 40)).float()
+    rles = [encode_rle(mask.numpy()) for mask in masks]
+    ious = mask_iou(masks[:, None], masks[None])
+    expected: list[int] = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        if all(ious[i, j] <= threshold for j in expected):
+            expected.append(i)
+    assert mask_nms(rles, scores, threshold).tolist() == expected
+    assert len(expected) < 40 or threshold == 0.9
+    assert mask_nms([], torch.zeros(0), threshold).tolist() == []
+
+
+def test_parents_by_loops() -> None:
+    rng = np.random.default_rng(1)
+    masks = []
+    for _ in range(30):
+        mask = np.zeros((30, 30), bool)
+        (x, y), (width, height) = rng.integers(0, 20, 2), rng.integers(2, 25, 2)
+        mask[y : y + height, x : x + width] = True
+        masks.append(mask)
+    expected: list[int | None] = []
+    for mask in masks:
+        larger = [j for j, m in enumerate(masks) if m.sum() > mask.sum() and (m & mask).sum() >= 0.8 * mask.sum()]
+        expected.append(min(larger, key=lambda j: (masks[j].sum(), j)) if larger else None)
+    assert parents([encode_rle(m) for m in masks], 0.8) == expected
+    assert 5 < sum(p is not None for p in expected) < 30
+
+
+def test_the_same_mask_twice_is_not_its_own_parent() -> None:
+    rle = encode_rle(np.ones((4, 4), bool))
+    assert parents([rle, rle], 0.9) == [None, None]
+    assert parents([], 0.9) == []

@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other images, keys and ids")
     parser.add_argument("--longest-side", type=int, default=320, help="of every image, in pixels")
     parser.add_argument("--images-per-shard", type=int, default=20)
+    parser.add_argument("--true-colours", action="store_true", help="of what objects are cut from: their names show")
     given = parser.parse_args()
     write_corpus(
         given.out,
@@ -28,6 +29,7 @@ def main() -> None:
         height=given.longest_side,
         width=given.longest_side,
         images_per_shard=given.images_per_shard,
+        true_colours=given.true_colours,
         progress=True,
     )
 

@@ -21,18 +21,28 @@ _MAX_IMAGES = 1_000_000  # of a seed, so that ids of different seeds never meet
 _MAX_MASKS = 100  # of an image, likewise; a scene has at most 7 wholes of 2 parts of 1 sub-part, which is 35
 _LEVEL_NAMES = ("wholes", "parts", "sub_parts")
 _LARGEST_CUT = 0.25
-_COMPOSER = "1"
-"""To be raised when equal seeds begin to give other scenes: folders begun by the old composer are then refused."""
+_COMPOSER = "2"
+"""To be raised when equal seeds begin to give other scenes or records (2: masks have names): folders
+begun by the old composer are then refused."""
 
 
 def write_corpus(
-    folder: Path, *, num_images: int, seed: int, height: int, width: int, images_per_shard: int, progress: bool = False
+    folder: Path,
+    *,
+    num_images: int,
+    seed: int,
+    height: int,
+    width: int,
+    images_per_shard: int,
+    true_colours: bool = False,
+    progress: bool = False,
 ) -> None:
     """Write `num_images` scenes to `folder` as shards `syn_{seed}_000000.tar`, ...
 
     Each image fits `height` x `width`: one of its sides is shorter by up to a quarter, so that padding occurs. Keys
     and ids of corpora with different seeds never meet, so their shards may share a folder. Shards that are done
-    stay as they are; calling again with more images adds the missing ones. `progress` draws a bar on the terminal.
+    stay as they are; calling again with more images adds the missing ones. `true_colours` as in `compose_scene`.
+    `progress` draws a bar on the terminal.
 
     Raises ConfigError for numbers that cannot go together, for a folder that holds other shards of this seed, and
     when the photographs are not installed.
@@ -46,7 +56,7 @@ def write_corpus(
         "seed": seed,
         "height": height,
         "width": width,
-    }
+    } | ({"true_colours": True} if true_colours else {})
     shards = {
         folder / f"syn_{seed}_{number:06d}.tar": range(start, min(start + images_per_shard, num_images))
         for number, start in enumerate(range(0, num_images, images_per_shard))
@@ -55,7 +65,7 @@ def write_corpus(
     for path, indices in track(shards.items(), description="composing scenes", total=len(shards), disable=not progress):
         if not (path.is_file() and manifest_path(path).is_file()):
             counts: Counter[str] = Counter()
-            samples = _samples(indices, seed=seed, height=height, width=width, counts=counts)
+            samples = _samples(indices, seed=seed, height=height, width=width, true_colours=true_colours, counts=counts)
             write_shard(path, samples, counts=counts, provenance=settings)
 
 
@@ -88,13 +98,15 @@ def _check_done_shards(folder: Path, shards: dict[Path, range], *, seed: int, se
             )
 
 
-def _samples(indices: range, *, seed: int, height: int, width: int, counts: Counter[str]) -> Iterator[tuple[ImageRecord, bytes]]:
+def _samples(
+    indices: range, *, seed: int, height: int, width: int, true_colours: bool, counts: Counter[str]
+) -> Iterator[tuple[ImageRecord, bytes]]:
     for index in indices:
         rng = np.random.default_rng([seed, index])
         sides = [height, width]
         cut_side = rng.integers(2)
         sides[cut_side] -= int(sides[cut_side] * rng.uniform(0, _LARGEST_CUT))
-        scene = compose_scene(int(rng.integers(2**63)), height=sides[0], width=sides[1])
+        scene = compose_scene(int(rng.integers(2**63)), height=sides[0], width=sides[1], true_colours=true_colours)
         counts.update(_LEVEL_NAMES[level] for level in scene.levels)
         yield _record(scene, key=_key(seed, index), image_id=seed * _MAX_IMAGES + index), encode_jpeg(scene.image)
 
@@ -105,7 +117,6 @@ def _key(seed: int, index: int) -> str:
 
 def _record(scene: Scene, *, key: str, image_id: int) -> ImageRecord:
     height, width = scene.image.shape[:2]
-    provenance = Provenance(stage="import", checkpoint="", annotator="synthetic", config="")
     masks = [
         MaskRecord(
             id=image_id * _MAX_MASKS + number,
@@ -116,8 +127,8 @@ def _record(scene: Scene, *, key: str, image_id: int) -> ImageRecord:
             stability_score=1.0,
             crop_box=[0.0, 0.0, float(width), float(height)],
             point_coords=[],
-            provenance=provenance,
+            provenance=Provenance(stage="import", checkpoint="", annotator="synthetic", config="", name=name),
         )
-        for number, mask in enumerate(scene.masks)
+        for number, (mask, name) in enumerate(zip(scene.masks, scene.names, strict=True))
     ]
     return ImageRecord(key=key, image_id=image_id, width=width, height=height, masks=masks)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+SHAPES = ("wavy", "round", "square", "star-shaped", "curved")
+"""What the kinds of outline are called: blob, ellipse, rounded rectangle, star, bean."""
 _NUM_VERTICES = 192
 _SUPERSAMPLING = 4
 _FRACTION_BITS = 6  # cv2.fillPoly takes fixed-point vertices
 
 
-def random_outline(rng: np.random.Generator) -> np.ndarray:
-    """A closed outline, vertices x 2 (x, y), centred at 0, its farthest vertex at distance 1, randomly turned."""
+def random_outline(rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """A closed outline, vertices x 2 (x, y), centred at 0, its farthest vertex at distance 1, randomly turned; and its shape,
+    one of SHAPES."""
     kind = rng.choice(5, p=[0.34, 0.14, 0.2, 0.12, 0.2])
     outline = (_blob, _ellipse, _rounded_rectangle, _star, _bean)[kind](rng)
     outline = outline - outline.mean(0)
     turn = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    return outline @ rotation / np.linalg.norm(outline, axis=1).max()
+    return outline @ rotation / np.linalg.norm(outline, axis=1).max(), SHAPES[kind]
 
 
 def rasterise(outline: np.ndarray, *, height: int, width: int) -> np.ndarray:

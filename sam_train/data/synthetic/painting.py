@@ -13,11 +13,21 @@ from sam_train.data.synthetic.photographs import random_crop
 _RING = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
 
 
-def random_texture(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], *, height: int, width: int) -> np.ndarray:
-    """A crop of a random photograph, turned, zoomed and slightly recoloured."""
-    photograph = photographs[rng.integers(len(photographs))]
+def random_texture(
+    rng: np.random.Generator, photographs: tuple[np.ndarray, ...], *, height: int, width: int, true_colours: bool = False
+) -> tuple[np.ndarray, int]:
+    """A crop of a random photograph, turned, zoomed and slightly recoloured; and which photograph it is.
+
+    With `true_colours` nothing is recoloured, and 0.4 of the photograph or more lie in the crop.
+    """
+    place = int(rng.integers(len(photographs)))
+    photograph = photographs[place]
+    if true_colours:
+        whole = max(height, width) / max(photograph.shape)
+        crop = random_crop(rng, photograph, height=height, width=width, zoom=(whole, 2.5 * whole), turn=True)
+        return crop, place
     crop = random_crop(rng, photograph, height=height, width=width, zoom=(0.4, 1.6), turn=True)
-    return recolour(rng, crop, amount=rng.uniform(0.1, 0.6))
+    return recolour(rng, crop, amount=rng.uniform(0.1, 0.6)), place
 
 
 def recolour(rng: np.random.Generator, texture: np.ndarray, *, amount: float) -> np.ndarray:

@@ -12,26 +12,28 @@ import numpy as np
 from sam_train.errors import ConfigError
 
 _FILES = {
-    ("skimage", "data"): (
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "cell.png",
-        "chelsea.png",
-        "coffee.png",
-        "coins.png",
-        "grass.png",
-        "gravel.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "moon.png",
-        "motorcycle_left.png",
-        "motorcycle_right.png",
-        "retina.jpg",
-        "rocket.jpg",
-    ),
-    ("sklearn", "datasets/images"): ("china.jpg", "flower.jpg"),
+    ("skimage", "data"): {
+        "astronaut.png": "astronaut",
+        "brick.png": "brick",
+        "camera.png": "cameraman",
+        "cell.png": "cell",
+        "chelsea.png": "cat",
+        "coffee.png": "coffee",
+        "coins.png": "coins",
+        "grass.png": "grass",
+        "gravel.png": "gravel",
+        "hubble_deep_field.jpg": "galaxies",
+        "ihc.png": "tissue",
+        "moon.png": "moon",
+        "motorcycle_left.png": "motorcycle",
+        "motorcycle_right.png": "motorcycle",
+        "retina.jpg": "retina",
+        "rocket.jpg": "rocket",
+    },
+    ("sklearn", "datasets/images"): {"china.jpg": "temple", "flower.jpg": "flower"},
 }
+PHOTOGRAPH_NAMES = tuple(name for files in _FILES.values() for name in files.values())
+"""What each of `load_photographs` shows, in a word."""
 _INSTALL = "install the photographs with: pip install 'sam-train[quickstart]'"
 _LONGEST_SIDE_PX = 768  # the larger ones are shrunk once, so that one crop scale fits all
 
@@ -42,7 +44,7 @@ def load_photographs() -> tuple[np.ndarray, ...]:
 
     Raises ConfigError when a package or a file in it is not there.
     """
-    return tuple(_read(_package_folder(package) / folder / name) for (package, folder), names in _FILES.items() for name in names)
+    return tuple(_read(_package_folder(package) / folder / name) for (package, folder), files in _FILES.items() for name in files)
 
 
 def random_crop(

@@ -8,7 +8,7 @@ import numpy as np
 
 from sam_train.data.synthetic import painting
 from sam_train.data.synthetic.outlines import random_outline, rasterise
-from sam_train.data.synthetic.photographs import load_photographs, random_crop
+from sam_train.data.synthetic.photographs import PHOTOGRAPH_NAMES, load_photographs, random_crop
 
 MIN_SIDE_PX = 64
 _MIN_AREA = 0.0015  # of the image, for a mask to be kept
@@ -27,10 +27,16 @@ class Scene:
     """N x H x W bool. A whole includes its parts; a level 1 or 2 mask lies inside a mask of the level below."""
     levels: tuple[int, ...]
     """Of each mask: 0 whole, 1 part, 2 sub-part."""
+    names: tuple[str, ...]
+    """Of each mask: the shape of its outline and what it is cut from, such as "round coffee" or "star-shaped cat". A part that
+    has its parent's material in another colour has its parent's second word. Shapes may be cut off, and partly hidden."""
 
 
-def compose_scene(seed: int, *, height: int, width: int) -> Scene:
+def compose_scene(seed: int, *, height: int, width: int, true_colours: bool = False) -> Scene:
     """The scene of this seed and size, the same at every call: some ten masks, in rare cases very few.
+
+    true_colours: objects keep the colours of what they are cut from and show much of it, so that names can be told by looking.
+    Outlines may fade, and a part is cut from a photograph of its own instead of its parent's in another colour.
 
     Raises ValueError for a side under 64 pixels or a side more than four times the other, ConfigError when the
     photographs are not installed.
@@ -40,7 +46,7 @@ def compose_scene(seed: int, *, height: int, width: int) -> Scene:
             f"a scene of {height} x {width} has no room for its objects: "
             f"give sides of at least {MIN_SIDE_PX} pixels, neither more than four times the other"
         )
-    collage = _Collage(np.random.default_rng(seed), height=height, width=width)
+    collage = _Collage(np.random.default_rng(seed), height=height, width=width, true_colours=true_colours)
     collage.add_objects()
     return collage.finish()
 
@@ -53,6 +59,8 @@ class _Layer:
     texture: np.ndarray
     visible: np.ndarray
     area: int
+    shape: str
+    material: str
 
     def is_inside(self, other: _Layer) -> bool:
         return self is other or (self.parent is not None and self.parent.is_inside(other))
@@ -70,8 +78,8 @@ class _Layer:
 class _Collage:
     """The picture while it is being made. Layers are in painting order."""
 
-    def __init__(self, rng: np.random.Generator, *, height: int, width: int) -> None:
-        self.rng, self.height, self.width = rng, height, width
+    def __init__(self, rng: np.random.Generator, *, height: int, width: int, true_colours: bool) -> None:
+        self.rng, self.height, self.width, self.true_colours = rng, height, width, true_colours
         self.photographs = load_photographs()
         self.unit = float(np.sqrt(height * width))
         angle = rng.uniform(np.pi, 2 * np.pi)  # image y points down: one light for all, from above
@@ -93,7 +101,12 @@ class _Collage:
         image = np.clip(self.canvas + noise, 0, 255).round().astype(np.uint8)
         kept = [layer for layer in self.layers if layer.is_kept(_MIN_AREA * self.unit**2)]
         masks = np.array([layer.visible for layer in kept], bool).reshape(len(kept), self.height, self.width)
-        return Scene(image=image, masks=masks, levels=tuple(layer.level for layer in kept))
+        return Scene(
+            image=image,
+            masks=masks,
+            levels=tuple(layer.level for layer in kept),
+            names=tuple(f"{layer.shape} {layer.material}" for layer in kept),
+        )
 
     def _backdrop(self) -> np.ndarray:
         photograph = self.photographs[self.rng.integers(len(self.photographs))]
@@ -105,7 +118,8 @@ class _Collage:
 
     def _add_object(self, radius: float) -> None:
         centre = self.rng.uniform(0.08, 0.92, 2) * (self.width, self.height)
-        whole = self._add_layer(self._cover(centre, radius), self._texture(), parent=None)
+        cover = self._cover(centre, radius)
+        whole = self._add_layer(cover, self._texture(), parent=None)
         for _ in range(self.rng.choice(3, p=[0.2, 0.45, 0.35])):
             part = self._add_part(whole)
             if part is not None and self.rng.random() < 0.5:
@@ -117,16 +131,19 @@ class _Collage:
         for _ in range(4 if len(xs) else 0):  # a bent outline may miss the frame altogether
             seat = self.rng.integers(len(xs))
             radius = np.sqrt(parent.area / np.pi) * self.rng.uniform(0.4, 0.95)
-            coverage = np.minimum(self._cover(np.array([xs[seat], ys[seat]]), radius), parent.coverage)
+            whole, shape = self._cover(np.array([xs[seat], ys[seat]]), radius)
+            coverage = np.minimum(whole, parent.coverage)
             area = np.count_nonzero(coverage > 0.5)
             if max(0.08 * parent.area, _MIN_AREA * self.unit**2) < area < 0.6 * parent.area:
-                own = self.rng.random() < 0.5
+                own = self.rng.random() < 0.5 or self.true_colours
                 amount = self.rng.uniform(0.3, 0.7)
-                texture = self._texture() if own else painting.recolour(self.rng, parent.texture, amount=amount)
-                return self._add_layer(coverage, texture, parent=parent)
+                recoloured = (painting.recolour(self.rng, parent.texture, amount=amount), parent.material) if not own else None
+                return self._add_layer((coverage, shape), recoloured or self._texture(), parent=parent)
         return None
 
-    def _add_layer(self, coverage: np.ndarray, texture: np.ndarray, *, parent: _Layer | None) -> _Layer:
+    def _add_layer(self, cover: tuple[np.ndarray, str], surface: tuple[np.ndarray, str], *, parent: _Layer | None) -> _Layer:
+        """`cover` and `surface` are coverage and texture with what they are called."""
+        (coverage, shape), (texture, material) = cover, surface
         self._paint(coverage, texture, parent_coverage=parent.coverage if parent else None)
         mask = coverage > 0.5
         layer = _Layer(
@@ -136,6 +153,8 @@ class _Collage:
             texture=texture,
             visible=mask,
             area=int(np.count_nonzero(mask)),
+            shape=shape,
+            material=material,
         )
         for earlier in self.layers:
             if not layer.is_inside(earlier):
@@ -147,7 +166,8 @@ class _Collage:
         """Shadow, light, pixels: of the window that they change, most objects being small."""
         window = painting.window_around(coverage, margin=round(0.1 * self.unit))
         canvas, coverage, texture = self.canvas[window], coverage[window], texture[window]
-        texture = painting.set_apart(texture, coverage, canvas, difference=self.rng.uniform(20, 60))
+        if not self.true_colours:
+            texture = painting.set_apart(texture, coverage, canvas, difference=self.rng.uniform(20, 60))
         height = self._height_over_ground(is_part=parent_coverage is not None)
         if height > 0:
             offset_xy = (-self.light_xy[0] * height, -self.light_xy[1] * height)
@@ -165,8 +185,12 @@ class _Collage:
             return 0.0
         return self.unit * self.rng.uniform(*((0.003, 0.008) if is_part else (0.01, 0.03)))
 
-    def _cover(self, centre_xy: np.ndarray, radius: float) -> np.ndarray:
-        return rasterise(random_outline(self.rng) * radius + centre_xy, height=self.height, width=self.width)
+    def _cover(self, centre_xy: np.ndarray, radius: float) -> tuple[np.ndarray, str]:
+        outline, shape = random_outline(self.rng)
+        return rasterise(outline * radius + centre_xy, height=self.height, width=self.width), shape
 
-    def _texture(self) -> np.ndarray:
-        return painting.random_texture(self.rng, self.photographs, height=self.height, width=self.width)
+    def _texture(self) -> tuple[np.ndarray, str]:
+        texture, place = painting.random_texture(
+            self.rng, self.photographs, height=self.height, width=self.width, true_colours=self.true_colours
+        )
+        return texture, PHOTOGRAPH_NAMES[place]

@@ -45,6 +45,8 @@ def export_onnx(
     Files are written aside and moved once all agree with torch. Raises ConfigError for another precision,
     CheckpointError when an answer is off; then nothing was written.
     """
+    if options.text_input and sam.prompt_encoder.text_dim is None:
+        raise ConfigError("options.text_input=true wants a model that takes words, and this one does not: train it with text=...")
     if not precisions or set(precisions) - set(PRECISIONS):
         raise ConfigError(f"precisions must be some of {', '.join(PRECISIONS)}, got {list(precisions)}")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ Inputs and outputs are those of segment_anything/utils/onnx.py, so that what run
     masks [1, M, H, W] logits       iou_predictions [1, M]               low_res_masks [1, M, 4h, 4w]
 
 and, with `return_extra_metrics`, stability_scores [1, M] and areas [1, M] before low_res_masks. M is 1 or 4.
+With `text_input` there is one more input, text_embeddings [T, E'], of words: T is 1, or 0 for a prompt without words.
 E is C channels, or 4 C of an encoder with `details` (see ImageEncoder), which released models do not have.
 One difference: `has_mask_input` is yes (above 0.5) or no, not a mixture; without a mask its convolutions are not run.
 """
@@ -41,11 +42,13 @@ class Options:
     return_single_mask: one mask, chosen by score: among masks 1 to 3 for up to two points, else mask 0.
     use_stability_score: scores are stability scores of the low-resolution masks, not the model's own estimate.
     return_extra_metrics: stability scores and areas of the full-size masks too.
+    text_input: one more input, text_embeddings, of a model that takes words. Not of the released script.
     """
 
     return_single_mask: bool = False
     use_stability_score: bool = False
     return_extra_metrics: bool = False
+    text_input: bool = False
 
     @property
     def output_names(self) -> list[str]:
@@ -76,6 +79,7 @@ class _Decoder:
         self.g, self.options = graph, options
         self.prompts = Weights(sam.state_dict(), "prompt_encoder.")
         self.decoder = Weights(sam.state_dict(), "mask_decoder.")
+        self.iou_sigmoid = sam.mask_decoder.iou_sigmoid
         self.size, self.grid = sam.image_size, sam.prompt_encoder.grid_size
         self.length, self.channels = self.grid**2, self.decoder["iou_token.weight"].shape[1]
         self.embedding_channels = embedding_channels(sam)
@@ -87,7 +91,8 @@ class _Decoder:
         self.two_way = TwoWay(g, weights, blocks[0].self_attn.num_heads, len(blocks), self.length, positions)
 
     def model(self, full_size: bool, metadata: dict[str, str]) -> onnx.ModelProto:
-        tokens = self.g.op("Concat", self.output_tokens, self._points(), axis=0)
+        prompts = [self._points(), self._words()] if self.options.text_input else [self._points()]
+        tokens = self.g.op("Concat", self.output_tokens, *prompts, axis=0)
         queries, image = self.two_way.write(tokens, self._image(), self.output_tokens)
         low, scores = self._masks(queries, image)
         masks, side = self.num_masks, 4 * self.grid
@@ -113,6 +118,11 @@ class _Decoder:
             info("point_labels", 1, "num_points"),
             info("mask_input", 1, 1, 4 * self.grid, 4 * self.grid),
             info("has_mask_input", 1),
+            *(
+                [info("text_embeddings", "num_texts", self.prompts["text_projection.weight"].shape[1])]
+                if self.options.text_input
+                else []
+            ),
             *([info("orig_im_size", 2)] if full_size else []),
         ]
 
@@ -129,6 +139,10 @@ class _Decoder:
             g.op("Mul", features, g.reshape(placed, -1, 1)),
             g.op("Gather", table, g.op("Add", labels, integers(1)), axis=0),
         )
+
+    def _words(self) -> str:
+        """T C: the embeddings of words, projected."""
+        return self.g.linear("text_embeddings", self.prompts["text_projection.weight"], self.prompts["text_projection.bias"])
 
     def _centres(self) -> str:
         """L 2: x, y of the image tokens in [0, 1]."""
@@ -175,6 +189,7 @@ class _Decoder:
         """Low-resolution masks 1 M 4h 4w and their scores 1 M, chosen as the options say."""
         g, options = self.g, self.options
         scores = self._perceptron([self.decoder.part("iou_prediction_head")], g.slice(queries, 0, 1, axis=0))
+        scores = g.op("Sigmoid", scores) if self.iou_sigmoid else scores
         heads = [self.decoder.part(f"output_hypernetworks_mlps.{i}") for i in range(NUM_MASKS)]
         maps = self._perceptron(heads, g.reshape(g.slice(queries, 1, 1 + NUM_MASKS, axis=0), NUM_MASKS, 1, self.channels))
         maps, scores = g.reshape(maps, NUM_MASKS, -1), g.reshape(scores, 1, NUM_MASKS)

@@ -65,7 +65,7 @@ def check_encoder(path: Path, sam: Sam) -> Parity:
 def check_decoder(path: Path, sam: Sam, options: Options, precision: str) -> Parity:
     """1 to 5 points or a box, with and without a mask, images of three shapes. Raises CheckpointError when it is off."""
     session = session_of(path)
-    found = [_difference(session, sam, options, inputs) for inputs in cases(sam)]
+    found = [_difference(session, sam, options, inputs) for inputs in cases(sam, text_input=options.text_input)]
     parity = Parity(
         mask_difference=max(case.mask_difference for case in found),
         score_difference=max(case.score_difference for case in found),
@@ -82,14 +82,19 @@ def check_decoder(path: Path, sam: Sam, options: Options, precision: str) -> Par
     return parity
 
 
-def cases(sam: Sam, seed: int = 0) -> Iterator[Arrays]:
-    """Inputs of the decoder, always the same."""
+def cases(sam: Sam, seed: int = 0, *, text_input: bool = False) -> Iterator[Arrays]:
+    """Inputs of the decoder, always the same: with words, without, and words alone in place of a box."""
     random, size, side = np.random.default_rng(seed), sam.image_size, sam.logits_size
     channels, grid = embedding_channels(sam), sam.prompt_encoder.grid_size
     for index, (num_points, with_mask) in enumerate((n, m) for n in range(MAX_POINTS + 1) for m in (0, 1)):
         labels = [*random.integers(0, 2, num_points), PointLabel.PADDING]
         if num_points == 0:
             labels = [PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT]
+        texts: Arrays = {}
+        if text_input:
+            words = random.standard_normal((int(num_points % 3 != 1), sam.prompt_encoder.text_dim or 0), np.float32)
+            texts = {"text_embeddings": words / np.linalg.norm(words, axis=1, keepdims=True)}
+            labels = [PointLabel.PADDING] if num_points == 0 else labels
         hw = ((size, size), (size * 3 // 2, size), (size // 2, size * 2 // 3 + 1))[index % 3]
         yield {
             "image_embeddings": random.standard_normal((1, channels, grid, grid), np.float32),
@@ -98,6 +103,7 @@ def cases(sam: Sam, seed: int = 0) -> Iterator[Arrays]:
             "mask_input": random.standard_normal((1, 1, side, side), np.float32) * 4 * with_mask,
             "has_mask_input": np.array([with_mask], np.float32),
             "orig_im_size": np.array(hw, np.float32),
+            **texts,
         }
 
 
@@ -110,6 +116,7 @@ def torch_answer(sam: Sam, options: Options, inputs: Arrays) -> dict[str, Tensor
         points_xy=given["point_coords"],
         point_labels=given["point_labels"].long(),
         mask_logits=given["mask_input"] if given["has_mask_input"] > 0 else None,
+        text_embeddings=given["text_embeddings"] if len(given.get("text_embeddings", ())) else None,
     )
     parts = [sam.decode(given["image_embeddings"], prompts, multimask_output=several) for several in (False, True)]
     low, scores = torch.cat([part.mask_logits for part in parts], 1), torch.cat([part.iou_scores for part in parts], 1)

@@ -12,9 +12,15 @@ from collections.abc import Callable
 
 from sam_train.shards.exporters.coco import export_coco
 from sam_train.shards.exporters.label_maps import export_label_maps
+from sam_train.shards.exporters.overlays import export_overlays
 from sam_train.shards.exporters.yolo import export_yolo
 
-EXPORTERS: dict[str, Callable[..., None]] = {"coco": export_coco, "yolo": export_yolo, "label_maps": export_label_maps}
+EXPORTERS: dict[str, Callable[..., None]] = {
+    "coco": export_coco,
+    "yolo": export_yolo,
+    "label_maps": export_label_maps,
+    "overlays": export_overlays,
+}
 """Kind, as the command line has it -> the function."""
 
 __all__ = ["EXPORTERS"]

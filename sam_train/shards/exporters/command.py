@@ -50,7 +50,8 @@ def run_export(arguments: argparse.Namespace) -> None:
     folder = ExportFolder(arguments.out, counts)
     exporter(_watched(shards, totals), folder, counts, **options)
     shown = {name: counts[name] for name in sorted(counts)}
-    folder.finish({"kind": arguments.kind, "options": options, **totals, "counts": shown, "shards": [s.name for s in shards]})
+    said = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}  # paths differ by machine
+    folder.finish({"kind": arguments.kind, "options": said, **totals, "counts": shown, "shards": [s.name for s in shards]})
     print(f"{arguments.out}: {totals['images']} images, {totals['masks']} masks")
     if shown:
         print("counted: " + ", ".join(f"{count} {name}" for name, count in shown.items()))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from sam_train.masks import decode_rle
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.exporters.outlines import joined, rings_of_mask, simplified
 from sam_train.shards.members import Sample
+from sam_train.shards.names import NAMELESS, ClassNumbers, read_class_names
 
-_DATA_YAML = b"train: images\nval: images\nnames:\n  0: object\n"
 
+def export_yolo(
+    samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, tolerance_px: float = 0.0, names: Path | None = None
+) -> None:
+    """Samples to out/images, out/labels/NAME.txt and out/data.yaml, one image in memory at a time.
 
-def export_yolo(samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, tolerance_px: float = 0.0) -> None:
-    """Samples to out/images, out/labels/NAME.txt and out/data.yaml, one image in memory at a time; the one class is 0, "object".
+    Each name that masks have is a class, numbered from 0 as they come; those without a name are of one called "object". With
+    `names`, a data.yaml or a text with a name a line, classes have the numbers that they have there.
 
     A line is one mask. Outlines run along the edges of its pixels, so that filling them by pixel centres (pycocotools, our
     import) gives the mask back to the pixel; six decimals are enough for that up to the largest JPEG. A mask of several parts
@@ -26,15 +32,20 @@ def export_yolo(samples: Iterable[Sample], folder: ExportFolder, counts: Counter
 
     `tolerance_px` above 0 leaves corners out as long as none is farther than that from the new outline: smaller files, no longer
     exact. A mask without a pixel has no outline and is counted as "mask_without_pixels".
+
+    Raises ShardError for a name that `names` lacks.
     """
+    classes = ClassNumbers(first=0, given=None if names is None else read_class_names(names))
     for sample in samples:
         name = folder.add_picture(sample.record, sample.jpeg)
-        lines = [f"0 {outline}\n" for outline in _outlines(sample, tolerance_px, counts)]
+        lines = [f"{number} {outline}\n" for number, outline in _outlines(sample, classes, tolerance_px, counts)]
         folder.write(f"labels/{name}.txt", "".join(lines).encode())
-    folder.write("data.yaml", _DATA_YAML)
+    description = {"train": "images", "val": "images", "names": classes.names or {0: NAMELESS}}
+    folder.write("data.yaml", msgspec.yaml.encode(description))
 
 
-def _outlines(sample: Sample, tolerance_px: float, counts: Counter[str]) -> Iterator[str]:
+def _outlines(sample: Sample, classes: ClassNumbers, tolerance_px: float, counts: Counter[str]) -> Iterator[tuple[int, str]]:
+    """Class and corners of each mask."""
     record = sample.record
     for mask in record.masks:
         pixels = decode_rle(mask.segmentation, height=record.height, width=record.width, shard=sample.shard, key=record.key)
@@ -45,4 +56,5 @@ def _outlines(sample: Sample, tolerance_px: float, counts: Counter[str]) -> Iter
         if len(rings) > 1:
             counts["mask_with_bridges"] += 1
         fractions = joined(rings) / np.array([record.width, record.height])
-        yield " ".join(f"{number:.6f}".rstrip("0").rstrip(".") for number in fractions.ravel())
+        number = classes.take(mask.name, place=f"{sample.shard}, {record.key}, mask {mask.id}")
+        yield number, " ".join(f"{fraction:.6f}".rstrip("0").rstrip(".") for fraction in fractions.ravel())

@@ -15,10 +15,11 @@ from sam_train.shards.importers.label_maps import check_size, read_label_map
 from sam_train.shards.importers.mask_records import record_of_rle
 from sam_train.shards.importers.pairs import files_by_stem, pictures_by_stem, whole_picture
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
+from sam_train.shards.names import checked_name_of_class
 
 
 def import_binary_masks(
-    images: Path, masks: Path | None = None, *, min_area: int = 1, counts: Counter[str] | None = None
+    images: Path, masks: Path | None = None, *, name: str = "", min_area: int = 1, counts: Counter[str] | None = None
 ) -> Iterator[tuple[ImageRecord, bytes]]:
     """Pictures, each with a PNG for every one of its masks, to records and JPEG bytes, in name order.
 
@@ -27,31 +28,32 @@ def import_binary_masks(
 
     A mask is a PNG of one channel, 0 and one other value, of the size of its picture seen upright. Ids count from 1 in the
     order of the masks' names. Masks of no pixel are left out and counted as "mask_without_pixels", others below `min_area`
-    pixels as "below_min_area".
+    pixels as "below_min_area". `name` is what every mask shows, such as "nucleus".
 
     Raises ShardError, naming the file, for a picture without masks or the reverse, a mask that could belong to two pictures,
     holds more than two values or is of another size, and a file that cannot be read.
     """
     counts = Counter() if counts is None else counts
+    shown = checked_name_of_class(name, place="--name")
     pairs = _in_one_folder(images) if masks is None else _in_two_folders(images, masks)
     keys = keys_from_paths([name for name, _, _ in pairs])
-    for key, (name, image, files) in zip(keys, pairs, strict=True):
+    for key, (file, image, masks_of_it) in zip(keys, pairs, strict=True):
         picture = whole_picture(image, key=key)
         height, width = picture.image.shape[:2]
         records = []
-        for number, file in enumerate(files, start=1):
-            mask = _read_mask(file)
-            check_size(file, mask, height=height, width=width, key=key)
-            records += _records(mask, number, min_area, counts)
-        yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=records), picture.jpeg
+        for number, path in enumerate(masks_of_it, start=1):
+            mask = _read_mask(path)
+            check_size(path, mask, height=height, width=width, key=key)
+            records += _records(mask, number, shown, min_area, counts)
+        yield ImageRecord(key=key, image_id=image_id_from_path(file), width=width, height=height, masks=records), picture.jpeg
 
 
-def _records(mask: np.ndarray, number: int, min_area: int, counts: Counter[str]) -> list[MaskRecord]:
+def _records(mask: np.ndarray, number: int, name: str, min_area: int, counts: Counter[str]) -> list[MaskRecord]:
     area = int(mask.sum())
     if area < max(min_area, 1):
         counts["below_min_area" if area else "mask_without_pixels"] += 1
         return []
-    return [record_of_rle(encode_rle(mask), mask_id=number, annotator="binary_masks")]
+    return [record_of_rle(encode_rle(mask), mask_id=number, annotator="binary_masks", name=name)]
 
 
 def _read_mask(path: Path) -> np.ndarray:

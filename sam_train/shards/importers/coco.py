@@ -24,13 +24,13 @@ def import_coco(
     """The images of an instances JSON and their masks to records and JPEG bytes, in the order of file names.
 
     `images` is the folder that `file_name` counts from, `annotations` the JSON. An object's polygons become one mask;
-    compressed RLE is kept as it stands. Ids are the JSON's; categories have no place in SA-1B's form and are left. Masks
+    compressed RLE is kept as it stands. Ids are the JSON's; a category's name becomes its masks' (`Provenance.name`). Masks
     count in the pixels as stored, as COCO's own tools have it: a picture's EXIF orientation is dropped, unless only the
     upright picture has the size that the JSON names. An image without annotations yields a record without masks.
 
     Left out and counted: "crowd" (groups that were not told apart; --keep-crowd takes them), "mask_without_pixels",
     "polygon_below_3_points", "polygon_without_pixels", and with --missing leave_out "picture_missing". "polygon_clipped"
-    counts outlines that were cut at the picture's border.
+    counts outlines that were cut at the picture's border, "category_unknown" masks of a category that the JSON does not list.
 
     Raises ShardError, naming file and entry, for a JSON of another form, names that lead out of the folder, a picture that is
     missing, unreadable or of another size than the JSON says, and masks that do not fit their picture.

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+_IN_RECORDS = ("name", "names")
+"""Options that a manifest does not tell, as each mask does. Paths are not told because they differ by machine."""
+
+
 def add_import(commands: Commands) -> None:
     """`import` and its kinds, whose options are the importers' signatures."""
     kinds = commands.add_parser("import", help="write a data set as shards").add_subparsers(dest="kind", required=True)
@@ -45,9 +49,12 @@ def run_import(arguments: argparse.Namespace) -> None:
     options = given_options(arguments, IMPORTERS[arguments.kind], but=("counts",))
     counts: Counter[str] = Counter()
     samples = IMPORTERS[arguments.kind](**options, counts=counts)
-    _fill(_shelves(arguments, options), _with_counts(samples, counts), holdout=arguments.holdout, seed=arguments.seed)
-    if counts:
-        print("counted: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    shelves = _shelves(arguments, options)
+    _fill(shelves, _with_counts(samples, counts), holdout=arguments.holdout, seed=arguments.seed)
+    said = "counted: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) if counts else ""
+    _tell(shelves, said)
+    if said:
+        print(said)
 
 
 def _shelves(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Shelf]:
@@ -55,7 +62,7 @@ def _shelves(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str
     provenance = {
         "stage": "import",
         "importer": arguments.kind,
-        "options": {name: value for name, value in options.items() if not isinstance(value, Path)},  # paths differ by machine
+        "options": {name: value for name, value in options.items() if not isinstance(value, Path) and name not in _IN_RECORDS},
     }
     if not arguments.holdout:
         return {"": Shelf(arguments.out, arguments.images_per_shard, provenance)}
@@ -78,9 +85,15 @@ def _fill(
             progress.update(task, description=f"{sum(shelf.num_images for shelf in shelves.values())} images")
         for shelf in shelves.values():
             shelf.close()
+
+
+def _tell(shelves: dict[str, Shelf], said: str) -> None:
+    """Raises ConfigError for a split, or a whole import, without an image."""
     for split, shelf in shelves.items():
+        if not shelf.num_images and any(other.num_images for other in shelves.values()):
+            raise ConfigError(f"no image fell into {split}: choose another --seed or --holdout")
         if not shelf.num_images:
-            raise ConfigError(f"no image fell into {split or 'the import'}: choose another --seed or --holdout")
+            raise ConfigError(f"the data set gave no image, nothing was written; {said or 'it is empty'}")
         kept = f" ({shelf.num_kept} were already there)" if shelf.num_kept else ""
         print(f"{shelf.folder}: {shelf.num_images} images, {shelf.num_masks} masks, {shelf.num_shards} shards{kept}")
 

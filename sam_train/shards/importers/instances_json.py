@@ -1,14 +1,20 @@
-"""COCO's instances JSON and its relatives: read, checked, one picture at a time to records."""
+"""COCO's instances JSON and its relatives: read, checked, one picture at a time to records.
+
+A JSON of all of LVIS is a gigabyte, and ten as objects of Python. So the file is mapped, each entry is found and left as the
+bytes that it is (msgspec's Raw), and only those of one picture at a time become objects.
+"""
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import mmap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from sam_train.errors import ShardError
@@ -17,6 +23,7 @@ from sam_train.shards.importers.mask_records import checked_rle, record_of_rle
 from sam_train.shards.importers.pairs import picture_as_annotated
 from sam_train.shards.importers.polygons import rle_of_polygons
 from sam_train.shards.keys import keys_from_paths
+from sam_train.shards.names import names_of_categories
 
 MAX_PICTURE_BYTES = 1 << 30
 
@@ -29,7 +36,26 @@ class AnnotatedImage:
     image_id: int
     width: int
     height: int
-    annotations: list[dict[str, Any]]
+    raw: list[msgspec.Raw]
+
+    def annotations(self) -> list[dict[str, Any]]:
+        """Made of their bytes at each call. Raises ShardError, naming the image, for bytes that are none."""
+        return [_object(raw, place=f"{self.name}, its annotation {index}") for index, raw in enumerate(self.raw)]
+
+
+class _Document(msgspec.Struct, gc=False):
+    images: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
+    categories: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class _Owned(msgspec.Struct, gc=False):
+    """Of an annotation, whose it is."""
+
+    image_id: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+_DOCUMENT, _OWNED = msgspec.json.Decoder(_Document), msgspec.json.Decoder(_Owned)
 
 
 def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
@@ -55,34 +81,76 @@ def whole_number(entry: dict[str, Any], name: str, *, place: str) -> int:
     return value
 
 
-def read_instances(path: Path, name_of: Callable[[dict[str, Any], str], str]) -> list[AnnotatedImage]:
-    """Every image of an instances JSON, in the order of names. `name_of(image, place)` says which file holds it.
+def read_instances(path: Path, name_of: Callable[[dict[str, Any], str], str]) -> tuple[list[AnnotatedImage], dict[int, str]]:
+    """Every image of an instances JSON, in the order of names, and what its categories are called, by their ids.
 
+    `name_of(image, place)` says which file holds an image. A JSON may be without categories: then nothing is called anything.
     Raises ShardError, naming file and entry, for what is no such JSON, an image given twice, an annotation of none.
     """
-    document = read_json(path, ("images", "annotations"))
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for index, annotation in enumerate(document["annotations"]):
-        by_image[whole_number(annotation, "image_id", place=f"{path}, annotations[{index}]")].append(annotation)
+    document = _read_document(path)
+    categories = names_of_categories(_value(document.categories, place=f"{path}, categories"), place=str(path))
+    owners = np.fromiter(_owners(document, path), np.int64, len(document.annotations))
+    in_order = np.argsort(owners, kind="stable")
+    ids, starts = np.unique(owners[in_order], return_index=True)
+    ends = [*starts[1:].tolist(), len(owners)]
+    of_image = {number: in_order[start:end] for number, start, end in zip(ids.tolist(), starts.tolist(), ends, strict=False)}
     images, seen = [], set()
-    for index, image in enumerate(document["images"]):
+    for index, raw in enumerate(document.images):
         place = f"{path}, images[{index}]"
+        image = _object(raw, place=place)
         image_id = whole_number(image, "id", place=place)
         if image_id in seen:
             raise ShardError(f"{place}: id {image_id} was there before: every image needs its own")
         seen.add(image_id)
         width, height = (whole_number(image, side, place=place) for side in ("width", "height"))
-        name, annotations = name_of(image, place), by_image.pop(image_id, [])
-        images.append(AnnotatedImage(name=name, image_id=image_id, width=width, height=height, annotations=annotations))
-    if by_image:
-        raise ShardError(f"{path}: {len(by_image)} image ids of annotations are none of an image, such as {next(iter(by_image))}")
+        own = [document.annotations[place] for place in of_image.pop(image_id, ())]
+        images.append(AnnotatedImage(name=name_of(image, place), image_id=image_id, width=width, height=height, raw=own))
+    if of_image:
+        raise ShardError(f"{path}: {len(of_image)} image ids of annotations are none of an image, such as {next(iter(of_image))}")
     if not images:
         raise ShardError(f"{path}: no images: expected COCO's instances JSON")
-    return sorted(images, key=lambda image: image.name)
+    return sorted(images, key=lambda image: image.name), categories
+
+
+def _read_document(path: Path) -> _Document:
+    try:
+        with path.open("rb") as stream:
+            return _DOCUMENT.decode(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        # Python's reader is the more patient (NaN, a byte order mark), and knows what is wrong; it wants the memory.
+        document = read_json(path, ("images", "annotations"))
+    raw = {name: [msgspec.Raw(json.dumps(entry).encode()) for entry in document[name]] for name in ("images", "annotations")}
+    return _Document(**raw, categories=msgspec.Raw(json.dumps(document.get("categories", [])).encode()))
+
+
+def _owners(document: _Document, path: Path) -> Iterator[int]:
+    for index, raw in enumerate(document.annotations):
+        try:
+            yield _OWNED.decode(raw).image_id
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            place = f"{path}, annotations[{index}]"
+            number = whole_number(_object(raw, place=place), "image_id", place=place)
+            if not -(2**63) <= number < 2**63:
+                raise ShardError(f"{place}: expected a number of at most 64 bits as 'image_id', got {str(number)[:80]}") from None
+            yield number
+
+
+def _object(raw: msgspec.Raw, *, place: str) -> dict[str, Any]:
+    value = _value(raw, place=place)
+    if not isinstance(value, dict):
+        raise ShardError(f"{place}: expected an object, got {str(value)[:80]}")
+    return value
+
+
+def _value(raw: msgspec.Raw, *, place: str) -> Any:
+    try:
+        return json.loads(bytes(raw))
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{place} is not JSON: {error}") from error
 
 
 def records_of_images(
-    images: list[AnnotatedImage],
+    instances: tuple[list[AnnotatedImage], dict[int, str]],
     path_of: Callable[[str], Path],
     *,
     annotator: str,
@@ -90,11 +158,13 @@ def records_of_images(
     keep_crowd: bool,
     counts: Counter[str],
 ) -> Iterator[tuple[ImageRecord, bytes]]:
-    """Each image with its masks; `path_of(name)` is where its picture lies.
+    """Each image of `read_instances` with its masks; `path_of(name)` is where its picture lies.
 
-    Counts "picture_missing" (where `leave_missing_out`), "crowd" (unless `keep_crowd`), "mask_without_pixels" and what
+    Counts "picture_missing" (where `leave_missing_out`), "crowd" (unless `keep_crowd`), "mask_without_pixels",
+    "category_unknown" (the JSON has categories, but not a mask's, which stays without a name) and what
     `rle_of_polygons` counts. Raises ShardError, naming picture or annotation, for what cannot be used.
     """
+    images, categories = instances
     keys = keys_from_paths([image.name for image in images])
     for key, image in zip(keys, images, strict=True):
         path = path_of(image.name)
@@ -106,13 +176,15 @@ def records_of_images(
         if path.stat().st_size > MAX_PICTURE_BYTES:
             raise ShardError(f"{path} is larger than {MAX_PICTURE_BYTES} bytes: no picture that can be used is")
         picture = picture_as_annotated(path.read_bytes(), width=image.width, height=image.height, name=str(path), key=key)
-        masks = list(_masks(image, annotator=annotator, keep_crowd=keep_crowd, counts=counts))
+        masks = list(_masks(image, categories, annotator=annotator, keep_crowd=keep_crowd, counts=counts))
         sides = {"width": image.width, "height": image.height}
         yield ImageRecord(key=key, image_id=image.image_id, masks=masks, **sides), picture.jpeg
 
 
-def _masks(image: AnnotatedImage, *, annotator: str, keep_crowd: bool, counts: Counter[str]) -> Iterator[MaskRecord]:
-    for index, annotation in enumerate(image.annotations):
+def _masks(
+    image: AnnotatedImage, categories: dict[int, str], *, annotator: str, keep_crowd: bool, counts: Counter[str]
+) -> Iterator[MaskRecord]:
+    for index, annotation in enumerate(image.annotations()):
         place = f"{image.name}, its annotation {index} (id {str(annotation.get('id'))[:80]})"
         if annotation.get("iscrowd", 0) and not keep_crowd:
             counts["crowd"] += 1
@@ -120,10 +192,13 @@ def _masks(image: AnnotatedImage, *, annotator: str, keep_crowd: bool, counts: C
         mask_id = whole_number(annotation, "id", place=place)
         segmentation = annotation.get("segmentation")
         rle = rle_of_segmentation(segmentation, height=image.height, width=image.width, counts=counts, place=place)
-        record = record_of_rle(rle, mask_id=mask_id, annotator=annotator, **_scores(annotation, place)) if rle else None
+        category, scores = annotation.get("category_id"), _scores(annotation, place)
+        name = categories.get(category, "") if type(category) is int else ""
+        record = record_of_rle(rle, mask_id=mask_id, annotator=annotator, name=name, **scores) if rle else None
         if record is None or record.area == 0:
             counts["mask_without_pixels"] += 1
         else:
+            counts.update(["category_unknown"] if categories and category not in categories else [])
             yield record
 
 
@@ -150,7 +225,7 @@ def _outline(polygon: object, place: str) -> np.ndarray:
         raise ShardError(f"{place}: a polygon's corner is too large a number") from error
 
 
-def _scores(annotation: dict[str, Any], place: str) -> dict[str, float]:
+def _scores(annotation: dict[str, Any], place: str) -> dict[str, Any]:
     """SA-1B's scores where the JSON has them, as our own export does: a mask that came from a model stays one."""
     scores: dict[str, Any] = {name: annotation[name] for name in ("predicted_iou", "stability_score") if name in annotation}
     for name, score in scores.items():

@@ -13,31 +13,34 @@ from sam_train.records import ImageRecord
 from sam_train.shards.importers.mask_records import records_of_ids
 from sam_train.shards.importers.pairs import pairs_by_stem, whole_picture
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
+from sam_train.shards.names import checked_name_of_class
 from sam_train.shards.pictures import open_picture
 
 
 def import_label_maps(
-    images: Path, labels: Path, *, min_area: int = 1, counts: Counter[str] | None = None
+    images: Path, labels: Path, *, name: str = "", min_area: int = 1, counts: Counter[str] | None = None
 ) -> Iterator[tuple[ImageRecord, bytes]]:
     """Pairs `images/STEM.*` and `labels/STEM.png` to records and JPEG bytes, in name order.
 
     A label map is a PNG of one channel with 8 or 16 bits: 0 is no instance, each other value one instance, whose value
     becomes the mask's id. It must have the size of its picture seen upright. Instances below `min_area` pixels are left
-    out and counted as "below_min_area". A picture without instances yields a record without masks.
+    out and counted as "below_min_area". A picture without instances yields a record without masks. `name` is what every
+    instance shows, such as "nucleus".
 
     Raises ShardError, naming the file, for a picture without label map or the reverse, a pair of two sizes, or a file of
     a pair that cannot be read: an import is whole or stops.
     """
     counts = Counter() if counts is None else counts
+    shown = checked_name_of_class(name, place="--name")
     pairs = pairs_by_stem(images, labels, ".png", what="label map")
     keys = keys_from_paths([name for name, _, _ in pairs])
-    for key, (name, image, label) in zip(keys, pairs, strict=True):
+    for key, (file, image, label) in zip(keys, pairs, strict=True):
         picture = whole_picture(image, key=key)
         height, width = picture.image.shape[:2]
         ids = read_label_map(label)
         check_size(label, ids, height=height, width=width, key=key)
-        masks = records_of_ids(ids, annotator="label_maps", min_area=min_area, counts=counts)
-        yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=masks), picture.jpeg
+        masks = records_of_ids(ids, annotator="label_maps", min_area=min_area, counts=counts, name_of=lambda _: shown)
+        yield ImageRecord(key=key, image_id=image_id_from_path(file), width=width, height=height, masks=masks), picture.jpeg
 
 
 def check_size(path: Path, ids: np.ndarray, *, height: int, width: int, key: str) -> None:

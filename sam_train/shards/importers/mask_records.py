@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from sam_train.records import MaskRecord, Provenance, Rle
 
 
 def record_of_rle(
-    rle: Rle, *, mask_id: int, annotator: str, predicted_iou: float = 1.0, stability_score: float = 1.0
+    rle: Rle, *, mask_id: int, annotator: str, name: str = "", predicted_iou: float = 1.0, stability_score: float = 1.0
 ) -> MaskRecord:
     """The record of a checked RLE; its size is the image's. Box and area are measured on it, whatever the data set says.
 
-    The scores of a mask that came with a data set are 1: it is the truth there.
+    The scores of a mask that came with a data set are 1: it is the truth there. `name` is what the data set says that it shows.
     """
     height, width = rle["size"]
     encoded = {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
@@ -31,14 +32,16 @@ def record_of_rle(
         stability_score=stability_score,
         crop_box=[0.0, 0.0, float(width), float(height)],
         point_coords=[],
-        provenance=Provenance(stage="import", checkpoint="", annotator=annotator, config=""),
+        provenance=Provenance(stage="import", checkpoint="", annotator=annotator, config="", name=name),
     )
 
 
-def records_of_ids(ids: np.ndarray, *, annotator: str, counts: Counter[str], min_area: int = 1) -> list[MaskRecord]:
+def records_of_ids(
+    ids: np.ndarray, *, annotator: str, counts: Counter[str], min_area: int = 1, name_of: Callable[[int], str] | None = None
+) -> list[MaskRecord]:
     """One record for each value of an H x W map of unsigned integers but 0, in their order; the value becomes the mask's id.
 
-    Those below `min_area` pixels are left out and counted as "below_min_area".
+    `name_of(value)` says what it shows. Those below `min_area` pixels are left out and counted as "below_min_area".
     """
     records = []
     for instance, area in zip(*np.unique(ids, return_counts=True), strict=True):
@@ -47,7 +50,8 @@ def records_of_ids(ids: np.ndarray, *, annotator: str, counts: Counter[str], min
         if area < min_area:
             counts["below_min_area"] += 1
             continue
-        records.append(record_of_rle(encode_rle(ids == instance), mask_id=int(instance), annotator=annotator))
+        name = name_of(int(instance)) if name_of else ""
+        records.append(record_of_rle(encode_rle(ids == instance), mask_id=int(instance), annotator=annotator, name=name))
     return records
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,10 +16,24 @@ from sam_train.shards.importers.label_maps import check_size, read_png
 from sam_train.shards.importers.mask_records import records_of_ids
 from sam_train.shards.importers.pairs import checked_name, pairs_by_stem, whole_picture
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
+from sam_train.shards.names import names_of_categories
 
 _CITYSCAPES_FIRST_INSTANCE = 1000
 _CITYSCAPES_NOT_IN_THE_SCENE = 3
 """0 unlabeled, 1 ego vehicle, 2 rectification border, 3 out of roi."""
+_CITYSCAPES_CLASSES = (
+    *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road", "sidewalk"),
+    *("parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel", "pole", "polegroup"),
+    *("traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "caravan"),
+    *("trailer", "train", "motorcycle", "bicycle"),
+)
+"""By number, as cityscapesScripts' helpers/labels.py has them."""
+
+
+class _Segment(NamedTuple):
+    kind: str
+    """thing, stuff or crowd."""
+    name: str
 
 
 def import_panoptic(
@@ -37,7 +52,9 @@ def import_panoptic(
     The PNG's form says what it means. RGB: id = R + 256 G + 65536 B, 0 is nothing (COCO, and ADE20K's _seg.png, where a
     colour is an object too). 16 bits gray: Cityscapes' instanceIds, class * 1000 + number; values below 1000 are stuff, and
     groups not told apart, and 0 to 3 no part of the scene. The id becomes the mask's. `segments` is COCO's panoptic JSON,
-    which knows of an id whether it is a crowd (never taken) and whether its category is a thing.
+    which knows of an id whether it is a crowd (never taken), whether its category is a thing, and what that is called; of
+    Cityscapes' classes the names are known. ADE20K's _seg.png names its classes in no file that stands beside it: convert it to
+    COCO's form for names.
 
     Left out and counted: "stuff", known from that JSON or Cityscapes' values, unless --keep-stuff; "crowd"; "below_min_area".
 
@@ -53,11 +70,12 @@ def import_panoptic(
         height, width = picture.image.shape[:2]
         ids, is_cityscapes = read_panoptic(label)
         check_size(label, ids, height=height, width=width, key=key)
+        name_of: Callable[[int], str] | None = None
         if known is not None:
-            _leave_out_by_json(ids, known, label.relative_to(labels).as_posix(), keep_stuff, counts)
+            name_of = _leave_out_by_json(ids, known, label.relative_to(labels).as_posix(), keep_stuff, counts)
         elif is_cityscapes:
-            _leave_out_by_value(ids, keep_stuff, counts)
-        masks = records_of_ids(ids, annotator="panoptic", min_area=min_area, counts=counts)
+            name_of = _leave_out_by_value(ids, keep_stuff, counts)
+        masks = records_of_ids(ids, annotator="panoptic", min_area=min_area, counts=counts, name_of=name_of)
         yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=masks), picture.jpeg
 
 
@@ -70,44 +88,56 @@ def read_panoptic(path: Path) -> tuple[np.ndarray, bool]:
     return values.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32), False
 
 
-def _leave_out_by_value(ids: np.ndarray, keep_stuff: bool, counts: Counter[str]) -> None:
+def _leave_out_by_value(ids: np.ndarray, keep_stuff: bool, counts: Counter[str]) -> Callable[[int], str]:
+    """Names by id."""
     ids[ids <= _CITYSCAPES_NOT_IN_THE_SCENE] = 0
     if not keep_stuff:
         stuff = (ids > 0) & (ids < _CITYSCAPES_FIRST_INSTANCE)
         counts.update("stuff" for _ in np.unique(ids[stuff]))
         ids[stuff] = 0
+    return _cityscapes_name
+
+
+def _cityscapes_name(segment: int) -> str:
+    number = segment if segment < _CITYSCAPES_FIRST_INSTANCE else segment // _CITYSCAPES_FIRST_INSTANCE
+    return _CITYSCAPES_CLASSES[number] if number < len(_CITYSCAPES_CLASSES) else ""
 
 
 def _leave_out_by_json(
-    ids: np.ndarray, known: dict[str, dict[int, str]], name: str, keep_stuff: bool, counts: Counter[str]
-) -> None:
+    ids: np.ndarray, known: dict[str, dict[int, _Segment]], name: str, keep_stuff: bool, counts: Counter[str]
+) -> Callable[[int], str]:
+    """Names by id."""
     if name not in known:
         raise ShardError(f"the segments JSON does not list {name}: it is of other pictures")
+    segments = known[name]
     for segment in np.unique(ids[ids > 0]):
-        if int(segment) not in known[name]:
+        if int(segment) not in segments:
             raise ShardError(f"{name} holds the id {segment}, which the segments JSON does not list for it")
-        kind = known[name][int(segment)]
+        kind = segments[int(segment)].kind
         if kind == "crowd" or (kind == "stuff" and not keep_stuff):
             counts[kind] += 1
             ids[ids == segment] = 0
+    return lambda segment: segments[segment].name
 
 
-def _read_segments(path: Path) -> dict[str, dict[int, str]]:
-    """PNG's name -> id -> thing, stuff or crowd."""
+def _read_segments(path: Path) -> dict[str, dict[int, _Segment]]:
+    """PNG's name -> id -> what stands there."""
     document = read_json(path, ("annotations", "categories"))
+    names = names_of_categories(document["categories"], place=str(path))
     stuff = {
         whole_number(entry, "id", place=f"{path}, categories") for entry in document["categories"] if not entry.get("isthing", 1)
     }
-    found: dict[str, dict[int, str]] = {}
+    found: dict[str, dict[int, _Segment]] = {}
     for index, annotation in enumerate(document["annotations"]):
         place = f"{path}, annotations[{index}]"
-        found[checked_name(annotation.get("file_name"), place=place)] = kinds = {}
+        found[checked_name(annotation.get("file_name"), place=place)] = of_ids = {}
         segments = annotation.get("segments_info")
         if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
             raise ShardError(f"{place}: expected 'segments_info', a list of objects")
         for segment in segments:
-            is_stuff = whole_number(segment, "category_id", place=place) in stuff
-            kinds[whole_number(segment, "id", place=place)] = (
-                "crowd" if segment.get("iscrowd") else "stuff" if is_stuff else "thing"
-            )
+            category = whole_number(segment, "category_id", place=place)
+            if category not in names:
+                raise ShardError(f"{place}: category {category} is none of the JSON's 'categories'")
+            kind = "crowd" if segment.get("iscrowd") else "stuff" if category in stuff else "thing"
+            of_ids[whole_number(segment, "id", place=place)] = _Segment(kind, names[category])
     return found

@@ -13,7 +13,7 @@ import pytest
 
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.dataset import ShardDataset
-from sam_train.data.parsing import parse_record
+from sam_train.data.parsing import Outlines, parse_outlines
 from sam_train.data.sources import open_shards, weighted_names
 from sam_train.data.transforms import Transform
 from sam_train.errors import ConfigError, ShardError
@@ -178,8 +178,10 @@ def test_shards_or_sources_but_not_both(tmp_path: Path, sample: MakeSample) -> N
 
 def test_the_quick_parser_reads_what_the_schema_does(sample: MakeSample) -> None:
     record, _ = sample(3)
-    assert parse_record(record.to_json(), key=record.key) == record
-    for change in ({"area": 3.5}, {"bbox": [1, 2, 3]}, {"surprise": 1}, {"predicted_iou": None}, {"id": 1 << 70}, {"area": True}):
+    assert parse_outlines(record.to_json(), key=record.key) == Outlines.of(record)
+    for change in ({"area": 3.5}, {"surprise": 1}, {"predicted_iou": None}, {"id": 1 << 70}, {"area": True}):
         data = changed(record, lambda d, change=change: d["annotations"][0].update(change))  # type: ignore[misc]
         with pytest.raises(ShardError, match=r"annotations\[0\]\." + next(iter(change))):
-            parse_record(data, key=record.key)
+            parse_outlines(data, key=record.key)
+    data = changed(record, lambda d: d["annotations"][0].update(bbox=[1, 2, 3]))
+    assert parse_outlines(data, key=record.key) == Outlines.of(record), "no target is made of a box"

@@ -111,7 +111,9 @@ def test_rasterised_coverage_is_exact_to_a_quarter_of_a_pixel():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_an_outline_reaches_the_unit_circle(seed):
-    distances = np.linalg.norm(outlines.random_outline(np.random.default_rng(seed)), axis=1)
+    outline, shape = outlines.random_outline(np.random.default_rng(seed))
+    assert shape in outlines.SHAPES
+    distances = np.linalg.norm(outline, axis=1)
     assert distances.max() == pytest.approx(1)
 
 
@@ -119,6 +121,26 @@ def test_an_outline_reaches_the_unit_circle(seed):
 def test_a_size_without_room_is_refused(height, width):
     with pytest.raises(ValueError, match=f"{height} x {width}"):
         compose_scene(0, height=height, width=width)
+
+
+def test_true_colours_are_those_of_what_an_object_is_cut_from(scenes):
+    """A grey photograph stays grey, where it would otherwise be recoloured."""
+    pictures = zip(photographs.PHOTOGRAPH_NAMES, photographs.load_photographs(), strict=True)
+    grey = {name for name, pixels in pictures if (pixels[..., 0] == pixels[..., 2]).all()}
+    assert {"brick", "gravel", "moon"} <= grey
+
+    def casts(found):
+        """Red against blue in what is grey; the median, as parts too small to be kept are painted too."""
+        for scene in found:
+            for number, (mask, name) in enumerate(zip(scene.masks, scene.names, strict=True)):
+                own = mask & ~np.any(scene.masks[number + 1 :], 0) if number + 1 < len(scene.masks) else mask
+                if name.split()[1] in grey and own.sum() > 300:
+                    yield abs(np.median(scene.image[own, 0].astype(int) - scene.image[own, 2]))
+
+    true = [compose_scene(seed, **SIZE, true_colours=True) for seed in SEEDS]
+    assert len(list(casts(true))) > 20
+    assert max(casts(true)) <= 4
+    assert max(casts(scenes)) > 20
 
 
 def test_absent_package_says_what_to_install(monkeypatch):

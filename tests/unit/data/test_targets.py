@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sam_train.data import targets
-from sam_train.data.targets import Patch, patch_of, resize_rles
+from sam_train.data.patches import Patch, patch_of
+from sam_train.data.targets import resize_rles
 from sam_train.errors import ShardError
 from sam_train.geometry import resize_masks
 from sam_train.masks import encode_rle

@@ -1,41 +1,273 @@
-"""The local driver does every slice once, in order, to its end, and stops at the first error."""
+"""Whoever runs the slices, and however often and however many at once: each is made once, with the same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from conftest import make_sample
+from hydra import compose, initialize_config_dir
 
-from data_engine.drivers import run_slices
+import data_engine.drivers
+from data_engine.drivers import Driver, LocalDriver, RayDriver, SlurmDriver
+from data_engine.drivers.base import Todo
+from data_engine.drivers.local import num_cpus, seats
+from data_engine.run import made_by, open_source, run, share
+from data_engine.slices import Job, Outcome, absolute
+from data_engine.stages import Stage
+from sam_train.config import build, config_dir, to_plain
+from sam_train.errors import ConfigError, SamTrainError
+from sam_train.shards import encode_jpeg, write_shard
 
-
-def test_every_slice_once_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    done: list[str] = []
-
-    def work(slice_: str) -> Iterator[str]:
-        for letter in slice_:
-            done.append(letter)
-            yield letter
-        done.append("|")
-
-    run_slices(["ab", "", "c"], work, num_images=3, description="letters")
-    assert "".join(done) == "ab||c|"
-    assert "letters" in capsys.readouterr().out
-
-
-def test_nothing_to_do() -> None:
-    run_slices([], lambda _: pytest.fail("there is no slice"), num_images=0, description="nothing")
+NUM_IMAGES = 90
 
 
-def test_first_error_ends_it() -> None:
-    started: list[int] = []
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards whose masks the simulated annotator copies: slices without a model, in milliseconds."""
+    folder = tmp_path_factory.mktemp("source")
+    write_shard(folder / "sa_000000.tar", [make_sample(index) for index in range(NUM_IMAGES)])
+    return folder
 
-    def work(slice_: int) -> Iterator[int]:
-        started.append(slice_)
-        yield slice_
-        if slice_ == 2:
-            raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        run_slices([1, 2, 3], work, num_images=3, description="numbers")
-    assert started == [1, 2]
+def options(source: Path, out: Path, *more: str) -> list[str]:
+    return ["stage=assisted_manual", f"source={source}", f"out={out}", "report=false", "privacy=none", "threads=1", *more]
+
+
+def ran(source: Path, out: Path, *more: str) -> Path:
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        config = compose("engine", overrides=options(source, out, *more))
+    run(config)
+    return out
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All but the ledger, which says how long it took."""
+    paths = (path for path in folder.iterdir() if path.is_file() and path.name != "ledger.json")
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def makers(out: Path) -> list[list[int]]:
+    """The slices that each process wrote, by its own log."""
+    logs = sorted((out / ".engine" / "work").glob("*.jsonl"))
+    return [[int(line.partition(b",")[0].split()[-1]) for line in log.read_bytes().splitlines()] for log in logs]
+
+
+class Heard:
+    """An audience that remembers."""
+
+    def __init__(self, on_add: Callable[[], None] | None = None) -> None:
+        self.sum, self.slices, self.said = Counter[str](), dict[int, Outcome](), list[str]()
+        self._on_add = on_add
+
+    def begin(self, origin: str) -> None:
+        """As `Watch`."""
+
+    def add(self, *, images: int, masks: int, skipped: int) -> None:
+        self.sum.update(images=images, masks=masks, skipped=skipped)
+        if images > 0 and self._on_add:
+            self._on_add()
+
+    def slice(self, outcome: Outcome, *, told: bool) -> None:
+        self.slices[outcome.index] = outcome
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def job_of(source: Path, out: Path, *more: str) -> Job:
+    """A run that is ready to be driven."""
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        config = compose("engine", overrides=options(source, out, *more))
+    stage: Stage = build(config.stage)
+    job = Job(config=absolute(to_plain(config)), made_by=made_by(config, stage))
+    job.folder.prepare(job.made_by, lambda: open_source(config.source), images_per_shard=config.images_per_shard)
+    return job
+
+
+def test_all_are_drivers() -> None:
+    assert all(isinstance(driver, Driver) for driver in (LocalDriver(), SlurmDriver(tasks=2), RayDriver()))
+    assert [LocalDriver(processes=3).width("cpu"), SlurmDriver(tasks=9).width("cpu")] == [3, 9]
+    assert SlurmDriver(tasks=9, at_once=4).width("cpu") == 4
+
+
+def test_slices_that_others_hold_come_last_and_after_a_pause() -> None:
+    todo = Todo([1, 2, 3])
+    assert todo.take() == 1
+    todo.later(1)
+    assert [todo.take(), todo.take(), todo.take()] == [2, 3, None]
+    assert len(todo) == 1
+    todo.again(3)
+    assert todo.take() == 3
+
+
+def test_processes_share_the_cpus() -> None:
+    assert [seat.threads for seat in seats("cpu", None, 1)] == [num_cpus()]
+    assert [seat.threads for seat in seats("cpu", 3, 2)] == [3, 3]
+    assert {seat.threads for seat in seats("cpu", None, 10_000)} == {1}
+    with pytest.raises(ConfigError, match=r"driver\.processes is 0"):
+        LocalDriver(processes=0)
+
+
+def test_two_commands_at_once_share_the_slices_and_none_is_made_twice(source: Path, tmp_path: Path) -> None:
+    expected = files(ran(source, tmp_path / "alone", "images_per_shard=1"))
+    command = [sys.executable, "-m", "data_engine.run", *options(source, tmp_path / "both", "images_per_shard=1")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    racers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in "ab"
+    ]
+    told = [racer.communicate(timeout=300)[0] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0], told
+    made = makers(tmp_path / "both")
+    assert sorted(index for one in made for index in one) == list(range(NUM_IMAGES)), "each slice once"
+    assert len(made) == 2, f"one did all, so nothing was raced for: {told}"
+    assert files(tmp_path / "both") == expected
+    assert all("90 images, 180 masks in 90 shards" in text for text in told)
+
+
+@pytest.mark.parametrize("which", ["0/3", "2/3"])
+def test_a_share_of_the_slices(source: Path, tmp_path: Path, which: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ran(source, tmp_path / "out", "images_per_shard=9", f"slice={which}")
+    assert sorted(path.name for path in out.glob("*.tar")) == [f"sa_{i:06d}.tar" for i in range(int(which[0]), 10, 3)]
+    assert not (out / "ledger.json").exists()
+    assert "of 10 slices are not there yet" in capsys.readouterr().out
+
+
+def test_shares_make_what_one_command_makes(source: Path, tmp_path: Path) -> None:
+    expected = files(ran(source, tmp_path / "whole", "images_per_shard=20"))
+    for which in ("1/2", "0/2"):
+        ran(source, tmp_path / "shares", "images_per_shard=20", f"slice={which}")
+    assert files(tmp_path / "shares") == expected
+    assert (tmp_path / "shares" / "ledger.json").is_file()
+    assert not (tmp_path / "shares" / ".engine" / "claims").exists()
+
+
+@pytest.mark.parametrize("which", ["3", "3/3", "-1/2", "a/b", "0/0"])
+def test_a_share_that_is_none(source: Path, tmp_path: Path, which: str) -> None:
+    with pytest.raises(ConfigError, match="expected I/N"):
+        ran(source, tmp_path / "out", f"slice={which}")
+
+
+def test_pods_of_the_kubernetes_job_make_all_slices() -> None:
+    """What the file says is a command of ours, and the indices of its pods are the shares of all."""
+    job = yaml.safe_load((Path(data_engine.drivers.__file__).parent / "kubernetes.yaml").read_text())["spec"]
+    assert job["completionMode"] == "Indexed"
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["command"] == ["sam-engine"]
+    made = []
+    for pod in range(job["completions"]):
+        arguments = [argument.replace("$(JOB_COMPLETION_INDEX)", str(pod)) for argument in container["args"]]
+        with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+            config = compose("engine", overrides=arguments)
+        made += share(100, config.slice)
+    assert sorted(made) == list(range(100))
+
+
+@pytest.mark.slow
+def test_several_processes_make_what_one_makes(source: Path, tmp_path: Path) -> None:
+    expected = files(ran(source, tmp_path / "one", "images_per_shard=10"))
+    ran(source, tmp_path / "three", "images_per_shard=10", "driver.processes=3")
+    assert files(tmp_path / "three") == expected
+    made = makers(tmp_path / "three")
+    assert sorted(index for one in made for index in one) == list(range(9))
+    assert not multiprocessing.active_children()
+
+
+def kill_all() -> None:
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced_and_its_slice_made_again(source: Path, tmp_path: Path) -> None:
+    expected = files(ran(source, tmp_path / "one", "images_per_shard=45"))
+    left = [kill_all]
+    heard = Heard(on_add=lambda: left.pop()() if left else None)
+    job = job_of(source, tmp_path / "out", "images_per_shard=45")
+    given_up = LocalDriver(processes=2).run(job, [0, 1], heard)
+    assert given_up == {}
+    assert files(tmp_path / "out") == expected
+    assert len(heard.said) == 2
+    assert all("was killed by signal 9 (what a system out of memory sends)" in text for text in heard.said)
+    assert all("is tried once more" in text for text in heard.said)
+    assert " at sa_000000.tar/sa_0000" in "".join(heard.said), "who worked on what"
+    assert heard.sum == {"images": NUM_IMAGES, "masks": 2 * NUM_IMAGES, "skipped": 0}, "what was lost is taken back"
+
+
+@pytest.mark.slow
+def test_a_slice_that_kills_its_worker_twice_is_given_up(source: Path, tmp_path: Path) -> None:
+    heard = Heard(on_add=kill_all)
+    given_up = LocalDriver(processes=2).run(job_of(source, tmp_path / "out", "images_per_shard=45"), [0, 1], heard)
+    assert set(given_up) == {0, 1}
+    assert "for the second time" in given_up[0]
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert heard.sum == {"images": 0, "masks": 0, "skipped": 0}
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_ends_the_run_in_its_words(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in "ab":
+        (pictures / f"{name}.jpg").write_bytes(encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        overrides = options(pictures, tmp_path / "out", "images_per_shard=1", "driver.processes=2")
+        config = compose("engine", overrides=overrides)
+    with pytest.raises(SamTrainError, match="truth"):  # the simulated annotator knows nothing of plain pictures
+        run(config)
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # submitit waits for results alone
+def test_tasks_of_submitit_make_what_one_process_makes(source: Path, tmp_path: Path) -> None:
+    """The SLURM driver with processes in the place of SLURM; tests/slurm has the real one."""
+    expected = files(ran(source, tmp_path / "here", "images_per_shard=20"))
+    many = ["driver=slurm", "driver.cluster=local", "driver.tasks=2", "driver.cpus_per_task=1"]
+    ran(source, tmp_path / "there", "images_per_shard=20", *many)
+    assert files(tmp_path / "there") == expected
+    assert sorted(index for one in makers(tmp_path / "there") for index in one) == list(range(5))
+
+
+def test_without_slurm_the_error_says_what_to_do(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="driver=local needs no SLURM"):
+        ran(source, tmp_path / "out", "driver=slurm")
+
+
+@pytest.mark.parametrize(
+    "driver", [lambda: SlurmDriver(tasks=0), lambda: SlurmDriver(tasks=1, cluster="lsf"), lambda: RayDriver(cpus_per_task=0)]
+)
+def test_values_that_no_driver_takes(driver: Callable[[], Driver]) -> None:
+    with pytest.raises(ConfigError, match=r"driver\."):
+        driver()
+
+
+def test_without_ray_the_error_names_the_extra(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'sam-train\[ray\]'"):
+        ran(source, tmp_path / "out", "driver=ray")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_tasks_of_ray_make_what_one_process_makes(source: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="needs Ray, which is large: pip install 'sam-train[ray]'")
+    expected = files(ran(source, tmp_path / "here", "images_per_shard=20"))
+    try:
+        ran(source, tmp_path / "there", "images_per_shard=20", "driver=ray")
+    finally:
+        ray.shutdown()
+    assert files(tmp_path / "there") == expected
+    assert sorted(index for one in makers(tmp_path / "there") for index in one) == list(range(5))

@@ -29,9 +29,16 @@ def test_sum_of_the_manifests(tmp_path: Path) -> None:
     write_shard(tmp_path / "sa_000002.tar", [make_sample(3)])
     manifest_path(tmp_path / "sa_000002.tar").unlink()
     (tmp_path / ".sa_000003.tar.1.tmp").write_bytes(b"half a shard")
-    ledger = read_ledger(tmp_path)
+    worked = [{"images": 2, "skipped": 2, "seconds": 8.0}, {"images": 1, "skipped": 1, "seconds": 2.0}]
+    ledger = read_ledger(tmp_path, worked)
     assert ledger == Ledger(
-        shards=2, images=3, masks=5, skipped={"too_small": 2, "unreadable": 1}, counts={"clicks": 5, "seconds": 1}
+        shards=2,
+        images=3,
+        masks=5,
+        skipped={"too_small": 2, "unreadable": 1},
+        counts={"clicks": 5, "seconds": 1},
+        machine_seconds=10.0,
+        images_per_machine_second=0.6,
     )
     write_ledger(tmp_path, ledger)
     assert json.loads((tmp_path / "ledger.json").read_bytes()) == {
@@ -40,6 +47,8 @@ def test_sum_of_the_manifests(tmp_path: Path) -> None:
         "masks": 5,
         "skipped": {"too_small": 2, "unreadable": 1},
         "counts": {"clicks": 5, "seconds": 1},
+        "machine_seconds": 10.0,
+        "images_per_machine_second": 0.6,
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_engine.promote import MEASURES, is_judged, judge, promoted
+from data_engine.promote import MEASURES, is_judged, judge, promoted, roll_back
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.evaluation.clicks import ClickResult
 
@@ -87,3 +87,36 @@ def test_what_cannot_be_judged(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         judge(tmp_path, step="1", candidate=tmp_path / "no.pt", evaluation={"miou": 1.0}, measure="miou")
     assert not (tmp_path / "promoted.json").exists()
+
+
+def test_rolled_back_and_judged_by_the_model_that_works_then(tmp_path: Path) -> None:
+    for step, score in [("1_a", 0.5), ("2_b", 0.6)]:
+        verdict(tmp_path, step, score)
+    assert roll_back(tmp_path, step="1_a", because="it leaks") == "2_b"
+    assert promoted(tmp_path) == tmp_path / "1_a" / "model.pt"
+    entry = json.loads((tmp_path / "promoted.json").read_bytes())["history"][-1]
+    assert (entry["step"], entry["promoted"], entry["rolled_back_from"], entry["because"]) == ("1_a", True, "2_b", "it leaks")
+    assert verdict(tmp_path, "3_c", 0.55), "better than the model that works, if not than the best there was"
+    assert roll_back(tmp_path, step="2_b") == "3_c", "forward again"
+
+
+def test_what_cannot_be_rolled_back_to(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has judged no model of '1_a': expected one of none yet"):
+        roll_back(tmp_path, step="1_a")
+    verdict(tmp_path, "1_a", 0.5)
+    with pytest.raises(ConfigError, match="the model of 1_a works already"):
+        roll_back(tmp_path, step="1_a")
+    verdict(tmp_path, "2_b", 0.6)
+    (tmp_path / "1_a" / "model.pt").write_text("another")
+    before = (tmp_path / "promoted.json").read_bytes()
+    with pytest.raises(ConfigError, match="is not the model that was judged: its SHA-256 is"):
+        roll_back(tmp_path, step="1_a")
+    assert (tmp_path / "promoted.json").read_bytes() == before
+
+
+def test_a_gain_of_less_than_was_asked_for_is_none(tmp_path: Path) -> None:
+    candidate = tmp_path / "model.pt"
+    for step, score, better in [("1_a", 0.5, True), ("2_b", 0.51, False), ("3_c", 0.53, True)]:
+        candidate.write_text(step)
+        asked = {"step": step, "candidate": candidate, "evaluation": {"miou": score}, "measure": "miou"}
+        assert judge(tmp_path, **asked, min_gain=0.02) is better

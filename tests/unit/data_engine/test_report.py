@@ -17,16 +17,19 @@ import yaml
 from data_engine.report import write_report
 from data_engine.report.__main__ import main
 from data_engine.report.comparison import compare, representative
+from data_engine.report.curves import training_svg
+from data_engine.report.data_figures import data_svg, measure_stage
 from data_engine.report.numbers import best_ious
 from data_engine.report.pictures import MAX_HEIGHT_PX, MAX_WIDTH_PX, draw_sample, to_thumbnail, window_around
 from data_engine.report.run_folder import read_run
-from data_engine.report.training_log import concatenate, read_log, smooth
+from data_engine.report.training_log import Series, concatenate, read_log, smooth
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
 from sam_train.errors import ConfigError, ShardError
 from sam_train.masks import encode_rle, mask_to_box_xywh
 from sam_train.model.build import build_sam
 from sam_train.records import ImageRecord, MaskRecord
 from sam_train.shards import Sample, encode_jpeg, manifest_path, write_shard
+from sam_train.shards.care.statistics.measure import Statistics
 
 HEIGHT, WIDTH = 48, 64
 TINY = {
@@ -229,8 +232,9 @@ def test_page_parses_and_loads_nothing(finished: FakeRun) -> None:
     assert "b>run" not in page.tags
     assert "<b>run & co" in page.text
     assert "<odd> & reason" in page.text
-    # Three stages with 3, 1 and 3 images, and an object, its click and two answers for each of the three held-out objects.
-    assert len([a for a in page.addresses if a.startswith("data:")]) == 7 + 3 * 3
+    # Three stages with 3, 1 and 3 images; an object, its click and two answers for each of the three held-out objects; and these
+    # once more with the last answer, as the worst.
+    assert len([a for a in page.addresses if a.startswith("data:")]) == 7 + 3 * 3 + 3 * 2
     assert "not yet" not in page.text
 
 
@@ -358,6 +362,38 @@ def test_comparison_agrees_with_its_own_masks(finished: FakeRun) -> None:
         assert top <= y < top + height
 
 
+def test_the_worst_are_those_of_the_last_model(finished: FakeRun) -> None:
+    comparison = compare(read_run(finished.folder), num_images=3, device=torch.device("cpu"))
+    last = [item.ious[-1] for item in comparison.worst]
+    assert len(last) == comparison.num_objects == 3
+    assert last == sorted(last)
+    page = Page(write_report(finished.folder).html_path.read_text())
+    assert "worst" in page.ids
+    assert f"IoU {last[0]:.2f}" in page.text
+
+
+def test_the_masks_of_each_stage_are_drawn_and_the_hours_are_told(finished: FakeRun) -> None:
+    page = Page(write_report(finished.folder).html_path.read_text())
+    for words in ("% of images, by number of masks", "Relative size of masks", "Concavity of masks"):
+        assert words in page.text
+    stages = [line for line in stages_of(finished) if line["seconds_per_mask"]]
+    hours = sum(line["seconds_per_mask"] * line["masks"] for line in stages) / 3600
+    assert f"Annotator hours{hours:,.1f}" in page.text.replace("\n", "")
+
+
+def test_of_many_shards_some_are_measured_and_that_is_said(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_engine.report.data_figures.MAX_SHARDS", 2)
+    monkeypatch.setattr("data_engine.report.write.MAX_SHARDS", 2)
+    run.begin()
+    shards = [run.annotate(STEPS[0], WRITTEN[i : i + 1], i) for i in range(3)]
+    assert measure_stage(shards).masks_per_image == {2: 1, 1: 1}, "the first and the last"
+    assert f"{STEPS[0]}: the figures of its masks are those of 2 of 3 shards." in write_report(run.folder).notes
+
+
+def test_no_masks_no_figure() -> None:
+    assert data_svg(["a", "b"], [Statistics(), Statistics()]) == ""
+
+
 def test_checkpoint_that_is_gone_or_replaced(finished: FakeRun) -> None:
     first, last = (finished.folder / step / "train" / "model.pt" for step in (STEPS[0], STEPS[2]))
     shutil.copy(first, last)
@@ -473,6 +509,12 @@ def test_command_line(finished: FakeRun, capsys: pytest.CaptureFixture[str]) -> 
     assert "0.458" in printed
 
 
+def test_command_line_in_the_words_of_the_other_commands(finished: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    main([f"run={finished.folder}", "heldout_images=1"])
+    assert "report.html" in capsys.readouterr().out
+    assert json.loads((finished.folder / "report.json").read_bytes())["comparison"]["num_images"] == 1
+
+
 def test_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["--run", str(tmp_path / "nothing")])
@@ -483,3 +525,48 @@ def test_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.Captur
 def test_command_to_run_again_quotes_the_folder(finished: FakeRun) -> None:
     page = Page(write_report(finished.folder).html_path.read_text())
     assert f"sam-cycle --config-path '{finished.folder}' --config-name config run_dir='{finished.folder}_again'" in page.text
+
+
+def test_a_start_a_step_that_was_left_out_and_a_roll_back_are_told(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run")
+    run.begin(stages=("assisted_manual", "assisted_manual"))
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    config |= {
+        "start": {"checkpoint": "weak.pt", "shards": None},
+        "stages": [{"stage": "assisted_manual", "num_images": 1, "repeat": 3}],
+    }
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run.train("0_start", promoted=True, miou=0.2, seed=1)
+    run.annotate("1_assisted_manual", WRITTEN, **COUNTS)
+    run.train("1_assisted_manual", promoted=True, miou=0.5, seed=2)
+    run.annotate("2_assisted_manual", WRITTEN, **COUNTS)
+    run.train("2_assisted_manual", promoted=True, miou=0.6, seed=3)
+    document = json.loads((run.folder / "promoted.json").read_text())
+    back = {**document["history"][1], "rolled_back_from": "2_assisted_manual", "because": "it hates cats"}
+    document["history"].append(back)
+    (run.folder / "promoted.json").write_text(json.dumps(document))
+    (run.folder / "3_assisted_manual").mkdir()
+    (run.folder / "3_assisted_manual" / "left_out.json").write_text(
+        '{"why": "the budget of its stage is spent: 1 of 1 device hours"}'
+    )
+    (run.folder / "clock.json").write_text('{"1_assisted_manual: train": {"seconds": 7200, "devices": 3}}')
+    report = write_report(run.folder)
+    assert [line.step for line in report.stages] == ["0_start", "1_assisted_manual", "2_assisted_manual", "3_assisted_manual"]
+    assert [line.miou_at_1 for line in report.stages] == [0.2, 0.5, 0.6, None], "each row is of its own time"
+    assert [line.left_out for line in report.stages] == [False, False, False, True]
+    assert "3_assisted_manual was left out: the budget of its stage is spent: 1 of 1 device hours." in report.notes
+    assert "Rolled back to the model of 1_assisted_manual from that of 2_assisted_manual: it hates cats." in report.notes
+    page = report.html_path.read_text()
+    for text in ("0 start", "left out", "it hates cats", "and 6 of devices"):
+        assert text in page, text
+    assert page.count('<td class="missing">–</td>') == 5 + 8, "a start writes no masks, a step that was left out has nothing"
+
+
+@pytest.mark.parametrize(("first", "shown"), [(100, ("1 assisted manual", "2 semi automatic")), (3, (">1<", ">2<"))])
+def test_trainings_that_begin_close_to_each_other_are_numbered(first: int, shown: tuple[str, ...]) -> None:
+    """Their names would lie on each other."""
+    columns = ("train/loss", "train/iou_first_round")
+    logs = [{name: Series(np.arange(float(n)), np.ones(n)) for name in columns} for n in (first, 100)]
+    svg = training_svg(["1_assisted_manual", "2_semi_automatic"], logs)
+    assert all(svg.count(name) == 2 for name in shown), "over the loss and over the IoU"
+    assert ("assisted" in svg) == (first == 100)

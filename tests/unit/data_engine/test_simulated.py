@@ -13,7 +13,7 @@ from data_engine.annotators import SimulatedAnnotator
 from data_engine.structures import Candidate, Origin, SourceImage
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
-from sam_train.masks import mask_iou
+from sam_train.masks import encode_rle, mask_iou
 from sam_train.records import ImageRecord
 from sam_train.structures import PointLabel, Prediction, Prompts
 
@@ -42,7 +42,7 @@ def image_of(masks: list[np.ndarray] | None) -> SourceImage:
 
 def candidate(mask: np.ndarray) -> Candidate:
     return Candidate(
-        mask=mask,
+        rle=encode_rle(mask),
         origin=Origin.GENERATED,
         predicted_iou=0.9,
         stability_score=0.9,

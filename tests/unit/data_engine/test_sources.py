@@ -1,21 +1,26 @@
-"""Sources: every kind of picture file, names, links, and tars that somebody tampered with."""
+"""Sources: every kind of picture file, names, links, URLs, and tars that somebody tampered with."""
 
 from __future__ import annotations
 
 import base64
+import http.server
 import io
 import pickle
+import re
 import struct
 import tarfile
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_engine.sources import LISTING_REASONS, LOAD_REASONS, Source, open_source
+from data_engine.sources import LISTING_REASONS, LOAD_REASONS, Source, far, open_source
 from data_engine.structures import SourceImage
 from sam_train.errors import ConfigError, ShardError, SkipSample
 from sam_train.records import KEY_PATTERN, ImageRecord
@@ -521,3 +526,167 @@ def test_folder_with_tars_and_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="shards and pictures"):
         open_source(tmp_path)
     assert len(open_source(f"{tmp_path}/*.tar").references) == 3
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """A web server: `pages` has what it answers by path, a number for an error, several for one after the other."""
+
+    pages: dict[str, list[bytes | int]]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        answers = self.pages.get(self.path, [404])
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.send_response(200 if isinstance(answer, bytes) else answer)
+        self.end_headers()
+        if isinstance(answer, bytes):
+            self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Not to the terminal."""
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Pages]]]:
+    monkeypatch.setattr(far, "_PAUSES_S", (0.01, 0.01))
+    pages = type("TheirPages", (Pages,), {"pages": {}, "asked": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", pages
+        server.shutdown()
+
+
+def listed(folder: Path, *lines: str) -> Source:
+    (folder / "list.txt").write_text("\n".join(lines))
+    return open_source(folder / "list.txt")
+
+
+def reason_of(source: Source, place: int) -> str:
+    with pytest.raises(SkipSample) as caught:
+        source.load(source.references[place])
+    return caught.value.reason
+
+
+def test_urls_and_paths_in_a_list(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
+    root, pages = web
+    pages.pages["/a/b.jpg?size=2"] = [saved(photo(), "JPEG")]
+    fill(tmp_path, "here.png")
+    source = listed(tmp_path, f"{root}/a/b.jpg?size=2", "here.png")
+    assert pages.asked == [], "listing asks for nothing"
+    assert [r.origin for r in source.references] == [f"{root}/a/b.jpg?size=2", "here.png"]
+    first = source.references[0]
+    assert re.fullmatch(KEY_PATTERN, first.key)
+    assert first.key.startswith("http__")
+    loaded = source.load(first)
+    assert loaded.jpeg == saved(photo(), "JPEG")
+    assert loaded.key == first.key
+    assert source.load(source.references[1]).image.shape == (16, 16, 3)
+    assert listed(tmp_path, f"{root}/a/b.jpg?size=2").references[0] == first, "key and id follow from the URL alone"
+
+
+def test_what_a_server_says_is_the_reason(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
+    root, pages = web
+    answers: dict[str, list[bytes | int]] = {"gone": [410], "mine": [403], "broken": [500], "text": [b"<html>"], "empty": [b""]}
+    pages.pages = {f"/{name}": answer for name, answer in answers.items()}
+    source = listed(tmp_path, *(f"{root}/{name}" for name in (*answers, "never")), "http://127.0.0.1:9/closed", "http://[bad/")
+    reasons = [reason_of(source, place) for place in range(len(source.references))]
+    expected = [
+        "missing",
+        "forbidden",
+        "unreachable",
+        "unsupported_format",
+        "empty_file",
+        "missing",
+        "unreachable",
+        "unreachable",
+    ]
+    assert reasons == expected
+    assert set(reasons) <= set(LOAD_REASONS)
+    assert pages.asked.count("/broken") == 3
+    assert pages.asked.count("/mine") == 1, "asking again does not help"
+
+
+def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
+    root, pages = web
+    pages.pages["/a.png"] = [503, 429, saved(photo(), "PNG")]
+    source = listed(tmp_path, f"{root}/a.png")
+    assert source.load(source.references[0]).image.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_an_answer_without_end_is_not_read_to_it(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
+    root, pages = web
+    pages.pages["/a.png"] = [bytes(3 << 20)]
+    (tmp_path / "list.txt").write_text(f"{root}/a.png")
+    source = open_source(tmp_path / "list.txt", max_pixels=100)
+    assert reason_of(source, 0) == "too_large"
+
+
+def test_a_list_and_a_picture_at_a_url(web: tuple[str, type[Pages]]) -> None:
+    root, pages = web
+    pages.pages = {"/x/list.txt": [b"a.png\nsub/b.png\n"], "/x/a.png": [saved(photo(), "PNG")]}
+    source = open_source(f"{root}/x/list.txt")
+    assert [r.path for r in source.references] == [f"{root}/x/a.png", f"{root}/x/sub/b.png"]
+    assert [r.key for r in source.references] == ["a", "sub_b_" + source.references[1].key[-8:]]
+    assert source.load(source.references[0]).image.shape == (HEIGHT, WIDTH, 3)
+    assert open_source(f"{root}/x/a.png").references[0].key == "a"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        open_source(f"{root}/none.txt")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        open_source("nowhere://bucket/pictures")
+
+
+def test_a_picture_that_went_since_it_was_listed(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png", "b.png")
+    source = open_source(tmp_path)
+    (tmp_path / "a.png").unlink()
+    assert reason_of(source, 0) == "missing"
+
+
+def test_pictures_in_a_bucket(bucket: Any, tmp_path: Path) -> None:
+    fill(tmp_path, "photos/b.png", "photos/a.png", "photos/sub/c.png", "photos/.hidden/d.png", "photos/notes.md")
+    for path in (tmp_path / "photos").rglob("*.*"):
+        if path.is_file():
+            bucket.put_file(str(path), f"bucket/{path.relative_to(tmp_path)}")
+    near, source = open_source(tmp_path / "photos"), open_source("s3://bucket/photos")
+    assert [(r.key, r.image_id, r.origin) for r in source.references] == [(r.key, r.image_id, r.origin) for r in near.references]
+    assert source.references[2].path == "s3://bucket/photos/sub/c.png"
+    for far_one, near_one in zip(source.references, near.references, strict=True):
+        assert source.load(far_one).jpeg == near.load(near_one).jpeg
+    assert [r.key for r in open_source("s3://bucket/photos/[b-z]*.png").references] == ["b"]
+    bucket.rm("bucket/photos/a.png")
+    assert reason_of(source, 0) == "missing"
+    for nothing in ("s3://bucket/elsewhere", "s3://bucket/photos/*.jpg"):
+        with pytest.raises(ConfigError, match="nothing lies at"):
+            open_source(nothing)
+
+
+def test_shards_in_a_bucket(bucket: Any, tmp_path: Path) -> None:
+    shard(tmp_path / "shards")
+    for path in (tmp_path / "shards").iterdir():
+        bucket.put_file(str(path), f"bucket/shards/{path.name}")
+    near = open_source(tmp_path / "shards")
+    for name in ("s3://bucket/shards", "s3://bucket/shards/sa_{000000..000000}.tar"):
+        source = open_source(name)
+        assert [(r.key, r.image_id, r.origin) for r in source.references] == [
+            (r.key, r.image_id, r.origin) for r in near.references
+        ]
+        for far_one, near_one in zip(source.references, near.references, strict=True):
+            one, other = source.load(far_one), near.load(near_one)
+            assert (one.jpeg, one.record) == (other.jpeg, other.record)
+    bucket.rm("bucket/shards/sa_000000.manifest.json")
+    with pytest.raises(ConfigError, match="no manifest that can be read"):
+        open_source("s3://bucket/shards")
+
+
+def test_references_are_columns(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{name}.png" for name in "abcdef"))
+    references = open_source(tmp_path).references
+    assert len(references) == 6
+    assert [r.key for r in references[1:3]] == ["b", "c"]
+    assert [r.key for r in references[::2]] == ["a", "c", "e"]
+    assert references[-1].key == "f"
+    assert references[1:3][1] == references[2]
+    assert len(references[4:2]) == 0
+    with pytest.raises(IndexError):
+        references[6]

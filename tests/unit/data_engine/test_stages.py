@@ -13,11 +13,13 @@ from data_engine.annotators import SimulatedAnnotator
 from data_engine.stages import AssistedManual, FullyAutomatic, SemiAutomatic, Stage
 from data_engine.structures import Origin, SourceImage
 from sam_train.config import build, config_dir
-from sam_train.inference import AutomaticMaskGenerator
-from sam_train.inference.automatic import GeneratedMask
+from sam_train.inference import AutomaticMaskGenerator, GeneratedMask
+from sam_train.inference.automatic import Selection
 from sam_train.inference.grids import Crop
+from sam_train.masks import encode_rle
 from sam_train.model import Sam
 from sam_train.records import ImageRecord
+from sam_train.structures import Prompts
 
 HEIGHT, WIDTH = 40, 60
 
@@ -36,11 +38,20 @@ class KnownMasks(AutomaticMaskGenerator):
         super().__init__()
         self.masks = masks
 
-    def generate(self, model: Sam, image: np.ndarray) -> tuple[list[GeneratedMask], Counter[str]]:
+    def select(self, model: Sam, image: np.ndarray, prompts: Prompts | None = None) -> Selection:
+        return Selection([], Counter())
+
+    def finish(self, selection: Selection) -> tuple[list[GeneratedMask], Counter[str]]:
         crop = Crop(0, 0, WIDTH, HEIGHT, 0)
         found = [
             GeneratedMask(
-                mask=mask, predicted_iou=0.9 - i / 10, stability_score=0.97, point_xy=(3.0, 4.0), crop=crop, box_xyxy=(0, 0, 1, 1)
+                rle=encode_rle(mask),
+                area=int(mask.sum()),
+                box_xyxy=(0, 0, 1, 1),
+                predicted_iou=0.9 - i / 10,
+                stability_score=0.97,
+                prompt=((3.0, 4.0, 1),),
+                crop=crop,
             )
             for i, mask in enumerate(self.masks)
         ]
@@ -78,14 +89,14 @@ def test_all_are_stages() -> None:
 
 
 def test_assisted_manual_begins_without_a_model(image: SourceImage) -> None:
-    work = AssistedManual(SimulatedAnnotator()).annotate(None, image)
+    work = AssistedManual(SimulatedAnnotator()).begin(None, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
     assert work.counts["masks_drawn"] == 3
 
 
 def test_assisted_manual_with_a_model(image: SourceImage, model: Sam) -> None:
     """A model that knows nothing costs all clicks, and the brush still draws the truth."""
-    work = AssistedManual(SimulatedAnnotator(max_clicks=2)).annotate(model, image)
+    work = AssistedManual(SimulatedAnnotator(max_clicks=2)).begin(model, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
     assert (work.counts["masks_drawn"], work.counts["clicks"]) == (3, 6)
 
@@ -93,7 +104,7 @@ def test_assisted_manual_with_a_model(image: SourceImage, model: Sam) -> None:
 def test_semi_automatic_keeps_what_is_right_and_adds_the_rest(image: SourceImage, model: Sam) -> None:
     prefilled = [LARGE, rectangle(20, 4, 20, 19), rectangle(45, 25, 10, 10), MIDDLE]
     stage = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks(prefilled))
-    work = stage.annotate(model, image)
+    work = stage.begin(model, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
     assert [c.origin for c in work.masks] == [Origin.GENERATED, Origin.GENERATED, Origin.DRAWN]
     assert [c.seconds for c in work.masks] == [0, 0, 2 + 1.5 + 34]
@@ -111,13 +122,13 @@ def test_semi_automatic_keeps_what_is_right_and_adds_the_rest(image: SourceImage
 
 
 def test_semi_automatic_of_a_generator_that_finds_nothing(image: SourceImage, model: Sam) -> None:
-    work = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks([])).annotate(model, image)
+    work = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks([])).begin(model, image)()
     assert len(work.masks) == 3
     assert work.counts["masks_prefilled"] == work.counts["masks_reviewed"] == 0
 
 
 def test_fully_automatic(image: SourceImage, model: Sam) -> None:
-    work = FullyAutomatic(KnownMasks([LARGE, SMALL])).annotate(model, image)
+    work = FullyAutomatic(KnownMasks([LARGE, SMALL])).begin(model, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, SMALL])
     first = work.masks[0]
     assert first.origin is Origin.GENERATED
@@ -131,4 +142,4 @@ def test_fully_automatic(image: SourceImage, model: Sam) -> None:
 )
 def test_stage_that_needs_a_model(stage: Stage, image: SourceImage) -> None:
     with pytest.raises(ValueError, match="needs a model"):
-        stage.annotate(None, image)
+        stage.begin(None, image)()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sam_train.evaluation.clicks import ClickProtocol, ClickResult
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle
+from sam_train.metrics.boundary_iou import boundary_iou
 from sam_train.model import Sam
 from sam_train.records import ImageRecord
 from sam_train.shards import Sample
@@ -117,7 +118,7 @@ def test_few_large_masks_are_drawn_by_the_seed(one: Sample, mask_record: Callabl
     many = replace(one, record=replace(one.record, masks=squares))
 
     def drawn(**values: Any) -> list[int]:
-        return ClickProtocol(**values)._targets(many.record, 1).sum((1, 2)).tolist()
+        return [mask.area for mask in ClickProtocol(**values)._drawn(many.record, 1)]
 
     assert drawn(min_area_px=100) == [(3 + i) ** 2 for i in range(7, 12)]
     assert drawn(min_area_px=101) == [(3 + i) ** 2 for i in range(8, 12)]
@@ -153,3 +154,49 @@ def test_no_mask_at_all(one: Sample) -> None:
 def test_bad_values_are_named() -> None:
     with pytest.raises(ValueError, match="num_corrections -1"):
         ClickProtocol(num_clicks=0)
+
+
+def test_the_random_variant_draws_the_first_click_only(one: Sample) -> None:
+    """Its next clicks are where they would be; by chance throughout they are not."""
+    targets = masks_of(one.record)
+
+    def clicked(click: str, seed: int) -> tuple[Tensor, Tensor]:
+        model = Oracle(targets, three, half)
+        ClickProtocol(num_clicks=2, click=click, seed=seed).run(Predictor(model), [one])
+        prompts = model.seen[-1][0]
+        return prompts.points_xy[:, 0], prompts.points_xy[:, -1]
+
+    first, then = clicked("center", 0)
+    firsts, thens = zip(*(clicked("random_first", seed) for seed in range(4)), strict=True)
+    assert all(torch.equal(t, then) for t in thens)
+    assert not any(torch.equal(f, first) for f in firsts)
+    assert len({tuple(f.flatten().tolist()) for f in firsts}) == 4
+    for drawn in firsts:
+        assert all(target[int(y), int(x)] for target, (x, y) in zip(targets, drawn, strict=True))
+    assert len({tuple(clicked("uniform", seed)[1].flatten().tolist()) for seed in range(4)}) == 4
+
+
+def test_an_image_of_many_masks_is_measured_in_parts(one: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same IoUs as at once, but that chance is another in each part."""
+    targets = masks_of(one.record)
+    whole = ClickProtocol(num_clicks=2).run(Predictor(Oracle(targets, three, half)), [one])
+    monkeypatch.setattr("sam_train.evaluation.clicks.MASKS_AT_ONCE", 1)
+    model = Oracle(targets, three, half)
+    model.targets = targets[:1]  # a part at a time: the first of this model's targets is asked about twice
+    parts = ClickProtocol(num_clicks=2).run(Predictor(model), [one])
+    assert [len(prompts) for prompts, _ in model.seen] == [1, 1, 1, 1]
+    assert parts.ious.shape == whole.ious.shape
+    assert parts.ious[0].tolist() == whole.ious[0].tolist()
+
+
+def test_boundary_iou_is_measured_where_asked_for(one: Sample) -> None:
+    targets = masks_of(one.record)
+    result = ClickProtocol(num_clicks=2, boundary=True).run(Predictor(Oracle(targets, three, half)), [one])
+    cut = targets[:, : one.record.height, : one.record.width].numpy()
+    expected = [boundary_iou(half(target)[: one.record.height].numpy(), mask) for target, mask in zip(targets, cut, strict=True)]
+    assert result.boundary_ious is not None
+    assert result.boundary_ious[:, 0].tolist() == pytest.approx(expected)
+    summary = result.summary((1, 2))
+    assert summary["boundary_iou_at_1"] == pytest.approx(np.mean(expected))
+    assert summary["boundary_iou_at_1"] < summary["miou_at_1"]
+    assert "boundary_iou_at_1" not in ClickProtocol(num_clicks=1).run(Predictor(Oracle(targets, three, half)), [one]).summary()

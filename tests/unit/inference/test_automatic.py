@@ -6,19 +6,24 @@ with all pixels that look like the clicked one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from measuring import memory_of
+from PIL import Image
 from torch import Tensor, nn
 
 from sam_train.inference import AutomaticMaskGenerator
-from sam_train.inference.automatic import touches_inner_edge
+from sam_train.inference.candidates import touches_inner_edge
 from sam_train.inference.grids import Crop
+from sam_train.inference.predictor import clicks, prompts_of
 from sam_train.model import Sam
-from sam_train.structures import Prediction, Prompts
+from sam_train.model.mask_decoder import Decoding
+from sam_train.structures import PointLabel, Prediction, Prompts
 
 SIZE = 64
 Answer = Callable[[Tensor, Tensor], tuple[list[Tensor], list[float]]]
@@ -43,11 +48,21 @@ class FakeSam(Sam):
     def decode(
         self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
     ) -> Prediction:
-        assert multimask_output
         self.batch_sizes.append(len(prompts))
         answers = [self.answer(image_embeddings[0], point) for point in prompts.points_xy[:, 0]]
         logits = torch.stack([torch.stack(masks) for masks, _ in answers])
-        return Prediction(mask_logits=logits, iou_scores=torch.tensor([scores for _, scores in answers]))
+        scores = torch.tensor([scores for _, scores in answers])
+        num = 3 if multimask_output else 1
+        return Prediction(mask_logits=logits[:, :num], iou_scores=scores[:, :num])
+
+    def decodings(
+        self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
+    ) -> Iterator[Decoding]:
+        def answer(rows: Tensor) -> tuple[Tensor, Tensor]:
+            prediction = self.decode(image_embeddings, prompts[rows], multimask_output=multimask_output)
+            return prediction.mask_logits, prediction.iou_scores
+
+        yield Decoding(torch.arange(len(prompts)), len(prompts), answer)
 
 
 def rect(x0: int, y0: int, x1: int, y1: int, *, logit: float = 5.0) -> Tensor:
@@ -109,7 +124,8 @@ def test_each_filter_drops_what_it_is_for() -> None:
     assert np.array_equal(whole.mask, rect(36, 36, 60, 60).numpy() > 0), "hole filled, island gone"
     assert np.array_equal(first.mask, rect(4, 4, 28, 28).numpy() > 0)
     assert [m.box_xyxy for m in masks] == [(36, 36, 60, 60), (4, 4, 28, 28), (40, 4, 60, 24)]
-    assert [m.point_xy for m in masks] == [(48, 48), (16, 16), (48, 48)]
+    assert [m.prompt for m in masks] == [((48, 48, 1),), ((16, 16, 1),), ((48, 48, 1),)]
+    assert [m.area for m in masks] == [24 * 24, 24 * 24, 20 * 20]
     assert last.stability_score == 1
     assert last.crop == Crop(0, 0, SIZE, SIZE, 0)
 
@@ -164,7 +180,7 @@ def test_objects_are_found_at_the_size_of_the_image(height: int, width: int) -> 
     found = [m for m in masks if (m.mask & red).sum() / (m.mask | red).sum() > 0.9]
     assert len(found) == 1
     assert all(m.mask.shape == (height, width) for m in masks)
-    x, y = found[0].point_xy
+    ((x, y, _),) = found[0].prompt
     assert red[int(y), int(x)]
     assert dropped["nms"] > 10, "the same object from many clicks"
 
@@ -182,7 +198,7 @@ def test_crops_zoom_in_and_their_cut_masks_go() -> None:
     assert boxes[64, 64, 192, 192] == 0
     assert boxes[0, 0, 32, 32] == 2, "the most zoomed-in wins"
     for m in masks:
-        x, y = m.point_xy
+        ((x, y, _),) = m.prompt
         assert m.crop.x <= x <= m.crop.x + m.crop.width
         assert m.crop.y <= y <= m.crop.y + m.crop.height
         assert m.mask[int(y), int(x)], "point and mask are in the image frame"
@@ -202,3 +218,148 @@ def test_inner_edges_are_those_that_are_none_of_the_image() -> None:
         ]
     )
     assert touches_inner_edge(boxes, crop, (300, 300)).tolist() == [False, False, True, False, True, False, True]
+
+
+def test_masks_that_cover_the_image_stay_when_told_so() -> None:
+    cells = {(0, 0): [(rect(0, 0, SIZE, SIZE), 0.95)] * 3}
+    masks, dropped = generator(max_area_fraction=None).generate(FakeSam(table(cells)), BLANK)
+    assert [m.area for m in masks] == [SIZE * SIZE]
+    assert "covers_image" not in dropped
+
+
+def test_a_mask_is_counted_where_the_grid_does_not_tell_whether_it_covers_too_much() -> None:
+    """64 x 61 pixels of 64 x 64 are 0.953 of the image."""
+    cells = {(0, 0): [(rect(0, 0, SIZE, 61), 0.95)] * 3}
+    for fraction, kept in ((0.954, 1), (0.953, 0)):
+        masks, _ = generator(max_area_fraction=fraction).generate(FakeSam(table(cells)), BLANK)
+        assert len(masks) == kept
+
+
+def islands(*corners: tuple[int, int]) -> Tensor:
+    logits = torch.full((SIZE, SIZE), -5.0)
+    for x, y in corners:
+        logits[y : y + 4, x : x + 4] = 5
+    return logits
+
+
+def test_of_small_islands_the_largest_stays_when_told_so() -> None:
+    mask = islands((4, 4), (20, 20), (40, 40))
+    mask[44, 40:44] = 5
+    cells = {(0, 0): [(mask, 0.95)] * 3}
+    masks, dropped = generator(keep_largest_island=True).generate(FakeSam(table(cells)), BLANK)
+    assert [(m.area, m.box_xyxy) for m in masks] == [(20, (40, 40, 44, 45))]
+    assert dropped["small_region"] == 0
+    assert generator().generate(FakeSam(table(cells)), BLANK)[1]["small_region"] == 1
+
+
+def test_masks_that_cleaning_made_the_same() -> None:
+    """With their islands they are two boxes, without them one; the one that had none stays, whatever the scores."""
+    clean, spotted = rect(8, 8, 40, 40), torch.maximum(rect(8, 8, 40, 40), islands((55, 55)))
+    cells = {(0, 0): [(spotted, 0.95), (clean, 0.9), (clean, 0.1)]}
+    masks, dropped = generator(nms_after_regions=True).generate(FakeSam(table(cells)), BLANK)
+    assert [m.predicted_iou for m in masks] == [pytest.approx(0.9)]
+    assert dropped["nms_after_regions"] == 1
+    assert len(generator().generate(FakeSam(table(cells)), BLANK)[0]) == 2
+
+
+def test_masks_with_the_same_box_are_two_by_their_pixels() -> None:
+    frame, inside = rect(8, 8, 40, 40), rect(14, 14, 34, 34)
+    ring = torch.minimum(frame, -inside)
+    assert bool(((ring > 0) == (frame > 0) & ~(inside > 0)).all())
+    cells = {(0, 0): [(ring, 0.95), (frame, 0.9), (inside, 0.91)]}
+    settings = {"box_nms_thresh": 0.65, "min_region_area_px": 0}
+    by_boxes, _ = generator(**settings).generate(FakeSam(table(cells)), BLANK)
+    by_masks, dropped = generator(nms_by="masks", **settings).generate(FakeSam(table(cells)), BLANK)
+    assert [m.area for m in by_boxes] == [32 * 32 - 20 * 20, 20 * 20]
+    assert [m.area for m in by_masks] == [32 * 32 - 20 * 20, 20 * 20, 32 * 32]
+    assert dropped["nms"] == 0
+
+
+def test_whole_part_and_part_of_a_part() -> None:
+    cells = {(0, 0): [(rect(2, 2, 60, 60), 0.9), (rect(4, 4, 40, 40), 0.95), (rect(10, 10, 20, 20), 0.92)]}
+    masks, _ = generator(nested_share=0.9).generate(FakeSam(table(cells)), BLANK)
+    assert [(m.area, m.parent) for m in masks] == [(36 * 36, 2), (100, 0), (58 * 58, None)]
+    assert {m.parent for m in generator().generate(FakeSam(table(cells)), BLANK)[0]} == {None}
+
+
+def test_prompts_from_outside_beside_the_grid_and_in_its_place() -> None:
+    """Boxes and clicks of a proposer, in the image's own pixels, here twice the model's."""
+    image = np.zeros((2 * SIZE, 2 * SIZE, 3), np.uint8)
+    image[40:60, 40:60, 0] = 240
+    boxes = prompts_of(boxes_xyxy=torch.tensor([[44.0, 44, 60, 60]]))
+    model = FakeSam(looks_like)
+    masks, dropped = generator(points_per_side=0).generate(model, image, boxes)
+    assert model.batch_sizes == [1]
+    assert sum(dropped.values()) + len(masks) == 3
+    (red,) = [m for m in masks if m.box_xyxy == (40, 40, 60, 60)]
+    assert red.prompt == ((44, 44, PointLabel.BOX_TOP_LEFT), (60, 60, PointLabel.BOX_BOTTOM_RIGHT))
+    beside, _ = generator().generate(FakeSam(looks_like), image, clicks(torch.tensor([[50.0, 50.0]])))
+    assert ((50, 50, 1),) in [m.prompt for m in beside]
+    alone, dropped = generator(points_per_side=0).generate(FakeSam(looks_like), image)
+    assert (alone, sum(dropped.values())) == ([], 0)
+
+
+def test_prompts_of_several_points_are_not_ambiguous() -> None:
+    prompts = prompts_of(points_xy=torch.tensor([[[10.0, 10.0], [12.0, 12.0]]]))
+    masks, dropped = generator(points_per_side=0).generate(FakeSam(looks_like), scene(64, 64)[0], prompts)
+    assert len(masks) + sum(dropped.values()) == 1
+
+
+def test_prompts_from_outside_are_of_the_whole_image() -> None:
+    model = FakeSam(looks_like)
+    prompts = clicks(torch.tensor([[30.0, 30.0]]))
+    generator(points_per_side=2, crop_layers=1).generate(model, scene(64, 64)[0], prompts)
+    assert model.batch_sizes == [4, 1, 1, 1, 1, 1]
+
+
+def test_an_image_goes_to_the_model_as_released_code_brings_it() -> None:
+    seen = []
+
+    def answer(pixels: Tensor, point: Tensor) -> tuple[list[Tensor], list[float]]:
+        seen.append(pixels)
+        return [rect(0, 0, 9, 9)] * 3, [0.1] * 3
+
+    image = np.random.default_rng(0).integers(0, 256, (150, 150, 3)).astype(np.uint8)
+    for resampling in ("area", "bilinear"):
+        generator(resampling=resampling, points_per_side=1).generate(FakeSam(answer), image)
+    expected = np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    assert np.array_equal(seen[1].permute(1, 2, 0).numpy(), expected)
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_nothing(threads: int) -> None:
+    image, _ = scene(200, 300)
+    alone, dropped_alone = generator(points_per_side=16, crop_layers=1).generate(FakeSam(looks_like), image)
+    torch.set_num_threads(threads)
+    try:
+        together, dropped = generator(points_per_side=16, crop_layers=1).generate(FakeSam(looks_like), image)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    assert together == alone
+    assert dropped == dropped_alone
+
+
+def test_the_two_halves_are_the_whole_in_any_thread() -> None:
+    """What `select` leaves needs no model and no thread of its own: the next image's can begin."""
+    image, _ = scene(100, 80)
+    made = generator(points_per_side=8)
+    with ThreadPoolExecutor(1) as pool:
+        finished = pool.submit(made.finish, made.select(FakeSam(looks_like), image)).result()
+    assert finished == made.generate(FakeSam(looks_like), image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resampling", ["area", "bilinear"])
+def test_memory_does_not_follow_the_size_of_the_image(resampling: str) -> None:
+    """A hundred megapixels: 300 MB as they come, 100 MB for each mask if it were ever whole."""
+    image = np.zeros((10_000, 10_000, 3), np.uint8)
+    image[2_000:7_000, 1_000:9_000, 0] = 240
+    image[4_000:4_010, 4_000:4_010, 0] = 0  # less than a pixel of the model's
+    model = FakeSam(looks_like)
+    found: list[Any] = []
+    made = generator(points_per_side=4, resampling=resampling, min_region_area_px=100)
+    used_mb, _ = memory_of(lambda: found.extend(made.generate(model, image)[0]))
+    assert used_mb < 250
+    assert any(abs(m.area - 5_000 * 8_000) < 0.02 * 5_000 * 8_000 for m in found)

@@ -45,6 +45,16 @@ def model() -> Sam:
 
 
 @pytest.mark.parametrize("single", [False, True])
+def test_scores_that_pass_a_sigmoid(tmp_path: Path, single: bool) -> None:
+    sam = build_sam(**NUMBERS | {"iou_sigmoid": True}).eval()
+    torch.nn.init.constant_(sam.mask_decoder.iou_prediction_head.layers[-1].bias, 3.0)  # type: ignore[arg-type]
+    (file,) = export_onnx(sam, tmp_path / "out", options=Options(return_single_mask=single), encoder=False)
+    assert file.parity.score_difference < 1e-5
+    scores = session_of(tmp_path / "out" / "decoder.onnx").run(["iou_predictions"], next(cases(sam)))[0]
+    assert scores == pytest.approx(1 / (1 + np.exp(-3)), abs=0.02)
+
+
+@pytest.mark.parametrize("single", [False, True])
 def test_details_reach_the_masks(tmp_path: Path, single: bool) -> None:
     """An encoder that shows the decoder what its convolutions saw: four times the channels, and they matter."""
     sam = build_sam(**NUMBERS | {"stem": "conv", "details": True}).eval()
@@ -192,7 +202,7 @@ def test_weights_under_released_names(checkpoint: Path, kind: str, name: str) ->
 def test_what_is_missing_or_unknown_is_named(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="needs checkpoint=FILE and out=FOLDER"):
         export(checkpoint, "out=null")
-    with pytest.raises(ConfigError, match="format must be one of onnx, pth, safetensors, huggingface, got 'tflite'"):
+    with pytest.raises(ConfigError, match="format must be one of onnx, pt, pth, safetensors, huggingface, got 'tflite'"):
         export(checkpoint, "format=tflite")
 
 

@@ -146,7 +146,7 @@ def test_prompts_of_numpy_are_those_of_tensors() -> None:
 
 
 def test_prompts_that_do_not_go_together() -> None:
-    with pytest.raises(ValueError, match="points_xy or boxes_xyxy"):
+    with pytest.raises(ValueError, match="points_xy, boxes_xyxy or text_embeddings"):
         prompts_of(mask_logits=np.zeros((1, 1, 16, 16)))
     with pytest.raises(ValueError, match="'points_xy': 2, 'boxes_xyxy': 1"):
         prompts_of(points_xy=np.zeros((2, 2)), boxes_xyxy=np.zeros((1, 4)))
@@ -173,3 +173,15 @@ def test_a_cached_embedding_answers_as_the_first_time(
     plain.set_images(images)
     expected = plain.predict(prompts, multimask_output=False).mask_logits
     assert torch.allclose(answers[0], expected, atol={"float32": 1e-5, "float16": 0.05, "bfloat16": 0.5}[dtype])
+
+
+def test_another_resampling_has_no_cache(model: Sam, tmp_path: Path) -> None:
+    """A cache knows an image by its pixels alone."""
+    with pytest.raises(ValueError, match="give none with resampling='bilinear'"):
+        Predictor(model, EmbeddingCache(tmp_path, checkpoint_sha256="a" * 64, dtype="float32"), resampling="bilinear")
+    answers = []
+    for resampling in ("area", "bilinear"):
+        predictor = Predictor(model, resampling=resampling)
+        predictor.set_image(noise(200, 200))
+        answers.append(predictor.predict(clicks(torch.tensor([[50.0, 50.0]])), multimask_output=True).mask_logits)
+    assert not torch.equal(*answers)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small_sam
 from torch import Tensor, nn
 
 from sam_train.model import Sam, at_once, mask_decoder
@@ -90,7 +91,7 @@ def test_packed_over_three_images_equals_one_call_a_prompt(
 
 @pytest.mark.parametrize("low_rank", [0.0, 100.0])
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_eight_images_in_one_call_equal_eight_calls_bit_for_bit(
+def test_eight_images_in_one_call_equal_eight_calls(
     model: Sam, with_mask: bool, low_rank: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mask_decoder, "LOW_RANK", low_rank)
@@ -103,8 +104,9 @@ def test_eight_images_in_one_call_equal_eight_calls_bit_for_bit(
         for image in range(8):
             own = replace(prompts[prompts.image_index == image], image_index=torch.zeros(8, dtype=torch.long))
             alone = model.decode(embeddings[image : image + 1], own, multimask_output=True)
-            assert torch.equal(together.mask_logits[prompts.image_index == image], alone.mask_logits)
-            assert torch.equal(together.iou_scores[prompts.image_index == image], alone.iou_scores)
+            # Equal to the bit but for a last one that the linear algebra library may round by where in memory a matrix lies.
+            torch.testing.assert_close(together.mask_logits[prompts.image_index == image], alone.mask_logits, rtol=0, atol=1e-13)
+            torch.testing.assert_close(together.iou_scores[prompts.image_index == image], alone.iou_scores, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("low_rank", [0.0, 100.0])
@@ -254,6 +256,20 @@ def test_details_reach_the_masks_and_learn() -> None:
     assert not torch.equal(plain.mask_logits, answer.mask_logits)
     with pytest.raises(ValueError, match="channels"):
         model.decode(embeddings[:, :48], mixed_prompts(torch.tensor([0])), multimask_output=True)
+
+
+def test_scores_pass_a_sigmoid_where_the_model_says_so() -> None:
+    plain, squashed = (small_sam(iou_sigmoid=sigmoid).eval() for sigmoid in (False, True))
+    for parameter in plain.mask_decoder.iou_prediction_head.parameters():
+        parameter.data.normal_(std=0.5)
+    assert squashed.state_dict().keys() == plain.state_dict().keys()
+    squashed.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 16, 2, 2)
+    prompts = Prompts.from_points(torch.tensor([0, 1]), torch.full((2, 1, 2), 9.0), torch.ones(2, 1, dtype=torch.long))
+    for multimask_output in (True, False):
+        expected, found = (m.decode(images, prompts, multimask_output=multimask_output) for m in (plain, squashed))
+        assert torch.allclose(found.iou_scores, expected.iou_scores.sigmoid())
+        assert torch.equal(found.mask_logits, expected.mask_logits)
 
 
 def test_layer_norm_2d_is_over_the_channels() -> None:

@@ -24,7 +24,7 @@ from sam_train.model import Sam, huggingface
 from sam_train.model.build import build_mobile_sam, build_sam
 from sam_train.model.mae import resize_patches, resize_positions
 from sam_train.model.weights import config_of
-from sam_train.train import fill_with_weights
+from sam_train.training.starting import fill_with_weights
 
 VIT: dict[str, Any] = {
     "image_size": 64,
@@ -58,6 +58,13 @@ def shaken(model: Sam) -> Sam:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+@pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors", "huggingface"])
+def test_scores_of_which_others_know_nothing_are_not_written_for_them(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="pass a sigmoid"):
+        save_released(build_sam(**VIT, iou_sigmoid=True), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:

@@ -56,6 +56,16 @@ def test_the_first_step_moves_by_the_warmed_up_rate(model: Sam) -> None:
     assert optimizer.defaults["betas"] == (0.9, 0.999)
 
 
+def test_reciprocal_square_root_with_its_cool_down() -> None:
+    """SAM 2's: warm-up 1k, timescale 1000, the last 5k steps to zero. Against the formula, written for whole steps."""
+    factory = OptimizerFactory(warmup_steps=1000, schedule="rsqrt", timescale=1000, cooldown_steps=5000)
+    found = [factory.lr_factor(step, 90_000) for step in (499, 999, 1000, 4000, 49_000, 84_999, 87_500, 89_999, 90_000)]
+    at = lambda step: (1000 / step) ** 0.5  # noqa: E731 # timescale and warm-up are equal
+    assert found == pytest.approx([0.5, 1, 1, 0.5, 1 / 7, at(84_999), at(87_500) * 0.5, at(89_999) / 5000, 0], rel=1e-9)
+    longer = OptimizerFactory(warmup_steps=1000, schedule="rsqrt", timescale=1000)
+    assert longer.lr_factor(50_000, 60_000) == longer.lr_factor(50_000, 1_000_000)
+
+
 def test_no_warm_up() -> None:
     assert OptimizerFactory(warmup_steps=0).lr_factor(0, 100) == 1
     assert OptimizerFactory(warmup_steps=0, schedule="cosine").lr_factor(0, 100) == 1
@@ -68,5 +78,5 @@ def test_a_run_shorter_than_its_warm_up() -> None:
 
 
 def test_bad_values_are_named() -> None:
-    with pytest.raises(ValueError, match="schedule must be 'step' or 'cosine', got 'linear'"):
+    with pytest.raises(ValueError, match="schedule must be 'step', 'cosine' or 'rsqrt', got 'linear'"):
         OptimizerFactory(schedule="linear")

@@ -79,6 +79,31 @@ def test_checkpointing_half_precision_and_freezing_show() -> None:
     assert frozen.flops() < plain.flops()
 
 
+SMALL_VIT = ["model.depth=2", "model.embed_dim=32", "model.num_heads=2", "model.global_attn_indexes=[1]", "model.image_size=64"]
+
+
+@pytest.mark.parametrize(("experiment", "rounds", "decoder_depth"), [("annotation_model", 6, 3), ("sam2_image", 8, 2)])
+def test_recipes_are_counted(experiment: str, rounds: int, decoder_depth: int) -> None:
+    """Four points and two empty rounds; eight points. The models are small here, the recipes' other values theirs."""
+    cfg = config(f"experiment={experiment}", *SMALL_VIT, root="plan")
+    step = count_step(to_plain(cfg), num_masks=2)
+    assert 1 + step.num_later_rounds == rounds
+    layers = build(to_plain(cfg)["model"]).mask_decoder.transformer.layers
+    assert len(layers) == decoder_depth
+    assert step.trained == sum(step.parameters.values())
+
+
+def test_adapters_are_what_learns_of_an_encoder() -> None:
+    cfg = ["model=vit_nano", "prompts.num_corrections=1"]
+    whole, adapted = (count_step(to_plain(config(*cfg, *more)), num_masks=1) for more in ([], ["lora=attention", "lora.rank=1"]))
+    rest = whole.parameters["prompt_encoder"] + whole.parameters["mask_decoder"]
+    # Two blocks of width 32: A 1 x 32 and B 96 x 1 of qkv, 1 x 32 and 32 x 1 of proj.
+    assert adapted.trained == rest + 2 * (32 + 96 + 32 + 32)
+    assert adapted.flops() < whole.flops(), "weights that stay have no gradients"
+    with pytest.raises(ConfigError, match="a step with teacher= has none"):
+        count_step(to_plain(config(*cfg, "teacher=sam.pth")), num_masks=1)
+
+
 def test_seconds_follow_the_slowest_of_three() -> None:
     step = count_step(to_plain(config("model=vit_nano", "prompts.num_corrections=1")), num_masks=1)
     work = step.first_round.work

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,31 +141,17 @@ def test_several_processes_share_the_folder(url: str, shards: list[Path], tmp_pa
     assert len(names(tmp_path / "cache")) <= 2
 
 
-def test_s3(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs", reason="needs s3fs: pip install 'sam-train[s3]'")
-    server_of = pytest.importorskip("moto.server", reason="needs moto with flask: pip install 'sam-train[dev]'")
-    import fsspec
-
-    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        endpoint = {"key": "test", "secret": "test", "endpoint_url": f"http://{host}:{port}"}
-        monkeypatch.setitem(fsspec.config.conf, "s3", endpoint)
-        bucket = fsspec.filesystem("s3", skip_instance_cache=True)
-        bucket.mkdir("bucket")
-        for path in shards[0].parent.iterdir():
-            bucket.put_file(str(path), f"bucket/folder/{path.name}")
-        expected = [f"s3://bucket/folder/{path.name}" for path in shards]
-        for pattern in ("s3://bucket/folder", "s3://bucket/folder/sa_*.tar", "s3://bucket/folder/sa_{000000..000002}.tar"):
-            assert expand_names(pattern) == expected
-        with pytest.raises(ConfigError, match="no shard matches"):
-            expand_names("s3://bucket/elsewhere")
-        far = ShardDataModule(shards="s3://bucket/folder", image_size=32, cache_dir=str(tmp_path / "cache"))
-        near = ShardDataModule(shards=str(shards[0].parent), image_size=32)
-        assert [far.train_set[p].key for p in range(6)] == [near.train_set[p].key for p in range(6)]
-    finally:
-        server.stop()
+def test_s3(shards: list[Path], bucket: Any, tmp_path: Path) -> None:
+    for path in shards[0].parent.iterdir():
+        bucket.put_file(str(path), f"bucket/folder/{path.name}")
+    expected = [f"s3://bucket/folder/{path.name}" for path in shards]
+    for pattern in ("s3://bucket/folder", "s3://bucket/folder/sa_*.tar", "s3://bucket/folder/sa_{000000..000002}.tar"):
+        assert expand_names(pattern) == expected
+    with pytest.raises(ConfigError, match="no shard matches"):
+        expand_names("s3://bucket/elsewhere")
+    far = ShardDataModule(shards="s3://bucket/folder", image_size=32, cache_dir=str(tmp_path / "cache"))
+    near = ShardDataModule(shards=str(shards[0].parent), image_size=32)
+    assert [far.train_set[p].key for p in range(6)] == [near.train_set[p].key for p in range(6)]
 
 
 def test_a_protocol_that_nobody_knows(tmp_path: Path) -> None:

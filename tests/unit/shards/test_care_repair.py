@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_sample
 from damage import DAMAGES, Members, edited, members_of, write_members
 
 from sam_train.records import ImageRecord
@@ -168,3 +169,64 @@ def test_a_second_run_keeps_what_is_done(tiny_shard: Path, tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         repair(tmp_path / "out", *shards)
     assert "of another source" in capsys.readouterr().err
+
+
+def taken(tmp_path: Path, *lines: str) -> str:
+    path = tmp_path / "ids.txt"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["1", "sa_000001", "sa_000001  # by letter of 3 May"])
+def test_what_is_taken_down_goes(
+    tiny_shard: Path, tmp_path: Path, tiny_samples: Samples, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    main(["repair", str(tiny_shard), "--out", str(out), "--drop-ids", taken(tmp_path, "# letters", "", name, "999")])
+    target = out / tiny_shard.name
+    assert {key: s.record for key, s in samples_of(target).items()} == {
+        record.key: record for record, _ in tiny_samples if record.image_id != 1
+    }
+    manifest = load_manifest(target)
+    assert (manifest.skipped, manifest.provenance["drop_ids_sha256"][:1].isalnum()) == ({"sa_000001": "taken_down"}, True)
+    assert validate([target])[0] == []
+    assert "images taken down: 1; " in (told := capsys.readouterr().out)
+    assert told.rstrip().endswith("ids.txt names 2")
+    assert b"sa_000001." not in target.read_bytes()
+
+
+def test_another_list_into_the_same_folder_is_refused(
+    tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["repair", str(tiny_shard), "--out", str(tmp_path / "out")]
+    main([*arguments, "--drop-ids", taken(tmp_path, "1")])
+    main([*arguments, "--drop-ids", taken(tmp_path, "1")])
+    for other in ([], ["--drop-ids", taken(tmp_path, "1", "2")]):
+        with pytest.raises(SystemExit):
+            main([*arguments, *other])
+        assert "of another source or list" in capsys.readouterr().err
+
+
+def test_a_list_that_cannot_be_read_is_refused_before_anything_is_written(
+    tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, expected in ((taken(tmp_path, "1", "a/b.jpg"), "line 2: 'a/b.jpg' is no image id"), ("none.txt", "cannot be read")):
+        with pytest.raises(SystemExit):
+            main(["repair", str(tiny_shard), "--out", str(tmp_path / "out"), "--drop-ids", path])
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_covered_is_told_of_the_pictures_that_stay(tmp_path: Path) -> None:
+    """With the ids that they have in the new shards; a torn line is counted."""
+    samples = [make_sample(index) for index in range(2)]
+    write_shard(tmp_path / "old" / "sa_000000.tar", samples)
+    lines = [{"key": record.key, "image_id": 99, "kind": "faces"} for record, _ in samples]
+    audit = tmp_path / "old" / "privacy" / "sa_000000.jsonl"
+    audit.parent.mkdir()
+    audit.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"key": "sa_0')
+    (tmp_path / "list.txt").write_text(samples[0][0].key)
+    main(["repair", str(tmp_path / "old"), "--out", str(tmp_path / "new"), "--drop-ids", str(tmp_path / "list.txt")])
+    carried = (tmp_path / "new" / "privacy" / "sa_000000.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in carried] == [{**lines[1], "image_id": samples[1][0].image_id}]
+    assert load_manifest(tmp_path / "new" / "sa_000000.tar").counts["repair_audit_lines_dropped"] == 1

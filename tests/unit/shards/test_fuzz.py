@@ -1,9 +1,11 @@
-"""More than 10,000 broken shards, records, masks and pictures: each is read or refused by name, soon, in bounded memory."""
+"""More than 10,000 broken shards, records, masks and pictures: each is read or refused by name, soon, in bounded memory.
+
+A quarter of them unless SAM_TRAIN_FUZZ=full is in the environment. Answers of servers: test_fuzz_remote.py.
+"""
 
 from __future__ import annotations
 
 import json
-import random
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -11,18 +13,30 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
 from damage import write_members
-from fuzzing import TAR_MUTATIONS, cut, flipped, json_mutated, rle_mutated, spliced
+from fuzzing import (
+    DOCUMENTS,
+    HEIGHT,
+    SAMPLES,
+    TAR_MUTATIONS,
+    WIDTH,
+    cut,
+    flipped,
+    json_mutated,
+    num_cases,
+    rle_mutated,
+    seeded,
+    spliced,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.errors import ConfigError, ShardError
-from sam_train.masks import decode_rle, encode_rle
-from sam_train.records import ImageRecord, MaskRecord, Provenance
-from sam_train.shards import decode_jpeg, encode_jpeg, iterate_samples, load_manifest, manifest_path, write_shard
+from sam_train.masks import decode_rle
+from sam_train.records import ImageRecord
+from sam_train.shards import decode_jpeg, iterate_samples, load_manifest, manifest_path, write_shard
 from sam_train.shards.care.mend import mend_sample
 from sam_train.shards.care.near import fingerprint
 from sam_train.shards.care.repair import Repairer
@@ -32,41 +46,10 @@ from sam_train.shards.care.validate import validate_shard
 from sam_train.shards.index import index_shard, read_sample
 from sam_train.shards.jpeg import metadata_of, without_metadata
 
-NUM_TARS, NUM_RECORDS, NUM_ITEMS, NUM_RLES, NUM_JPEGS, NUM_MANIFESTS = 1200, 3500, 200, 4200, 1500, 300
+FULL = {"tars": 1200, "records": 3500, "items": 200, "rles": 4200, "jpegs": 1500, "manifests": 300}
+NUM_TARS, NUM_RECORDS, NUM_ITEMS, NUM_RLES, NUM_JPEGS, NUM_MANIFESTS = (num_cases(in_full=number) for number in FULL.values())
 MAX_SECONDS_A_CASE, MAX_MIB = 5.0, 400
 EXPECTED = (ShardError, ConfigError)
-HEIGHT, WIDTH = 24, 32
-
-
-def small_sample(index: int) -> tuple[ImageRecord, bytes]:
-    random_numbers = np.random.default_rng(index)
-    image = random_numbers.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
-    masks = []
-    for number in range(2):
-        mask = random_numbers.random((HEIGHT, WIDTH)) < 0.05
-        mask[5 : 12 + number, 6:20] = True
-        rows, columns = np.nonzero(mask)
-        x, y = float(columns.min()), float(rows.min())
-        provenance = Provenance(stage="import", checkpoint="", annotator="a", config="", prompts=[[1.0, 2.0, 1.0]])
-        masks.append(
-            MaskRecord(
-                id=number,
-                segmentation=encode_rle(mask),
-                bbox=[x, y, float(columns.max() + 1 - x), float(rows.max() + 1 - y)],
-                area=int(mask.sum()),
-                predicted_iou=0.9,
-                stability_score=0.95,
-                crop_box=[0.0, 0.0, float(WIDTH), float(HEIGHT)],
-                point_coords=[[7.0, 6.0]],
-                provenance=provenance if number else None,
-            )
-        )
-    record = ImageRecord(key=f"sa_{index}", image_id=index, width=WIDTH, height=HEIGHT, masks=masks)
-    return record, encode_jpeg(image, 60)
-
-
-SAMPLES = [small_sample(index) for index in range(3)]
-DOCUMENTS = [json.loads(record.to_json()) for record, _ in SAMPLES]
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +67,7 @@ def _bounded() -> Iterator[None]:
 
 def attempt(case: object, *steps: Callable[[], object]) -> int:
     """Take each step; how many were refused. Anything but an error of ours, and slowness, fails with the case's name."""
-    refused, start = 0, time.monotonic()
+    refused, start = 0, time.process_time()  # a machine that does other things too is not a slow reader
     for step in steps:
         try:
             step()
@@ -92,12 +75,8 @@ def attempt(case: object, *steps: Callable[[], object]) -> int:
             refused += 1
         except Exception as error:
             pytest.fail(f"case {case}: {type(error).__name__}: {str(error)[:500]}", pytrace=True)
-    assert time.monotonic() - start < MAX_SECONDS_A_CASE, f"case {case}"
+    assert time.process_time() - start < MAX_SECONDS_A_CASE, f"case {case}"
     return refused
-
-
-def seeded(case: int) -> random.Random:
-    return random.Random(case)  # noqa: S311
 
 
 def nothing(_: int) -> None:
@@ -248,4 +227,4 @@ def test_any_bytes(data: bytes) -> None:
 
 
 def test_they_are_as_many_as_promised() -> None:
-    assert NUM_TARS + NUM_RECORDS + NUM_ITEMS + NUM_RLES + NUM_JPEGS + NUM_MANIFESTS >= 10_000
+    assert sum(FULL.values()) >= 10_000

@@ -21,6 +21,7 @@ from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg
 from sam_train.shards.cli import main
 from sam_train.shards.importers.coco import import_coco
+from sam_train.shards.importers.instances_json import read_instances
 from sam_train.shards.importers.lvis import import_lvis
 from sam_train.shards.importers.polygons import rle_of_polygons
 
@@ -311,3 +312,58 @@ def test_real_lvis(tmp_path: Path, shared_dir: Path) -> None:
     ]
     assert np.median(errors) < 0.01
     assert max(errors) < 0.1
+
+
+def test_a_json_of_another_encoding_is_read(coco: Path) -> None:
+    plain = [record for record, _ in imported(coco).values()]
+    text = (coco / "instances.json").read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        (coco / "instances.json").write_text(text, encoding=encoding)
+        assert [record for record, _ in imported(coco).values()] == plain
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"val/b.jpg"', b'"val/\xff.jpg"', r"images\[0\] is not JSON"),
+        (b'"id": 12', b'"id": "\xff"', "annotation 1 is not JSON"),
+        (b'{"id": 11, "image_id": 7', b'3, {"id": 11, "image_id": 7', "lists of objects|expected an object, got 3"),
+        (b'"image_id": 7', b'"image_id": 1' + b"0" * 30, "at most 64 bits"),
+        (b'"categories": [', b'"categories": [3, ', r"categories\[0\]"),
+    ],
+)
+def test_entries_that_are_none(coco: Path, old: bytes, new: bytes, message: str) -> None:
+    path = coco / "instances.json"
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(ShardError, match=message):
+        imported(coco)
+
+
+def test_a_large_json_is_not_whole_in_memory(tmp_path: Path) -> None:
+    """As objects of Python it is several times its size; here it stays in the file until its picture's turn."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("memory is read from /proc, which only Linux has")
+    outline = [[float(number) + 0.25 for number in range(400)]]
+    images = [{"id": n, "file_name": f"{n:06d}.jpg", "height": 400, "width": 400} for n in range(400)]
+    text = json.dumps([annotation(n, outline, image_id=n % 400) for n in range(8000)])
+    (tmp_path / "a.json").write_text(f'{{"images":{json.dumps(images)},"annotations":{text}}}')
+    size = len(text)
+    del text
+
+    def anonymous_bytes() -> int:
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+
+    before = anonymous_bytes()
+    found, _ = read_instances(tmp_path / "a.json", lambda image, _: image["file_name"])
+    assert anonymous_bytes() - before < size / 2
+    assert [a["id"] for a in found[7].annotations()] == [*range(7, 8000, 400)]
+    assert found[7].annotations()[3]["segmentation"] == outline
+
+
+def test_an_import_of_which_no_picture_is_there(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["import", "coco", "--images", f"{coco}/elsewhere", "--annotations", f"{coco}/instances.json"]
+    with pytest.raises(SystemExit):
+        main([*command, "--out", f"{coco}/out", "--missing", "leave_out"])
+    assert "gave no image, nothing was written; counted: 2 picture_missing" in capsys.readouterr().err
+    assert not (coco / "out").exists()

@@ -10,14 +10,15 @@ import pytest
 import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sam_train.errors import SkipSample
 from sam_train.shards import decode_jpeg, encode_jpeg
+from sam_train.shards.icc import without_texts
 from sam_train.shards.jpeg import metadata_of, without_metadata
 
 PRIVATE = b"41 deg 24 min N"
-ICC = b"not looked into, kept whole" * 10
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def photo() -> np.ndarray:
@@ -66,9 +67,9 @@ def test_pixels_stay_and_the_rest_goes(image: np.ndarray, options: dict[str, Any
     assert b"Exif" not in plain
     np.testing.assert_array_equal(decode_jpeg(plain), decode_jpeg(data))
     with Image.open(io.BytesIO(plain)) as read:
-        assert read.info["icc_profile"] == ICC
+        assert read.info["icc_profile"] == without_texts(ICC)
         assert not read.getexif()
-    assert plain == saved(image, icc_profile=ICC, **options)
+    assert plain == saved(image, icc_profile=without_texts(ICC), **options)
 
 
 def test_adobes_transform_stays() -> None:
@@ -98,6 +99,78 @@ def test_every_kind_of_segment(private: bytes) -> None:
     plain = saved(photo())
     assert without_metadata(with_segments(plain, private)) == plain
     assert without_metadata(with_segments(plain, private, private)) == plain
+
+
+def profile_with_texts() -> bytes:
+    """sRGB with what the profile of a screen has: its name, its serial number in a tag of its maker, a date and an ID."""
+    name = b"desc" + bytes(4) + (len(PRIVATE) + 1).to_bytes(4, "big") + PRIVATE + bytes(90)
+    tags = _tags(ICC) | {b"desc": name, b"mmod": b"mmod" + bytes(4) + PRIVATE}
+    table, data, start = b"", b"", 132 + 12 * len(tags)
+    for tag, content in tags.items():
+        table += tag + (start + len(data)).to_bytes(4, "big") + len(content).to_bytes(4, "big")
+        data += content.ljust(-(-len(content) // 4) * 4, b"\0")
+    header = bytearray(ICC[:128])
+    header[:4] = (start + len(data)).to_bytes(4, "big")
+    header[48:56], header[84:100] = b"APPLSERI", b"0123456789abcdef"
+    return bytes(header) + len(tags).to_bytes(4, "big") + table + data
+
+
+def _tags(profile: bytes) -> dict[bytes, bytes]:
+    found = {}
+    for row in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12):
+        offset, size = (int.from_bytes(profile[at : at + 4], "big") for at in (row + 4, row + 8))
+        found[profile[row : row + 4]] = profile[offset : offset + size]
+    return found
+
+
+def test_a_profile_keeps_its_colours_and_loses_its_texts() -> None:
+    full = profile_with_texts()
+    bare = without_texts(full)
+    assert bare is not None
+    assert full.count(PRIVATE) == 2
+    for private in (PRIVATE, b"SERI", b"0123456789abcdef", full[24:36], b"sRGB", b"copyright"):
+        assert private not in bare
+    assert without_texts(bare) == bare
+    image = Image.fromarray(photo())
+    lab = ImageCms.createProfile("LAB")
+    seen = [
+        np.asarray(ImageCms.profileToProfile(image, ImageCms.ImageCmsProfile(io.BytesIO(p)), lab, outputMode="LAB"))
+        for p in (full, bare)
+    ]
+    np.testing.assert_array_equal(*seen)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no signature", "count", "offset", "missing part", "parts twice"])
+def test_what_is_no_profile_goes(damage: str) -> None:
+    full = bytearray(profile_with_texts())
+    if damage == "no signature":
+        full[36:40] = b"none"
+    elif damage == "count":
+        full[128:132] = b"\xff\xff\xff\xff"
+    elif damage == "offset":
+        full[136:140] = b"\xff\xff\xff\xff"
+    head, rest = b"ICC_PROFILE\0\x01\x02", b"ICC_PROFILE\0\x02\x02"
+    parts = [segment(0xE2, head + full[:200]), segment(0xE2, rest + (full[200:300] if damage == "cut" else full[200:]))]
+    parts = parts[:1] if damage == "missing part" else parts * 2 if damage == "parts twice" else parts
+    plain = saved(photo())
+    assert without_metadata(with_segments(plain, *parts)) == plain
+
+
+def test_a_profile_in_parts_in_any_order() -> None:
+    full = profile_with_texts()
+    parts = [segment(0xE2, b"ICC_PROFILE\0" + bytes([n, 2]) + part) for n, part in ((2, full[300:]), (1, full[:300]))]
+    bare = without_metadata(with_segments(saved(photo()), *parts))
+    with Image.open(io.BytesIO(bare)) as read:
+        assert read.info["icc_profile"] == without_texts(full)
+
+
+def test_the_thumbnail_of_jfif_goes() -> None:
+    plain = saved(photo())
+    at = plain.index(b"JFIF") - 4
+    header = b"JFIF\0\x01\x01\0\0\x01\0\x01"
+    with_thumbnail = plain[:at] + segment(0xE0, header + b"\x04\x04" + PRIVATE.ljust(48)) + plain[at + 18 :]
+    assert metadata_of(with_thumbnail) == ["a thumbnail"]
+    assert without_metadata(with_thumbnail) == plain[:at] + segment(0xE0, header + b"\0\0") + plain[at + 18 :]
 
 
 def test_a_segment_may_hold_what_looks_like_a_marker() -> None:
@@ -163,6 +236,7 @@ def test_metadata_has_names() -> None:
         "IPTC": segment(0xED, b"Photoshop 3.0\0x"),
         "a comment": segment(0xFE, b"made by"),
         "APP5": segment(0xE5, b"x"),
+        "texts of the ICC profile": segment(0xE2, b"ICC_PROFILE\0\x01\x01" + profile_with_texts()),
     }
     assert metadata_of(bare) == []
     assert metadata_of(bare[:2] + b"".join(added.values()) + bare[2:] + b"x") == [*added, "bytes after its end"]

@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sam_train.inference import EmbeddingCache
-from sam_train.losses import SamLoss
+from sam_train.losses import SamLoss, alignment_loss
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
+from sam_train.model.layers import DropPath
+from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.prompts.draws import seeded
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
+from sam_train.training.drop_paths import draw_drop_paths
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.tally import StepSums
 
@@ -169,7 +172,7 @@ def test_images_in_several_passes_are_the_same_step() -> None:
     """The images have one and two masks: a mean of the passes' means would weigh them wrongly."""
     gradients, losses = [], []
     for images_per_pass in (None, 1):
-        module = step_only(images_per_pass=images_per_pass)
+        module = step_only(model=tiny_sam(drop_path_rate=0.5), images_per_pass=images_per_pass, seed=1).train()
         module.training_step(make_batch(), 0)
         gradients.append({name: p.grad for name, p in module.model.named_parameters() if p.grad is not None})
         losses.append(module.sums.metrics())
@@ -235,11 +238,25 @@ def test_an_image_is_prompted_alike_whoever_is_beside_it(monkeypatch: pytest.Mon
         assert torch.equal(alone, together[batch.image_index == rank])
 
 
+def test_a_branch_is_dropped_for_an_image_whoever_is_beside_it() -> None:
+    encoder = tiny_sam(drop_path_rate=0.5, depth=4).image_encoder
+    paths = [module for module in encoder.modules() if isinstance(module, DropPath) and module.rate]
+    assert len(paths) == 6, "attention and feed-forward of each block but the first"
+    drawn = []
+    for seeds in ([(1, 5, 0, 4), (1, 5, 1, 4)], [(1, 5, 1, 4)], [(1, 6, 1, 4)]):
+        draw_drop_paths(encoder, seeds, torch.device("cpu"))
+        drawn.append(torch.stack([path.uniform for path in paths if path.uniform is not None]))
+    assert torch.equal(drawn[0][:, 1:], drawn[1])
+    assert not torch.equal(drawn[0][:, :1], drawn[1])
+    assert not torch.equal(drawn[2], drawn[1])
+    assert len(drawn[1].unique()) == len(paths), "each branch has its own"
+
+
 def test_a_step_done_again_has_the_same_gradients() -> None:
-    """Also with drop path: what it draws belongs to the step."""
+    """Also with drop path and dropout: what they draw belongs to the step."""
     grads = []
     for disturbance in (1, 2):
-        module = step_only(model=tiny_sam(drop_path_rate=0.5))
+        module = step_only(model=tiny_sam(drop_path_rate=0.5, decoder_dropout=0.2))
         module.train()
         module.step = 7
         torch.manual_seed(disturbance)
@@ -330,6 +347,7 @@ class Knowing(Sam):
     def __init__(self, targets: Tensor, *, late: bool) -> None:
         nn.Module.__init__(self)
         self.targets, self.late = targets, late
+        self.prompt_encoder = PromptEncoder(embed_dim=8, image_size=SIZE, grid_size=4)  # asked whether it takes words
         self.anything = nn.Parameter(torch.zeros(()))
 
     @property
@@ -388,3 +406,22 @@ def test_grid_targets_are_half_covered_cells_and_thin_objects_stay() -> None:
     expected[0, 2:4, 2:4] = 1
     expected[1, 5] = 1
     assert torch.equal(targets, expected)
+
+
+def test_alignment_of_words_is_added_to_the_first_round_of_a_step_that_begins_with_them() -> None:
+    def losses_of(batch: Batch, **values: Any) -> Tensor:
+        module = step_only(model=tiny_sam(text_dim=6), **values)
+        module.training_step(batch, 0)
+        return module.sums.losses_of_rounds()
+
+    texts = nn.functional.normalize(torch.randn(len(make_batch().image_index), 6), dim=1)
+    asked = replace(make_batch(), text_embeddings=texts)
+    plain, aligned = losses_of(asked), losses_of(asked, text_alignment=0.5)
+    model = tiny_sam(text_dim=6)
+    with torch.no_grad():
+        words = model.prompt_encoder.embed_text(texts)
+        embeddings = model.encode_images(make_batch().images, make_batch().sizes_hw)
+        extra = alignment_loss(words, embeddings, make_batch().image_index, make_batch().target_masks)
+    assert float(aligned[0] - plain[0]) == pytest.approx(0.5 * float(extra), rel=1e-4)
+    assert torch.equal(plain[1:], aligned[1:])
+    assert torch.equal(losses_of(make_batch()), losses_of(make_batch(), text_alignment=0.5)), "clicks know no words"

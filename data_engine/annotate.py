@@ -1,0 +1,252 @@
+"""People annotate in a browser.
+
+    sam-annotate corpus=PHOTOS checkpoint=model.pt out=runs/people annotators=[ann,bob] reviewers=[eve]
+    sam-annotate export corpus=PHOTOS out=runs/people
+    sam-annotate summary out=runs/people
+    sam-annotate audit corpus=SHARDS checkpoint=model.pt out=runs/audit annotators=[ann,bob] overlap=2
+
+The first serves the page and prints a token for each name. Start it again after a crash, with the same `out`: nothing that
+was answered is lost. `export` writes finished images into out/shards, those that are new since the last time; it and
+`summary` work beside a server that runs. Faces are covered before a picture is shown, and export wants the same `privacy`.
+`audit` serves a sample of images with the masks that they have, to be corrected; `summary` then says how far these were from what
+became of them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from data_engine.privacy import Privacy, still_there, write_review
+from data_engine.sources import Reference, Source, open_source
+from sam_train.config import build, config_dir, config_hash, to_plain
+from sam_train.errors import ConfigError, exit_with_message
+from sam_train.files import commit_file
+
+if TYPE_CHECKING:  # fastapi comes with an extra
+    from fastapi import FastAPI
+
+    from data_engine.annotators.web.desk import Desk
+
+ACTIONS = ("serve", "audit", "export", "summary")
+INDIFFERENT = (
+    "action", "device", "threads", "host", "port", "allowed_hosts", "num_ahead", "annotators", "reviewers", "out", "privacy",
+)  # fmt: skip
+"""What decides no mask. (Privacy decides what is seen: by its `identity`.)"""
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Console script `sam-annotate`."""
+    if sys.argv[1:2] and sys.argv[1] in ACTIONS:
+        sys.argv[1] = f"action={sys.argv[1]}"
+    _main()
+
+
+@hydra.main(config_path=config_dir(), config_name="annotate", version_base="1.3")
+@exit_with_message
+def _main(cfg: DictConfig) -> None:
+    check(cfg)
+    {"serve": serve, "audit": serve, "export": export, "summary": summarise}[cfg.action](cfg)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError for values that cannot be."""
+    if cfg.action not in ACTIONS:
+        raise ConfigError(f"action is {cfg.action!r}: expected {', '.join(ACTIONS)}")
+    needed = ("out",) if cfg.action == "summary" else ("corpus", "out")
+    for name in needed:
+        if not cfg[name]:
+            raise ConfigError(f"sam-annotate needs {name}=...: sam-annotate corpus=PHOTOS checkpoint=FILE out=FOLDER")
+    for name, least in (("overlap", 1), ("images_per_shard", 1), ("num_ahead", 0), ("port", 0), ("sample", 1)):
+        if not isinstance(cfg[name], int) or cfg[name] < least:
+            raise ConfigError(f"{name} is {cfg[name]}: expected a whole number of at least {least}")
+    for name in ("lease_s", "idle_after_s", "move_on_after_s"):
+        if not isinstance(cfg[name], (int, float)) or cfg[name] <= 0:
+            raise ConfigError(f"{name} is {cfg[name]}: expected seconds above 0")
+    if cfg.proposals is not None and (cfg.prefill or cfg.action == "audit"):
+        raise ConfigError("generator@proposals= shows what the model proposes, prefill= what the corpus has: take one of them")
+    if cfg.proposals is not None and cfg.action == "serve" and not cfg.checkpoint:
+        raise ConfigError("generator@proposals= wants a model that makes the masks: give checkpoint=")
+    if cfg.action in ("export", "summary") and not (Path(cfg.out) / "store.sqlite").is_file():
+        raise ConfigError(f"{cfg.out} holds no store.sqlite: name the folder that sam-annotate was started with")
+
+
+def serve(cfg: DictConfig) -> None:
+    """Serve until interrupted."""
+    app, desk, links = application(cfg)
+    import uvicorn
+
+    if desk.encoding is not None and desk.encoding.decoder_onnx is not None:  # seconds, the first time
+        console.print(f"decoder for browsers: {desk.encoding.decoder_onnx}")
+    for name, link in links.items():
+        console.print(f"{name}: {link}")
+    if not _is_loopback(cfg.host):
+        console.print(f"warning: {cfg.host} is seen by others, and tokens go over the network as they are: put TLS before it")
+    try:
+        # Longer than an annotator looks at an object: a connection that was closed meanwhile costs the next call a new one.
+        uvicorn.run(
+            app,
+            host=cfg.host,
+            port=cfg.port,
+            timeout_keep_alive=120,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+        )
+    finally:
+        if desk.encoding is not None:
+            desk.encoding.close()
+
+
+def application(cfg: DictConfig) -> tuple[FastAPI, Desk, dict[str, str]]:
+    """The application, what it works with, and for each person the link that logs them in."""
+    try:
+        from data_engine.annotators.web.app import create_app
+        from data_engine.annotators.web.desk import Desk
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"sam-annotate needs {error.name}: pip install 'sam-train[annotate]'") from error
+    from data_engine.annotators.web.access import Access, read_tokens
+    from data_engine.annotators.web.commits import Commits
+    from data_engine.annotators.web.database import Database
+    from data_engine.annotators.web.encoding import Encoding
+    from data_engine.annotators.web.pictures import Pictures
+    from data_engine.annotators.web.queue import Queue
+
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    out, privacy = Path(cfg.out), covering(cfg)
+    source = opened(cfg, privacy)
+    tokens = read_tokens(out / "tokens.json", list(cfg.annotators), list(cfg.reviewers))
+    access = Access(tokens)
+    pictures = Pictures(source)
+    encoding = None
+    if cfg.checkpoint:
+        proposals = None if cfg.proposals is None else build(cfg.proposals)
+        encoding = Encoding(Path(cfg.checkpoint), pictures, out, device=cfg.device, proposals=proposals)
+    database = Database(out / "store.sqlite")
+    queue = Queue(database, lease_s=cfg.lease_s)
+    references = sampled(source, cfg.sample, cfg.seed) if cfg.action == "audit" else source.references
+    new = queue.fill(references, overlap=cfg.overlap)
+    console.print(f"{cfg.corpus}: {len(references)} images, {new} of them new to {out}; tasks: {queue.states()}")
+    desk = Desk(
+        queue=queue,
+        commits=Commits(database, queue),
+        pictures=pictures,
+        access=access,
+        encoding=encoding,
+        num_ahead=cfg.num_ahead,
+        idle_after_s=cfg.idle_after_s,
+        move_on_after_s=cfg.move_on_after_s,
+        prefill=cfg.prefill or cfg.action == "audit",
+    )
+    if encoding is not None:
+        encoding.ahead(queue.ahead(cfg.num_ahead))
+    app = create_app(desk, allowed_hosts=["127.0.0.1", "localhost", cfg.host, *cfg.allowed_hosts])
+    links = {name: f"http://{cfg.host}:{cfg.port}/login#{token}" for name, (token, _) in tokens.items()}
+    return app, desk, links
+
+
+def export(cfg: DictConfig) -> None:
+    """Finished images that are not in a shard yet."""
+    from data_engine.annotators.web.database import Database
+    from data_engine.annotators.web.finished import Export
+    from data_engine.annotators.web.pictures import Pictures
+
+    privacy, out = covering(cfg), Path(cfg.out) / "shards"
+    writer = Export(
+        Database(Path(cfg.out) / "store.sqlite"),
+        Pictures(opened(cfg, privacy)),
+        out,
+        privacy=privacy,
+        stage=cfg.stage,
+        reviewed=cfg.reviewed,
+        config=made_by(cfg),
+        images_per_shard=cfg.images_per_shard,
+    )
+    for shard in (shards := writer.write()):
+        console.print(f"wrote {shard}")
+    if not shards:
+        console.print("nothing is finished that was not written before")
+    elif privacy.detectors:
+        console.print(f"what was covered: {write_review(out)}")
+    if cfg.privacy.take_down and (left := still_there(out, Path(cfg.privacy.take_down))):
+        drop = f"sam-data repair {out} --drop-ids {cfg.privacy.take_down} --out NEW"
+        console.print(f"{left} images of {cfg.privacy.take_down} are in shards that were written before: {drop} leaves them out")
+
+
+def summarise(cfg: DictConfig) -> None:
+    """Costs and agreement as JSON."""
+    from data_engine.annotators.web.database import Database
+    from data_engine.annotators.web.summary import summary
+
+    print(json.dumps(summary(Database(Path(cfg.out) / "store.sqlite")), indent=1))
+
+
+def covering(cfg: DictConfig) -> Privacy:
+    """What covers the pictures; written down in `out` before the first one is shown.
+
+    Raises ConfigError when pictures of `out` were shown covered otherwise, and as `Privacy` does.
+    """
+    privacy: Privacy = build(cfg.privacy)
+    path, now = Path(cfg.out) / "privacy.json", privacy.identity()
+    if not path.with_name("store.sqlite").exists():
+        commit_file(path, (json.dumps({"privacy": now}) + "\n").encode())
+    elif (before := _shown_with(path)) != now:
+        wanted = "privacy=none" if before == "none" else "the privacy=... and values of it that they were shown with"
+        message = f"the pictures in {cfg.out} were shown with privacy {before}, this is {now}"
+        raise ConfigError(f"{message}: give {wanted}, or another out=")
+    return privacy
+
+
+def _shown_with(path: Path) -> str:
+    if not path.is_file():
+        return "none"  # a store of a version that covered nothing
+    try:
+        return str(json.loads(path.read_bytes())["privacy"])
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{path} does not say how pictures were covered ({type(error).__name__}: {error})"
+        raise ConfigError(f"{message}: write into it what sam-annotate was started with, or name another out=") from error
+
+
+def opened(cfg: DictConfig, privacy: Privacy) -> Source:
+    """The corpus, covered. What it leaves out is said."""
+    source = privacy.over(open_source(cfg.corpus))
+    for name, reason in source.skipped.items():
+        console.print(f"not listed: {name} ({reason})")
+    return source
+
+
+def sampled(source: Source, num_images: int, seed: int) -> list[Reference]:
+    """Images drawn at random, in the order of the source; the same ones for the same seed. Raises ConfigError without masks."""
+    drawn = np.random.default_rng(seed).permutation(len(source.references))[:num_images]
+    references = [source.references[place] for place in sorted(drawn.tolist())]
+    if not any(reference.sample for reference in references):
+        raise ConfigError("an audit corrects masks that are there, and these are pictures alone: give corpus= shards")
+    return references
+
+
+def made_by(cfg: DictConfig) -> str:
+    """Hash of what decides the masks."""
+    return config_hash({name: value for name, value in to_plain(cfg).items() if name not in INDIFFERENT})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The paper's ablation of the data engine (section 7.6) on a finished cycle: which stages' masks a model should see.
+
+Every set is learned from the same model, in the same number of steps, and measured on the same held-out pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from data_engine.cycle.overrides import quoted
+from data_engine.cycle.processes import Processes
+from data_engine.cycle.turn import folders_of
+from data_engine.promote import history
+from data_engine.steps import steps_of
+from sam_train.errors import ConfigError
+from sam_train.files import commit_file
+
+STAGES = ("assisted_manual", "semi_automatic", "fully_automatic")
+SETS: Mapping[str, Sequence[str]] = {
+    "manual": STAGES[:1],
+    "manual_semi_automatic": STAGES[:2],
+    "all": STAGES,
+    "automatic": STAGES[2:],
+}
+"""Figure of the paper's section 7.6: stages 1, 1+2, 1+2+3, and automatic masks only."""
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[str]) -> None:
+    """Train and measure once for each of SETS, in run_dir/ablation; writes ablation.json and prints it.
+
+    All begin with the cycle's first model and have the training of its last step, changed by `training` (overrides). What is
+    measured already is passed over. Raises ConfigError when a stage wrote nothing yet.
+    """
+    steps = steps_of(cfg.stages)
+    first = history(run_dir)[:1]
+    if not first:
+        raise ConfigError(f"{run_dir} has no model yet: run its cycle first")
+    processes = Processes(run_dir, lock)
+    found = {}
+    for name, stages in SETS.items():
+        chosen = [step for step in steps if step.stage in stages and step.name != first[0]["step"]]
+        shards = folders_of(chosen, run_dir)
+        if missing := set(stages) - {step.stage for step in chosen if (run_dir / step.name / "shards").is_dir()}:
+            raise ConfigError(
+                f"{run_dir} has no masks of {', '.join(sorted(missing))} (after its first model): nothing to compare"
+            )
+        folder = run_dir / "ablation" / name
+        if not (folder / "train" / "metrics.json").is_file():
+            overrides = [f"data.shards={quoted([str(path) for path in shards])}", f"run_dir={quoted(folder / 'train')}"]
+            overrides += [
+                f"name={quoted(f'{cfg.name}-ablation-{name}')}",
+                f"init_checkpoint={quoted(run_dir / first[0]['checkpoint'])}",
+            ]
+            own = [*cfg.training, *overrides, *steps[-1].training, *training]
+            processes.start(f"ablation {name}: train", "sam_train.train", *own)
+        if not (folder / "evaluation.json").is_file():
+            asked = [f"checkpoint={quoted(folder / 'train' / 'model.pt')}", f"shards={quoted(cfg.corpus.heldout)}"]
+            asked += [f"out={quoted(folder / 'evaluation.json')}", *cfg.evaluation]
+            processes.start(f"ablation {name}: evaluate", "sam_train.evaluate", *asked)
+        found[name] = {"steps": [step.name for step in chosen], **json.loads((folder / "evaluation.json").read_bytes())}
+    commit_file(run_dir / "ablation.json", (json.dumps(found, indent=1) + "\n").encode())
+    console.print(table_of(found))
+
+
+def table_of(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A line for each set of masks."""
+    measures = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
+    table = Table(
+        "masks of",
+        *(name.replace("miou_at_", "mIoU@").replace("oracle_at_", "oracle@") for name in measures),
+        box=box.SIMPLE_HEAD,
+    )
+    for name, measured in found.items():
+        table.add_row(name.replace("_", " "), *(f"{measured[key]:.3f}" if key in measured else "" for key in measures))
+    return table

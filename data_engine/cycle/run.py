@@ -1,0 +1,89 @@
+"""A run folder and its cycle: checked, locked, and handed to whatever runs the steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from data_engine.cycle.jobs import step_processes
+from data_engine.cycle.lock import locked
+from data_engine.cycle.processes import Processes, Steps
+from data_engine.cycle.turn import Cycle
+from data_engine.promote import check_measure
+from data_engine.steps import steps_of
+from sam_train.config import build, changed_keys, config_dir, save_resolved
+from sam_train.errors import ConfigError
+from sam_train.shards.care.near import MAX_THRESHOLD
+
+DECISIVE = (
+    "corpus", "start", "stages", "images_per_shard", "engine", "training", "evaluation", "promote_by", "min_gain",
+)  # fmt: skip
+"""What a cycle that goes on must have as it was."""
+
+
+def run(cfg: DictConfig) -> None:
+    """See to every action that is not done yet, then to the report."""
+    check(cfg)
+    run_dir = Path(cfg.run_dir)
+    steps: Steps = build(cfg.steps)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if steps.are_under_way(run_dir):
+        return
+    with locked(run_dir) as lock:
+        refuse_another(cfg, run_dir)
+        save_resolved(cfg, run_dir / "config.yaml")
+        steps.run(Cycle(cfg, run_dir, Processes(run_dir, lock)))
+
+
+def perform(run_dir: Path, name: str) -> None:
+    """One action of a cycle, which a job is there for. Raises ConfigError when the cycle has none of that name."""
+    cfg = load_cycle(run_dir)
+    with locked(run_dir) as lock:
+        cycle = Cycle(cfg, run_dir, step_processes(run_dir, lock))
+        action = next((action for action in cycle.actions() if action.name == name), None)
+        if action is None:
+            names = ", ".join(action.name for action in cycle.actions())
+            raise ConfigError(f"{run_dir} has no action {name!r}: expected one of {names}")
+        if not cycle.is_done(action):
+            cycle.perform(action)
+
+
+def load_cycle(run_dir: Path) -> DictConfig:
+    """The config of a run folder. Raises ConfigError when there is none, or none of a cycle."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} has no config.yaml: give the folder of a cycle, such as runs/quickstart")
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig) or "stages" not in cfg or "corpus" not in cfg:
+        raise ConfigError(f"{path} is not the config of a cycle: give the folder that sam-cycle wrote")
+    return cfg
+
+
+def refuse_another(cfg: DictConfig, run_dir: Path) -> None:
+    """Raise ConfigError if the folder holds a cycle of another corpus, stages or training."""
+    saved = run_dir / "config.yaml"
+    if saved.is_file() and (changed := changed_keys(cfg, saved, DECISIVE)):
+        what_to_do = "choose another name=..., or remove the folder to begin anew"
+        raise ConfigError(f"{run_dir} holds a cycle with another {', '.join(changed)}: {what_to_do}")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError for what would only fail hours later."""
+    if not cfg.stages:
+        raise ConfigError("a cycle needs stages: try sam-cycle experiment=quickstart")
+    if not cfg.corpus.truth or not cfg.corpus.heldout:
+        raise ConfigError("a cycle needs corpus.truth=SHARDS, whose masks play the person, and corpus.heldout=SHARDS to judge by")
+    check_measure(cfg.promote_by)
+    if not isinstance(cfg.min_gain, (int, float)) or cfg.min_gain < 0:
+        raise ConfigError(f"min_gain is {cfg.min_gain!r}, expected 0 or more: a model that is worse is never promoted")
+    if not isinstance(cfg.corpus.leak_bits, int) or not 0 <= cfg.corpus.leak_bits <= MAX_THRESHOLD:
+        raise ConfigError(f"corpus.leak_bits is {cfg.corpus.leak_bits!r}, expected 0 to {MAX_THRESHOLD}")
+    if cfg.start.checkpoint and not Path(cfg.start.checkpoint).is_file():
+        raise ConfigError(
+            f"start.checkpoint is {cfg.start.checkpoint}, and no such file is there: expected model.pt or released weights"
+        )
+    known = sorted(path.stem for path in (Path(config_dir()) / "stage").glob("*.yaml"))
+    for step in steps_of(cfg.stages):
+        if step.stage not in known:
+            raise ConfigError(f"entry {step.entry} of stages is {step.stage!r}, expected one of {', '.join(known)}")

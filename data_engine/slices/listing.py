@@ -1,0 +1,60 @@
+"""The pictures of a run as they were listed when it began, cut into slices: the same for every process, whatever becomes of
+the source, and read a slice at a time, so that a worker's memory does not grow with the corpus."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from data_engine.sources import References, Source
+from sam_train.errors import ConfigError
+from sam_train.files import written_whole
+
+
+def write_listing(path: Path, source: Source, *, images_per_shard: int) -> None:
+    """An Arrow file, a record batch for each slice of `images_per_shard` references, the last one shorter."""
+    assert isinstance(source.references, References)
+    table = source.references.table.combine_chunks()
+    about = {"images": len(source.references), "listed": time.time(), "skipped": source.skipped, "max_pixels": source.max_pixels}
+    schema = table.schema.with_metadata({**(table.schema.metadata or {}), b"about": json.dumps(about).encode()})
+    with written_whole(path) as stream, pa.ipc.new_file(stream, schema) as writer:
+        writer.write_table(table.replace_schema_metadata(schema.metadata), max_chunksize=images_per_shard)
+
+
+class Listing:
+    """What `write_listing` wrote. Raises ConfigError for a file that is none."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+            about = json.loads(self._file.schema.metadata[b"about"])
+        except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{path} is no listing ({error}): choose another out=, or remove that file to list again"
+            ) from error
+        self.num_images: int = about["images"]
+        self.listed: float = about["listed"]
+        """When, in seconds since 1970."""
+        self.skipped: dict[str, str] = about["skipped"]
+        """`Source.skipped`."""
+        self._source = Source(references=(), skipped=self.skipped, max_pixels=about["max_pixels"])
+
+    def __len__(self) -> int:
+        return int(self._file.num_record_batches)
+
+    def slice(self, index: int) -> Source:
+        """The source that has the pictures of slice `index` alone."""
+        return replace(self._source, references=References(pa.Table.from_batches([self._file.get_batch(index)])))
+
+    def num_images_of(self, index: int) -> int:
+        """Pictures in slice `index`: all slices but the last have as many."""
+        return self._size if index < len(self) - 1 else self.num_images - self._size * (len(self) - 1)
+
+    @cached_property
+    def _size(self) -> int:
+        return int(self._file.get_batch(0).num_rows) if len(self) else 0

@@ -1,0 +1,154 @@
+"""Zero-shot edges on BSDS500 (paper, sections 7.2 and D.2).
+
+A 16 x 16 grid of clicks, three masks each, none filtered by its scores; box NMS; an edge map of what is left (`edge_maps`);
+ODS, OIS, AP and R50 against all people's lines (`sam_train.metrics.edge_scores`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from sam_train.errors import ConfigError
+from sam_train.evaluation.edge_maps import EdgeMap
+from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary
+from sam_train.files import commit_file
+from sam_train.geometry import Resize, Taps
+from sam_train.inference import Predictor
+from sam_train.inference.grids import point_grid
+from sam_train.inference.predictor import clicks
+from sam_train.masks import masks_to_boxes_xyxy, nms
+from sam_train.metrics.edge_scores import MAX_DISTANCE, NUM_THRESHOLDS, edge_counts, edge_scores
+from sam_train.metrics.thinning import thin
+from sam_train.shards.importers.bsds500 import read_segmentations
+from sam_train.shards.importers.pairs import pairs_by_stem, whole_picture
+from sam_train.shards.keys import keys_from_paths
+
+PAPER = {
+    "paper: SAM ViT-H, 200 test images": {"ods": 0.768, "ois": 0.786, "ap": 0.794, "r50": 0.928},
+    "HED": {"ods": 0.788, "ois": 0.808, "ap": 0.840, "r50": 0.923},
+    "Canny": {"ods": 0.600, "ois": 0.640, "ap": 0.580},
+}
+
+
+PIXELS_AT_ONCE = 1 << 24
+"""Mask pixels at the size of the image: 64 MB of logits."""
+
+
+class EdgeProtocol(Protocol):
+    """The protocol with its choices; what the paper leaves open is said.
+
+    images, labels: BSDS500's folders of one split, STEM.jpg and STEM.mat.
+    points_per_side: 16 (paper); points_per_batch: prompts decoded at once.
+    box_nms_thresh: box IoU above which the lesser of two masks goes; the paper does not say, the generator's 0.7.
+    smooth_px, border_px: how edge maps are smoothed, and where they fade out (`EdgeMap.thinned`).
+    num_thresholds, max_distance: 99 and 0.0075 of the diagonal, the benchmark's.
+    maps: a folder for the edge maps as PNG, 255 the strongest; null keeps none.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: str | None = None,
+        labels: str | None = None,
+        points_per_side: int = 16,
+        points_per_batch: int = 64,
+        box_nms_thresh: float = 0.7,
+        smooth_px: float = 0.7,
+        border_px: int = 5,
+        num_thresholds: int = NUM_THRESHOLDS,
+        max_distance: float = MAX_DISTANCE,
+        maps: str | None = None,
+    ) -> None:
+        self.images, self.labels, self.maps = images, labels, maps
+        self.points_per_side, self.points_per_batch = points_per_side, points_per_batch
+        self.box_nms_thresh, self.smooth_px, self.border_px = box_nms_thresh, smooth_px, border_px
+        self.num_thresholds, self.max_distance = num_thresholds, max_distance
+
+    def subjects(self, shards: str | None) -> Sequence[Subject]:
+        if not self.images or not self.labels:
+            raise ConfigError(
+                "edges are measured on BSDS500's own files: give protocol.images=BSDS500/data/images/test and"
+                " protocol.labels=BSDS500/data/groundTruth/test"
+            )
+        pairs = pairs_by_stem(Path(self.images), Path(self.labels), ".mat", what="ground truth")
+        keys = keys_from_paths([name for name, _, _ in pairs])
+        return [
+            Subject(number=number, name=key, place=(image, label))
+            for number, (key, (_, image, label)) in enumerate(zip(keys, pairs, strict=True), start=1)
+        ]
+
+    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
+        image, label = subject.place
+        people = [outlines(ids) for ids in read_segmentations(label)]
+        strength = self.edges(predictor, whole_picture(image, key=subject.name).image)
+        if self.maps:
+            _, png = cv2.imencode(".png", np.rint(strength * 255).astype(np.uint8))
+            commit_file(Path(self.maps) / f"{subject.name}.png", png.tobytes())
+        counts = edge_counts(strength, people, num_thresholds=self.num_thresholds, max_distance=self.max_distance)
+        return {"counts": counts.tolist()}
+
+    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+        if not measurements:
+            raise ConfigError("no image was measured")
+        scores = edge_scores(np.array([m["counts"] for m in measurements]))
+        return Summary(measures={**scores, "num_images": len(measurements)}, paper=PAPER)
+
+    def edges(self, predictor: Predictor, image: np.ndarray) -> Float[np.ndarray, "H W"]:
+        """The thinned edge map of an H x W x 3 uint8 RGB image, in [0, 1]."""
+        predictor.set_image(image)
+        edges = EdgeMap(*image.shape[:2])
+        resize = Resize(image.shape[0], image.shape[1], predictor.model.image_size)
+        for part in in_image(self._distinct_masks(predictor, resize), resize):
+            for probability in part.sigmoid().cpu().numpy():
+                edges.add(probability)
+        return edges.thinned(smooth_px=self.smooth_px, border_px=self.border_px)
+
+    def _distinct_masks(self, predictor: Predictor, resize: Resize) -> Float[Tensor, "N h w"]:
+        """Logits on the decoder's grid of all masks of the grid of clicks that box NMS leaves."""
+        width, height = resize.width, resize.height
+        points = torch.from_numpy(point_grid(self.points_per_side) * [width, height]).float().to(predictor.device)
+        logits, scores, boxes = [], [], []
+        for batch in points.split(self.points_per_batch):
+            prediction = predictor.predict(clicks(batch), multimask_output=True)
+            logits.append(prediction.mask_logits.flatten(0, 1))
+            scores.append(prediction.iou_scores.flatten())
+            boxes += [masks_to_boxes_xyxy(part > 0) for part in in_image(logits[-1], resize)]
+        return torch.cat(logits)[nms(torch.cat(boxes), torch.cat(scores), self.box_nms_thresh)]
+
+
+def in_image(logits: Float[Tensor, "N h w"], resize: Resize) -> Iterator[Float[Tensor, "n H W"]]:
+    """Logits at the size of the image, some at a time: `resize.logits_to_image` as two products of matrices.
+
+    Its two bilinear steps are linear along each axis, so they are one matrix for the rows and one for the columns.
+    """
+    rows, columns = (_matrix(taps, logits.shape[-1]).to(logits) for taps in resize.taps(logits.shape[-1]))
+    for part in logits.split(max(1, PIXELS_AT_ONCE // (resize.height * resize.width))):
+        yield rows @ part @ columns.T
+
+
+def _matrix(taps: Taps, grid: int) -> Float[Tensor, "n grid"]:
+    matrix = np.zeros((len(taps.first), grid))
+    for neighbour in range(3):
+        place = (taps.first + neighbour).clip(0, grid - 1)
+        np.add.at(matrix, (np.arange(len(place)), place), taps.weights[:, neighbour])
+    return torch.from_numpy(matrix)
+
+
+def outlines(ids: Integer[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """The lines between segments that BSDS500's files hold as "Boundaries", one pixel wide.
+
+    A pixel lies on one if the pixel below, to the right or below to the right is of another segment; what that gives is
+    thinned (`seg2bmap` of the benchmark). For all 1,633 segmentations of train and val this gives the files' own, to the pixel.
+    """
+    lines = np.zeros(ids.shape, bool)
+    lines[:-1] |= ids[:-1] != ids[1:]
+    lines[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    lines[:-1, :-1] |= ids[:-1, :-1] != ids[1:, 1:]
+    return thin(lines)

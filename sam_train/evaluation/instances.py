@@ -1,0 +1,177 @@
+"""Instance masks from a detector's boxes (paper, sections 7.4 and D.4).
+
+Each box is a prompt; the most confident of its three masks is fed back with the box for one more pass. The detector's scores
+and categories stay. Judged by AP on an instances JSON, COCO's or LVIS's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sam_train.errors import ConfigError, ShardError
+from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
+from sam_train.files import commit_file
+from sam_train.inference import Predictor
+from sam_train.inference.predictor import prompts_of
+from sam_train.masks import encode_rle
+from sam_train.metrics.coco_scores import check_engine, coco_scores
+from sam_train.shards import decode_jpeg
+from sam_train.shards.importers.instances_json import read_json, whole_number
+
+PAPER = {
+    "coco": {
+        "paper: SAM ViT-H, COCO": {"ap": 0.465, "ap_small": 0.308, "ap_medium": 0.510, "ap_large": 0.617},
+        "ViTDet-H": {"ap": 0.510},
+    },
+    "lvis": {
+        "paper: SAM ViT-H, LVIS v1": {"ap": 0.447, "ap_small": 0.325, "ap_medium": 0.576, "ap_large": 0.655},
+        "ViTDet-H": {"ap": 0.466},
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A detector's answer; image frame, pixels, x and y of the left upper corner."""
+
+    xywh: tuple[float, float, float, float]
+    category_id: int
+    score: float
+
+
+class InstanceProtocol(Protocol):
+    """The protocol with its choices.
+
+    annotations: the instances JSON that the shards were imported from (`sam-data import coco` or lvis keep its image ids).
+    boxes: the detector's answers, COCO's results format: [{"image_id", "category_id", "bbox": [x, y, w, h], "score"}, ...].
+    max_boxes: the best so many of an image: 100 by COCO's rules, 300 by LVIS's.
+    refine: the second pass; boxes_per_batch: prompts decoded at once.
+    rules: "coco" or "lvis"; engine: "hotcoco" (extra `evaluation`) or "pycocotools"; iou: "mask", or "boundary" (pycocotools).
+    results: a file for the masks in COCO's results format, or null.
+    """
+
+    def __init__(
+        self,
+        *,
+        annotations: str | None = None,
+        boxes: str | None = None,
+        max_boxes: int = 100,
+        refine: bool = True,
+        boxes_per_batch: int = 64,
+        rules: str = "coco",
+        engine: str = "hotcoco",
+        iou: str = "mask",
+        results: str | None = None,
+    ) -> None:
+        check_engine(engine, rules=rules, iou=iou)
+        self.annotations, self.boxes, self.max_boxes = annotations, boxes, max_boxes
+        self.refine, self.boxes_per_batch = refine, boxes_per_batch
+        self.rules, self.engine, self.iou, self.results = rules, engine, iou, results
+        self._boxes: dict[int, list[Box]] = {}
+
+    def subjects(self, shards: str | None) -> Sequence[Subject]:
+        if not self.annotations or not self.boxes:
+            raise ConfigError("give protocol.annotations=INSTANCES.json and protocol.boxes=DETECTIONS.json, besides shards=")
+        subjects = shard_subjects(shards)
+        images = read_json(Path(self.annotations), ("images", "annotations", "categories"))["images"]
+        known = {whole_number(image, "id", place=f"{self.annotations}, images") for image in images}
+        strangers = [subject.name for subject in subjects if subject.place.image_id not in known]
+        if strangers:
+            raise ConfigError(
+                f"{len(strangers)} images of the shards are not in {self.annotations}, such as {strangers[0]}: give the JSON that"
+                " they were imported from"
+            )
+        self._boxes = {image: best_boxes(boxes, self.max_boxes) for image, boxes in read_boxes(Path(self.boxes)).items()}
+        if not any(subject.place.image_id in self._boxes for subject in subjects):
+            raise ConfigError(f"{self.boxes} has no box in any image of the shards: it is of other images")
+        return subjects
+
+    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
+        sample = sample_of(subject)
+        boxes = self._boxes.get(sample.record.image_id, [])
+        found = []
+        if boxes:
+            predictor.set_image(decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key))
+            masks = self.masks(predictor, torch.tensor([box.xywh for box in boxes]))
+            found = [
+                {"category_id": box.category_id, "score": box.score, "segmentation": encode_rle(mask)}
+                for box, mask in zip(boxes, (mask.numpy() for mask in masks), strict=True)
+            ]
+        return {"image_id": sample.record.image_id, "results": found}
+
+    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+        assert self.annotations is not None
+        found = [{"image_id": m["image_id"], **result} for m in measurements for result in m["results"]]
+        if self.results:
+            commit_file(Path(self.results), json.dumps(found, separators=(",", ":")).encode())
+        images = [m["image_id"] for m in measurements]
+        scores = coco_scores(Path(self.annotations), found, images, engine=self.engine, rules=self.rules, iou=self.iou)
+        paper = PAPER[self.rules] if self.iou == "mask" else {}
+        return Summary(measures={**scores, "num_results": len(found), "num_images": len(images)}, paper=paper)
+
+    def masks(self, predictor: Predictor, boxes_xywh: Float[Tensor, "N 4"]) -> list[Bool[Tensor, "H W"]]:
+        """The mask in each box of the image that the predictor holds, on the CPU.
+
+        A prompt's corners are the first and the last pixel inside the box, as `Prompts.from_boxes` says.
+        """
+        found: list[Tensor] = []
+        corners = boxes_xywh.clone()
+        corners[:, 2:] = corners[:, :2] + (boxes_xywh[:, 2:] - 1).clamp(min=0)
+        for batch in corners.to(predictor.device).split(self.boxes_per_batch):
+            prompts = prompts_of(boxes_xyxy=batch, device=predictor.device)
+            logits = predictor.predict(prompts, multimask_output=True).best().mask_logits
+            if self.refine:
+                logits = predictor.predict(prompts.with_mask(logits), multimask_output=False).mask_logits
+            found += predictor.masks_in_image(logits)[:, 0].cpu()
+        return found
+
+
+def best_boxes(boxes: Sequence[Box], count: int) -> list[Box]:
+    """The `count` of highest score, best first, of equal ones the earlier."""
+    return sorted(boxes, key=lambda box: -box.score)[:count]
+
+
+def read_boxes(path: Path) -> dict[int, list[Box]]:
+    """Image id -> boxes in the order of the file. Raises ShardError, naming file and entry, for another form."""
+    if not path.is_file():
+        raise ShardError(f"no such file: {path}")
+    try:
+        entries = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{path} is not JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise ShardError(f"{path}: expected COCO's results format, a list of objects with image_id, category_id, bbox and score")
+    found: dict[int, list[Box]] = defaultdict(list)
+    for index, entry in enumerate(entries):
+        place = f"{path}, entry {index}"
+        if not isinstance(entry, dict):
+            raise ShardError(f"{place}: expected an object, got {str(entry)[:80]}")
+        image = whole_number(entry, "image_id", place=place)
+        found[image].append(Box(_xywh(entry, place), whole_number(entry, "category_id", place=place), _score(entry, place)))
+    return dict(found)
+
+
+def _xywh(entry: Mapping[str, Any], place: str) -> tuple[float, float, float, float]:
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) and abs(v) < 1e6 for v in box):
+        raise ShardError(f"{place}: expected four numbers x, y, width, height as 'bbox', got {str(box)[:80]}")
+    if box[2] < 0 or box[3] < 0:
+        raise ShardError(f"{place}: expected no negative width or height in 'bbox', got {box}")
+    return float(box[0]), float(box[1]), float(box[2]), float(box[3])
+
+
+def _score(entry: Mapping[str, Any], place: str) -> float:
+    score = entry.get("score")
+    if not isinstance(score, (int, float)) or isinstance(score, bool) or not math.isfinite(score):
+        raise ShardError(f"{place}: expected a number as 'score', got {str(score)[:80]}")
+    return float(score)

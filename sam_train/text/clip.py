@@ -1,0 +1,113 @@
+"""CLIP (Radford et al. 2021) as the paper's text-to-mask model uses it (section D.5).
+
+Pictures of objects and words that describe them lie close together in its space. So the model is trained with embeddings of
+objects, of which there are as many as masks, and asked with embeddings of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sam_train.text.crops import ObjectCrop
+from sam_train.text.encoder import AT_ONCE, TextEncoder, pretrained
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of pixels in [0, 1], as CLIP was trained (openai/CLIP, clip.py)."""
+
+
+class ClipEncoder(TextEncoder):
+    """`transformers.CLIPModel`, both towers.
+
+    model: a folder, or a name of the Hugging Face hub; the paper's is openai/clip-vit-large-patch14-336.
+    Raises ConfigError when it is first used and cannot be loaded.
+    """
+
+    def __init__(self, model: str, device: str | None = None) -> None:
+        super().__init__(device)
+        self.model = model
+
+    @cached_property
+    def network(self) -> nn.Module:
+        def load() -> Any:
+            from transformers import CLIPModel
+
+            return CLIPModel.from_pretrained(self.model, use_safetensors=True)
+
+        network: nn.Module = pretrained(load, self.model)
+        return network.eval().to(self.device)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the same folder or name."""
+
+        def load() -> Any:
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(self.model)
+
+        return pretrained(load, self.model)
+
+    @property
+    def dim(self) -> int:
+        return int(self._clip.config.projection_dim)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the crops that it sees, in pixels: 336 for the paper's."""
+        return int(self._clip.config.vision_config.image_size)
+
+    def _embed(self, texts: list[str]) -> Float[Tensor, "n E"]:
+        longest = self._clip.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(self.device)
+        pooled = self._clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        return self._clip.text_projection(pooled)
+
+    @torch.inference_mode()
+    def embed_crops(self, crops: Sequence[ObjectCrop]) -> Float[Tensor, "N E"]:
+        """Image embeddings of length one of objects, on the CPU.
+
+        In the last layer the output token attends only to patches of the object (paper, section D.5): those that are more than
+        half covered by it or, where there is none, the fullest one.
+        """
+        parts = [self._embed_crops(crops[i : i + AT_ONCE]) for i in range(0, len(crops), AT_ONCE)]
+        return F.normalize(torch.cat(parts).float(), dim=1).cpu() if parts else torch.zeros(0, self.dim)
+
+    def _embed_crops(self, crops: Sequence[ObjectCrop]) -> Float[Tensor, "n E"]:
+        vision = self._clip.vision_model
+        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(self.device).permute(0, 3, 1, 2) / 255
+        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (MEAN, STD))
+        states = vision.pre_layrnorm(vision.embeddings(((pixels - mean) / std).to(self._clip.dtype)))
+        *layers, last = vision.encoder.layers
+        for layer in layers:
+            states = layer(states, None)
+        masks = torch.from_numpy(np.stack([crop.mask for crop in crops])).to(self.device)
+        patches = patches_of_object(masks, self._clip.config.vision_config.patch_size)
+        states = last(states, attention_bias(patches).to(states.dtype))
+        return self._clip.visual_projection(vision.post_layernorm(states[:, 0]))
+
+    @property
+    def _clip(self) -> Any:
+        return self.network
+
+
+def patches_of_object(masks: Bool[Tensor, "N S S"], patch_size: int) -> Bool[Tensor, "N L"]:
+    """Which patches belong to each object, row by row: at least one does."""
+    covered = F.avg_pool2d(masks.float()[:, None], patch_size).flatten(1)
+    return (covered > 0.5) | (covered == covered.amax(1, keepdim=True))
+
+
+def attention_bias(patches: Bool[Tensor, "N L"]) -> Float[Tensor, "N 1 T T"]:
+    """To be added to attention logits of T = 1 + L tokens: the first, CLIP's output token, sees the given patches alone."""
+    num, length = patches.shape
+    bias = torch.zeros(num, 1, 1 + length, 1 + length, device=patches.device)
+    bias[:, 0, 0, 0] = -torch.inf
+    bias[:, 0, 0, 1:].masked_fill_(~patches, -torch.inf)
+    return bias

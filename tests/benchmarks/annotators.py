@@ -1,0 +1,106 @@
+"""Many simulated annotators at one server: latencies of the queue's calls, errors, and whether an image was ever with two.
+
+    python tests/benchmarks/annotators.py [NUM_ANNOTATORS [SECONDS]]
+
+prints one line of JSON. The server is a process of its own with the smallest model; an annotator clicks at most twice, draws the
+rest and waits between masks as its prices say, times PACE, so that the load is that of people who are ten times as fast.
+Latencies are seen from the client, so they hold what the clients of the same machine take from each other.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from annotating import nano_checkpoint, serving
+from conftest import make_sample
+
+from data_engine.annotators import SimulatedAnnotator
+from data_engine.annotators.web.client import Client
+from data_engine.annotators.web.database import Database
+from data_engine.annotators.web.rehearsal import Rehearsal
+from data_engine.sources import open_source
+from sam_train.errors import SamTrainError
+from sam_train.shards import write_shard
+
+PACE = 0.1
+NUM_IMAGES = 4000
+QUEUE = ("POST /api/next", "POST /api/tasks/*/done", "PUT /api/commits/*")
+
+
+class Crowd:
+    """What all annotators together saw."""
+
+    def __init__(self, corpus: Path, url: str, until: float) -> None:
+        self.truth, self.url, self.until = open_source(corpus), url, until
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.images: Counter[str] = Counter()
+        self.errors: list[str] = []
+        self.masks: list[int] = []
+
+    def annotate(self, token: str) -> None:
+        """One of them, until the time is over."""
+        time.sleep(3 * random.random())  # noqa: S311
+        try:
+            with Client(self.url, token, watch=lambda route, seconds: self.seconds[route].append(seconds)) as client:
+                rehearsal = Rehearsal(client, SimulatedAnnotator(max_clicks=2), self.truth, pace=PACE)
+                try:
+                    while time.monotonic() < self.until:
+                        self.masks.append(int(rehearsal.run(len(rehearsal.seen) + 1).get("masks", 0)))
+                finally:
+                    self.images.update(rehearsal.seen)
+        except (SamTrainError, OSError) as error:
+            self.errors.append(f"{type(error).__name__}: {error}")
+
+
+def measure(num_annotators: int, seconds: float) -> dict[str, Any]:
+    """Run the crowd once."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_shard(folder / "corpus" / "sa_000000.tar", [make_sample(index) for index in range(NUM_IMAGES)])
+        names = [f"a{number}" for number in range(num_annotators)]
+        overrides = [f"corpus={folder / 'corpus'}", f"annotators=[{','.join(names)}]", "threads=1"]
+        overrides.append(f"checkpoint={nano_checkpoint(folder / 'model.pt')}")
+        with serving(folder / "out", *overrides) as server:
+            crowd = Crowd(folder / "corpus", server.url, time.monotonic() + seconds)
+            threads = [threading.Thread(target=crowd.annotate, args=(server.tokens[name],)) for name in names]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        store = Database(folder / "out" / "store.sqlite").reading
+        leased = [row[0] for row in store.execute("SELECT count(*) FROM events WHERE kind = 'leased' GROUP BY task")]
+        stored = store.execute("SELECT count(*) FROM masks").fetchone()[0]
+    return {
+        "annotators": num_annotators,
+        "seconds": seconds,
+        "errors": crowd.errors[:5],
+        "num_errors": len(crowd.errors),
+        "images": len(crowd.images),
+        "images_with_two": sum(number > 1 for number in crowd.images.values()) + sum(number > 1 for number in leased),
+        "masks": sum(crowd.masks),
+        "masks_in_store": stored,
+        "requests": sum(map(len, crowd.seconds.values())),
+        "milliseconds": {route: _percentiles(crowd.seconds[route]) for route in QUEUE},
+    }
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    values = np.percentile(seconds, [50, 99]) * 1000
+    return {"p50": round(float(values[0]), 1), "p99": round(float(values[1]), 1), "calls": len(seconds)}
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    print(json.dumps(measure(int(arguments[0]) if arguments else 50, float(arguments[1]) if arguments[1:] else 300.0)))

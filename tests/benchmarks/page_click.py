@@ -1,0 +1,101 @@
+"""From a click to its mask in the page, against the way of the released demo in the same browser.
+
+    python tests/benchmarks/page_click.py CHECKPOINT [ROUNDS]
+
+prints one line of JSON: median and 95th percentile in milliseconds of both, on a picture of 1024 x 1024, in turns, and how many
+times faster the page is. The page's way: decoder in a worker, then the best of three masks enlarged to the picture's size. The
+demo's way: segment_anything's SamOnnxModel (one mask, at the size of the picture), in the same onnxruntime-web with as many
+threads, then cut at 0. CHECKPOINT is a model with the released decoder's measures (a grid of 64 x 64, 256 channels).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from playwright.sync_api import Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from annotating import Server, serving
+from conftest import make_sample
+from onnx_decoder import write_models
+
+from sam_train.shards import write_shard
+
+SIDE, LIMIT_MS = 1024, 600_000
+OPEN_THEIRS = """async (text) => {
+    const ort = await import("/static/ort/ort.wasm.min.mjs");
+    ort.env.wasm.wasmPaths = `${location.origin}/static/ort/`;
+    ort.env.wasm.numThreads = Math.min(4, navigator.hardwareConcurrency || 1);
+    ort.env.logLevel = "error";
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    window.theirs = await ort.InferenceSession.create(bytes, { graphOptimizationLevel: "all" });
+    window.ort = ort;
+}"""
+CLICK = """async ([x, y, side]) => {
+    const tensor = (values, shape) => new ort.Tensor("float32", values, shape);
+    const feeds = {
+        image_embeddings: tensor(new Float32Array(256 * 64 * 64).fill(0.1), [1, 256, 64, 64]),
+        point_coords: tensor(new Float32Array([x, y, 0, 0]), [1, 2, 2]),
+        point_labels: tensor(new Float32Array([1, -1]), [1, 2]),
+        mask_input: tensor(new Float32Array(256 * 256), [1, 1, 256, 256]),
+        has_mask_input: tensor(new Float32Array([0]), [1]),
+        orig_im_size: tensor(new Float32Array([side, side]), [2]),
+    };
+    let began = performance.now();
+    const points = [{ x, y, label: 1 }];
+    const { scores, logits, grid } = await page.decoder.decode({ points, box: null, mask: null, several: true });
+    const ours = page.resize.maskOf(logits, grid, scores.indexOf(Math.max(...scores)) * grid * grid);
+    const oursTook = performance.now() - began;
+    began = performance.now();
+    const { masks } = await theirs.run(feeds);
+    const cut = Uint8Array.from(masks.data, (value) => value > 0);
+    const theirsTook = performance.now() - began;
+    if (ours.length !== side * side || cut.length !== side * side) throw new Error(`${ours.length} and ${cut.length} pixels`);
+    return [oursTook, theirsTook];
+}"""
+
+
+def clicked(page: Page, server: Server, theirs: bytes, rounds: int) -> np.ndarray:
+    """Milliseconds, rounds x 2."""
+    page.set_default_timeout(LIMIT_MS)
+    page.goto(f"{server.url}/login")
+    page.fill("#token", server.tokens["a"])
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{server.url}/")
+    while not page.evaluate("Boolean(window.page?.task && !page.busy && page.decoder?.ready)"):
+        page.wait_for_timeout(200)
+    assert page.evaluate("Boolean(page.decoder.worker)"), page.inner_text("#runtime")
+    page.evaluate(OPEN_THEIRS, base64.b64encode(theirs).decode())
+    places = np.random.default_rng(0).uniform(50, SIDE - 50, (rounds + 2, 2)).tolist()
+    return np.array([page.evaluate(CLICK, [x, y, SIDE]) for x, y in places])[2:]  # the first two warm up
+
+
+def main(checkpoint: str, rounds: str = "30") -> None:
+    with TemporaryDirectory() as name, sync_playwright() as playwright:
+        folder = Path(name)
+        write_shard(folder / "corpus" / "sa_000000.tar", [make_sample(0, height=SIDE, width=SIDE)])
+        theirs = next(path for path in write_models(folder, single=True) if path.stem == "theirs").read_bytes()
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        overrides = [f"corpus={folder / 'corpus'}", f"checkpoint={checkpoint}", "annotators=[a]", "threads=1", "num_ahead=0"]
+        with serving(folder / "out", *overrides) as server:
+            took = clicked(browser.new_page(), server, theirs, int(rounds))
+        browser.close()
+    figures: dict[str, Any] = {"speed_ratio": round(float(np.median(took[:, 1]) / np.median(took[:, 0])), 2), "rounds": len(took)}
+    for place, who in enumerate(("ours_ms", "theirs_ms")):
+        figures[who] = {
+            "median": round(float(np.median(took[:, place])), 1),
+            "p95": round(float(np.percentile(took[:, place], 95)), 1),
+        }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,82 @@
+"""Masks per annotator-minute in stage two, with what a proposer shows beforehand and without it.
+
+    python tests/benchmarks/prefill.py SHARDS CHECKPOINT PROPOSER [NUM_IMAGES]
+
+prints one line of JSON. The same simulated annotator works through the same images twice, over HTTP.
+Its time is not measured but counted, at the prices in the answer: so much to find an object, to click and look at the answer, to
+draw what clicks do not bring, to judge a mask that is there. `mean_iou` is that of the masks with the truth, `found` the share of
+true masks that have one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from annotating import serving
+
+from data_engine.annotators import SimulatedAnnotator
+from data_engine.annotators.web.client import Client
+from data_engine.annotators.web.database import Database
+from data_engine.annotators.web.rehearsal import Rehearsal
+from data_engine.annotators.web.summary import paired_ious
+from data_engine.sources import Source, open_source
+
+PRICES = {"seconds_to_find": 2.0, "seconds_per_click": 1.5, "seconds_to_draw": 34.0, "seconds_to_review": 1.0}
+ACCEPT_IOU, MAX_CLICKS, MAX_MASKS = 0.8, 6, 500
+
+
+def measure(shards: str, num_images: int, *overrides: str) -> dict[str, Any]:
+    """One pass over the first images."""
+    truth = open_source(shards)
+    annotator = SimulatedAnnotator(accept_iou=ACCEPT_IOU, max_clicks=MAX_CLICKS, max_masks=MAX_MASKS, **PRICES)
+    with TemporaryDirectory() as name:
+        out = Path(name)
+        common = (f"corpus={shards}", "annotators=[a]", "threads=1", "num_ahead=1")
+        with serving(out, *common, *overrides) as server, Client(server.url, server.tokens["a"], timeout_s=600) as client:
+            rehearsal = Rehearsal(client, annotator, truth)
+            counts = rehearsal.run(num_images)
+        found = told(Database(out / "store.sqlite"), truth, rehearsal.seen)
+    minutes = counts["seconds"] / 60
+    names = ("images", "clicks", "masks_drawn", "masks_clicked", "masks_reviewed")
+    return {
+        "masks_per_minute": round(found["masks"] / minutes, 2),
+        "minutes": round(minutes, 1),
+        **{name: int(counts.get(name, 0)) for name in names},
+        **found,
+    }
+
+
+def told(database: Database, truth: Source, keys: list[str]) -> dict[str, Any]:
+    """What is in the store, and how it compares with the truth."""
+    query = """SELECT m.*, t.image FROM masks m JOIN tasks t ON t.id = m.task
+        WHERE NOT m.deleted AND m.origin != 'proposed'"""
+    rows = database.reading.execute(query).fetchall()
+    ious, there = [], 0
+    for reference in truth.references:
+        if reference.key in keys:
+            record = truth.load(reference).record
+            assert record is not None
+            made = [{"size": [r["height"], r["width"]], "counts": r["counts"]} for r in rows if r["image"] == reference.key]
+            ious += paired_ious(made, [mask.segmentation for mask in record.masks])
+            there += len(record.masks)
+    origins = {name: sum(row["origin"] == name for row in rows) for name in ("accepted", "edited", "clicked", "drawn")}
+    return {"masks": len(rows), **origins, "mean_iou": round(sum(ious) / len(ious), 3), "found": round(len(ious) / there, 3)}
+
+
+def main(shards: str, checkpoint: str, proposer: str, num_images: str = "8") -> None:
+    common = (shards, int(num_images), f"checkpoint={checkpoint}")
+    without = measure(*common)
+    with_it = measure(*common, "generator@proposals=proposer", f"proposals.file={proposer}")
+    gain = round(with_it["masks_per_minute"] / without["masks_per_minute"], 2)
+    prices = {**PRICES, "accept_iou": ACCEPT_IOU, "max_clicks": MAX_CLICKS}
+    print(json.dumps({"gain": gain, "without": without, "with": with_it, "prices": prices}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,109 @@
+"""The audit of automatic masks (paper, section 5): a sample goes back into the queue, two annotators correct it over HTTP, the
+figures are those of the masks as they were made wrong here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from annotating import serving
+from conftest import make_mask_record, make_sample
+from hydra import compose, initialize_config_dir
+
+from data_engine import annotate
+from data_engine.annotators import SimulatedAnnotator
+from data_engine.annotators.web.client import Client
+from data_engine.annotators.web.database import Database
+from data_engine.annotators.web.rehearsal import Rehearsal
+from data_engine.annotators.web.summary import summary
+from data_engine.sources import open_source
+from sam_train.config import config_dir
+from sam_train.errors import ConfigError
+from sam_train.records import Provenance
+from sam_train.shards import write_shard
+
+HEIGHT, WIDTH = 60, 80
+LOWER = {"exact": 20, "fair": 18, "poor": 12}
+"""Rows of a mask of 20 that an automatic one has: IoU 1, 0.9 and 0.6; 0.9 is not above 0.90."""
+
+
+def rectangle(left: int, rows: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[10 : 10 + rows, left : left + 15] = True
+    return mask
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> tuple[Path, Path]:
+    """Automatic masks of eight images, and what is really there: three objects, and a fourth mask that is of none."""
+    automatic, truth = [], []
+    for index in range(8):
+        record, jpeg = make_sample(index, height=HEIGHT, width=WIDTH, num_masks=0)
+        other, _ = make_sample(index, height=HEIGHT, width=WIDTH, num_masks=0)
+        for number, (name, rows) in enumerate(LOWER.items()):
+            named = Provenance(stage="import", checkpoint="", annotator="x", config="", name=name)
+            record.masks.append(make_mask_record(rectangle(20 * number, rows), mask_id=100 * index + number, provenance=named))
+            other.masks.append(make_mask_record(rectangle(20 * number, 20), mask_id=100 * index + number))
+        nothing = np.zeros((HEIGHT, WIDTH), bool)
+        nothing[50:58, 60:75] = True
+        record.masks.append(make_mask_record(nothing, mask_id=100 * index + 9))
+        automatic.append((record, jpeg))
+        truth.append((other, jpeg))
+    write_shard(tmp_path / "automatic" / "sa_000000.tar", automatic)
+    write_shard(tmp_path / "truth" / "sa_000000.tar", truth)
+    return tmp_path / "automatic", tmp_path / "truth"
+
+
+def test_a_sample_is_corrected_and_the_figures_are_right(shards: tuple[Path, Path], tmp_path: Path) -> None:
+    overrides = [f"corpus={shards[0]}", "action=audit", "sample=3", "overlap=2", "annotators=[ann,bob]"]
+    seen = []
+    with serving(tmp_path / "out", *overrides) as server:
+        for name in ("ann", "bob"):
+            with Client(server.url, server.tokens[name]) as client:
+                rehearsal = Rehearsal(client, SimulatedAnnotator(accept_iou=0.95), open_source(shards[1]))
+                counts = rehearsal.run()
+                seen.append(rehearsal.seen)
+                assert (counts["images"], counts["masks_reviewed"], counts["masks_drawn"]) == (3, 12, 6)
+                assert counts["seconds"] == 12 * 1.0 + 6 * 34.0, "a wrong mask says where the object is"
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 3
+    database = Database(tmp_path / "out" / "store.sqlite")
+    kept = database.reading.execute("SELECT name, count(*) FROM masks WHERE NOT deleted GROUP BY name").fetchall()
+    assert {row[0]: row[1] for row in kept} == dict.fromkeys(LOWER, 6), "the names that they had"
+    found = summary(database)
+    assert found["corrections"] == {
+        "masks": 18, "rejected": 6, "not_looked_at": 0, "above_0.90": 6 / 18, "all_above_0.90": 6 / 24,
+        "above_0.75": 12 / 18, "all_above_0.75": 12 / 24,
+    }  # fmt: skip
+    assert found["agreement"] == {"images": 3, "mean_iou": 1.0, "paired": 1.0}
+    assert [row["origins"] for row in found["annotators"]] == [{"accepted": 3, "edited": 6}] * 2
+
+
+def test_the_same_seed_draws_the_same_images(shards: tuple[Path, Path]) -> None:
+    source = open_source(shards[0])
+    drawn = [[reference.key for reference in annotate.sampled(source, 4, seed)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(keys == sorted(keys) and len(set(keys)) == 4 for keys in drawn)
+    assert len(annotate.sampled(source, 99, 0)) == 8
+
+
+def test_pictures_without_masks_cannot_be_audited(tmp_path: Path, tiny_pictures: Callable[[Path], Path]) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        wanted = ["action=audit", f"corpus={tiny_pictures(tmp_path)}", f"out={tmp_path / 'out'}", "privacy=none"]
+        config = compose("annotate", overrides=wanted)
+    with pytest.raises(ConfigError, match="give corpus= shards"):
+        annotate.application(config)
+
+
+@pytest.fixture
+def tiny_pictures() -> Callable[[Path], Path]:
+    from PIL import Image
+
+    def made(folder: Path) -> Path:
+        (folder / "pictures").mkdir()
+        Image.new("RGB", (20, 10)).save(folder / "pictures" / "a.jpg")
+        return folder / "pictures"
+
+    return made

@@ -1,0 +1,168 @@
+"""sam-annotate on photographs of people: who is covered is covered on the page, for the model and in the shard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from annotating import nano_checkpoint
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+from starlette.testclient import TestClient
+
+from data_engine import annotate
+from data_engine.privacy import CenterFace, read_audit
+from sam_train.config import config_dir
+from sam_train.errors import ConfigError
+from sam_train.masks import encode_rle
+from sam_train.shards import decode_jpeg, iterate_samples, load_manifest
+from sam_train.shards.cli import main as sam_data
+
+FACE = (182, 58, 270, 178)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A person and a cat."""
+    data = pytest.importorskip("skimage.data")
+    try:
+        CenterFace()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("astronaut", "chelsea"):
+        Image.fromarray(getattr(data, name)()).save(folder / f"{name}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture
+def config(photographs: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    def made(*overrides: str) -> DictConfig:
+        with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+            wanted = [f"corpus={photographs}", f"out={tmp_path / 'out'}", "annotators=[ann]", "threads=1"]
+            return compose("annotate", overrides=[*wanted, *overrides])
+
+    return made
+
+
+class Ann:
+    """An annotator at an application."""
+
+    def __init__(self, config: DictConfig) -> None:
+        app, self.desk, links = annotate.application(config)
+        token = links["ann"].rpartition("#")[2]
+        self.http = TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {token}"})
+
+    def next(self) -> dict[str, Any] | None:
+        task: dict[str, Any] | None = self.http.post("/api/next").raise_for_status().json()["task"]
+        return task
+
+    def finish(self, task: dict[str, Any]) -> None:
+        mask = np.zeros((task["height"], task["width"]), bool)
+        mask[10:40, 10:60] = True
+        work = {"task": task["id"], "mask": str(uuid.uuid4()), "kind": "put", "rle": encode_rle(mask), "origin": "drawn"}
+        self.http.put(f"/api/commits/{uuid.uuid4()}", json=work).raise_for_status()
+        self.http.post(f"/api/tasks/{task['id']}/done").raise_for_status()
+
+    def picture(self, task: dict[str, Any]) -> bytes:
+        return self.http.get(f"/api/tasks/{task['id']}/image").raise_for_status().content
+
+
+def change(photographs: Path, jpeg: bytes, name: str = "astronaut") -> np.ndarray:
+    before = np.asarray(Image.open(photographs / f"{name}.jpg")).astype(int)
+    return np.abs(decode_jpeg(jpeg).astype(int) - before)
+
+
+def test_a_face_is_covered_on_the_page_for_the_model_and_in_the_shard(
+    config: Callable[..., DictConfig], photographs: Path, tmp_path: Path
+) -> None:
+    cfg = config(f"checkpoint={nano_checkpoint(tmp_path / 'model.pt')}", "num_ahead=0")
+    ann = Ann(cfg)
+    shown = {}
+    while task := ann.next():
+        shown[task["image"]] = ann.picture(task)
+        ann.finish(task)
+    assert set(shown) == {"astronaut", "chelsea"}
+    left, top, right, bottom = FACE
+    assert change(photographs, shown["astronaut"])[top:bottom, left:right].mean() > 20
+    assert change(photographs, shown["astronaut"])[300:, 300:].mean() < 3
+    assert not change(photographs, shown["chelsea"], "chelsea").any(), "where nothing is found the file stays as it is"
+    assert np.array_equal(ann.desk.pictures.pixels("astronaut"), decode_jpeg(shown["astronaut"])), "what is encoded"
+    assert ann.desk.encoding is not None
+    ann.desk.encoding.close()
+    annotate.export(cfg)
+    shard = tmp_path / "out" / "shards" / "sa_web_000000.tar"
+    assert {s.record.key: s.jpeg for s in iterate_samples([shard])} == shown
+    assert {key for key, _ in read_audit(shard)} == {"astronaut"}
+    assert load_manifest(shard).counts["privacy/faces"] >= 1
+    assert (shard.parent / "privacy" / "review.html").is_file()
+
+
+def test_pictures_stay_as_they_were_shown(config: Callable[..., DictConfig], photographs: Path, tmp_path: Path) -> None:
+    ann = Ann(config())
+    task = ann.next()
+    assert task is not None
+    ann.finish(task)
+    for start in (annotate.application, annotate.export):
+        with pytest.raises(ConfigError, match=r"were shown with privacy [0-9a-f]{12}, this is none"):
+            start(config("privacy=none"))
+    (tmp_path / "out" / "privacy.json").unlink()
+    with pytest.raises(ConfigError, match="were shown with privacy none"):
+        annotate.export(config())
+    (tmp_path / "out" / "privacy.json").write_text("{")
+    with pytest.raises(ConfigError, match="does not say how"):
+        annotate.export(config())
+    assert not list((tmp_path / "out").glob("shards/*"))
+
+
+def test_what_is_taken_down_is_neither_shown_nor_stored(
+    config: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "out.txt"
+    listed.write_text("# nothing yet\n")
+    overrides = ["privacy=none", f"privacy.take_down={listed}"]
+    ann = Ann(config(*overrides))
+    task = ann.next()
+    assert task is not None
+    assert task["image"] == "astronaut"
+    ann.finish(task)
+    listed.write_text("chelsea\n")
+    ann = Ann(config(*overrides))
+    assert ann.next() is None
+    (reason,) = ann.desk.queue.database.reading.execute("SELECT reason FROM tasks WHERE image = 'chelsea'").fetchone()
+    assert reason.startswith("taken down")
+    listed.write_text("astronaut\n")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    annotate.export(config(*overrides))
+    manifest = load_manifest(tmp_path / "out" / "shards" / "sa_web_000000.tar")
+    assert (manifest.keys, manifest.skipped) == ([], {"astronaut.jpg": "taken_down"})
+    listed.write_text("")  # a shard that was written before somebody asked
+    annotate.export(config(*overrides, f"out={tmp_path / 'copy'}"))
+    listed.write_text("astronaut\n")
+    capsys.readouterr()
+    annotate.export(config(*overrides, f"out={tmp_path / 'copy'}"))
+    assert "1 images of" in capsys.readouterr().out
+
+
+def test_repair_takes_the_audit_along(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """Of the pictures that stay, each with the image id that it has there."""
+    ann = Ann(config())
+    while task := ann.next():
+        ann.finish(task)
+    annotate.export(config())
+    shards, listed = tmp_path / "out" / "shards", tmp_path / "list.txt"
+    listed.write_text("chelsea\n")
+    sam_data(["repair", str(shards), "--drop-ids", str(listed), "--out", str(tmp_path / "kept")])
+    before, after = (folder / "privacy" / "sa_web_000000.jsonl" for folder in (shards, tmp_path / "kept"))
+    assert after.read_bytes() == before.read_bytes()
+    assert json.loads(after.read_text().splitlines()[0])["key"] == "astronaut"
+    listed.write_text("astronaut\n")
+    sam_data(["repair", str(shards), "--drop-ids", str(listed), "--out", str(tmp_path / "without")])
+    assert (tmp_path / "without" / "privacy" / "sa_web_000000.jsonl").read_bytes() == b""

@@ -1,0 +1,104 @@
+"""A checkpoint whose tensors lie in a folder: read as it was written, and nothing in it is run or looked for elsewhere."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+from sam_train.errors import CheckpointError
+from sam_train.training.checkpoint_io import WholeCheckpointIO
+from sam_train.training.sharded_checkpoint import FOLDER, save_in_shares
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process writes
+
+CHECKPOINT: dict[str, Any] = {
+    "state_dict": {"model.a": torch.arange(6.0).reshape(2, 3), "model.b": torch.ones(2, dtype=torch.bfloat16)},
+    "optimizer_states": [
+        {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}}, "param_groups": [{"lr": 0.1}]}
+    ],
+    "loops": {"betas": (0.9, 0.999), "count": 7},
+}
+
+
+@pytest.fixture
+def last(tmp_path: Path) -> Path:
+    save_in_shares(CHECKPOINT, tmp_path / "last.ckpt", "step-3-a", is_first=True)
+    return tmp_path / "last.ckpt"
+
+
+def load(path: Path) -> dict[str, Any]:
+    return WholeCheckpointIO().load_checkpoint(path, weights_only=True)
+
+
+def test_it_comes_back_as_it_was(last: Path) -> None:
+    found = load(last)
+    assert found.pop(FOLDER) == "step-3-a"
+    assert found.keys() == CHECKPOINT.keys()
+    assert found["loops"] == CHECKPOINT["loops"]
+    for name, tensor in CHECKPOINT["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], tensor)
+        assert found["state_dict"][name].dtype == tensor.dtype
+    moments = found["optimizer_states"][0]["state"][0]
+    assert all(torch.equal(moments[n], t) for n, t in CHECKPOINT["optimizer_states"][0]["state"][0].items())
+
+
+def test_the_next_one_takes_its_place_and_a_torn_one_does_not(last: Path) -> None:
+    (last.parent / "step-9-torn").mkdir()  # what a kill before the end leaves
+    assert load(last)["loops"]["count"] == 7
+    save_in_shares({**CHECKPOINT, "loops": {"count": 8}}, last, "step-4-b", is_first=True)
+    assert load(last)["loops"]["count"] == 8
+    assert [path.name for path in last.parent.glob("step-*")] == ["step-4-b"]
+    WholeCheckpointIO().save_checkpoint(CHECKPOINT, last)
+    assert list(last.parent.glob("step-*")) == []
+
+
+@pytest.mark.parametrize("damaged", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_folder_that_is_not_whole_is_named(last: Path, damaged: str, gone: bool) -> None:
+    file = last.parent / "step-3-a" / damaged
+    if gone:
+        file.unlink()
+    else:
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-3-a, which .*last.ckpt names, is no whole folder of tensors"):
+        load(last)
+
+
+def test_a_folder_elsewhere_is_refused(last: Path) -> None:
+    document = torch.load(last, weights_only=True)
+    torch.save({**document, FOLDER: "../elsewhere"}, last)
+    with pytest.raises(CheckpointError, match=r"'../elsewhere' as the folder beside it"):
+        load(last)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+def test_a_table_of_contents_that_would_run_something_is_refused(
+    last: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = last.parent / "step-3-a" / ".metadata"
+    table = FileSystemReader(contents.parent).read_metadata()
+    contents.write_bytes(pickle.dumps([table, Bomb()]))
+    with pytest.raises(CheckpointError, match=r"it holds a (posix|nt|os).mkdir"):
+        load(last)
+    assert not Path("ran").exists()
+
+
+def test_a_table_of_contents_that_names_files_elsewhere_is_refused(last: Path) -> None:
+    contents = last.parent / "step-3-a" / ".metadata"
+    table = FileSystemReader(contents.parent).read_metadata()
+    for info in table.storage_data.values():
+        info.relative_path = "../../other"
+    contents.write_bytes(pickle.dumps(table))
+    with pytest.raises(CheckpointError, match=r"names a file outside, '../../other'"):
+        load(last)
