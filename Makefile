@@ -23,8 +23,9 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Many tests wait for servers, kills and SLURM: two workers on two cores, four at most.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 # Caches only: the venv takes minutes to make and runs/ are yours.
 clean:

@@ -19,6 +19,22 @@ from sam_train.shards import encode_jpeg, write_shard
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# What waits most comes first, so that no worker is left with it when the others have finished.
+ORDER = ("slurm", "integration", "browser", "distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With workers (`make test`) the tests of a file stay together, as they share its fixtures; one worker has the cluster."""
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        return ORDER.index(folder) if folder in ORDER else len(ORDER)
+
+    items.sort(key=place)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("slurm" if place(item) == 0 else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny models: a second thread only waits for the first
