@@ -55,9 +55,11 @@ def save_released(model: Sam, path: Path) -> None:
     A projection of words is left out, which no other program knows: what is written answers points and boxes as before.
     Raises ValueError for another ending and CheckpointError for a model that the others cannot be.
     """
+    what_to_do = "other programs' readers know nothing of that: write ONNX, or keep model.pt"
     if model.mask_decoder.iou_sigmoid:
-        what_to_do = "write ONNX, or keep model.pt"
-        raise CheckpointError(f"its IoU scores pass a sigmoid, of which other programs' readers know nothing: {what_to_do}")
+        raise CheckpointError(f"its IoU scores pass a sigmoid: {what_to_do}")
+    if model.pixel_statistics != "released":
+        raise CheckpointError(f"it normalises pixels by each image's own mean and deviation: {what_to_do}")
     state = {name: tensor for name, tensor in _plain_state(model).items() if not name.startswith(_WORDS)}
     if path.suffix == ".pth":
         write_whole(path, state)

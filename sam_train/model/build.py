@@ -34,13 +34,14 @@ def build_sam(
     details: bool = False,
     drop_path_rate: float = 0.0,
     activation_checkpointing: str = "none",
+    pixel_statistics: str = "released",
     text_dim: int | None = None,
     text_encoder: str | None = None,
 ) -> Sam:
     """A SAM with a ViT encoder.
 
     `details` lets the decoder see what the convolutional stem saw, see `ImageEncoder`; `iou_sigmoid` is SAM 2's, see
-    `MaskDecoder`.
+    `MaskDecoder`; `pixel_statistics` (released, image) are what pixels are normalised by, see `Sam`.
     `activation_checkpointing` (none, torch, fairscale): whether and by which library the inner activations of the
     encoder's blocks are computed again in the backward pass instead of being kept.
     `text_dim`, `text_encoder`: of the embeddings that words come as, see `PromptEncoder`; None takes no words.
@@ -53,6 +54,8 @@ def build_sam(
         )
     if stem not in ("linear", "conv"):
         raise ConfigError(f"stem must be 'linear' or 'conv', got {stem!r}")
+    if pixel_statistics not in ("released", "image"):
+        raise ConfigError(f"pixel_statistics must be 'released' or 'image', got {pixel_statistics!r}")
     if details and (stem != "conv" or patch_size < 8):
         raise ConfigError(f"details need stem 'conv' and patches of 8 pixels or more, got stem {stem!r} and {patch_size} pixels")
     if not set(global_attn_indexes) <= set(range(depth)):
@@ -81,6 +84,7 @@ def build_sam(
         dropout=decoder_dropout,
         iou_sigmoid=iou_sigmoid,
         activation_checkpointing=activation_checkpointing,
+        pixel_statistics=pixel_statistics,
         text_dim=text_dim,
         text_encoder=text_encoder,
     )
@@ -157,6 +161,7 @@ def _assemble(
     activation_checkpointing: str,
     text_dim: int | None,
     text_encoder: str | None,
+    pixel_statistics: str = "released",
 ) -> Sam:
     """The encoder with a prompt encoder and a mask decoder of its width."""
     if prompt_dim % (2 * heads):
@@ -173,4 +178,5 @@ def _assemble(
             text_encoder=text_encoder,
         ),
         MaskDecoder(dim=prompt_dim, transformer=transformer, iou_sigmoid=iou_sigmoid),
+        pixel_statistics=pixel_statistics,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from sam_train.model.image_encoder import ImageEncoder
@@ -16,17 +16,32 @@ from sam_train.structures import Prediction, Prompts
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+LEAST_DEVIATION = 4.0
+"""Added to an image's own deviation, of 255."""
 
 
 class Sam(nn.Module):
-    """The three parts. State-dict keys are those of the released checkpoints."""
+    """The three parts. State-dict keys are those of the released checkpoints.
+
+    pixel_statistics: what pixels are normalised by before the encoder: "released", the mean and deviation of each channel over
+        ImageNet (segment_anything/modeling/sam.py); or "image", one mean and one deviation over the pixels and channels of the
+        picture itself, which makes dim and bright exposures of a microscope alike.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, image_encoder: ImageEncoder | TinyViT, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+    def __init__(
+        self,
+        image_encoder: ImageEncoder | TinyViT,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        *,
+        pixel_statistics: str = "released",
+    ) -> None:
         super().__init__()
         self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
+        self.pixel_statistics = pixel_statistics
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(3, 1, 1), persistent=False)
 
@@ -45,10 +60,16 @@ class Sam(nn.Module):
 
         What lies outside `sizes_hw` is padding: it is zero *after* normalisation, as released.
         """
-        x = (images - self.pixel_mean) / self.pixel_std
-        rows = torch.arange(x.shape[2], device=x.device) < sizes_hw[:, :1]
-        columns = torch.arange(x.shape[3], device=x.device) < sizes_hw[:, 1:]
-        return self.image_encoder(x * (rows[:, None, :, None] & columns[:, None, None, :]))
+        rows = torch.arange(images.shape[2], device=images.device) < sizes_hw[:, :1]
+        columns = torch.arange(images.shape[3], device=images.device) < sizes_hw[:, 1:]
+        inside = rows[:, None, :, None] & columns[:, None, None, :]
+        if self.pixel_statistics == "image":
+            x = _standardised(images.to(torch.promote_types(self.pixel_mean.dtype, torch.float32)), inside).to(
+                self.pixel_mean.dtype
+            )
+        else:
+            x = (images - self.pixel_mean) / self.pixel_std
+        return self.image_encoder(x * inside)
 
     def decode(
         self,
@@ -81,3 +102,10 @@ class Sam(nn.Module):
         return self.mask_decoder.decodings(
             image_embeddings, prompts.image_index, positions, sparse, dense, multimask_output, min_iou
         )
+
+
+def _standardised(x: Float[Tensor, "B 3 H W"], inside: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Each image less the mean of what is inside it, over the deviation of that; noise in an even picture stays small."""
+    count = 3 * inside.sum((1, 2, 3), keepdim=True)
+    centred = (x - (x * inside).sum((1, 2, 3), keepdim=True) / count) * inside
+    return centred / ((centred.square().sum((1, 2, 3), keepdim=True) / count).sqrt() + LEAST_DEVIATION)

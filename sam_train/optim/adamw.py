@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam_train.model.tiny_vit import TinyViT
+from sam_train.optim.muon import Muon
 
 
 class OptimizerFactory:
@@ -27,6 +29,8 @@ class OptimizerFactory:
     cooldown_steps: linear fall to zero at the end, on top of the schedule; 5000 in SAM 2, 0 for none.
     decay_norms_and_biases: whether weight decay reaches vectors. The paper does not say; ViTDet-H has no exemptions,
         SAM 2 exempts them, and so do we by default.
+    muon_lr: rate of the matrices of linear maps, which Muon then steps instead of AdamW; layer decay and schedule are theirs
+        too. None (paper) is AdamW for all.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class OptimizerFactory:
         timescale: int = 1000,
         cooldown_steps: int = 0,
         decay_norms_and_biases: bool = False,
+        muon_lr: float | None = None,
     ) -> None:
         if schedule not in ("step", "cosine", "rsqrt"):
             raise ValueError(f"schedule must be 'step', 'cosine' or 'rsqrt', got {schedule!r}")
@@ -51,11 +56,13 @@ class OptimizerFactory:
         self.layer_decay, self.warmup_steps = layer_decay, warmup_steps
         self.schedule, self.milestones = schedule, tuple(milestones)
         self.timescale, self.cooldown_steps = timescale, cooldown_steps
-        self.decay_norms_and_biases = decay_norms_and_biases
+        self.decay_norms_and_biases, self.muon_lr = decay_norms_and_biases, muon_lr
 
-    def build(self, model: nn.Module, max_steps: int, make: Callable[..., Optimizer] = AdamW) -> tuple[Optimizer, LambdaLR]:
-        """Optimiser and schedule for a run of `max_steps` steps. make: called as AdamW is, for one that shards its state."""
-        optimizer = make(self.parameter_groups(model), lr=self.lr, betas=self.betas)
+    def build(self, model: nn.Module, max_steps: int, make: Callable[..., Optimizer] | None = None) -> tuple[Optimizer, LambdaLR]:
+        """Optimiser and schedule for a run of `max_steps` steps. make: called with the optimiser's class and what that is
+        called with, for one that shards its state."""
+        kind = AdamW if self.muon_lr is None else Muon
+        optimizer = (make or _plain)(kind, self.parameter_groups(model), lr=self.lr, betas=self.betas)
         return optimizer, LambdaLR(optimizer, lambda step: self.lr_factor(step, max_steps))
 
     def lr_factor(self, step: int, max_steps: int) -> float:
@@ -75,18 +82,35 @@ class OptimizerFactory:
             return (1 + since_warmup / self.timescale) ** -0.5
         return 0.1 ** sum(step >= m * max_steps for m in self.milestones)
 
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
-        """Parameters grouped by learning rate and weight decay; the encoder's apart, because a strategy may shard them, and
-        AdamW's operations over a group take one kind of tensor."""
-        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-        depths = stage_depths(model)
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameters grouped by learning rate, weight decay and optimiser; the encoder's apart, because a strategy may shard
+        them, and AdamW's operations over a group take one kind of tensor."""
+        groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
+        depths, matrices = stage_depths(model), set() if self.muon_lr is None else matrices_of(model)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            lr = self.lr * self.layer_decay ** (sum(depths) + 1 - layer_id(name, depths))
+            of_muon = name in matrices
+            top = self.muon_lr if of_muon and self.muon_lr is not None else self.lr
+            lr = top * self.layer_decay ** (sum(depths) + 1 - layer_id(name, depths))
             exempt = not self.decay_norms_and_biases and (parameter.ndim < 2 or name.endswith(("pos_embed", "attention_biases")))
-            groups.setdefault((lr, 0.0 if exempt else self.weight_decay, name.startswith("image_encoder.")), []).append(parameter)
-        return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay, _), parameters in groups.items()]
+            kind = (lr, 0.0 if exempt else self.weight_decay, name.startswith("image_encoder."), of_muon)
+            groups.setdefault(kind, []).append(parameter)
+        return [
+            {"params": parameters, "lr": lr, "weight_decay": decay}
+            | ({"orthogonal": of_muon} if self.muon_lr is not None else {})
+            for (lr, decay, _, of_muon), parameters in groups.items()
+        ]
+
+
+def _plain(kind: Callable[..., Optimizer], groups: list[dict[str, Any]], **values: Any) -> Optimizer:
+    return kind(groups, **values)
+
+
+def matrices_of(model: nn.Module) -> set[str]:
+    """Names of the weights of linear maps with at least 16 inputs and outputs: what has fewer is no matrix to speak of."""
+    linear = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    return {name for name, m in linear.items() if min(m.in_features, m.out_features) >= 16}
 
 
 def stage_depths(model: nn.Module) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW
 
 from sam_train.losses import LossTerms, SamLoss, alignment_loss
 from sam_train.masks import mask_iou
@@ -205,8 +204,8 @@ class SamModule(LightningModule):
         return [self.average] if self.average else []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW and its schedule over the trainer's `max_steps`."""
-        make = getattr(self.trainer.strategy, "make_optimizer", AdamW)  # strategies of ours; one process has Lightning's
+        """The optimiser and its schedule over the trainer's `max_steps`."""
+        make = getattr(self.trainer.strategy, "make_optimizer", None)  # strategies of ours; one process has Lightning's
         optimizer, schedule = self.optimizer_factory.build(self.model, self.trainer.max_steps, make)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

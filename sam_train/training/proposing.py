@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW
 
 from sam_train.losses import SamLoss
 from sam_train.losses.boxes import BoxLoss
@@ -57,8 +56,8 @@ class ProposerModule(SamModule):
         self.val_matches = Matches()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on the proposer."""
-        make = getattr(self.trainer.strategy, "make_optimizer", AdamW)
+        """The optimiser, on the proposer."""
+        make = getattr(self.trainer.strategy, "make_optimizer", None)
         optimizer, schedule = self.optimizer_factory.build(self.proposer, self.trainer.max_steps, make)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

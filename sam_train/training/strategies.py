@@ -21,7 +21,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from sam_train.errors import ConfigError
@@ -43,22 +43,22 @@ class Replicated(DDPStrategy):
     whole_weights: dict[str, Tensor] | None = None
     """After training, on the first process: the model's weights, where the module itself does not hold them."""
 
-    def make_optimizer(self, groups: Iterable[dict[str, Any]], **values: Any) -> Optimizer:
-        """AdamW or what stands for it."""
-        return AdamW(groups, **values)
+    def make_optimizer(self, kind: type[Optimizer], groups: Iterable[dict[str, Any]], **values: Any) -> Optimizer:
+        """One of `kind`, or what stands for it."""
+        return kind(groups, **values)
 
 
 class ShardedOptimizer(Replicated):
-    """Each process has the whole model and its share of AdamW's two moments (fairscale's OSS, ZeRO's first stage).
+    """Each process has the whole model and its share of the optimiser's state (fairscale's OSS, ZeRO's first stage).
 
     A process steps its share of the parameters and sends them to the others. fairscale's ShardedDataParallel, which would
     shard gradients too, sums them in each backward pass and is not used.
     """
 
     @override
-    def make_optimizer(self, groups: Iterable[dict[str, Any]], **values: Any) -> Optimizer:
-        """AdamW in shares."""
-        return OSS(groups, optim=AdamW, **values)
+    def make_optimizer(self, kind: type[Optimizer], groups: Iterable[dict[str, Any]], **values: Any) -> Optimizer:
+        """One in shares."""
+        return OSS(groups, optim=kind, **values)
 
 
 class ShardedEncoder(Replicated):

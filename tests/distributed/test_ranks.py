@@ -105,6 +105,16 @@ def test_the_running_mean_of_two_is_that_of_one(two: Ranks, shards: Path, tmp_pa
         check_same(tmp_path / strategy, tmp_path / "one")
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_muon_of_two_is_that_of_one(strategy: str, two: Ranks, shards: Path, tmp_path: Path) -> None:
+    """Matrices are stepped as a whole, whoever holds their shares; killed in between, their momentum goes on."""
+    one, chosen = tmp_path / "one", overrides(shards, tmp_path / "two", "optim.muon_lr=3e-3", f"strategy={strategy}")
+    run_alone(overrides(shards, one, "optim.muon_lr=3e-3"))
+    assert two.run(chosen, kill_at=3) == [{"killed": True}] * 2
+    two.run(chosen)
+    check_same(tmp_path / "two", one)
+
+
 def test_a_checkpoint_in_shares_is_exported_as_one_file_would_be(two: Ranks, shards: Path, tmp_path: Path) -> None:
     """Of a run that did not come to its end: the running mean at its last checkpoint."""
     for name, strategy in (("shares", IN_SHARES), ("one", "fsdp2")):

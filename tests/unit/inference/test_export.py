@@ -69,6 +69,13 @@ def test_details_reach_the_masks(tmp_path: Path, single: bool) -> None:
         assert np.abs(answers[0] - answers[1]).max() > 1e-3
 
 
+def test_an_encoder_that_normalises_by_the_image(tmp_path: Path) -> None:
+    sam = build_sam(**NUMBERS | {"pixel_statistics": "image"}).eval()
+    _, encoder = export_onnx(sam, tmp_path / "out", options=Options())
+    assert encoder.path.name == "encoder.onnx"
+    assert encoder.parity.mask_difference < 1e-5
+
+
 @pytest.fixture
 def checkpoint(model: Sam, tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"

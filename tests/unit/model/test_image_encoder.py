@@ -73,8 +73,12 @@ def test_shapes(stem: str, patch_size: int, grid: int) -> None:
     assert model.logits_size == 4 * grid
 
 
-def test_padding_does_not_depend_on_what_lies_there() -> None:
-    model = build_sam(**TINY).eval()
+STATISTICS = pytest.mark.parametrize("statistics", ["released", "image"])
+
+
+@STATISTICS
+def test_padding_does_not_depend_on_what_lies_there(statistics: str) -> None:
+    model = build_sam(**TINY, pixel_statistics=statistics).eval()
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     other = images.clone()
     other[:, :, 40:], other[:, :, :, 50:] = 7, 200
@@ -83,8 +87,36 @@ def test_padding_does_not_depend_on_what_lies_there() -> None:
     assert not torch.equal(model.encode_images(images, sizes), model.encode_images(images, torch.tensor([[64, 64]])))
 
 
-def test_an_image_does_not_see_the_others_of_its_batch() -> None:
-    model = build_sam(**TINY).eval().double()
+def test_exposures_are_alike_by_each_images_own_statistics() -> None:
+    """Three times as bright is the same picture, but for what is added to the deviation; a grey tint is none at all."""
+    dim = torch.randint(0, 80, (1, 3, 64, 64), dtype=torch.uint8)
+    sizes, others = torch.tensor([[64, 64]]), (3 * dim, dim + 100)
+    model = build_sam(**TINY, pixel_statistics="image").eval()
+    expected = model.encode_images(dim, sizes)
+    for other in others:
+        assert (model.encode_images(other, sizes) - expected).abs().max() < 0.15 * expected.abs().max()
+    torch.testing.assert_close(model.encode_images(others[1], sizes), expected, rtol=0, atol=1e-4)
+    released = build_sam(**TINY).eval()
+    released.load_state_dict(model.state_dict())
+    assert (released.encode_images(others[0], sizes) - released.encode_images(dim, sizes)).abs().max() > 0.5
+
+
+def test_an_even_picture_is_zeros() -> None:
+    """And so is a black one: nothing is divided by nothing."""
+    model, seen = build_sam(**TINY, pixel_statistics="image").eval(), []
+    model.image_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.encode_images(torch.full((2, 3, 64, 64), 130, dtype=torch.uint8), torch.tensor([[64, 64], [1, 64]]))
+    assert not seen[0].any()
+
+
+def test_other_statistics_are_refused() -> None:
+    with pytest.raises(ConfigError, match="pixel_statistics must be 'released' or 'image', got 'imagenet'"):
+        build_sam(**TINY, pixel_statistics="imagenet")
+
+
+@STATISTICS
+def test_an_image_does_not_see_the_others_of_its_batch(statistics: str) -> None:
+    model = build_sam(**TINY, pixel_statistics=statistics).eval().double()
     images, sizes = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 40], [64, 64], [30, 64]])
     together = model.encode_images(images, sizes)
     for i in range(3):

@@ -61,9 +61,11 @@ def shaken(model: Sam) -> Sam:
 
 
 @pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors", "huggingface"])
-def test_scores_of_which_others_know_nothing_are_not_written_for_them(name: str, tmp_path: Path) -> None:
+def test_what_others_know_nothing_of_is_not_written_for_them(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pass a sigmoid"):
         save_released(build_sam(**VIT, iou_sigmoid=True), tmp_path / name)
+    with pytest.raises(CheckpointError, match="each image's own mean"):
+        save_released(build_sam(**VIT, pixel_statistics="image"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

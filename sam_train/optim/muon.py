@@ -1,0 +1,81 @@
+"""Muon for the matrices of linear maps, AdamW for all else, as one optimiser.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) steps a matrix by its momentum made orthogonal: all singular
+values near 1, so that rare directions move as far as the common ones. torch.optim.Muon takes nothing but matrices, which would
+make two optimisers of a run, and multiplies in bfloat16, which few CPUs can; tests hold ours to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import AdamW
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Of the iteration s -> a s + b s^3 + c s^5 on singular values: five of them take any of (0.01, 1) into (0.68, 1.13)."""
+ITERATIONS = 5
+
+
+class Muon(AdamW):
+    """AdamW whose groups with `orthogonal: True` are stepped by Muon. Those hold matrices (two dimensions) only.
+
+    momentum: of Muon, Nesterov's. Weight decay is AdamW's, in both.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.999), momentum: float = 0.95
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas)
+        self.momentum = momentum
+        for group in self.param_groups:
+            if group.setdefault("orthogonal", False) and any(p.ndim != 2 for p in group["params"]):
+                shapes = sorted({tuple(p.shape) for p in group["params"] if p.ndim != 2})
+                raise ValueError(f"a group with orthogonal=True holds tensors of {shapes}: expected matrices only")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["orthogonal"]]
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["orthogonal"]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._step_matrix(parameter, group["lr"], group["weight_decay"])
+        return loss
+
+    def _step_matrix(self, parameter: Tensor, lr: float, weight_decay: float) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+            state["step"] = torch.tensor(0.0)  # which AdamW expects of every state that it loads
+        state["step"] += 1
+        state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
+        direction = orthogonal(gradient.lerp(state["momentum_buffer"], self.momentum))
+        parameter.mul_(1 - lr * weight_decay)
+        # As large an update as AdamW's usual one (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+        parameter.add_(direction, alpha=-0.2 * math.sqrt(max(parameter.shape)) * lr)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The matrix U S V^T with its singular values S brought near 1. A share of one (FSDP2) is gathered and shared out again."""
+    if isinstance(matrix, DTensor):
+        return distribute_tensor(orthogonal(matrix.full_tensor()), matrix.device_mesh, matrix.placements)
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if is_tall else matrix).to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    x = x / x.norm().clamp(min=1e-7)
+    a, b, c = QUINTIC
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if is_tall else x).to(matrix.dtype)
