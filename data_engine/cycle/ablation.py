@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_engine.cycle.overrides import quoted
+from data_engine.cycle.overrides import quoted, seen
 from data_engine.cycle.processes import Processes
 from data_engine.cycle.turn import folders_of
 from data_engine.promote import history
@@ -48,15 +48,16 @@ def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[
     processes = Processes(run_dir, lock)
     found = {}
     for name, stages in SETS.items():
-        chosen = [step for step in steps if step.stage in stages and step.name != first[0]["step"]]
-        shards = folders_of(chosen, run_dir)
-        if missing := set(stages) - {step.stage for step in chosen if (run_dir / step.name / "shards").is_dir()}:
+        written = [step for step in steps if step.name != first[0]["step"] and (run_dir / step.name / "shards").is_dir()]
+        chosen = [step for step in written if step.stage in stages]
+        by_people, by_models = folders_of(chosen, run_dir)
+        if missing := set(stages) - {step.stage for step in chosen}:
             raise ConfigError(
                 f"{run_dir} has no masks of {', '.join(sorted(missing))} (after its first model): nothing to compare"
             )
         folder = run_dir / "ablation" / name
         if not (folder / "train" / "metrics.json").is_file():
-            overrides = [f"data.shards={quoted([str(path) for path in shards])}", f"run_dir={quoted(folder / 'train')}"]
+            overrides = [seen(by_people, by_models, people_weight=cfg.people_weight), f"run_dir={quoted(folder / 'train')}"]
             overrides += [
                 f"name={quoted(f'{cfg.name}-ablation-{name}')}",
                 f"init_checkpoint={quoted(run_dir / first[0]['checkpoint'])}",

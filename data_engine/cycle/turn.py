@@ -14,7 +14,7 @@ from rich.console import Console
 
 from data_engine.cycle.budget import why_over
 from data_engine.cycle.corpus import check_corpus, is_checked, read_corpus
-from data_engine.cycle.overrides import quoted
+from data_engine.cycle.overrides import quoted, seen
 from data_engine.promote import is_judged, judge, promoted, publish
 from data_engine.steps import START, Step, steps_of
 from sam_train.files import commit_file, written_whole
@@ -123,21 +123,22 @@ class Cycle:
         current, folder = promoted(self.run_dir), self.run_dir / action.folder / "train"
         if action.step is None and self.cfg.start.checkpoint:
             current = Path(self.cfg.start.checkpoint)
-        overrides = [f"data.shards={quoted(self.masks_for(action.step))}", f"run_dir={quoted(folder)}"]
+        overrides = [self.masks_for(action.step), f"run_dir={quoted(folder)}"]
         overrides += [f"name={quoted(f'{self.cfg.name}-{action.folder}')}"]
         overrides += [f"init_checkpoint={quoted(current)}"] if current else []
         own = action.step.training if action.step else self.cfg.start.training
         return [*self.cfg.training, *overrides, *own]
 
-    def masks_for(self, step: Step | None) -> list[str]:
-        """Shards that a training sees: of `step`, or of the model to start with."""
+    def masks_for(self, step: Step | None) -> str:
+        """What the training of `step`, or that of the model to start with, sees: an override."""
         start = self.cfg.start.shards or []
         start = [start] if isinstance(start, str) else [str(path) for path in start]
-        if step is None:
-            return start
-        until = self.steps[: self.steps.index(step) + 1]
-        own = [str(self.run_dir / other.name / "shards") for other in until if not self._is_left_out(other)]
-        return {"all": start + own, "annotated": own, "new": own[-1:]}[step.train_on]
+        until = self.steps[: self.steps.index(step) + 1] if step else ()
+        written = [other for other in until if not self._is_left_out(other)]
+        if step and step.train_on != "all":
+            start, written = [], written[-1:] if step.train_on == "new" else written
+        by_people, by_models = folders_of(written, self.run_dir)
+        return seen([*start, *by_people], by_models, people_weight=self.cfg.people_weight)
 
     def first_image(self, step: Step) -> int:
         """Where the step's pictures begin: behind those of the steps before it that were not left out."""
@@ -183,6 +184,10 @@ class Cycle:
         return copy
 
 
-def folders_of(steps: Sequence[Step], run_dir: Path) -> list[Path]:
-    """The folders of shards that steps wrote, in their order."""
-    return [folder for step in steps if (folder := run_dir / step.name / "shards").is_dir()]
+def folders_of(steps: Sequence[Step], run_dir: Path) -> tuple[list[Path], list[Path]]:
+    """The folders of shards of steps, in their order: what people had a hand in, and what models made alone."""
+    by_people: list[Path] = []
+    by_models: list[Path] = []
+    for step in steps:
+        (by_models if step.stage == "fully_automatic" else by_people).append(run_dir / step.name / "shards")
+    return by_people, by_models

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import subprocess
 import sys
 import time
@@ -92,6 +93,11 @@ def overrides(steps: Steps, title: str) -> dict[str, str]:
     return dict(argument.split("=", 1) for argument in steps.arguments[title])
 
 
+def seen_by(told: dict[str, str]) -> list[int]:
+    """Numbers of the steps whose masks a training sees, those of stage three last."""
+    return [int(number) for number in re.findall(r"/(\d)_\w+/shards", told.get("data.shards") or told["data.sources"])]
+
+
 ALL = [f"{step}: {what}" for step in SCORES for what in ("annotate", "train", "evaluate")] + ["report"]
 
 
@@ -118,12 +124,12 @@ def test_each_step_is_told_what_stands_before_it(config: DictConfig, steps: Step
     # the second model was not better, so the third stage works with the first
     assert f"checkpoint={run_dir}/{first}" in steps.arguments["3_fully_automatic: annotate"]
     training = steps.arguments["3_fully_automatic: train"]
-    shards = ",".join(f"{run_dir}/{step}/shards" for step in SCORES)
+    by_people = ",".join(f"{run_dir}/{step}/shards" for step in list(SCORES)[:2])
+    sources = f"{{shards:[{by_people}],weight:10}},{{shards:[{run_dir}/3_fully_automatic/shards],weight:1}}"
     assert training[0] == "threads=1"
     assert training[-1] == "seed=7"
-    assert {f"data.shards=[{shards}]", f"run_dir={run_dir}/3_fully_automatic/train", f"init_checkpoint={run_dir}/{first}"} < set(
-        training
-    )
+    run_in, begin_with = f"run_dir={run_dir}/3_fully_automatic/train", f"init_checkpoint={run_dir}/{first}"
+    assert {f"data.sources=[{sources}]", run_in, begin_with} < set(training)
     assert not [a for a in steps.arguments["1_assisted_manual: train"] if a.startswith("init_checkpoint")]
     assert steps.arguments["2_semi_automatic: evaluate"] == [
         f"checkpoint={run_dir}/2_semi_automatic/train/model.pt",
@@ -257,9 +263,16 @@ def test_repeated_turns_take_the_next_images_and_the_last_takes_the_rest(config:
     assert [title.partition(":")[0] for title in steps.started if title.endswith(": annotate")] == names
     asked = [overrides(steps, f"{name}: annotate") for name in names]
     assert [(told["first_image"], told.get("num_images")) for told in asked] == [("0", "3"), ("3", "3"), ("6", "2"), ("8", None)]
-    seen = [overrides(steps, f"{name}: train")["data.shards"].count("shards") for name in names]
-    assert seen == [1, 1, 3, 4]
-    assert "2_assisted_manual/shards" in overrides(steps, "2_assisted_manual: train")["data.shards"]
+    seen = [seen_by(overrides(steps, f"{name}: train")) for name in names]
+    assert seen == [[1], [2], [1, 2, 3], [1, 2, 3, 4]]
+
+
+def test_where_all_count_alike_there_is_one_list(config: DictConfig, steps: Steps) -> None:
+    config.people_weight = 1
+    run(config)
+    last = overrides(steps, "3_fully_automatic: train")
+    assert "data.sources" not in last
+    assert seen_by(last) == [1, 2, 3]
 
 
 def test_a_cycle_begins_with_public_masks_and_the_paper_leaves_them_out_later(
@@ -308,7 +321,7 @@ def test_a_budget_ends_its_stage_and_the_next_goes_on_behind_it(
     done = [title for title in steps.started if title.endswith(": annotate")]
     assert done == ["1_assisted_manual: annotate", "2_assisted_manual: annotate", "5_fully_automatic: annotate"]
     assert overrides(steps, "5_fully_automatic: annotate")["first_image"] == "4"
-    assert overrides(steps, "5_fully_automatic: train")["data.shards"].count("shards") == 3
+    assert seen_by(overrides(steps, "5_fully_automatic: train")) == [1, 2, 5]
     why = json.loads((steps.run_dir / "3_assisted_manual" / "left_out.json").read_bytes())["why"]
     assert f"of {limit:g} {budget.replace('_', ' ')}" in why
     steps.started.clear()
@@ -505,8 +518,8 @@ def test_ablation_learns_from_each_set_of_stages_and_from_one_model(
     names = {"manual": [2], "manual_semi_automatic": [2, 3], "all": [2, 3, 4], "automatic": [4]}
     for name, numbers in names.items():
         training = told[f"ablation {name}: train"]
-        folders = training["data.shards"].strip("[]").split(",")
-        assert [int(Path(folder).parent.name[0]) for folder in folders] == numbers, "the first model's own masks are in none"
+        assert seen_by(training) == numbers, "the first model's own masks are in none"
+        assert ("data.sources" in training) == (name == "all"), "only there people's pictures come more often"
         assert training["init_checkpoint"].endswith("1_assisted_manual/train/model.pt")
         assert (training["seed"], training["trainer.max_steps"], training["optim.warmup_steps"]) == ("4", "9", "3")
         assert told[f"ablation {name}: evaluate"]["checkpoint"].endswith(f"ablation/{name}/train/model.pt")
