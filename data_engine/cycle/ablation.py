@@ -57,7 +57,7 @@ def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[
             )
         folder = run_dir / "ablation" / name
         if not (folder / "train" / "metrics.json").is_file():
-            overrides = [seen(by_people, by_models, people_weight=cfg.people_weight), f"run_dir={quoted(folder / 'train')}"]
+            overrides = [*seen(by_people, by_models, people_weight=cfg.people_weight), f"run_dir={quoted(folder / 'train')}"]
             overrides += [
                 f"name={quoted(f'{cfg.name}-ablation-{name}')}",
                 f"init_checkpoint={quoted(run_dir / first[0]['checkpoint'])}",

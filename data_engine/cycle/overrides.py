@@ -17,13 +17,16 @@ def quoted(value: str | Path | Sequence[str]) -> str:
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"  # a backslash counts only before a quote
 
 
-def seen(by_people: Sequence[str | Path], by_models: Sequence[str | Path], *, people_weight: float) -> str:
-    """What a training sees, as an override: shards that people had a hand in, and those of stage three.
+def seen(by_people: Sequence[str | Path], by_models: Sequence[str | Path], *, people_weight: float) -> list[str]:
+    """What a training sees, as overrides: shards that people had a hand in, and those of stage three.
 
     Of the first a picture comes `people_weight` times as often as of the second (paper, section B: ten times).
     """
+    shards, sources = "null", "null"
     if not by_people or not by_models or people_weight == 1:
-        return f"data.shards={quoted([str(path) for path in [*by_people, *by_models]])}"
-    weights = ((by_people, people_weight), (by_models, 1))
-    sources = (f"{{shards:{quoted([str(path) for path in shards])},weight:{weight}}}" for shards, weight in weights)
-    return f"data.sources=[{','.join(sources)}]"
+        shards = quoted([str(path) for path in [*by_people, *by_models]])
+    else:
+        weighted = ((by_people, people_weight), (by_models, 1))
+        lists = (f"{{shards:{quoted([str(path) for path in paths])},weight:{weight}}}" for paths, weight in weighted)
+        sources = f"[{','.join(lists)}]"
+    return [f"data.shards={shards}", f"data.sources={sources}"]

@@ -123,14 +123,14 @@ class Cycle:
         current, folder = promoted(self.run_dir), self.run_dir / action.folder / "train"
         if action.step is None and self.cfg.start.checkpoint:
             current = Path(self.cfg.start.checkpoint)
-        overrides = [self.masks_for(action.step), f"run_dir={quoted(folder)}"]
+        overrides = [*self.masks_for(action.step), f"run_dir={quoted(folder)}"]
         overrides += [f"name={quoted(f'{self.cfg.name}-{action.folder}')}"]
         overrides += [f"init_checkpoint={quoted(current)}"] if current else []
         own = action.step.training if action.step else self.cfg.start.training
         return [*self.cfg.training, *overrides, *own]
 
-    def masks_for(self, step: Step | None) -> str:
-        """What the training of `step`, or that of the model to start with, sees: an override."""
+    def masks_for(self, step: Step | None) -> list[str]:
+        """What the training of `step`, or that of the model to start with, sees: overrides."""
         start = self.cfg.start.shards or []
         start = [start] if isinstance(start, str) else [str(path) for path in start]
         until = self.steps[: self.steps.index(step) + 1] if step else ()
