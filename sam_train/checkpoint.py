@@ -121,7 +121,11 @@ def init_weights(model: Sam, path: Path) -> str:
         state = _bare_state(document, path)
         if names_of(state) is Names.MAE:
             return f"{path}: image encoder alone, {load_mae(model.image_encoder, state, origin=str(path))}"
-        document = {"model": to_our_names(state, origin=str(path))}
+        document = {"model": to_our_names(state, origin=str(path)), "config": {}}
+    statistics = document["config"].get("pixel_statistics", "released")
+    if statistics != model.pixel_statistics:
+        wanted = f"it saw pixels normalised by pixel_statistics={statistics}, this model has {model.pixel_statistics}"
+        raise CheckpointError(f"{path}: {wanted}; set model.pixel_statistics={statistics}")
     state = document["model"]
     new = {name: value for name, value in model.state_dict().items() if name.startswith(_WORDS) and name not in state}
     load_weights(model, {**state, **new}, origin=str(path))

@@ -69,6 +69,15 @@ def test_what_others_know_nothing_of_is_not_written_for_them(name: str, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("image", "released"), ("released", "image")])
+def test_weights_for_other_pixels_are_refused(model: Sam, theirs: str, ours: str, tmp_path: Path) -> None:
+    config = {"_target_": "sam_train.model.build.build_sam", **VIT} | ({"pixel_statistics": theirs} if theirs == "image" else {})
+    save_checkpoint(tmp_path / "model.pt", model, config, {})
+    with pytest.raises(CheckpointError, match=f"pixel_statistics={theirs}, this model has {ours}; set model.pixel_statistics="):
+        init_weights(build_sam(**VIT, pixel_statistics=ours), tmp_path / "model.pt")
+    init_weights(build_sam(**VIT, pixel_statistics=theirs), tmp_path / "model.pt")
+
+
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
