@@ -127,6 +127,7 @@ class FakeSam(Sam):
         self.image_encoder = Pixels()
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN)[:, None, None])
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD)[:, None, None])
+        self.pixel_statistics = "released"
 
     def decodings(
         self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
