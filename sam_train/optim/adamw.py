@@ -97,8 +97,7 @@ class OptimizerFactory:
             kind = (lr, 0.0 if exempt else self.weight_decay, name.startswith("image_encoder."), of_muon)
             groups.setdefault(kind, []).append(parameter)
         return [
-            {"params": parameters, "lr": lr, "weight_decay": decay}
-            | ({"orthogonal": of_muon} if self.muon_lr is not None else {})
+            {"params": parameters, "lr": lr, "weight_decay": decay, "orthogonal": of_muon}
             for (lr, decay, _, of_muon), parameters in groups.items()
         ]
 
