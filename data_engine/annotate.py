@@ -35,10 +35,10 @@ from sam_train.files import commit_file
 if TYPE_CHECKING:  # fastapi comes with an extra
     from fastapi import FastAPI
 
-    from data_engine.annotators.web.desk import Desk
+    from data_engine.annotation_tool.backend.app_context import AppContext
 
 ACTIONS = ("serve", "audit", "export", "summary")
-INDIFFERENT = (
+HASH_IGNORED_KEYS = (
     "action", "device", "threads", "host", "port", "allowed_hosts", "num_ahead", "annotators", "reviewers", "out", "privacy",
 )  # fmt: skip
 """What decides no mask. (Privacy decides what is seen: by its `identity`.)"""
@@ -109,19 +109,19 @@ def serve(cfg: DictConfig) -> None:
             desk.encoding.close()
 
 
-def application(cfg: DictConfig) -> tuple[FastAPI, Desk, dict[str, str]]:
+def application(cfg: DictConfig) -> tuple[FastAPI, AppContext, dict[str, str]]:
     """The application, what it works with, and for each person the link that logs them in."""
     try:
-        from data_engine.annotators.web.app import create_app
-        from data_engine.annotators.web.desk import Desk
+        from data_engine.annotation_tool.backend.app import create_app
+        from data_engine.annotation_tool.backend.app_context import AppContext
     except ModuleNotFoundError as error:
         raise ConfigError(f"sam-annotate needs {error.name}: pip install 'sam-train[annotate]'") from error
-    from data_engine.annotators.web.access import Access, read_tokens
-    from data_engine.annotators.web.commits import Commits
-    from data_engine.annotators.web.database import Database
-    from data_engine.annotators.web.encoding import Encoding
-    from data_engine.annotators.web.pictures import Pictures
-    from data_engine.annotators.web.queue import Queue
+    from data_engine.annotation_tool.backend.access import Access, read_tokens
+    from data_engine.annotation_tool.backend.commits import Commits
+    from data_engine.annotation_tool.backend.database import Database
+    from data_engine.annotation_tool.backend.embedding_service import EmbeddingService
+    from data_engine.annotation_tool.backend.image_cache import ImageCache
+    from data_engine.annotation_tool.backend.queue import Queue
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -129,17 +129,17 @@ def application(cfg: DictConfig) -> tuple[FastAPI, Desk, dict[str, str]]:
     source = opened(cfg, privacy)
     tokens = read_tokens(out / "tokens.json", list(cfg.annotators), list(cfg.reviewers))
     access = Access(tokens)
-    pictures = Pictures(source)
+    pictures = ImageCache(source)
     encoding = None
     if cfg.checkpoint:
         proposals = None if cfg.proposals is None else build(cfg.proposals)
-        encoding = Encoding(Path(cfg.checkpoint), pictures, out, device=cfg.device, proposals=proposals)
+        encoding = EmbeddingService(Path(cfg.checkpoint), pictures, out, device=cfg.device, proposals=proposals)
     database = Database(out / "store.sqlite")
     queue = Queue(database, lease_s=cfg.lease_s)
     references = sampled(source, cfg.sample, cfg.seed) if cfg.action == "audit" else source.references
     new = queue.fill(references, overlap=cfg.overlap)
     console.print(f"{cfg.corpus}: {len(references)} images, {new} of them new to {out}; tasks: {queue.states()}")
-    desk = Desk(
+    desk = AppContext(
         queue=queue,
         commits=Commits(database, queue),
         pictures=pictures,
@@ -159,14 +159,14 @@ def application(cfg: DictConfig) -> tuple[FastAPI, Desk, dict[str, str]]:
 
 def export(cfg: DictConfig) -> None:
     """Finished images that are not in a shard yet."""
-    from data_engine.annotators.web.database import Database
-    from data_engine.annotators.web.finished import Export
-    from data_engine.annotators.web.pictures import Pictures
+    from data_engine.annotation_tool.backend.database import Database
+    from data_engine.annotation_tool.backend.image_cache import ImageCache
+    from data_engine.annotation_tool.backend.shard_export import Export
 
     privacy, out = covering(cfg), Path(cfg.out) / "shards"
     writer = Export(
         Database(Path(cfg.out) / "store.sqlite"),
-        Pictures(opened(cfg, privacy)),
+        ImageCache(opened(cfg, privacy)),
         out,
         privacy=privacy,
         stage=cfg.stage,
@@ -187,8 +187,8 @@ def export(cfg: DictConfig) -> None:
 
 def summarise(cfg: DictConfig) -> None:
     """Costs and agreement as JSON."""
-    from data_engine.annotators.web.database import Database
-    from data_engine.annotators.web.summary import summary
+    from data_engine.annotation_tool.backend.database import Database
+    from data_engine.annotation_tool.backend.summary import summary
 
     print(json.dumps(summary(Database(Path(cfg.out) / "store.sqlite")), indent=1))
 
@@ -238,7 +238,7 @@ def sampled(source: Source, num_images: int, seed: int) -> list[Reference]:
 
 def made_by(cfg: DictConfig) -> str:
     """Hash of what decides the masks."""
-    return config_hash({name: value for name, value in to_plain(cfg).items() if name not in INDIFFERENT})
+    return config_hash({name: value for name, value in to_plain(cfg).items() if name not in HASH_IGNORED_KEYS})
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sam_train.checkpoint import checkpoint_hash
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file, written_whole
+from sam_train.files import atomic_write, commit_file
 
 MEASURES = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
 """What sam-evaluate measures and a model may be promoted by."""
@@ -92,7 +92,7 @@ def publish(run_dir: Path) -> None:
     """Put a copy of the promoted model at run_dir/model.pt, where people look for it."""
     checkpoint = promoted(run_dir)
     if checkpoint is not None:
-        with written_whole(run_dir / "model.pt") as copy, checkpoint.open("rb") as original:
+        with atomic_write(run_dir / "model.pt") as copy, checkpoint.open("rb") as original:
             shutil.copyfileobj(original, copy)
 
 

@@ -19,12 +19,12 @@ import torch
 
 from sam_train.config import build
 from sam_train.errors import CheckpointError, ConfigError
-from sam_train.files import commit_file, file_sha256, written_whole
+from sam_train.files import atomic_write, commit_file, file_sha256
 from sam_train.model import Sam, huggingface
 from sam_train.model.mae import load_mae
 from sam_train.model.sam import PIXEL_MEAN, PIXEL_STD
 from sam_train.model.transformer import TwoWayBlock
-from sam_train.model.weights import ACCEPTED, RELEASED, Names, config_of, misfits, names_of, refuse_misfits, to_our_names
+from sam_train.model.weights import ACCEPTED, RELEASED, Names, check_shapes, config_of, names_of, shape_mismatches, to_our_names
 
 FORMAT = "sam-train/1"
 HUGGING_FACE_WEIGHTS = "model.safetensors"
@@ -33,13 +33,15 @@ _WORDS = "prompt_encoder.text_projection."
 
 def save_checkpoint(path: Path, model: Sam, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
     """Write the model with its config, whole or not at all."""
-    write_whole(path, {"format": FORMAT, "model": _plain_state(model), "config": dict(config), "provenance": dict(provenance)})
+    write_checkpoint_atomically(
+        path, {"format": FORMAT, "model": _plain_state(model), "config": dict(config), "provenance": dict(provenance)}
+    )
 
 
-def write_whole(path: Path, document: Mapping[str, Any]) -> None:
+def write_checkpoint_atomically(path: Path, document: Mapping[str, Any]) -> None:
     """`torch.save`, whole or not at all."""
     try:
-        with written_whole(path) as stream:
+        with atomic_write(path) as stream:
             torch.save(document, stream)
     except RuntimeError as error:  # torch closes the file that a full disk would not take, and stumbles over it
         if isinstance(error.__context__, OSError):
@@ -62,7 +64,7 @@ def save_released(model: Sam, path: Path) -> None:
         raise CheckpointError(f"it normalises pixels by each image's own mean and deviation: {what_to_do}")
     state = {name: tensor for name, tensor in _plain_state(model).items() if not name.startswith(_WORDS)}
     if path.suffix == ".pth":
-        write_whole(path, state)
+        write_checkpoint_atomically(path, state)
     elif path.suffix == ".safetensors":
         commit_file(path, safetensors.torch.save(state, {"format": "pt"}))
     elif path.suffix:
@@ -137,7 +139,7 @@ def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) 
     own = model.state_dict()
     surplus = [name for name in state if name.startswith(_WORDS) and name not in own]
     hint = f" (it takes words: set model.text_dim={state[surplus[0]].shape[-1]})" if surplus else ""
-    refuse_misfits(misfits(own, state), origin=origin, hint=hint)
+    check_shapes(shape_mismatches(own, state), origin=origin, hint=hint)
     model.load_state_dict(dict(state))
 
 

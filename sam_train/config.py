@@ -23,7 +23,7 @@ from sam_train.files import commit_file
 
 ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning.callbacks")
 
-INDIFFERENT = (("data", "num_workers"), ("training", "images_per_pass"))
+HASH_IGNORED_KEYS = (("data", "num_workers"), ("training", "images_per_pass"))
 """Values inside compared groups that change the speed or the memory of a run, not what it does."""
 
 
@@ -124,7 +124,7 @@ def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]
     before = to_plain(OmegaConf.load(saved))
     now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
     for config in (before, now):
-        for group, key in INDIFFERENT:
+        for group, key in HASH_IGNORED_KEYS:
             if isinstance(config.get(group), dict):  # another command's `training` is a list
                 config[group].pop(key, None)
     return [key for key in keys if before.get(key) != now.get(key)]

@@ -27,8 +27,8 @@ from rich.table import Table
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import ConfigError, exit_with_message
-from sam_train.evaluation.journal import Journal
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary
+from sam_train.evaluation.result_cache import ResultCache
 from sam_train.files import commit_file
 from sam_train.inference import Predictor
 
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> Mapping[str, float]:
     everything = protocol.subjects(cfg.shards)
     subjects = _spread(everything, cfg.max_images)
     predictor = Predictor(load_checkpoint(Path(cfg.checkpoint), cfg.device))
-    journal = Journal(Path(cfg.journal), _what(cfg, everything)) if cfg.journal else None
+    journal = ResultCache(Path(cfg.journal), _what(cfg, everything)) if cfg.journal else None
     measured = _measure(protocol, predictor, _slice(subjects, cfg.slice, journal), journal)
     if journal:
         measured = [m for m in map(journal.load, subjects) if m is not None]
@@ -74,7 +74,7 @@ def _spread(subjects: Sequence[Subject], max_images: int | None) -> Sequence[Sub
     return [subjects[i * len(subjects) // max_images] for i in range(max_images)]
 
 
-def _slice(subjects: Sequence[Subject], part: str | None, journal: Journal | None) -> Sequence[Subject]:
+def _slice(subjects: Sequence[Subject], part: str | None, journal: ResultCache | None) -> Sequence[Subject]:
     if part is None:
         return subjects
     found = re.fullmatch(r"(\d+)/(\d+)", str(part))
@@ -91,7 +91,9 @@ def _what(cfg: DictConfig, subjects: Sequence[Subject]) -> dict[str, Any]:
     return {"checkpoint": checkpoint_hash(Path(cfg.checkpoint)), "protocol": to_plain(cfg.protocol), "images": names}
 
 
-def _measure(protocol: Protocol, predictor: Predictor, subjects: Sequence[Subject], journal: Journal | None) -> list[Measurement]:
+def _measure(
+    protocol: Protocol, predictor: Predictor, subjects: Sequence[Subject], journal: ResultCache | None
+) -> list[Measurement]:
     measured = []
     for subject in track(subjects, description="evaluating"):
         found = journal.load(subject) if journal else None

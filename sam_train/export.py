@@ -62,7 +62,7 @@ def _is_run(checkpoint: Path) -> bool:
 
 
 def _of_run(folder: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
-    from sam_train.training.starting import model_of_run  # imports the trainer
+    from sam_train.training.factory import model_of_run  # imports the trainer
 
     return model_of_run(folder)
 

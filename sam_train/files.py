@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content becomes `path` when the block ends, whole or not at all.
 
     It is written aside in the same folder (made if need be), synced and renamed, and the folder is synced; on any error the
@@ -40,8 +40,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def commit_file(path: Path, data: bytes) -> None:
-    """`written_whole` for bytes that are already there."""
-    with written_whole(path) as stream:
+    """`atomic_write` for bytes that are already there."""
+    with atomic_write(path) as stream:
         stream.write(data)
 
 

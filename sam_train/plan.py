@@ -20,11 +20,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from sam_train.config import config_dir, to_plain
+from sam_train.cost_model.devices import device_named
+from sam_train.cost_model.estimate import Estimate, Plan, estimate
+from sam_train.cost_model.step import StepCount, count_step
 from sam_train.errors import exit_with_message
 from sam_train.files import commit_file
-from sam_train.planning.devices import device_named
-from sam_train.planning.estimate import Estimate, Plan, estimate
-from sam_train.planning.step import StepCount, count_step
 
 FEWER_MASKS = (1, 2, 4, 8)
 """The table of what fits divides data.max_masks by these."""
@@ -50,8 +50,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         progress.add_task("")
         step = count_step(plain, num_masks=masks)
         leaner = count_step(checkpointed(plain), num_masks=masks)
-    steps, at_once = int(plain["trainer"]["max_steps"]), plain["training"].get("images_per_pass")
-    result = estimate(step, plan, images_per_step=images, images_per_pass=at_once, max_steps=steps)
+    steps, chunk_sizes_for = int(plain["trainer"]["max_steps"]), plain["training"].get("images_per_pass")
+    result = estimate(step, plan, images_per_step=images, images_per_pass=chunk_sizes_for, max_steps=steps)
     fits = what_fits({"none": step, "torch": leaner}, replace(plan, num_gpus=1), masks)
     console = Console()
     for table in (cost_table(step, result, plan, images, steps), memory_table(result, plan), fits_table(fits, plan)):

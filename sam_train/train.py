@@ -27,19 +27,19 @@ from sam_train.config import build, changed_keys, config_dir, config_hash, save_
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.errors import CheckpointError, ConfigError, exit_with_message
 from sam_train.files import commit_file
-from sam_train.inference.proposing import save_proposer
+from sam_train.inference.box_mask_generator import save_proposer
 from sam_train.model import Sam
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.training import SamModule
 from sam_train.training.callbacks import Stopwatch
+from sam_train.training.factory import make_module, make_texts, plain_model, say
 from sam_train.training.preemption import Preempted, requeue_sweep_job
-from sam_train.training.proposing import ProposerModule
-from sam_train.training.starting import make_module, make_texts, plain_model, say
+from sam_train.training.proposer_module import ProposerModule
 from sam_train.training.trainer import make_trainer, quiet_lightning
 
 log = logging.getLogger("sam_train")
 
-DECISIVE = (
+RESUME_KEYS = (
     *("model", "data", "prompts", "losses", "optim", "training", "seed", "proposer"),
     *("init_checkpoint", "freeze_image_encoder", "lora", "teacher", "text"),
 )
@@ -106,7 +106,7 @@ def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> Path | None:
         return None
     if last.is_file() and not zipfile.is_zipfile(last):  # what torch writes is one, with its directory at the end
         raise CheckpointError(f"{last} is torn: remove the folder {run_dir} to begin anew")
-    if changed := changed_keys(cfg, run_dir / "config.yaml", DECISIVE):
+    if changed := changed_keys(cfg, run_dir / "config.yaml", RESUME_KEYS):
         what_to_do = "choose another name=..., or remove the folder to begin anew"
         raise ConfigError(f"{run_dir} holds a run with another {', '.join(changed)}: {what_to_do}")
     return last if last.is_file() else None

@@ -62,7 +62,7 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def two() -> Iterator[Any]:
     """Two processes of one run, started when they are first asked for; see ranks.py."""
-    from ranks import Ranks  # imports the trainer
+    from dist_runner import Ranks  # imports the trainer
 
     ranks = Ranks(2)
     yield ranks

@@ -30,7 +30,7 @@ ablation.py  stages against each other
 """
 
 from data_engine.cycle.command import main
-from data_engine.cycle.jobs import SlurmSteps
-from data_engine.cycle.processes import LocalSteps
+from data_engine.cycle.slurm_runner import SlurmSteps
+from data_engine.cycle.subprocess_runner import LocalSteps
 
 __all__ = ["LocalSteps", "SlurmSteps", "main"]

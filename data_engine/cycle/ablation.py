@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_engine.cycle.overrides import quoted, seen
-from data_engine.cycle.processes import Processes
-from data_engine.cycle.turn import folders_of
+from data_engine.cycle.pipeline import folders_of
+from data_engine.cycle.subprocess_runner import Processes
 from data_engine.promote import history
 from data_engine.steps import steps_of
 from sam_train.errors import ConfigError
@@ -57,7 +57,10 @@ def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[
             )
         folder = run_dir / "ablation" / name
         if not (folder / "train" / "metrics.json").is_file():
-            overrides = [*seen(by_people, by_models, people_weight=cfg.people_weight), f"run_dir={quoted(folder / 'train')}"]
+            overrides = [
+                *seen(by_people, by_models, human_mask_weight=cfg.human_mask_weight),
+                f"run_dir={quoted(folder / 'train')}",
+            ]
             overrides += [
                 f"name={quoted(f'{cfg.name}-ablation-{name}')}",
                 f"init_checkpoint={quoted(run_dir / first[0]['checkpoint'])}",

@@ -23,7 +23,7 @@ def spent(run_dir: Path, steps: Sequence[Step], clock: Mapping[str, Mapping[str,
     return {"annotator_hours": annotators / 3600, "device_hours": devices / 3600}
 
 
-def why_over(run_dir: Path, step: Step, steps: Sequence[Step], clock: Mapping[str, Mapping[str, float]]) -> str:
+def budget_exceeded_reason(run_dir: Path, step: Step, steps: Sequence[Step], clock: Mapping[str, Mapping[str, float]]) -> str:
     """Why `step` must not begin any more: a sentence, empty while there is something left of its entry's budget."""
     siblings = [other for other in steps if other.entry == step.entry]
     hours = spent(run_dir, siblings, clock)

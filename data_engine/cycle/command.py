@@ -13,7 +13,7 @@ from rich.console import Console
 
 from data_engine.cycle.ablation import ablate
 from data_engine.cycle.lock import locked
-from data_engine.cycle.masks import show_ledger
+from data_engine.cycle.provenance_table import show_ledger
 from data_engine.cycle.run import load_cycle, perform, run
 from data_engine.promote import publish, roll_back
 from sam_train.config import config_dir

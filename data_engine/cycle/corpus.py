@@ -14,8 +14,8 @@ from data_engine.steps import Step
 from sam_train.errors import ConfigError
 from sam_train.files import commit_file
 from sam_train.shards import expand_shards
-from sam_train.shards.care.dedupe import find_duplicates
 from sam_train.shards.index import index_shard
+from sam_train.shards.maintenance.dedupe import find_duplicates
 
 NUM_NAMED = 5
 

@@ -17,16 +17,16 @@ def quoted(value: str | Path | Sequence[str]) -> str:
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"  # a backslash counts only before a quote
 
 
-def seen(by_people: Sequence[str | Path], by_models: Sequence[str | Path], *, people_weight: float) -> list[str]:
+def seen(by_people: Sequence[str | Path], by_models: Sequence[str | Path], *, human_mask_weight: float) -> list[str]:
     """What a training sees, as overrides: shards that people had a hand in, and those of stage three.
 
-    Of the first a picture comes `people_weight` times as often as of the second (paper, section B: ten times).
+    Of the first a picture comes `human_mask_weight` times as often as of the second (paper, section B: ten times).
     """
     shards, sources = "null", "null"
-    if not by_people or not by_models or people_weight == 1:
+    if not by_people or not by_models or human_mask_weight == 1:
         shards = quoted([str(path) for path in [*by_people, *by_models]])
     else:
-        weighted = ((by_people, people_weight), (by_models, 1))
+        weighted = ((by_people, human_mask_weight), (by_models, 1))
         lists = (f"{{shards:{quoted([str(path) for path in paths])},weight:{weight}}}" for paths, weight in weighted)
         sources = f"[{','.join(lists)}]"
     return [f"data.shards={shards}", f"data.sources={sources}"]

@@ -6,17 +6,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from data_engine.cycle.jobs import step_processes
 from data_engine.cycle.lock import locked
-from data_engine.cycle.processes import Processes, Steps
-from data_engine.cycle.turn import Cycle
+from data_engine.cycle.pipeline import Cycle
+from data_engine.cycle.slurm_runner import step_processes
+from data_engine.cycle.subprocess_runner import Processes, Steps
 from data_engine.promote import check_measure
 from data_engine.steps import steps_of
 from sam_train.config import build, changed_keys, config_dir, save_resolved
 from sam_train.errors import ConfigError
-from sam_train.shards.care.near import MAX_THRESHOLD
+from sam_train.shards.maintenance.duplicate_groups import MAX_THRESHOLD
 
-DECISIVE = (
+RESUME_KEYS = (
     "corpus", "start", "stages", "images_per_shard", "engine", "training", "evaluation", "promote_by", "min_gain",
 )  # fmt: skip
 """What a cycle that goes on must have as it was."""
@@ -63,7 +63,7 @@ def load_cycle(run_dir: Path) -> DictConfig:
 def refuse_another(cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError if the folder holds a cycle of another corpus, stages or training."""
     saved = run_dir / "config.yaml"
-    if saved.is_file() and (changed := changed_keys(cfg, saved, DECISIVE)):
+    if saved.is_file() and (changed := changed_keys(cfg, saved, RESUME_KEYS)):
         what_to_do = "choose another name=..., or remove the folder to begin anew"
         raise ConfigError(f"{run_dir} holds a cycle with another {', '.join(changed)}: {what_to_do}")
 

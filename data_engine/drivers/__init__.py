@@ -9,9 +9,9 @@ Anything else that can count from 0 to N - 1 needs no driver: start N commands w
 this folder is an indexed job that does so.
 """
 
-from data_engine.drivers.base import Audience, Driver
+from data_engine.drivers.base import Driver, ProgressDisplay
 from data_engine.drivers.local import LocalDriver
 from data_engine.drivers.ray import RayDriver
 from data_engine.drivers.slurm import SlurmDriver
 
-__all__ = ["Audience", "Driver", "LocalDriver", "RayDriver", "SlurmDriver"]
+__all__ = ["Driver", "LocalDriver", "ProgressDisplay", "RayDriver", "SlurmDriver"]

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from data_engine.slices import Became, Job, Outcome, Watch, Worker
+from data_engine.slices import Job, Outcome, ProgressListener, SliceStatus, Worker
 
 PAUSE_S = 1.0
 """Before a slice is asked for again that another process works on."""
 
 
 @runtime_checkable
-class Audience(Watch, Protocol):
+class ProgressDisplay(ProgressListener, Protocol):
     """Whoever follows a run."""
 
     def slice(self, outcome: Outcome, *, told: bool) -> None:
@@ -34,7 +34,7 @@ class Driver(Protocol):
         """Workers at once."""
         ...
 
-    def run(self, job: Job, slices: Sequence[int], audience: Audience) -> dict[int, str]:
+    def run(self, job: Job, slices: Sequence[int], audience: ProgressDisplay) -> dict[int, str]:
         """Make these slices. Returns those that were given up, each with the reason.
 
         Raises what a worker raises, as far as it concerns all slices.
@@ -42,7 +42,7 @@ class Driver(Protocol):
         ...
 
 
-class Todo:
+class SliceQueue:
     """Slices to hand out. Those that others hold come back after a pause."""
 
     def __init__(self, slices: Sequence[int]) -> None:
@@ -66,17 +66,17 @@ class Todo:
         self._later.append((time.monotonic() + PAUSE_S, index))
 
 
-def settle(outcome: Outcome, todo: Todo, audience: Audience) -> None:
+def settle(outcome: Outcome, todo: SliceQueue, audience: ProgressDisplay) -> None:
     """Tell of a slice that a worker gave back, or put it off."""
-    if outcome.became is Became.HELD:
+    if outcome.became is SliceStatus.HELD:
         todo.later(outcome.index)
         return
-    audience.slice(outcome, told=outcome.became is Became.WRITTEN)
+    audience.slice(outcome, told=outcome.became is SliceStatus.WRITTEN)
 
 
-def work_through(worker: Worker, slices: Sequence[int], audience: Audience) -> None:
+def work_through(worker: Worker, slices: Sequence[int], audience: ProgressDisplay) -> None:
     """Make slices in this process, one after the other; waits for those that others hold."""
-    todo, said = Todo(slices), False
+    todo, said = SliceQueue(slices), False
     while todo:
         index = todo.take()
         if index is None:

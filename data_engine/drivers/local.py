@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from data_engine.drivers.base import Audience, work_through
-from data_engine.drivers.processes import Seat, run_in_processes
+from data_engine.drivers.base import ProgressDisplay, work_through
+from data_engine.drivers.worker_pool import WorkerSpec, run_in_processes
 from data_engine.slices import Job, Worker
 from sam_train.errors import ConfigError
 
@@ -29,7 +29,7 @@ class LocalDriver:
         """Processes."""
         return self.processes or (max(torch.cuda.device_count(), 1) if device == "cuda" else 1)
 
-    def run(self, job: Job, slices: Sequence[int], audience: Audience) -> dict[int, str]:
+    def run(self, job: Job, slices: Sequence[int], audience: ProgressDisplay) -> dict[int, str]:
         """In this process if there is one, where an error ends the run; a process of several that dies is replaced."""
         device, threads = str(job.config["device"]), job.config["threads"]
         width = min(self.width(device), len(slices))
@@ -40,11 +40,11 @@ class LocalDriver:
         return run_in_processes(job, slices, audience, seats(device, threads, width))
 
 
-def seats(device: str, threads: int | None, width: int) -> list[Seat]:
+def seats(device: str, threads: int | None, width: int) -> list[WorkerSpec]:
     """A device and a number of threads for each of `width` processes."""
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     share = threads or max(1, num_cpus() // width)
-    return [Seat(device=f"cuda:{place % gpus}" if gpus else device, threads=share) for place in range(width)]
+    return [WorkerSpec(device=f"cuda:{place % gpus}" if gpus else device, threads=share) for place in range(width)]
 
 
 def num_cpus() -> int:

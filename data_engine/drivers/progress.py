@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data_engine.slices import Became, Outcome
+from data_engine.slices import Outcome, SliceStatus
 
 _OVER_S = 600.0
 """Seconds over which the speed is taken: a picture may need minutes."""
@@ -44,23 +44,23 @@ class ProgressBar:
         self._progress.stop()
 
     def begin(self, origin: str) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
 
     def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
         self._masks += masks
         self._skipped += skipped
         self._progress.update(self._task, advance=images + skipped, masks=self._masks, skipped=self._skipped)
 
     def slice(self, outcome: Outcome, *, told: bool) -> None:
-        """As `Audience`."""
+        """As `ProgressDisplay`."""
         if not told:
             self.add(images=outcome.images, masks=outcome.masks, skipped=outcome.skipped)
         if not self._console.is_terminal:
             self.say(line(outcome))
 
     def say(self, text: str) -> None:
-        """As `Audience`."""
+        """As `ProgressDisplay`."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
@@ -68,24 +68,24 @@ class LogLines:
     """The audience of a task whose output goes into a log."""
 
     def begin(self, origin: str) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
 
     def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
 
     def slice(self, outcome: Outcome, *, told: bool) -> None:
-        """As `Audience`."""
+        """As `ProgressDisplay`."""
         self.say(line(outcome))
 
     def say(self, text: str) -> None:
-        """As `Audience`."""
+        """As `ProgressDisplay`."""
         print(text, flush=True)
 
 
 def line(outcome: Outcome) -> str:
     """What to print of a slice that is whole."""
     made = f"{outcome.images} images, {outcome.masks} masks, {outcome.skipped} skipped"
-    if outcome.became is not Became.WRITTEN:
+    if outcome.became is not SliceStatus.WRITTEN:
         return f"slice {outcome.index}: {made}, by another process"
     return f"slice {outcome.index}: {made}, {outcome.seconds:.1f} s"
 

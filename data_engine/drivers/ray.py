@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from data_engine.drivers.base import Audience, Todo, settle
-from data_engine.slices import Became, Job, Outcome, Worker
+from data_engine.drivers.base import ProgressDisplay, SliceQueue, settle
+from data_engine.slices import Job, Outcome, SliceStatus, Worker
 from sam_train.errors import ConfigError, SamTrainError, message_of
 
 _POLL_S = 0.5
@@ -34,7 +34,7 @@ class RayDriver:
         room = int(there.get("CPU", 1) // self.cpus_per_task)
         return max(1, min(room, int(there.get("GPU", 0) // self.gpus_per_task)) if self.gpus_per_task else room)
 
-    def run(self, job: Job, slices: Sequence[int], audience: Audience) -> dict[int, str]:
+    def run(self, job: Job, slices: Sequence[int], audience: ProgressDisplay) -> dict[int, str]:
         """Hand all slices to Ray. Raises SamTrainError with the words of the first task that met an error."""
         if not slices:
             return {}
@@ -43,7 +43,7 @@ class RayDriver:
         task = ray.remote(_make).options(
             num_cpus=self.cpus_per_task, num_gpus=self.gpus_per_task, max_retries=_TRIES_AFTER_DEATH, retry_exceptions=False
         )
-        shared, todo, given_up = ray.put(job), Todo(slices), dict[int, str]()
+        shared, todo, given_up = ray.put(job), SliceQueue(slices), dict[int, str]()
         running: dict[Any, int] = {}
         try:
             while todo or running:
@@ -69,7 +69,7 @@ class RayDriver:
         return ray
 
 
-def _take(ray: Any, done: Any, index: int, todo: Todo, given_up: dict[int, str], audience: Audience) -> None:
+def _take(ray: Any, done: Any, index: int, todo: SliceQueue, given_up: dict[int, str], audience: ProgressDisplay) -> None:
     """What became of a task."""
     try:
         outcome, error = ray.get(done)
@@ -81,7 +81,7 @@ def _take(ray: Any, done: Any, index: int, todo: Todo, given_up: dict[int, str],
         return
     if error:
         raise SamTrainError(error)
-    if outcome.became is Became.WRITTEN:
+    if outcome.became is SliceStatus.WRITTEN:
         audience.slice(outcome, told=False)
     else:
         settle(outcome, todo, audience)

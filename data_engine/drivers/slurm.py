@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_engine.drivers.base import Audience, work_through
+from data_engine.drivers.base import ProgressDisplay, work_through
 from data_engine.drivers.progress import LogLines
-from data_engine.slices import Became, Job, Outcome, RunFolder, Worker
+from data_engine.slices import Job, Outcome, RunFolder, SliceStatus, Worker
 from sam_train.errors import ConfigError
 from sam_train.shards import load_manifest
 
@@ -73,7 +73,7 @@ class SlurmDriver:
         """Tasks at once."""
         return min(self.tasks, self.at_once or self.tasks)
 
-    def run(self, job: Job, slices: Sequence[int], audience: Audience) -> dict[int, str]:
+    def run(self, job: Job, slices: Sequence[int], audience: ProgressDisplay) -> dict[int, str]:
         """Submit the array and wait for it. Given up is what is not there when it has left the queue.
 
         Raises ConfigError when there is no SLURM or it does not take the array.
@@ -169,7 +169,7 @@ def _end_of(job: Any) -> str:
     return f"task {job.job_id}: {last[0]} ({log})" if last else f"task {job.job_id} left it out ({log})"
 
 
-def _follow(array: _Array, folder: RunFolder, slices: Sequence[int], audience: Audience) -> None:
+def _follow(array: _Array, folder: RunFolder, slices: Sequence[int], audience: ProgressDisplay) -> None:
     """Until the array has ended, tell of each slice that is new in the folder."""
     left, asked = list(slices), time.monotonic()
     over: float | None = None
@@ -186,11 +186,11 @@ def _follow(array: _Array, folder: RunFolder, slices: Sequence[int], audience: A
         time.sleep(_POLL_S)
 
 
-def _tell_new(folder: RunFolder, slices: Sequence[int], audience: Audience) -> list[int]:
+def _tell_new(folder: RunFolder, slices: Sequence[int], audience: ProgressDisplay) -> list[int]:
     """Tell of those that are there; returns the others."""
     undone = folder.undone(slices)
     for index in sorted(set(slices) - set(undone)):
         manifest = load_manifest(folder.shard(index))
         numbers = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(manifest.skipped)}
-        audience.slice(Outcome(index=index, became=Became.THERE, **numbers), told=False)
+        audience.slice(Outcome(index=index, became=SliceStatus.ALREADY_DONE, **numbers), told=False)
     return undone

@@ -10,10 +10,10 @@ review.py          a page for people
 
 from data_engine.privacy.audit import Audit, audit_path, read_audit
 from data_engine.privacy.centerface import CenterFace
-from data_engine.privacy.cover import METHODS
 from data_engine.privacy.detections import Detections, Detector
 from data_engine.privacy.onnx_detector import OnnxDetector
 from data_engine.privacy.privacy import Privacy, still_there
+from data_engine.privacy.redaction import METHODS
 from data_engine.privacy.review import write_review
 
 __all__ = [

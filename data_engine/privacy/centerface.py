@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_engine.privacy.detections import Detections, merged
-from data_engine.privacy.network import EXTRA, Network, read_network
+from data_engine.privacy.onnx_session import EXTRA, Network, read_network
 from data_engine.privacy.pyramid import at_all_scales, check_shares
 from sam_train.errors import ConfigError
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_engine.privacy.cover import METHODS, MIN_DILATE, cover
 from data_engine.privacy.detections import Detector
+from data_engine.privacy.redaction import METHODS, MIN_DILATE, cover
 from data_engine.sources import Reference, Source
 from data_engine.structures import CoveredBox, SourceImage
 from sam_train.errors import ConfigError, SkipSample

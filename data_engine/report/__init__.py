@@ -5,6 +5,6 @@
 A run that is still going, or stopped halfway, gives the report of what there is; what is missing says "not yet".
 """
 
-from data_engine.report.write import Report, write_report
+from data_engine.report.build_report import Report, write_report
 
 __all__ = ["Report", "write_report"]

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_engine.report.columns import COLUMNS, MODEL_TITLE, cell, model_cell
-from data_engine.report.numbers import StageNumbers
-from data_engine.report.write import write_report
+from data_engine.report.build_report import write_report
+from data_engine.report.stage_statistics import StageNumbers
+from data_engine.report.stage_table import COLUMNS, MODEL_TITLE, cell, model_cell
 from sam_train.errors import exit_with_message
 
 

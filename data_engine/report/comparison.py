@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_engine.report.pictures import decode_mask
+from data_engine.report.mask_images import decode_mask
 from data_engine.report.run_folder import RunFolder, Trial
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.errors import ConfigError

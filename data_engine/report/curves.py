@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data_engine.report.numbers import StageNumbers
+from data_engine.report.stage_statistics import StageNumbers
 from data_engine.report.training_log import Series, concatenate, smooth
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written

@@ -10,16 +10,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data_engine.report.columns import COLUMNS, MODEL_MEANING, MODEL_TITLE, cell, model_cell
 from data_engine.report.comparison import MASKS_PER_IMAGE, MIN_AREA_PX, ComparedObject, Comparison
 from data_engine.report.curves import cost_svg, quality_svg, training_svg
-from data_engine.report.data_figures import data_svg
-from data_engine.report.numbers import StageNumbers
-from data_engine.report.pictures import data_uri, decode_mask, draw_answer, draw_sample, draw_target, window_around
+from data_engine.report.mask_distributions import data_svg
+from data_engine.report.mask_images import data_uri, decode_mask, draw_answer, draw_sample, draw_target, window_around
 from data_engine.report.run_folder import RunFolder
+from data_engine.report.stage_statistics import StageNumbers
+from data_engine.report.stage_table import COLUMNS, MODEL_MEANING, MODEL_TITLE, cell, model_cell
 from data_engine.report.training_log import Series
 from sam_train.shards import Sample, decode_jpeg
-from sam_train.shards.care.statistics.measure import Statistics
+from sam_train.shards.maintenance.statistics.measure import Statistics
 
 SHOTS_PER_ROW = 3
 # Names by which the stages count; a name that is not here speaks for itself.

@@ -8,9 +8,9 @@ listing.py   the source, cut into slices
 folder.py    the run's folder on disk
 """
 
-from data_engine.slices.folder import RunFolder
-from data_engine.slices.job import Became, Job, Outcome, Tally, Watch, absolute
+from data_engine.slices.job import Job, Outcome, ProgressListener, SliceProgress, SliceStatus, absolute
 from data_engine.slices.listing import Listing
+from data_engine.slices.run_folder import RunFolder
 from data_engine.slices.worker import Worker
 
-__all__ = ["Became", "Job", "Listing", "Outcome", "RunFolder", "Tally", "Watch", "Worker", "absolute"]
+__all__ = ["Job", "Listing", "Outcome", "ProgressListener", "RunFolder", "SliceProgress", "SliceStatus", "Worker", "absolute"]

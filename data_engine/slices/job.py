@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from data_engine.slices.folder import RunFolder
+from data_engine.slices.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +27,11 @@ class Job:
         return RunFolder(Path(self.config["out"]), self.config["claim_expires_s"])
 
 
-class Became(Enum):
+class SliceStatus(Enum):
     """What became of a slice."""
 
     WRITTEN = "written"
-    THERE = "there"
+    ALREADY_DONE = "there"
     """It was whole already."""
     HELD = "held"
     """Another process works on it, or took it over from this one."""
@@ -42,7 +42,7 @@ class Outcome:
     """A slice that a worker was given."""
 
     index: int
-    became: Became
+    became: SliceStatus
     images: int = 0
     masks: int = 0
     skipped: int = 0
@@ -50,7 +50,7 @@ class Outcome:
 
 
 @runtime_checkable  # so that the type checks of the tests can ask
-class Watch(Protocol):
+class ProgressListener(Protocol):
     """Whoever wants to know how far a worker is."""
 
     def begin(self, origin: str) -> None:
@@ -62,18 +62,18 @@ class Watch(Protocol):
         ...
 
 
-class Tally:
+class SliceProgress:
     """Passes on what is told of a slice, and can take it back when nothing came of the slice."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: ProgressListener) -> None:
         self._watch, self._sum = watch, Counter[str]()
 
     def begin(self, origin: str) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
         self._watch.begin(origin)
 
     def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
         self._sum.update(images=images, masks=masks, skipped=skipped)
         self._watch.add(images=images, masks=masks, skipped=skipped)
 

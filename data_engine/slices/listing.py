@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data_engine.sources import References, Source
 from sam_train.errors import ConfigError
-from sam_train.files import written_whole
+from sam_train.files import atomic_write
 
 
 def write_listing(path: Path, source: Source, *, images_per_shard: int) -> None:
@@ -22,7 +22,7 @@ def write_listing(path: Path, source: Source, *, images_per_shard: int) -> None:
     table = source.references.table.combine_chunks()
     about = {"images": len(source.references), "listed": time.time(), "skipped": source.skipped, "max_pixels": source.max_pixels}
     schema = table.schema.with_metadata({**(table.schema.metadata or {}), b"about": json.dumps(about).encode()})
-    with written_whole(path) as stream, pa.ipc.new_file(stream, schema) as writer:
+    with atomic_write(path) as stream, pa.ipc.new_file(stream, schema) as writer:
         writer.write_table(table.replace_schema_metadata(schema.metadata), max_chunksize=images_per_shard)
 
 

@@ -16,9 +16,9 @@ from data_engine.annotators import Work
 from data_engine.ledger import Counts
 from data_engine.privacy import Audit, Privacy
 from data_engine.slices.claims import Claim, ClaimLostError
-from data_engine.slices.job import Became, Job, Outcome, Tally, Watch
+from data_engine.slices.job import Job, Outcome, ProgressListener, SliceProgress, SliceStatus
 from data_engine.slices.listing import Listing
-from data_engine.slices.overlap import OneBehind, loaded_ahead
+from data_engine.slices.prefetch import BackgroundFinisher, prefetch_images
 from data_engine.stages import Stage
 from data_engine.structures import CoveredBox, Origin, SourceImage
 from sam_train.checkpoint import load_checkpoint
@@ -57,7 +57,7 @@ class Worker:
         self.job, self.device, self.folder = job, device, job.folder
         self._unreachable = 0
 
-    def run(self, index: int, watch: Watch) -> Outcome:
+    def run(self, index: int, watch: ProgressListener) -> Outcome:
         """Annotate a slice and write its shard, unless it is there or another process works on it.
 
         Raises SamTrainError when pictures cannot be had any more, and what loading, annotating and writing raise.
@@ -66,16 +66,16 @@ class Worker:
             return self._there(index)
         claim = self.folder.claim(index)
         if claim is None:
-            return Outcome(index=index, became=Became.HELD)
+            return Outcome(index=index, became=SliceStatus.HELD)
         with claim:
             if self.folder.is_done(index):
                 return self._there(index)
-            told = Tally(watch)
+            told = SliceProgress(watch)
             try:
                 return self._write(index, claim, told)
             except ClaimLostError:
                 told.take_back()
-                return Outcome(index=index, became=Became.HELD)
+                return Outcome(index=index, became=SliceStatus.HELD)
 
     def begin(self, image: SourceImage) -> Callable[[], Made]:
         """What needs the model is done now, the rest by the call that comes back, in any thread. Raises SkipSample."""
@@ -138,9 +138,9 @@ class Worker:
     def _there(self, index: int) -> Outcome:
         manifest = load_manifest(self.folder.shard(index))
         numbers = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(manifest.skipped)}
-        return Outcome(index=index, became=Became.THERE, **numbers)
+        return Outcome(index=index, became=SliceStatus.ALREADY_DONE, **numbers)
 
-    def _write(self, index: int, claim: Claim, watch: Watch) -> Outcome:
+    def _write(self, index: int, claim: Claim, watch: ProgressListener) -> Outcome:
         began = time.perf_counter()
         skipped: dict[str, str] = {}
         counts = Counts()
@@ -151,15 +151,15 @@ class Worker:
         seconds = time.perf_counter() - began
         node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
         self.folder.log({"slice": index, **numbers, "seconds": round(seconds, 3), "node": node, "ended": round(time.time(), 1)})
-        return Outcome(index=index, became=Became.WRITTEN, seconds=seconds, **numbers)
+        return Outcome(index=index, became=SliceStatus.WRITTEN, seconds=seconds, **numbers)
 
     def _samples(
-        self, index: int, claim: Claim, skipped: dict[str, str], counts: Counts, watch: Watch
+        self, index: int, claim: Claim, skipped: dict[str, str], counts: Counts, watch: ProgressListener
     ) -> Iterator[tuple[ImageRecord, bytes]]:
         """Each sample as it is made, so that a slice of any length needs the memory of a picture or two."""
         source, audit = self.privacy.over(self._listing.slice(index)), Audit()
-        with OneBehind[Made]() as finisher:
-            for reference, load in loaded_ahead(source, self.job.config["load_ahead"]):
+        with BackgroundFinisher[Made]() as finisher:
+            for reference, load in prefetch_images(source, self.job.config["load_ahead"]):
                 watch.begin(reference.origin)
                 try:
                     finished = finisher(self.begin(load()))
@@ -185,7 +185,7 @@ class Worker:
             raise SamTrainError(f"{MAX_UNREACHABLE} pictures in a row cannot be had, the last one so: {skip}; {what_to_do}")
 
 
-def _told(made: Made | None, counts: Counts, audit: Audit, watch: Watch) -> Iterator[tuple[ImageRecord, bytes]]:
+def _told(made: Made | None, counts: Counts, audit: Audit, watch: ProgressListener) -> Iterator[tuple[ImageRecord, bytes]]:
     if made is not None:
         counts.add(made.counts)
         audit.add(made.record, made.covered)

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_engine.sources.far import FAR_REASONS, fetch, shard_opener
 from data_engine.sources.listing import LISTING_REASONS, list_source
 from data_engine.sources.references import Reference, References
+from data_engine.sources.remote import FAR_REASONS, fetch, shard_opener
 from data_engine.structures import SourceImage
 from sam_train.errors import SkipSample
 from sam_train.shards import decode_jpeg
+from sam_train.shards.image_io import MAX_PIXELS, PICTURE_REASONS, load_picture, open_picture, read_picture
 from sam_train.shards.index import IndexedSample, read_sample
 from sam_train.shards.jpeg import without_metadata
-from sam_train.shards.members import opened
-from sam_train.shards.pictures import MAX_PIXELS, PICTURE_REASONS, load_picture, open_picture, read_picture
+from sam_train.shards.tar_members import opened
 
 LOAD_REASONS = (*PICTURE_REASONS, "wrong_size", *FAR_REASONS)
 """Every `reason` of a SkipSample that `Source.load` raises."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_engine.sources.far import far_names, far_shards, read_far_text
 from data_engine.sources.references import References, printable
+from data_engine.sources.remote import far_names, far_shards, read_far_text
 from sam_train.errors import ConfigError
 from sam_train.shards import expand_shards
+from sam_train.shards.image_io import PICTURE_EXTENSIONS
 from sam_train.shards.index import index_shard
-from sam_train.shards.pictures import PICTURE_EXTENSIONS
 from sam_train.shards.remote import is_remote
 
 LISTING_REASONS = ("outside_source", "linked_folder", "not_a_file")

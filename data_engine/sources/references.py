@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from sam_train.shards.index import IndexedSample
 from sam_train.shards.keys import check_unique, image_id_from_path, keys_from_paths
-from sam_train.shards.members import Pair, Span
 from sam_train.shards.remote import is_remote
+from sam_train.shards.tar_members import Pair, Span
 
 _SCHEMA = pa.schema(
     [

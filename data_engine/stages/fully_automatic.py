@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from data_engine.annotators import Work
 from data_engine.ledger import Counts
 from data_engine.structures import Candidate, Origin, SourceImage
-from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskMaker
+from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskGenerator
 from sam_train.model import Sam
 from sam_train.structures import PointLabel
 
@@ -20,7 +20,7 @@ class FullyAutomatic:
     annotator_name = "automatic"
     needs_model = True
 
-    def __init__(self, generator: MaskMaker) -> None:
+    def __init__(self, generator: MaskGenerator) -> None:
         self.generator = generator
 
     def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:

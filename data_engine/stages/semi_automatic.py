@@ -13,7 +13,7 @@ from data_engine.annotators import Annotator, Work
 from data_engine.stages.base import whole
 from data_engine.stages.fully_automatic import automatic_candidates
 from data_engine.structures import SourceImage
-from sam_train.inference import MaskMaker, Predictor, masks_of
+from sam_train.inference import MaskGenerator, Predictor, generate_masks
 from sam_train.model import Sam
 
 
@@ -23,7 +23,7 @@ class SemiAutomatic:
     name = "semi_automatic"
     needs_model = True
 
-    def __init__(self, annotator: Annotator, generator: MaskMaker) -> None:
+    def __init__(self, annotator: Annotator, generator: MaskGenerator) -> None:
         self.annotator, self.generator = annotator, generator
         self.annotator_name = annotator.name
 
@@ -33,7 +33,7 @@ class SemiAutomatic:
             raise ValueError("the semi-automatic stage needs a model")
         predictor = Predictor(model)
         predictor.set_image(image.image)
-        prefilled, _ = automatic_candidates(*masks_of(self.generator, model, image.image, predictor.image_embeddings))
+        prefilled, _ = automatic_candidates(*generate_masks(self.generator, model, image.image, predictor.image_embeddings))
         verdicts, counts = self.annotator.review(image, prefilled)
         kept = [c for c, verdict in zip(prefilled, verdicts, strict=True) if verdict.kept]
         added = self.annotator.annotate(image, predictor, kept)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch.nn.functional import normalize
 
-from sam_train.data.packed import PackedBatch
+from sam_train.data.packed_batch import PackedBatch
 from sam_train.data.transforms import TrainingSample
 
 

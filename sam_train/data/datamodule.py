@@ -12,15 +12,15 @@ from torch.utils.data import DataLoader
 
 from sam_train.data.collate import collate
 from sam_train.data.dataset import PositionSampler, ShardDataset
-from sam_train.data.freed_memory import keep_freed_memory
-from sam_train.data.packed import PackedBatch
+from sam_train.data.malloc_tuning import keep_freed_memory
+from sam_train.data.packed_batch import PackedBatch
 from sam_train.data.sources import open_shards, weighted_names
 from sam_train.data.transforms import Transform
 from sam_train.errors import ConfigError
 from sam_train.shards.cache import ShardCache
 from sam_train.shards.remote import expand_names
 from sam_train.structures import Batch
-from sam_train.text import TextTables
+from sam_train.text import TextEmbeddingStore
 
 CACHE = "~/.cache/sam-train/shards"
 
@@ -64,7 +64,7 @@ class ShardDataModule(LightningDataModule):
         flip: bool = False,
         quarter_turns: bool = False,
         names: bool = False,
-        texts: TextTables | None = None,
+        texts: TextEmbeddingStore | None = None,
     ) -> None:
         super().__init__()
         sets, weights = _training_names(shards, sources)

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from sam_train.data.order import SampleOrder
-from sam_train.data.parsing import Outlines, parse_outlines
+from sam_train.data.record_parser import Outlines, parse_outlines
+from sam_train.data.sampler import SampleOrder
 from sam_train.data.sources import ShardSet
 from sam_train.data.transforms import TrainingSample, Transform
 from sam_train.errors import ShardError, SkipSample
 from sam_train.shards.index import IndexedSample, read_bytes
-from sam_train.text import TextTables
+from sam_train.text import TextEmbeddingStore
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ShardDataset(Dataset[TrainingSample]):
         window: int = 16,
         replace_unusable: bool = True,
         max_consecutive_skips: int = 100,
-        texts: TextTables | None = None,
+        texts: TextEmbeddingStore | None = None,
     ) -> None:
         sizes = [len(index) for index in shards.indexes]
         self.order = SampleOrder(sizes, weights=shards.weights, seed=seed, shuffle=shuffle, window=window)

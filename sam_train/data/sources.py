@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 from sam_train.errors import ConfigError, ShardError
 from sam_train.shards.cache import ShardCache
 from sam_train.shards.index import ShardIndex, index_shard
-from sam_train.shards.members import opened
 from sam_train.shards.remote import expand_names
+from sam_train.shards.tar_members import opened
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sam_train.data.parsing import Outlines
-from sam_train.data.patches import Patches, patch_of
-from sam_train.data.pictures import decode_for, fit_picture, size_of
-from sam_train.data.targets import resize_rles
+from sam_train.data.jpeg_decoding import decode_for, fit_picture, size_of
+from sam_train.data.mask_crops import MaskCrops, patch_of
+from sam_train.data.mask_targets import resize_rles
+from sam_train.data.record_parser import Outlines
 from sam_train.errors import SkipSample
 from sam_train.geometry import Resize, pad_to_square
 from sam_train.records import ImageRecord, Rle
@@ -31,7 +31,7 @@ class TrainingSample:
     """h x w x 3 uint8 RGB, at most S x S: the rest of the frame, at the right and the bottom, is zeros."""
     image_size: int
     """S."""
-    patches: Patches
+    patches: MaskCrops
     """N masks, in the frame of the picture."""
     skipped: tuple[str, ...]
     names: tuple[str, ...] | None = None
@@ -60,13 +60,13 @@ class TrainingSample:
     @staticmethod
     def of(key: str, picture: np.ndarray, masks: np.ndarray, *, skipped: tuple[str, ...] = ()) -> TrainingSample:
         """A picture of h x w x 3 with N x S x S bool masks that are already in the model frame."""
-        patches = Patches.of(patch_of(mask) for mask in masks)
+        patches = MaskCrops.of(patch_of(mask) for mask in masks)
         return TrainingSample(key=key, picture=picture, image_size=masks.shape[-1], patches=patches, skipped=skipped)
 
     @staticmethod
     def empty(key: str, image_size: int, reason: str, *, names: bool = False) -> TrainingSample:
         """A black picture without masks, in the place of a sample that cannot be used; `names` as the Transform's."""
-        picture, patches = np.zeros((image_size, image_size, 3), np.uint8), Patches.of([])
+        picture, patches = np.zeros((image_size, image_size, 3), np.uint8), MaskCrops.of([])
         none: tuple[str, ...] | None = () if names else None
         return TrainingSample(key=key, picture=picture, image_size=image_size, patches=patches, skipped=(reason,), names=none)
 
@@ -187,7 +187,7 @@ class Transform:
             raise SkipSample("no_mask", key=record.key)
         return [wanted[i] for i in rng.permutation(len(wanted))[: self.max_masks]]
 
-    def _patches(self, record: Outlines, plan: Plan) -> tuple[Plan, Patches]:
+    def _patches(self, record: Outlines, plan: Plan) -> tuple[Plan, MaskCrops]:
         """The masks that are trained on, in the window that is kept, and the plan for these alone."""
         patches = resize_rles(plan.rles, (record.height, record.width), plan.scaled_hw, key=record.key)
         placed = self._placed(patches, plan)
@@ -197,7 +197,7 @@ class Transform:
         return plan.of_masks(placed.areas >= self.min_area_px), kept
 
     def _sample(
-        self, image: np.ndarray, record: Outlines, plan: Plan, patches: Patches, skipped: tuple[str, ...]
+        self, image: np.ndarray, record: Outlines, plan: Plan, patches: MaskCrops, skipped: tuple[str, ...]
     ) -> TrainingSample:
         picture = np.rot90(fit_picture(image, *plan.scaled_hw), plan.turns)
         picture = picture[:, ::-1] if plan.flip else picture
@@ -213,10 +213,10 @@ class Transform:
             text_embeddings=plan.text_embeddings,
         )
 
-    def _placed(self, patches: Patches, plan: Plan) -> Patches:
+    def _placed(self, patches: MaskCrops, plan: Plan) -> MaskCrops:
         """From the frame of the resized picture to the window that is kept."""
         if not plan.turns and not plan.flip and max(plan.scaled_hw) <= self.image_size:
             return patches
         turned = (patch.rot90(plan.turns, plan.scaled_hw) for patch in patches)
         flipped = (patch.mirrored(plan.turned_hw[1]) if plan.flip else patch for patch in turned)
-        return Patches.of(patch.cut(*plan.window, self.image_size, self.image_size) for patch in flipped)
+        return MaskCrops.of(patch.cut(*plan.window, self.image_size, self.image_size) for patch in flipped)

@@ -27,7 +27,7 @@ from sam_train.masks import masks_to_boxes_xyxy, nms
 from sam_train.metrics.edge_scores import MAX_DISTANCE, NUM_THRESHOLDS, edge_counts, edge_scores
 from sam_train.metrics.thinning import thin
 from sam_train.shards.importers.bsds500 import read_segmentations
-from sam_train.shards.importers.pairs import pairs_by_stem, whole_picture
+from sam_train.shards.importers.file_pairing import pairs_by_stem, whole_picture
 from sam_train.shards.keys import keys_from_paths
 
 PAPER = {

@@ -12,7 +12,7 @@ import torch
 
 from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
-from sam_train.inference import MaskMaker, Predictor
+from sam_train.inference import MaskGenerator, Predictor
 from sam_train.metrics.matches import num_matched
 from sam_train.metrics.recall import proposal_ious
 from sam_train.shards import decode_jpeg
@@ -23,7 +23,7 @@ IOUS = (0.5, 0.75, 0.9)
 class PrefillProtocol(Protocol):
     """The protocol with its choice of a maker: protocol/prefill, `generator@protocol.generator=proposer` for the other."""
 
-    def __init__(self, *, generator: MaskMaker) -> None:
+    def __init__(self, *, generator: MaskGenerator) -> None:
         self.generator = generator
 
     def subjects(self, shards: str | None) -> Sequence[Subject]:

@@ -18,19 +18,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sam_train.data.parsing import parse_outlines
+from sam_train.data.record_parser import parse_outlines
 from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, mean, sample_of, shard_subjects
-from sam_train.evaluation.text_pictures import draw_answers
+from sam_train.evaluation.text_figures import draw_answers
 from sam_train.files import commit_file
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle, mask_iou
-from sam_train.prompts import PromptSimulator, Round, Then
+from sam_train.prompts import NextStep, PromptSimulator, Round
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg
 from sam_train.shards.index import IndexedSample, read_bytes
 from sam_train.structures import Prompts
-from sam_train.text import TextEncoder, refuse_strangers
+from sam_train.text import TextEncoder, check_text_encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class TextProtocol(Protocol):
         return found
 
     def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
-        refuse_strangers(predictor.model, self.encoder)
+        check_text_encoder(predictor.model, self.encoder)
         sample = sample_of(subject)
         targets = self._targets(sample.record)
         others = self._others(sample.record, subject.number, len(targets))
@@ -153,7 +153,7 @@ class TextProtocol(Protocol):
 
     def _clicked(self, predictor: Predictor, asked: _Asked) -> list[float]:
         """IoU with the mask that was meant, after one click where the answer is wrong."""
-        round_ = Round(0, Then.CLICK)
+        round_ = Round(0, NextStep.CLICK)
         corrected = self.click.advance(round_, asked.prompts, asked.answers, asked.meant, asked.mask_logits, torch.Generator())
         again = predictor.predict(corrected, multimask_output=False)
         return mask_iou(predictor.masks_in_image(again.mask_logits)[:, 0], asked.meant).tolist()

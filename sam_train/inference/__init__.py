@@ -1,5 +1,5 @@
 """The public door for using a model: `Predictor` for prompts, `AutomaticMaskGenerator` for everything,
-`ProposedMasks` for what a proposer is sure of, `WordMasks` for a list of words."""
+`BoxMaskGenerator` for what a proposer is sure of, `TextMaskGenerator` for a list of words."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 
 from sam_train.checkpoint import load_checkpoint
 from sam_train.inference.automatic import AutomaticMaskGenerator
+from sam_train.inference.box_mask_generator import BoxMaskGenerator
 from sam_train.inference.embedding_cache import EmbeddingCache
-from sam_train.inference.generated import EmbeddingReader, GeneratedMask, MaskMaker, masks_of
+from sam_train.inference.generator_types import EmbeddingMaskGenerator, GeneratedMask, MaskGenerator, generate_masks
 from sam_train.inference.predictor import Predictor
-from sam_train.inference.proposing import ProposedMasks
-from sam_train.inference.words import WordMasks
+from sam_train.inference.text_mask_generator import TextMaskGenerator
 
 __all__ = [
     "AutomaticMaskGenerator",
+    "BoxMaskGenerator",
     "EmbeddingCache",
-    "EmbeddingReader",
+    "EmbeddingMaskGenerator",
     "GeneratedMask",
-    "MaskMaker",
+    "MaskGenerator",
     "Predictor",
-    "ProposedMasks",
-    "WordMasks",
+    "TextMaskGenerator",
+    "generate_masks",
     "load_predictor",
-    "masks_of",
 ]
 
 

@@ -16,23 +16,23 @@ import numpy as np
 import torch
 
 from sam_train.geometry import Resampling, Resize
-from sam_train.inference.batches import Batches
-from sam_train.inference.candidates import Filters, Found, Sieve
-from sam_train.inference.generated import GeneratedMask
+from sam_train.inference.generator_types import GeneratedMask
 from sam_train.inference.grids import crops, point_grid
+from sam_train.inference.mask_filters import CropFilter, FilteredCandidate, Filters
 from sam_train.inference.predictor import Predictor, clicks
+from sam_train.inference.prompt_batching import PromptBatcher
 from sam_train.masks import mask_nms, nms, parents
 from sam_train.model import Sam
 from sam_train.structures import Prompts
 
-M = TypeVar("M", Found, GeneratedMask)
+M = TypeVar("M", FilteredCandidate, GeneratedMask)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """What `select` leaves for `finish`: no device and no model is needed for it."""
 
-    found: Sequence[Found]
+    found: Sequence[FilteredCandidate]
     dropped: Counter[str]
 
 
@@ -78,7 +78,7 @@ class AutomaticMaskGenerator:
         nms_by: Literal["boxes", "masks"] = "boxes",
         nested_share: float | None = None,
     ) -> None:
-        self.points_per_side, self.batches = points_per_side, Batches(points_per_batch)
+        self.points_per_side, self.batches = points_per_side, PromptBatcher(points_per_batch)
         self.min_iou = pred_iou_thresh if pred_iou_thresh > 0 else None
         self.filters = Filters(
             pred_iou_thresh=pred_iou_thresh,
@@ -104,7 +104,7 @@ class AutomaticMaskGenerator:
     def select(self, model: Sam, image: np.ndarray, prompts: Prompts | None = None) -> Selection:
         """The half of `generate` that needs the model."""
         dropped: Counter[str] = Counter()
-        found: list[Found] = []
+        found: list[FilteredCandidate] = []
         for crop in crops(image.shape[0], image.shape[1], self.crop_layers, self.crop_overlap_ratio):
             in_crop = list(self._in_crop(Predictor(model, resampling=self.resampling), image, crop, prompts, dropped))
             ranks = [f.predicted_iou for f in in_crop]
@@ -129,7 +129,7 @@ class AutomaticMaskGenerator:
 
     def _in_crop(
         self, predictor: Predictor, image: np.ndarray, crop: Crop, prompts: Prompts | None, dropped: Counter[str]
-    ) -> Iterator[Found]:
+    ) -> Iterator[FilteredCandidate]:
         """What passes the filters, by the grid of a crop and, in the whole image, by the prompts that were given."""
         predictor.set_image(np.ascontiguousarray(image[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width]))
         image_hw, resize = (image.shape[0], image.shape[1]), Resize(crop.height, crop.width, predictor.model.image_size)
@@ -137,8 +137,10 @@ class AutomaticMaskGenerator:
             # More than a click or a box is not ambiguous: one mask is the answer (paper, section A).
             ambiguous = own.points_xy.shape[1] <= 2
             for decoding in predictor.decodings(own, multimask_output=ambiguous, min_iou=self.min_iou):
-                sieve = Sieve(filters=self.filters, prompts=own, decoding=decoding, crop=crop, image_hw=image_hw, resize=resize)
-                for found, counts in self.batches.map(sieve, decoding.rows, decoding.num_at_once):
+                sieve = CropFilter(
+                    filters=self.filters, prompts=own, decoding=decoding, crop=crop, image_hw=image_hw, resize=resize
+                )
+                for found, counts in self.batches.map(sieve, decoding.rows, decoding.chunk_size):
                     dropped.update(counts)
                     yield from found
 

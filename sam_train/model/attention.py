@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sam_train.model.at_once import at_once
+from sam_train.model.chunk_sizes import chunk_sizes_for
 
 
 class Attention(nn.Module):
@@ -69,7 +69,7 @@ def attend_with_positions(
     Split along W, n or q until the bias of a piece is small enough.
     """
     maps, heads, rows, columns, _ = q.shape
-    rows_at_once = at_once(q.device).bias // (columns * k.shape[2])
+    rows_at_once = chunk_sizes_for(q.device).bias // (columns * k.shape[2])
     if maps * heads * rows <= max(1, rows_at_once):
         if torch.is_grad_enabled():
             # Scores and bias of a piece are made again in the backward pass: kept, they would be alive all at once.

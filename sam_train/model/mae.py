@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam_train.errors import CheckpointError
-from sam_train.model.weights import misfits, refuse_misfits
+from sam_train.model.weights import check_shapes, shape_mismatches
 
 _DROPPED = re.compile(r"cls_token$|mask_token$|norm\.|fc_norm\.|head\.|decoder_")
 _OURS_ALONE = re.compile(r"neck\.|blocks\.\d+\.attn\.rel_pos_[hw]$")
@@ -56,7 +56,7 @@ def load_mae(encoder: torch.nn.Module, state: Mapping[str, Tensor], *, origin: s
         found[kernel] = resize_patches(found[kernel], own[kernel].shape[-1])
     kept = {name: tensor for name, tensor in own.items() if _OURS_ALONE.match(name)}
     hint = ": a masked auto-encoder fits an image encoder of its width and depth with model.stem=linear"
-    refuse_misfits(misfits(own, kept | found), origin=origin, hint=hint)
+    check_shapes(shape_mismatches(own, kept | found), origin=origin, hint=hint)
     encoder.load_state_dict(kept | found)
     dropped = tuple(name for name in state if _DROPPED.match(name))
     return Loaded(loaded=tuple(found), dropped=dropped, initialised=tuple(name for name in kept if name not in found))

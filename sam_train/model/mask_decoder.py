@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sam_train.model.at_once import at_once
-from sam_train.model.image_stream import DenseStream, Projection, PromptStream, SharedStream
+from sam_train.model.chunk_sizes import chunk_sizes_for
 from sam_train.model.layers import MLP, LayerNorm2d
+from sam_train.model.low_rank_stream import DenseStream, Projection, PromptStream, SharedStream
 from sam_train.model.prompt_encoder import DensePrompts
 from sam_train.model.transformer import ImageSide, TwoWayTransformer
 from sam_train.structures import Prediction
@@ -58,7 +58,7 @@ class Decoding:
 
     rows: Int[Tensor, " n"]
     """Which of all the prompts they are."""
-    num_at_once: int
+    chunk_size: int
     """How many to answer together: what the caches hold, or enough to keep a GPU busy."""
     answer: Callable[[Int[Tensor, " k"]], tuple[Float[Tensor, "k M H W"], Float[Tensor, "k M"]]]
     """Mask logits and IoU scores of some of the rows."""
@@ -125,7 +125,7 @@ class MaskDecoder(nn.Module):
             iou_scores=sparse.new_empty(len(sparse), num_masks),
         )
         for decoding in self.decodings(image_embeddings, image_index, image_pe, sparse, dense, multimask_output, min_iou):
-            chunks = decoding.rows.split(decoding.num_at_once)
+            chunks = decoding.rows.split(decoding.chunk_size)
             for rows in chunks:
                 decode = partial(decoding.answer, rows)
                 if not torch.is_grad_enabled():
@@ -155,12 +155,12 @@ class MaskDecoder(nn.Module):
         tokens = self._tokens(sparse)
         narrow = self.transformer.rank(tokens.shape[1]) < LOW_RANK * image_pe.shape[0]
         positions = self.transformer.positions(image_pe.flatten(1))
-        num_at_once = max(1, at_once(image_pe.device).stream // image_pe.numel())
+        chunk_size = max(1, chunk_sizes_for(image_pe.device).stream // image_pe.numel())
         for i, own in _rows_by_image(image_index, len(image_embeddings)):
             low_rank = narrow and len(own) >= MANY_PROMPTS
             image = self._prepare(image_embeddings[i], dense, positions, low_rank)
             stream = PromptStream if low_rank else DenseStream
-            yield Decoding(own, num_at_once, partial(self._answer, image, tokens, stream, dense, hw, num_masks, min_iou))
+            yield Decoding(own, chunk_size, partial(self._answer, image, tokens, stream, dense, hw, num_masks, min_iou))
 
     def _tokens(self, sparse: Float[Tensor, "N P C"]) -> Float[Tensor, "N T C"]:
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
@@ -212,7 +212,7 @@ class MaskDecoder(nn.Module):
         """Upscale four times, a part that fits the cache at a time, and take the product with the mask weights."""
         bias = self._upscaling()[0].bias
         assert bias is not None
-        num_tokens = max(1, at_once(weights.device).upscaled // (len(weights) * image.up.weight.shape[1]))
+        num_tokens = max(1, chunk_sizes_for(weights.device).upscaled // (len(weights) * image.up.weight.shape[1]))
         details = repeat(None) if image.details is None else image.details.split(num_tokens)
         parts = zip(stream.outputs(image.up, bias.repeat(4), num_tokens), details, strict=False)
         return _grid(torch.cat([weights @ self._upscale(x, more).mT for x, more in parts], 2), grid_hw)

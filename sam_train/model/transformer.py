@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_train.model.image_stream import Normalization, Projection, PromptStream, SharedStream
 from sam_train.model.layers import MLPBlock
+from sam_train.model.low_rank_stream import Normalization, Projection, PromptStream, SharedStream
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ def _count(state: StateDict, prefix: str) -> int:
     return len(numbers)
 
 
-def misfits(own: StateDict, state: StateDict) -> list[str]:
+def shape_mismatches(own: StateDict, state: StateDict) -> list[str]:
     """What keeps `state` from being loaded where `own` is: names missing, unexpected, of another shape, in turns."""
     missing = [f"missing {name}" for name in own if name not in state]
     unexpected = [f"unexpected {name}" for name in state if name not in own]
@@ -145,7 +145,7 @@ def misfits(own: StateDict, state: StateDict) -> list[str]:
     return [problem for turn in zip_longest(missing, unexpected, misshapen) for problem in turn if problem]
 
 
-def refuse_misfits(problems: list[str], *, origin: str, hint: str = "") -> None:
+def check_shapes(problems: list[str], *, origin: str, hint: str = "") -> None:
     """Raise CheckpointError with the first five of `problems` and their number, if there are any."""
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")

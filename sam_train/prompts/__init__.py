@@ -1,5 +1,5 @@
 """Playing the annotator: the simulator that trains the model also measures it and stands in for people."""
 
-from sam_train.prompts.simulator import PromptSimulator, Round, Then
+from sam_train.prompts.prompt_simulator import NextStep, PromptSimulator, Round
 
-__all__ = ["PromptSimulator", "Round", "Then"]
+__all__ = ["NextStep", "PromptSimulator", "Round"]

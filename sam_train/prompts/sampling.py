@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_train.masks import masks_to_boxes_xyxy
-from sam_train.prompts.draws import Draws, normal, uniform
+from sam_train.prompts.rng import Draws, normal, uniform
 
 
 def uniform_points(region: Bool[Tensor, "N H W"], generator: Draws) -> Float[Tensor, "N 2"]:

@@ -8,8 +8,8 @@ folder/
 
 from sam_train.shards.jpeg import decode_jpeg, encode_jpeg
 from sam_train.shards.manifest import Manifest, done_shards, load_manifest, manifest_path
-from sam_train.shards.members import Sample
 from sam_train.shards.reader import expand_shards, iterate_samples
+from sam_train.shards.tar_members import Sample
 from sam_train.shards.writer import write_shard
 
 __all__ = [

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sam_train.errors import ConfigError, SamTrainError, ShardError
-from sam_train.files import written_whole
+from sam_train.files import atomic_write
 from sam_train.shards.index import ShardIndex, index_by_manifest, index_shard
 from sam_train.shards.manifest import Manifest, manifest_path, parse_manifest
-from sam_train.shards.members import opened
 from sam_train.shards.remote import file_system
+from sam_train.shards.tar_members import opened
 
 _TRIES = 10
 
@@ -106,7 +106,7 @@ class ShardCache:
         digest, num_bytes = hashlib.sha256(), 0
         with self._locked(".room.lock"):
             self._make_room(size, url)
-            writing = written_whole(local)
+            writing = atomic_write(local)
             stream = writing.__enter__()
             stream.truncate(size)  # the room that this download takes, for others that look for room
         try:

@@ -9,15 +9,15 @@ import argparse
 from collections.abc import Sequence
 
 from sam_train.errors import exit_with_message
-from sam_train.shards.care.card.command import add_card
-from sam_train.shards.care.dedupe import add_dedupe
-from sam_train.shards.care.one_table import add_table
-from sam_train.shards.care.repair import add_repair
-from sam_train.shards.care.split import add_split
-from sam_train.shards.care.statistics.command import add_stats
-from sam_train.shards.care.validate import add_validate
 from sam_train.shards.exporters.command import add_export
 from sam_train.shards.importers.command import add_import
+from sam_train.shards.maintenance.dataset_card.command import add_card
+from sam_train.shards.maintenance.dedupe import add_dedupe
+from sam_train.shards.maintenance.merge_tables import add_table
+from sam_train.shards.maintenance.repair import add_repair
+from sam_train.shards.maintenance.split import add_split
+from sam_train.shards.maintenance.statistics.command import add_stats
+from sam_train.shards.maintenance.validate import add_validate
 
 COMMANDS = (add_import, add_validate, add_repair, add_stats, add_dedupe, add_split, add_table, add_card, add_export)
 

@@ -15,7 +15,7 @@ import numpy as np
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, check_key
 from sam_train.shards.manifest import Manifest, load_manifest, manifest_path
-from sam_train.shards.members import TORN, Pair, Sample, Span, opened, pairs_of
+from sam_train.shards.tar_members import TORN, Pair, Sample, Span, opened, pairs_of
 
 _HEAD_BYTES = 4096
 _IMAGE_FIRST = re.compile(rb'\s*\{\s*"image"\s*:\s*(\{[^{}]*\})')

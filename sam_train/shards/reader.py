@@ -12,7 +12,7 @@ import braceexpand
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.shards.members import TORN, Sample, opened, pairs_of, split_name
+from sam_train.shards.tar_members import TORN, Sample, opened, pairs_of, split_name
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[Path]:

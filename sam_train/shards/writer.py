@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 import webdataset as wds
 
 from sam_train.errors import ShardError
-from sam_train.files import commit_file, file_sha256, written_whole
+from sam_train.files import atomic_write, commit_file, file_sha256
 from sam_train.records import ImageRecord
 from sam_train.shards.manifest import PLACES, Manifest, manifest_path
-from sam_train.shards.members import opened, pairs_of
-from sam_train.shards.table import MaskTable, table_path
+from sam_train.shards.mask_table import MaskTable, table_path
+from sam_train.shards.tar_members import opened, pairs_of
 
 
 def write_shard(
@@ -31,7 +31,7 @@ def write_shard(
     ShardError for a key written twice and for a record that its own schema refuses; then no file of the final names appears.
     """
     table = MaskTable()
-    with written_whole(path) as stream:
+    with atomic_write(path) as stream:
         sizes = _write_tar(stream, samples, table, shard=path.name)
         stream.flush()
         for of_an_older_shard in (manifest_path(path), table_path(path)):  # would call this one done too early

@@ -2,15 +2,15 @@
 
 Two ways to train on them. With CLIP, no set needs words: a mask's prompt is the embedding of its picture, which lies where that
 of its words would (`CropPrompts`). With any text encoder, sets whose masks have names or captions are trained on the words
-themselves (`NamePrompts`). Either way a mask's embeddings are computed once and kept beside its shard (`TextTables`).
+themselves (`NamePrompts`). Either way a mask's embeddings are computed once and kept beside its shard (`TextEmbeddingStore`).
 """
 
 from sam_train.text.clip import ClipEncoder
+from sam_train.text.compatibility import check_text_encoder
+from sam_train.text.embedding_store import TextEmbeddingStore
 from sam_train.text.encoder import TextEncoder
-from sam_train.text.match import refuse_strangers
 from sam_train.text.prompts import CropPrompts, MaskPrompts, NamePrompts, Texts
 from sam_train.text.sentence import SentenceEncoder
-from sam_train.text.tables import TextTables
 
 __all__ = [
     "ClipEncoder",
@@ -18,8 +18,8 @@ __all__ = [
     "MaskPrompts",
     "NamePrompts",
     "SentenceEncoder",
+    "TextEmbeddingStore",
     "TextEncoder",
-    "TextTables",
     "Texts",
-    "refuse_strangers",
+    "check_text_encoder",
 ]

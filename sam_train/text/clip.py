@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_train.text.crops import ObjectCrop
-from sam_train.text.encoder import AT_ONCE, TextEncoder, pretrained
+from sam_train.text.encoder import CHUNK_SIZE, TextEncoder, pretrained
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of pixels in [0, 1], as CLIP was trained (openai/CLIP, clip.py)."""
@@ -77,7 +77,7 @@ class ClipEncoder(TextEncoder):
         In the last layer the output token attends only to patches of the object (paper, section D.5): those that are more than
         half covered by it or, where there is none, the fullest one.
         """
-        parts = [self._embed_crops(crops[i : i + AT_ONCE]) for i in range(0, len(crops), AT_ONCE)]
+        parts = [self._embed_crops(crops[i : i + CHUNK_SIZE]) for i in range(0, len(crops), CHUNK_SIZE)]
         return F.normalize(torch.cat(parts).float(), dim=1).cpu() if parts else torch.zeros(0, self.dim)
 
     def _embed_crops(self, crops: Sequence[ObjectCrop]) -> Float[Tensor, "n E"]:

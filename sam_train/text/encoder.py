@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sam_train.errors import ConfigError
 
 INSTALL = "pip install 'sam-train[text]'"
-AT_ONCE = 64
+CHUNK_SIZE = 64
 """Texts or pictures that are embedded together."""
 
 
@@ -49,7 +49,7 @@ class TextEncoder(ABC):
         """Embeddings of length one, on the CPU. Raises ValueError for a text without a letter or digit."""
         if empty := [text for text in texts if not any(map(str.isalnum, text))]:
             raise ValueError(f"expected words, got {empty[0]!r}")
-        parts = [self._embed(list(texts[i : i + AT_ONCE])) for i in range(0, len(texts), AT_ONCE)]
+        parts = [self._embed(list(texts[i : i + CHUNK_SIZE])) for i in range(0, len(texts), CHUNK_SIZE)]
         return F.normalize(torch.cat(parts).float(), dim=1).cpu() if parts else torch.zeros(0, self.dim)
 
     @cached_property

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 from sam_train.structures import Batch
 
 
-class MaskPictures(Callback):
+class LogMaskImages(Callback):
     """Logs validation images with the target and the mask after one click to wandb.
 
     num_images: pictures of the first validation batches. Does nothing without wandb's logger: the others have no mask

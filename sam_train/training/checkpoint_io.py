@@ -7,11 +7,11 @@ from typing import Any
 
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sam_train.checkpoint import write_whole
+from sam_train.checkpoint import write_checkpoint_atomically
 from sam_train.training.sharded_checkpoint import FOLDER, is_in_shares, remove_folders, with_tensors
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, written beside their final name and then renamed.
 
     Lightning's own go through the system's folder for temporary files. Where that is another disk they are copied from
@@ -22,7 +22,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """`storage_options` belong to remote file systems and are refused."""
         if storage_options is not None:
             raise TypeError("storage_options are for remote file systems; checkpoints are written to a folder")
-        write_whole(Path(path), checkpoint)
+        write_checkpoint_atomically(Path(path), checkpoint)
         remove_folders(Path(path))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

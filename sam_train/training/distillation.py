@@ -15,11 +15,11 @@ from sam_train.checkpoint import load_weights
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
 from sam_train.model.transformer import TwoWayBlock
-from sam_train.prompts.draws import ImageDraws
+from sam_train.prompts.rng import PerImageRng
 from sam_train.structures import Batch
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.module import SamModule
-from sam_train.training.tally import Tally
+from sam_train.training.step_metrics import StepMetrics
 
 PER_PICTURE = ("loss", "cosine")
 
@@ -42,10 +42,10 @@ class DistillModule(SamModule):
         self.model.prompt_encoder.requires_grad_(requires_grad=False)
         self.model.mask_decoder.requires_grad_(requires_grad=False)
 
-    def _new_tally(self, device: torch.device) -> Tally:
-        return Tally(device, PER_PICTURE, per="images")
+    def _new_step_metrics(self, device: torch.device) -> StepMetrics:
+        return StepMetrics(device, PER_PICTURE, per="images")
 
-    def _backward(self, batch: Batch, draws: ImageDraws, tally: Tally) -> None:
+    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetrics) -> None:
         """Add the gradient of the summed losses of `batch` to what is there."""
         wanted, found = self.teacher(batch).float(), self._encode(batch).float()
         losses = (found - wanted).square().mean((1, 2, 3))

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sam_train.training.tally import world
+from sam_train.training.step_metrics import world
 
 BUCKET_BYTES = 64 << 20
 

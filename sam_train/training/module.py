@@ -20,18 +20,18 @@ from sam_train.masks import mask_iou
 from sam_train.metrics import ClickIoU
 from sam_train.model import Sam
 from sam_train.optim import OptimizerFactory
-from sam_train.prompts import PromptSimulator, Round, Then
-from sam_train.prompts.draws import ImageDraws, seed_of, seeded
+from sam_train.prompts import NextStep, PromptSimulator, Round
+from sam_train.prompts.rng import PerImageRng, seed_of, seeded
 from sam_train.structures import Batch, Prediction, Prompts
-from sam_train.training.average import WeightAverage
-from sam_train.training.drop_paths import draw_drop_paths
+from sam_train.training.ema import WeightEMA
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.gradients import clip_gradients, divide_gradients, sum_gradients
-from sam_train.training.no_number import refuse_what_is_no_number
-from sam_train.training.tally import StepSums, Tally, world
+from sam_train.training.nan_guard import check_finite
+from sam_train.training.step_metrics import StepMetrics, StepSums, world
+from sam_train.training.stochastic_depth import draw_drop_paths
 
 VALIDATION_CLICKS = (1, 3, 5)
-WORDS_THEN_CLICK = (Round(0, Then.CLICK), Round(1, Then.END))
+WORDS_THEN_CLICK = (Round(0, NextStep.CLICK), Round(1, NextStep.END))
 """What validation asks by words: one answer, and one more after a click."""
 
 
@@ -51,7 +51,7 @@ class SamModule(LightningModule):
         gained nothing to a tenth, on a GPU it was not tried.
     frozen_encoder: where the image embeddings come from when the image encoder is not trained; None trains it.
     gradient_clip: largest gradient norm; none in SAM 1, 0.1 in SAM 2. None switches it off.
-    ema_decay: of a running mean of the weights, which validation measures and model.pt holds (WeightAverage). None: no mean.
+    ema_decay: of a running mean of the weights, which validation measures and model.pt holds (WeightEMA). None: no mean.
     images_per_pass: the most images that a device takes at once; the rest of its share of a step follows in further passes.
         None takes all. Changes memory, not the result.
     text_alignment: weight of what teaches words and image embeddings each other in a step that begins with words
@@ -88,7 +88,7 @@ class SamModule(LightningModule):
         self.model, self.simulator, self.loss, self.optimizer_factory = model, simulator, loss, optimizer
         self.loss_resolution, self.gradient_clip, self.seed = loss_resolution, gradient_clip, seed
         self.frozen_encoder, self.images_per_pass, self.text_alignment = frozen_encoder, images_per_pass, text_alignment
-        self.average = WeightAverage(ema_decay) if ema_decay is not None else None
+        self.average = WeightEMA(ema_decay) if ema_decay is not None else None
         self.asked_to_stop = self.stopping = False
         if compile_encoder:
             model.image_encoder.compile()  # in place: the names of the weights stay
@@ -101,7 +101,7 @@ class SamModule(LightningModule):
         """One optimiser step over all rounds of a batch."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        tally, place = self._new_tally(batch.images.device), 0
+        tally, place = self._new_step_metrics(batch.images.device), 0
         tally.count(batch, stop=self.asked_to_stop)
         torch.manual_seed(seed_of((self.seed, self.global_step, world()[0], 3)))  # for dropout
         for part in batch.split(self.images_per_pass or len(batch.keys)):
@@ -110,11 +110,11 @@ class SamModule(LightningModule):
             place += len(part.keys)
         sums = tally.added_up()
         norm = self._mean_gradients(sums)
-        refuse_what_is_no_number(sums, norm, batch.keys, step=self.global_step, folder=self._folder())
+        check_finite(sums, norm, batch.keys, step=self.global_step, folder=self._folder())
         self._finish_step(optimizer, sums)
         self._log_step(sums, norm)
 
-    def _backward(self, batch: Batch, draws: ImageDraws, tally: Tally) -> None:
+    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetrics) -> None:
         """Add the gradients of the summed losses of `batch` to what is there."""
         encoded = self._encode(batch)
         embeddings = encoded.detach().requires_grad_(encoded.requires_grad)
@@ -140,8 +140,8 @@ class SamModule(LightningModule):
         alignment = alignment_loss(words, embeddings, batch.image_index, batch.target_masks)
         return replace(terms, total=terms.total + self.text_alignment * alignment)
 
-    def _first(self, batch: Batch, draws: ImageDraws) -> Prompts:
-        if batch.text_embeddings is not None and self.simulator.asks_by_words(seeded((self.seed, self.global_step, 0, 5))):
+    def _first(self, batch: Batch, draws: PerImageRng) -> Prompts:
+        if batch.text_embeddings is not None and self.simulator.use_text_prompt(seeded((self.seed, self.global_step, 0, 5))):
             return Prompts.from_text(batch.image_index, batch.text_embeddings)
         return self.simulator.first(batch.target_masks, batch.image_index, draws)
 
@@ -217,15 +217,15 @@ class SamModule(LightningModule):
     def _encode(self, batch: Batch) -> Float[Tensor, "B E h w"]:
         return self.frozen_encoder(batch) if self.frozen_encoder else self.model.encode_images(batch.images, batch.sizes_hw)
 
-    def _new_tally(self, device: torch.device) -> Tally:
-        return Tally(device)
+    def _new_step_metrics(self, device: torch.device) -> StepMetrics:
+        return StepMetrics(device)
 
     def _folder(self) -> Path | None:
         return Path(self.trainer.default_root_dir) if self._trainer else None
 
-    def _draws(self, batch: Batch, first: int) -> ImageDraws:
+    def _draws(self, batch: Batch, first: int) -> PerImageRng:
         """Chance for the prompts of a batch; `first` as in `_seeds`."""
-        return ImageDraws(self._seeds(batch, first, 2), batch.image_index)
+        return PerImageRng(self._seeds(batch, first, 2), batch.image_index)
 
     def _seeds(self, batch: Batch, first: int, stream: int) -> list[tuple[int, ...]]:
         """A seed for each image of `batch`, the first of which is number `first` of this process's share of the step.

@@ -27,7 +27,7 @@ class Preempted(Exception):
         self.is_first = is_first
 
 
-class LeaveOnSignal(Callback):
+class PreemptionCallback(Callback):
     """On one of SIGNALS to any process, all of them end their step together, write `path`, and raise Preempted.
 
     Lightning's own handlers talk to other processes from inside a signal, whatever these are doing; they are replaced when

@@ -19,7 +19,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
-from sam_train.checkpoint import write_whole
+from sam_train.checkpoint import write_checkpoint_atomically
 from sam_train.errors import CheckpointError
 
 FOLDER, TENSOR = "folder of the tensors", "tensor of the folder"
@@ -61,7 +61,7 @@ def save_in_shares(checkpoint: Mapping[str, Any], path: Path, folder: str, *, is
     dcp.save(tensors, checkpoint_id=path.parent / folder)  # returns when all have written
     if not is_first:
         return
-    write_whole(path, {**rest, FOLDER: folder})
+    write_checkpoint_atomically(path, {**rest, FOLDER: folder})
     remove_folders(path, but=folder)
 
 

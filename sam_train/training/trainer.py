@@ -22,9 +22,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sam_train.config import build, to_plain
 from sam_train.errors import ConfigError
 from sam_train.files import commit_file
-from sam_train.training.checkpoint_io import WholeCheckpointIO
-from sam_train.training.preemption import LeaveOnSignal
-from sam_train.training.step_log import StepLog
+from sam_train.training.checkpoint_io import AtomicCheckpointIO
+from sam_train.training.csv_logger import ResumableCSVLogger
+from sam_train.training.preemption import PreemptionCallback
 from sam_train.training.strategies import ShardedEncoder
 
 NO_NEWS = (
@@ -67,7 +67,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
     folder = run_dir / "checkpoints"
     callbacks: list[Callback] = [
         *more,
-        LeaveOnSignal(folder / "last.ckpt"),
+        PreemptionCallback(folder / "last.ckpt"),
         ModelCheckpoint(
             dirpath=folder,
             filename="step-{step}",
@@ -93,8 +93,8 @@ def make_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
 
 
 def make_plugins() -> list[Any]:
-    """How checkpoints are written; on SLURM also that signals are ours (LeaveOnSignal) and not Lightning's to answer."""
-    plugins: list[Any] = [WholeCheckpointIO()]
+    """How checkpoints are written; on SLURM also that signals are ours (PreemptionCallback) and not Lightning's to answer."""
+    plugins: list[Any] = [AtomicCheckpointIO()]
     return [*plugins, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else plugins
 
 
@@ -105,7 +105,7 @@ def make_strategy(cfg: DictConfig) -> Any:
 
 def make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     """metrics.csv always; wandb as the config says, offline unless the user is logged in."""
-    loggers: list[Logger] = [StepLog(run_dir / "csv")]
+    loggers: list[Logger] = [ResumableCSVLogger(run_dir / "csv")]
     if cfg.wandb.enabled:
         mode = ("online" if wandb_key_known() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
         run_id = wandb_run_id(cfg.name, run_dir)

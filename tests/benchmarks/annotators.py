@@ -23,13 +23,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from annotating import nano_checkpoint, serving
 from conftest import make_sample
+from server_fixtures import nano_checkpoint, serving
 
+from data_engine.annotation_tool.backend.client import Client
+from data_engine.annotation_tool.backend.database import Database
+from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.annotators.web.client import Client
-from data_engine.annotators.web.database import Database
-from data_engine.annotators.web.rehearsal import Rehearsal
 from data_engine.sources import open_source
 from sam_train.errors import SamTrainError
 from sam_train.shards import write_shard
@@ -54,7 +54,7 @@ class Crowd:
         time.sleep(3 * random.random())  # noqa: S311
         try:
             with Client(self.url, token, watch=lambda route, seconds: self.seconds[route].append(seconds)) as client:
-                rehearsal = Rehearsal(client, SimulatedAnnotator(max_clicks=2), self.truth, pace=PACE)
+                rehearsal = SimulatedClient(client, SimulatedAnnotator(max_clicks=2), self.truth, pace=PACE)
                 try:
                     while time.monotonic() < self.until:
                         self.masks.append(int(rehearsal.run(len(rehearsal.seen) + 1).get("masks", 0)))

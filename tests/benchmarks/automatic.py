@@ -32,8 +32,8 @@ from pycocotools import mask as coco_mask
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.inference import AutomaticMaskGenerator, Predictor
-from sam_train.inference.candidates import Filters
-from sam_train.inference.cells import Cells
+from sam_train.inference.mask_filters import Filters
+from sam_train.inference.mask_rasterizer import MaskRasterizer
 from sam_train.model.mask_decoder import MaskDecoder
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -101,17 +101,17 @@ def ours(weights: Path, parts: dict[str, float]) -> Generate:
     """This project's, as sam-engine stage.generator=released has it."""
     model = load_checkpoint(weights, "cpu")
     threads = torch.get_num_threads()
-    for place, name, part, at_once in (
+    for place, name, part, chunk_sizes_for in (
         (Predictor, "set_image", "encoder", 1),
         (MaskDecoder, "_prepare", "decoder", 1),
         (MaskDecoder, "_answer", "decoder", threads),
         (Filters, "stability", "stability", threads),
-        (Cells, "boxes", "boxes", threads),
-        (Cells, "patch", "patches", threads),
-        (Cells, "runs", "rle", 1),
+        (MaskRasterizer, "boxes", "boxes", threads),
+        (MaskRasterizer, "patch", "patches", threads),
+        (MaskRasterizer, "runs", "rle", 1),
         (AutomaticMaskGenerator, "_distinct", "nms", 1),
     ):
-        watch(place, name, part, parts, at_once)
+        watch(place, name, part, parts, chunk_sizes_for)
     generator = build(OmegaConf.load(Path(config_dir()) / "generator" / "released.yaml"))
     return lambda pixels: [mask.rle for mask in generator.generate(model, pixels)[0]]
 

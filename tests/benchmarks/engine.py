@@ -27,7 +27,7 @@ from hydra import compose, initialize_config_dir
 from measuring import print_figures
 from omegaconf import OmegaConf
 
-from data_engine.run import check, made_by, opened, share
+from data_engine.engine import check, made_by, opened, share
 from data_engine.slices import Job, Outcome, Worker, absolute
 from sam_train.checkpoint import save_checkpoint
 from sam_train.config import build, config_dir, to_plain
@@ -79,10 +79,10 @@ class Nobody:
     """A watch that looks at nothing."""
 
     def begin(self, origin: str) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
 
     def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
 
 
 def measure(folder: Path, source: Path, size: int, num_images: int) -> dict[str, Any]:

@@ -39,8 +39,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sam_train.data.datamodule import ShardDataModule
+from sam_train.data.mask_targets import resize_rles
 from sam_train.data.synthetic.photographs import load_photographs
-from sam_train.data.targets import resize_rles
 from sam_train.geometry import resize_masks
 from sam_train.masks import decode_rle, encode_rle, mask_to_box_xywh
 from sam_train.records import ImageRecord, MaskRecord, Provenance

@@ -23,9 +23,9 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from annotating import Server, serving
 from conftest import make_sample
 from onnx_decoder import write_models
+from server_fixtures import Server, serving
 
 from sam_train.shards import write_shard
 

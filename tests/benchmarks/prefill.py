@@ -18,13 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from annotating import serving
+from server_fixtures import serving
 
+from data_engine.annotation_tool.backend.client import Client
+from data_engine.annotation_tool.backend.database import Database
+from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
+from data_engine.annotation_tool.backend.summary import paired_ious
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.annotators.web.client import Client
-from data_engine.annotators.web.database import Database
-from data_engine.annotators.web.rehearsal import Rehearsal
-from data_engine.annotators.web.summary import paired_ious
 from data_engine.sources import Source, open_source
 
 PRICES = {"seconds_to_find": 2.0, "seconds_per_click": 1.5, "seconds_to_draw": 34.0, "seconds_to_review": 1.0}
@@ -39,7 +39,7 @@ def measure(shards: str, num_images: int, *overrides: str) -> dict[str, Any]:
         out = Path(name)
         common = (f"corpus={shards}", "annotators=[a]", "threads=1", "num_ahead=1")
         with serving(out, *common, *overrides) as server, Client(server.url, server.tokens["a"], timeout_s=600) as client:
-            rehearsal = Rehearsal(client, annotator, truth)
+            rehearsal = SimulatedClient(client, annotator, truth)
             counts = rehearsal.run(num_images)
         found = told(Database(out / "store.sqlite"), truth, rehearsal.seen)
     minutes = counts["seconds"] / 60

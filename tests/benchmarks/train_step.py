@@ -35,7 +35,7 @@ from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
-from sam_train.training.tally import Tally
+from sam_train.training.step_metrics import Tally
 
 SIZE = 1024
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotating import Server, nano_checkpoint, serving
 from conftest import make_sample
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from server_fixtures import Server, nano_checkpoint, serving
 
 from sam_train.shards import write_shard
 

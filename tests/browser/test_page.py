@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from annotating import Server, eager_proposer, eager_words, nano_checkpoint, serving
 from conftest import make_sample
 from playwright.sync_api import Page
+from server_fixtures import Server, eager_proposer, eager_words, nano_checkpoint, serving
 from tiny_clip import DIM
 
 from sam_train.geometry import Resize

@@ -30,7 +30,7 @@ def test_contracts_are_kept(repo_root: Path) -> None:
         ("sam_train/newcomer.py", "", "Floors of sam_train"),
         ("data_engine/newcomer.py", "", "Floors of data_engine"),
         ("sam_train/masks.py", "import data_engine", "The trainer never sees the engine"),
-        ("data_engine/stages/thief.py", "import sam_train.losses.sam", "The engine enters sam_train by its public doors"),
+        ("data_engine/stages/thief.py", "import sam_train.losses.sam_loss", "The engine enters sam_train by its public doors"),
     ],
 )
 def test_contracts_can_break(repo_root: Path, tmp_path: Path, module: str, line: str, broken: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_sample
-from ranks import SMALL, run_forked
+from dist_runner import SMALL, run_forked
 
 from sam_train.shards import write_shard
 

@@ -27,7 +27,7 @@ from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import Batch
 from sam_train.training import SamModule
-from sam_train.training.tally import StepSums
+from sam_train.training.step_metrics import StepSums
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 SIZE, STEPS, MASKS_PER_SCENE = 64, 8, 3

@@ -18,8 +18,8 @@ from conftest import make_sample
 from omegaconf import OmegaConf
 
 import data_engine.cycle
+import data_engine.engine
 import data_engine.report.__main__
-import data_engine.run
 import sam_train.evaluate
 import sam_train.shards.cli
 import sam_train.train
@@ -31,7 +31,7 @@ from sam_train.shards import write_shard
 COMMANDS: dict[str, Callable[[], object]] = {
     "sam-train": sam_train.train.main,
     "sam-evaluate": sam_train.evaluate.main,
-    "sam-engine": data_engine.run.main,
+    "sam-engine": data_engine.engine.main,
     "sam-cycle": data_engine.cycle.main,
     "sam-data": sam_train.shards.cli.main,
     "report": data_engine.report.__main__.main,
@@ -207,7 +207,7 @@ def test_shards_of_another_config_are_not_mixed(
     fails: Callable[..., str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ENGINE.format(world=world, tmp=tmp_path).split())
-    data_engine.run.main()
+    data_engine.engine.main()
     message = fails(ENGINE + " stage.annotator.max_masks=1")
     assert "holds shards made with another config: choose another out=" in message
 

@@ -152,8 +152,8 @@ def test_finished_run_that_is_given_more_steps_goes_on(shards: Path, tmp_path: P
     more = ["checkpoint_every_n_steps=100", "optim.milestones=[9, 9]"]
     for steps in (3, MAX_STEPS):
         assert run(config(shards, tmp_path / "longer", f"trainer.max_steps={steps}", *more))["steps"] == steps
-    run(config(shards, tmp_path / "at_once", *more))
-    check_same(tmp_path / "longer", tmp_path / "at_once")
+    run(config(shards, tmp_path / "chunk_sizes_for", *more))
+    check_same(tmp_path / "longer", tmp_path / "chunk_sizes_for")
 
 
 def test_validation_in_between_moves_nothing(shards: Path, unbroken: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.inference import AutomaticMaskGenerator, GeneratedMask
-from sam_train.inference.candidates import touches_inner_edge
 from sam_train.inference.grids import crops, point_grid
+from sam_train.inference.mask_filters import touches_inner_edge
 from sam_train.masks import stability_score
 from sam_train.model import Sam
 from sam_train.model.mask_decoder import Decoding

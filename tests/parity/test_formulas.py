@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam_train.losses import SamLoss
-from sam_train.losses.mask_terms import mask_terms
-from sam_train.model.at_once import CPU, pretending
+from sam_train.losses.fused_mask_loss import mask_terms
+from sam_train.model.chunk_sizes import CPU, override_chunk_sizes
 from sam_train.optim import OptimizerFactory
-from sam_train.prompts import PromptSimulator, Then
+from sam_train.prompts import NextStep, PromptSimulator
 from sam_train.prompts.sampling import central_points, noisy_boxes, uniform_points
 from sam_train.structures import PointLabel, Prediction
 
@@ -116,7 +116,7 @@ def test_mask_terms_and_their_gradient_in_pieces(alpha: float, gamma: float, nor
     logits = (torch.randn(5, 3, 60) * 4).double()
     logits[4] = -50
     given, expected_of = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    with pretending(replace(CPU, loss=prompts_at_once * 3 * 60)):
+    with override_chunk_sizes(replace(CPU, loss=prompts_at_once * 3 * 60)):
         actual = mask_terms(given, targets, alpha=alpha, gamma=gamma, normalize=normalize)
         (actual.focal * torch.arange(15).view(5, 3) + actual.dice.square()).sum().backward()
     expected = plain_terms(expected_of, targets, alpha=alpha, gamma=gamma, normalize=normalize)
@@ -369,9 +369,9 @@ def test_eleven_rounds_with_an_empty_one_at_any_place_and_at_the_end() -> None:
         assert [r.index for r in rounds] == list(range(11))
         assert [r.multimask_output for r in rounds] == [True] + [False] * 10
         then = [r.then for r in rounds]
-        assert Counter(then) == {Then.CLICK: 8, Then.FEEDBACK: 2, Then.END: 1}
-        assert then[-2:] == [Then.FEEDBACK, Then.END]
-        places[then.index(Then.FEEDBACK)] += 1
+        assert Counter(then) == {NextStep.CLICK: 8, NextStep.FEEDBACK: 2, NextStep.END: 1}
+        assert then[-2:] == [NextStep.FEEDBACK, NextStep.END]
+        places[then.index(NextStep.FEEDBACK)] += 1
     assert set(places) == set(range(9))
     assert min(places.values()) > 60  # 100 each is expected, with a deviation of 9.4
 
@@ -386,9 +386,9 @@ def test_prompts_grow_by_a_point_a_click_and_always_carry_the_last_answer() -> N
         answers, logits = torch.rand(4, 8, 8) < 0.5, torch.randn(4, 1, 8, 8)
         following = simulator.advance(round_, prompts, answers, targets, logits, generator)
         grown = following.points_xy.shape[1] - prompts.points_xy.shape[1]
-        assert grown == (1 if round_.then is Then.CLICK else 0)
+        assert grown == (1 if round_.then is NextStep.CLICK else 0)
         assert torch.equal(following.points_xy[:, : prompts.points_xy.shape[1]], prompts.points_xy)
-        if round_.then is not Then.END:
+        if round_.then is not NextStep.END:
             assert following.mask_logits is logits
         prompts = following
     assert prompts.points_xy.shape == (4, 2 + 8, 2)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_sample
-from ranks import SMALL, Ranks, rows, run_forked, weights
+from dist_runner import SMALL, Ranks, rows, run_forked, weights
 
 from sam_train.shards import write_shard
 

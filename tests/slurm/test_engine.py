@@ -16,7 +16,7 @@ from conftest import make_sample
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from data_engine.run import run
+from data_engine.engine import run
 from sam_train.checkpoint import save_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.shards import encode_jpeg, write_shard

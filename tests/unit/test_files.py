@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_train.files import commit_file, file_sha256, written_whole
+from sam_train.files import atomic_write, commit_file, file_sha256
 
 
 def names(folder: Path) -> list[str]:
@@ -27,7 +27,7 @@ def leftover(path: Path, host: str = "") -> Path:
 
 def test_content_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deep" / "a.bin"
-    with written_whole(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(b"one")
         stream.flush()
         assert not path.exists()
@@ -44,7 +44,7 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, erro
     commit_file(path, b"one")
 
     def fail() -> None:
-        with written_whole(path) as stream:
+        with atomic_write(path) as stream:
             stream.write(b"two")
             raise error
 
@@ -93,7 +93,7 @@ def test_the_aside_of_a_dead_process_goes_with_the_next_write(tmp_path: Path) ->
 def test_the_aside_of_a_living_writer_stays(tmp_path: Path) -> None:
     """Two containers of one machine may well write the same file; the one that ends last wins."""
     path = tmp_path / "a.bin"
-    with written_whole(path) as slow:
+    with atomic_write(path) as slow:
         slow.write(b"slow")
         commit_file(path, b"quick")
         assert path.read_bytes() == b"quick"

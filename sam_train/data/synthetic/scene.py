@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sam_train.data.synthetic import painting
-from sam_train.data.synthetic.outlines import random_outline, rasterise
+from sam_train.data.synthetic import compositing
 from sam_train.data.synthetic.photographs import PHOTOGRAPH_NAMES, load_photographs, random_crop
+from sam_train.data.synthetic.shapes import random_outline, rasterise
 
 MIN_SIDE_PX = 64
 _MIN_AREA = 0.0015  # of the image, for a mask to be kept
@@ -137,7 +137,7 @@ class _Collage:
             if max(0.08 * parent.area, _MIN_AREA * self.unit**2) < area < 0.6 * parent.area:
                 own = self.rng.random() < 0.5 or self.true_colours
                 amount = self.rng.uniform(0.3, 0.7)
-                recoloured = (painting.recolour(self.rng, parent.texture, amount=amount), parent.material) if not own else None
+                recoloured = (compositing.recolour(self.rng, parent.texture, amount=amount), parent.material) if not own else None
                 return self._add_layer((coverage, shape), recoloured or self._texture(), parent=parent)
         return None
 
@@ -164,20 +164,20 @@ class _Collage:
 
     def _paint(self, coverage: np.ndarray, texture: np.ndarray, *, parent_coverage: np.ndarray | None) -> None:
         """Shadow, light, pixels: of the window that they change, most objects being small."""
-        window = painting.window_around(coverage, margin=round(0.1 * self.unit))
+        window = compositing.window_around(coverage, margin=round(0.1 * self.unit))
         canvas, coverage, texture = self.canvas[window], coverage[window], texture[window]
         if not self.true_colours:
-            texture = painting.set_apart(texture, coverage, canvas, difference=self.rng.uniform(20, 60))
+            texture = compositing.set_apart(texture, coverage, canvas, difference=self.rng.uniform(20, 60))
         height = self._height_over_ground(is_part=parent_coverage is not None)
         if height > 0:
             offset_xy = (-self.light_xy[0] * height, -self.light_xy[1] * height)
             strength = self.rng.uniform(0.2, 0.6)
-            dark = painting.cast_shadow(canvas, coverage, offset_xy=offset_xy, softness=0.7 * height, strength=strength)
+            dark = compositing.cast_shadow(canvas, coverage, offset_xy=offset_xy, softness=0.7 * height, strength=strength)
             # The short shadow of a part falls on its parent alone, however close their outlines are.
-            canvas = dark if parent_coverage is None else painting.lay_over(canvas, dark, parent_coverage[window])
+            canvas = dark if parent_coverage is None else compositing.lay_over(canvas, dark, parent_coverage[window])
             edge_px, strength = self.unit * self.rng.uniform(0.004, 0.02), self.rng.uniform(0, 0.9)
-            texture = painting.shade(texture, coverage, edge_px=edge_px, strength=strength, light_xy=self.light_xy)
-        self.canvas[window] = painting.lay_over(canvas, texture, coverage)
+            texture = compositing.shade(texture, coverage, edge_px=edge_px, strength=strength, light_xy=self.light_xy)
+        self.canvas[window] = compositing.lay_over(canvas, texture, coverage)
 
     def _height_over_ground(self, *, is_part: bool) -> float:
         """In pixels; 0 is flat, like a sticker or the marking on a coat: no shadow, no rim, only another texture."""
@@ -190,7 +190,7 @@ class _Collage:
         return rasterise(outline * radius + centre_xy, height=self.height, width=self.width), shape
 
     def _texture(self) -> tuple[np.ndarray, str]:
-        texture, place = painting.random_texture(
+        texture, place = compositing.random_texture(
             self.rng, self.photographs, height=self.height, width=self.width, true_colours=self.true_colours
         )
         return texture, PHOTOGRAPH_NAMES[place]

@@ -23,9 +23,9 @@ import torch
 from onnx import TensorProto
 
 from sam_train.inference.export.graph import Graph, Weights, info, integers, stacked
-from sam_train.inference.export.two_way import TwoWay
-from sam_train.inference.export.upsampling import upsampled
-from sam_train.inference.export.upscaling import MAP_NORM_EPS, Upscaling
+from sam_train.inference.export.mask_upscaler import MAP_NORM_EPS, Upscaling
+from sam_train.inference.export.onnx_transformer import TwoWay
+from sam_train.inference.export.postprocess import upsampled
 from sam_train.model import Sam
 from sam_train.model.image_encoder import ImageEncoder
 from sam_train.model.mask_decoder import NUM_MULTIMASK_OUTPUTS

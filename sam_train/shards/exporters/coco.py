@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, BinaryIO, Literal
 
-from sam_train.files import written_whole
+from sam_train.files import atomic_write
 from sam_train.masks import decode_rle
 from sam_train.records import MaskRecord, Rle
+from sam_train.shards.class_names import ClassNumbers
 from sam_train.shards.exporters.folder import ExportFolder
-from sam_train.shards.exporters.outlines import joined, rings_of_mask
+from sam_train.shards.exporters.polygons import joined, rings_of_mask
 from sam_train.shards.importers.mask_records import checked_rle
-from sam_train.shards.members import Sample
-from sam_train.shards.names import ClassNumbers
+from sam_train.shards.tar_members import Sample
 
 
 class _Numbers:
@@ -65,7 +65,7 @@ def export_coco(
     image_ids, mask_ids = _Numbers(0), _Numbers(1)  # COCO's evaluation takes a mask's id 0 for "no match"
     folder.out.mkdir(parents=True, exist_ok=True)
     # Two lists grow at once, and a JSON holds them one after the other.
-    with written_whole(folder.out / "instances.json") as stream, tempfile.TemporaryFile(dir=folder.out) as later:
+    with atomic_write(folder.out / "instances.json") as stream, tempfile.TemporaryFile(dir=folder.out) as later:
         images, annotations = _ListFile(stream), _ListFile(later)
         stream.write(b'{"images":[')
         for sample in samples:

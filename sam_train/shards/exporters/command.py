@@ -15,9 +15,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sam_train.errors import ConfigError
 from sam_train.shards.exporters import EXPORTERS
 from sam_train.shards.exporters.folder import ExportFolder
-from sam_train.shards.members import Sample
 from sam_train.shards.options import add_options, given_options
 from sam_train.shards.reader import expand_shards, iterate_samples
+from sam_train.shards.tar_members import Sample
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -13,7 +13,7 @@ from sam_train.errors import ShardError
 from sam_train.masks import decode_rle
 from sam_train.records import MaskRecord
 from sam_train.shards.exporters.folder import ExportFolder
-from sam_train.shards.members import Sample
+from sam_train.shards.tar_members import Sample
 
 _HIGHEST = 65_535
 

@@ -12,7 +12,7 @@ from sam_train.errors import ConfigError
 from sam_train.shards.drawing import OPACITY, draw_record
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.jpeg import decode_jpeg
-from sam_train.shards.members import Sample
+from sam_train.shards.tar_members import Sample
 
 
 def export_overlays(samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, opacity: float = OPACITY) -> None:

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from sam_train.masks import decode_rle
+from sam_train.shards.class_names import NAMELESS, ClassNumbers, read_class_names
 from sam_train.shards.exporters.folder import ExportFolder
-from sam_train.shards.exporters.outlines import joined, rings_of_mask, simplified
-from sam_train.shards.members import Sample
-from sam_train.shards.names import NAMELESS, ClassNumbers, read_class_names
+from sam_train.shards.exporters.polygons import joined, rings_of_mask, simplified
+from sam_train.shards.tar_members import Sample
 
 
 def export_yolo(

@@ -10,7 +10,7 @@ one, write it in a module here and name it in `IMPORTERS`; the command makes its
 `sam_train.shards.options` says how. What the importer leaves out on purpose it counts by name in `counts`, which ends up in
 the manifests; what is wrong in the data set is a `ShardError` that names the file. `mask_records` and `polygons` make records
 of segments, `pairs` finds files that belong together, refuses names that lead out of a folder and reads pictures,
-`sam_train.shards.keys` gives keys and image ids. What a data set calls its masks is their name (`sam_train.shards.names`).
+`sam_train.shards.keys` gives keys and image ids. What a data set calls its masks is their name (`sam_train.shards.class_names`).
 """
 
 from collections.abc import Callable, Iterator

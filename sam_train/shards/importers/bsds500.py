@@ -16,9 +16,9 @@ from scipy.io.matlab import MatReadError
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord
+from sam_train.shards.importers.file_pairing import pairs_by_stem, whole_picture
 from sam_train.shards.importers.label_maps import check_size
 from sam_train.shards.importers.mask_records import records_of_ids
-from sam_train.shards.importers.pairs import pairs_by_stem, whole_picture
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
 
 _HEADER_BYTES, _COMPRESSED = 128, 15

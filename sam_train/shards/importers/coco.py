@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord
+from sam_train.shards.importers.file_pairing import checked_name
 from sam_train.shards.importers.instances_json import read_instances, records_of_images
-from sam_train.shards.importers.pairs import checked_name
 
 
 def import_coco(

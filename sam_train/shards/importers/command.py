@@ -16,7 +16,7 @@ from sam_train.errors import ConfigError
 from sam_train.records import ImageRecord
 from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.options import add_options, given_options
-from sam_train.shards.shelf import Shelf, is_held_out
+from sam_train.shards.shard_set_writer import ShardSetWriter, is_held_out
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -57,7 +57,7 @@ def run_import(arguments: argparse.Namespace) -> None:
         print(said)
 
 
-def _shelves(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Shelf]:
+def _shelves(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, ShardSetWriter]:
     """Split -> shelf; without a holdout the one split is called ""."""
     provenance = {
         "stage": "import",
@@ -65,16 +65,16 @@ def _shelves(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str
         "options": {name: value for name, value in options.items() if not isinstance(value, Path) and name not in _IN_RECORDS},
     }
     if not arguments.holdout:
-        return {"": Shelf(arguments.out, arguments.images_per_shard, provenance)}
+        return {"": ShardSetWriter(arguments.out, arguments.images_per_shard, provenance)}
     split_by = {"holdout": arguments.holdout, "seed": arguments.seed}
     return {
-        split: Shelf(arguments.out / split, arguments.images_per_shard, {**provenance, **split_by, "split": split})
+        split: ShardSetWriter(arguments.out / split, arguments.images_per_shard, {**provenance, **split_by, "split": split})
         for split in ("train", "heldout")
     }
 
 
 def _fill(
-    shelves: dict[str, Shelf], samples: Iterable[tuple[ImageRecord, bytes, Counter[str]]], *, holdout: float, seed: int
+    shelves: dict[str, ShardSetWriter], samples: Iterable[tuple[ImageRecord, bytes, Counter[str]]], *, holdout: float, seed: int
 ) -> None:
     console = Console(stderr=True)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
@@ -87,7 +87,7 @@ def _fill(
             shelf.close()
 
 
-def _tell(shelves: dict[str, Shelf], said: str) -> None:
+def _tell(shelves: dict[str, ShardSetWriter], said: str) -> None:
     """Raises ConfigError for a split, or a whole import, without an image."""
     for split, shelf in shelves.items():
         if not shelf.num_images and any(other.num_images for other in shelves.values()):

@@ -19,11 +19,11 @@ import numpy as np
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord, Rle
+from sam_train.shards.class_names import names_of_categories
+from sam_train.shards.importers.file_pairing import picture_as_annotated
 from sam_train.shards.importers.mask_records import checked_rle, record_of_rle
-from sam_train.shards.importers.pairs import picture_as_annotated
 from sam_train.shards.importers.polygons import rle_of_polygons
 from sam_train.shards.keys import keys_from_paths
-from sam_train.shards.names import names_of_categories
 
 MAX_PICTURE_BYTES = 1 << 30
 

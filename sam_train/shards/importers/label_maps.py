@@ -10,11 +10,11 @@ import numpy as np
 
 from sam_train.errors import ShardError, SkipSample
 from sam_train.records import ImageRecord
+from sam_train.shards.class_names import checked_name_of_class
+from sam_train.shards.image_io import open_picture
+from sam_train.shards.importers.file_pairing import pairs_by_stem, whole_picture
 from sam_train.shards.importers.mask_records import records_of_ids
-from sam_train.shards.importers.pairs import pairs_by_stem, whole_picture
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
-from sam_train.shards.names import checked_name_of_class
-from sam_train.shards.pictures import open_picture
 
 
 def import_label_maps(

@@ -11,12 +11,12 @@ import numpy as np
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord
+from sam_train.shards.class_names import names_of_categories
+from sam_train.shards.importers.file_pairing import checked_name, pairs_by_stem, whole_picture
 from sam_train.shards.importers.instances_json import read_json, whole_number
 from sam_train.shards.importers.label_maps import check_size, read_png
 from sam_train.shards.importers.mask_records import records_of_ids
-from sam_train.shards.importers.pairs import checked_name, pairs_by_stem, whole_picture
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
-from sam_train.shards.names import names_of_categories
 
 _CITYSCAPES_FIRST_INSTANCE = 1000
 _CITYSCAPES_NOT_IN_THE_SCENE = 3

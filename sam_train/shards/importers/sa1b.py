@@ -15,10 +15,10 @@ from typing import Literal
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, check_key
+from sam_train.shards.importers.file_pairing import picture_as_annotated
 from sam_train.shards.importers.mask_records import checked_rle
-from sam_train.shards.importers.pairs import picture_as_annotated
-from sam_train.shards.importers.tar_members import Place, Tars, loose_file
-from sam_train.shards.members import split_name
+from sam_train.shards.importers.source_tars import Place, Tars, loose_file
+from sam_train.shards.tar_members import split_name
 
 
 def import_sa1b(

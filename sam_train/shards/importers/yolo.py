@@ -11,11 +11,11 @@ import numpy as np
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord
+from sam_train.shards.class_names import read_class_names
+from sam_train.shards.importers.file_pairing import files_by_stem, pictures_by_stem, whole_picture
 from sam_train.shards.importers.mask_records import record_of_rle
-from sam_train.shards.importers.pairs import files_by_stem, pictures_by_stem, whole_picture
 from sam_train.shards.importers.polygons import rle_of_polygons
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
-from sam_train.shards.names import read_class_names
 
 _MAX_BYTES = 256 << 20
 _CLASS = re.compile(r"[0-9]{1,18}(\.0)?")

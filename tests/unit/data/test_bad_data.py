@@ -13,7 +13,7 @@ import pytest
 
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.dataset import ShardDataset
-from sam_train.data.parsing import Outlines, parse_outlines
+from sam_train.data.record_parser import Outlines, parse_outlines
 from sam_train.data.sources import open_shards, weighted_names
 from sam_train.data.transforms import Transform
 from sam_train.errors import ConfigError, ShardError

@@ -22,8 +22,8 @@ import data_engine.cycle.lock
 from data_engine.cycle.command import main
 from data_engine.cycle.lock import locked
 from data_engine.cycle.overrides import quoted
-from data_engine.cycle.processes import Clock, Processes
 from data_engine.cycle.run import refuse_another, run
+from data_engine.cycle.subprocess_runner import Clock, Processes
 from sam_train.config import config_dir, save_resolved
 from sam_train.errors import ConfigError, SamTrainError
 from sam_train.records import ImageRecord
@@ -186,7 +186,7 @@ def test_step_that_fails(tmp_path: Path, code: str, error: type[BaseException], 
 
 
 def test_clock_counts_what_was_waited_before_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_engine.cycle.processes.TICK_S", 0.05)
+    monkeypatch.setattr("data_engine.cycle.subprocess_runner.TICK_S", 0.05)
     clock = Clock(tmp_path / "clock.json")
     command = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
     began = time.monotonic()
@@ -268,7 +268,7 @@ def test_repeated_turns_take_the_next_images_and_the_last_takes_the_rest(config:
 
 
 def test_where_all_count_alike_there_is_one_list(config: DictConfig, steps: Steps) -> None:
-    config.people_weight = 1
+    config.human_mask_weight = 1
     run(config)
     last = overrides(steps, "3_fully_automatic: train")
     assert last["data.sources"] == "null"

@@ -19,9 +19,9 @@ from hydra import compose, initialize_config_dir
 
 import data_engine.drivers
 from data_engine.drivers import Driver, LocalDriver, RayDriver, SlurmDriver
-from data_engine.drivers.base import Todo
+from data_engine.drivers.base import SliceQueue
 from data_engine.drivers.local import num_cpus, seats
-from data_engine.run import made_by, open_source, run, share
+from data_engine.engine import made_by, open_source, run, share
 from data_engine.slices import Job, Outcome, absolute
 from data_engine.stages import Stage
 from sam_train.config import build, config_dir, to_plain
@@ -70,7 +70,7 @@ class Heard:
         self._on_add = on_add
 
     def begin(self, origin: str) -> None:
-        """As `Watch`."""
+        """As `ProgressListener`."""
 
     def add(self, *, images: int, masks: int, skipped: int) -> None:
         self.sum.update(images=images, masks=masks, skipped=skipped)
@@ -97,11 +97,11 @@ def job_of(source: Path, out: Path, *more: str) -> Job:
 def test_all_are_drivers() -> None:
     assert all(isinstance(driver, Driver) for driver in (LocalDriver(), SlurmDriver(tasks=2), RayDriver()))
     assert [LocalDriver(processes=3).width("cpu"), SlurmDriver(tasks=9).width("cpu")] == [3, 9]
-    assert SlurmDriver(tasks=9, at_once=4).width("cpu") == 4
+    assert SlurmDriver(tasks=9, chunk_sizes_for=4).width("cpu") == 4
 
 
 def test_slices_that_others_hold_come_last_and_after_a_pause() -> None:
-    todo = Todo([1, 2, 3])
+    todo = SliceQueue([1, 2, 3])
     assert todo.take() == 1
     todo.later(1)
     assert [todo.take(), todo.take(), todo.take()] == [2, 3, None]
@@ -120,7 +120,7 @@ def test_processes_share_the_cpus() -> None:
 
 def test_two_commands_at_once_share_the_slices_and_none_is_made_twice(source: Path, tmp_path: Path) -> None:
     expected = files(ran(source, tmp_path / "alone", "images_per_shard=1"))
-    command = [sys.executable, "-m", "data_engine.run", *options(source, tmp_path / "both", "images_per_shard=1")]
+    command = [sys.executable, "-m", "data_engine.engine", *options(source, tmp_path / "both", "images_per_shard=1")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     racers = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in "ab"

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import data_engine.privacy.centerface
+from data_engine.engine import dry_run, run
 from data_engine.privacy import CenterFace, read_audit
-from data_engine.run import dry_run, run
 from data_engine.stages import FullyAutomatic
 from data_engine.structures import SourceImage
 from sam_train.checkpoint import save_checkpoint

@@ -18,10 +18,10 @@ from data_engine.report import write_report
 from data_engine.report.__main__ import main
 from data_engine.report.comparison import compare, representative
 from data_engine.report.curves import training_svg
-from data_engine.report.data_figures import data_svg, measure_stage
-from data_engine.report.numbers import best_ious
-from data_engine.report.pictures import MAX_HEIGHT_PX, MAX_WIDTH_PX, draw_sample, to_thumbnail, window_around
+from data_engine.report.mask_distributions import data_svg, measure_stage
+from data_engine.report.mask_images import MAX_HEIGHT_PX, MAX_WIDTH_PX, draw_sample, to_thumbnail, window_around
 from data_engine.report.run_folder import read_run
+from data_engine.report.stage_statistics import best_ious
 from data_engine.report.training_log import Series, concatenate, read_log, smooth
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
 from sam_train.errors import ConfigError, ShardError
@@ -29,7 +29,7 @@ from sam_train.masks import encode_rle, mask_to_box_xywh
 from sam_train.model.build import build_sam
 from sam_train.records import ImageRecord, MaskRecord
 from sam_train.shards import Sample, encode_jpeg, manifest_path, write_shard
-from sam_train.shards.care.statistics.measure import Statistics
+from sam_train.shards.maintenance.statistics.measure import Statistics
 
 HEIGHT, WIDTH = 48, 64
 TINY = {
@@ -382,8 +382,8 @@ def test_the_masks_of_each_stage_are_drawn_and_the_hours_are_told(finished: Fake
 
 
 def test_of_many_shards_some_are_measured_and_that_is_said(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_engine.report.data_figures.MAX_SHARDS", 2)
-    monkeypatch.setattr("data_engine.report.write.MAX_SHARDS", 2)
+    monkeypatch.setattr("data_engine.report.mask_distributions.MAX_SHARDS", 2)
+    monkeypatch.setattr("data_engine.report.build_report.MAX_SHARDS", 2)
     run.begin()
     shards = [run.annotate(STEPS[0], WRITTEN[i : i + 1], i) for i in range(3)]
     assert measure_stage(shards).masks_per_image == {2: 1, 1: 1}, "the first and the last"

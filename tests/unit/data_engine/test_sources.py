@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_engine.sources import LISTING_REASONS, LOAD_REASONS, Source, far, open_source
+from data_engine.sources import LISTING_REASONS, LOAD_REASONS, Source, open_source, remote
 from data_engine.structures import SourceImage
 from sam_train.errors import ConfigError, ShardError, SkipSample
 from sam_train.records import KEY_PATTERN, ImageRecord
@@ -549,7 +549,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Pages]]]:
-    monkeypatch.setattr(far, "_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(remote, "_PAUSES_S", (0.01, 0.01))
     pages = type("TheirPages", (Pages,), {"pages": {}, "asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

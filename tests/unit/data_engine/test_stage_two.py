@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from annotating import eager_proposer, nano_checkpoint
 from conftest import make_sample
 from hydra import compose, initialize_config_dir
+from server_fixtures import eager_proposer, nano_checkpoint
 
-from data_engine.run import run
+from data_engine.engine import run
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
 from sam_train.model import Sam

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotating import serving
 from conftest import make_mask_record, make_sample
 from hydra import compose, initialize_config_dir
+from server_fixtures import serving
 
 from data_engine import annotate
+from data_engine.annotation_tool.backend.client import Client
+from data_engine.annotation_tool.backend.database import Database
+from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
+from data_engine.annotation_tool.backend.summary import summary
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.annotators.web.client import Client
-from data_engine.annotators.web.database import Database
-from data_engine.annotators.web.rehearsal import Rehearsal
-from data_engine.annotators.web.summary import summary
 from data_engine.sources import open_source
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
@@ -62,7 +62,7 @@ def test_a_sample_is_corrected_and_the_figures_are_right(shards: tuple[Path, Pat
     with serving(tmp_path / "out", *overrides) as server:
         for name in ("ann", "bob"):
             with Client(server.url, server.tokens[name]) as client:
-                rehearsal = Rehearsal(client, SimulatedAnnotator(accept_iou=0.95), open_source(shards[1]))
+                rehearsal = SimulatedClient(client, SimulatedAnnotator(accept_iou=0.95), open_source(shards[1]))
                 counts = rehearsal.run()
                 seen.append(rehearsal.seen)
                 assert (counts["images"], counts["masks_reviewed"], counts["masks_drawn"]) == (3, 12, 6)

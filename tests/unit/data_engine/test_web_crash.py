@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotating import nano_checkpoint, serving
 from conftest import make_mask, make_sample
 from hydra import compose, initialize_config_dir
+from server_fixtures import nano_checkpoint, serving
 
 from data_engine import annotate
+from data_engine.annotation_tool.backend.client import Client
+from data_engine.annotation_tool.backend.commits import MaskWork
+from data_engine.annotation_tool.backend.database import Database
+from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.annotators.web.client import Client
-from data_engine.annotators.web.commits import MaskWork
-from data_engine.annotators.web.database import Database
-from data_engine.annotators.web.rehearsal import Rehearsal
 from data_engine.sources import open_source
 from sam_train.config import config_dir
 from sam_train.masks import encode_rle
@@ -81,7 +81,7 @@ def test_three_simulated_annotators_at_once(corpus: Path, tmp_path: Path) -> Non
     def rehearse(name: str, url: str, token: str) -> None:
         try:
             with Client(url, token) as client:
-                rehearsal = Rehearsal(client, SimulatedAnnotator(max_clicks=2), open_source(corpus))
+                rehearsal = SimulatedClient(client, SimulatedAnnotator(max_clicks=2), open_source(corpus))
                 rehearsal.run()
             seen[name] = rehearsal.seen
         except BaseException as error:  # told below, by the test's own thread

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from annotating import nano_checkpoint
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
+from server_fixtures import nano_checkpoint
 from starlette.testclient import TestClient
 
 from data_engine import annotate

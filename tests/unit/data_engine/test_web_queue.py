@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_engine.annotators.web.commits import Commits, ProposedMask
-from data_engine.annotators.web.database import Database
-from data_engine.annotators.web.queue import Queue, Task
-from data_engine.annotators.web.refused import RefusedError
+from data_engine.annotation_tool.backend.commits import Commits, ProposedMask
+from data_engine.annotation_tool.backend.database import Database
+from data_engine.annotation_tool.backend.http_errors import HttpError
+from data_engine.annotation_tool.backend.queue import Queue, Task
 from data_engine.sources import Reference
 from sam_train.errors import ConfigError
 from sam_train.masks import encode_rle
@@ -106,7 +106,7 @@ def test_a_lease_that_ends_goes_to_the_next_and_the_first_is_told(database: Data
     assert queue.next("bob") is None
     clock.now += 2
     assert taken(queue, "bob").id == task.id
-    with pytest.raises(RefusedError, match="not yours any more") as refused:
+    with pytest.raises(HttpError, match="not yours any more") as refused:
         queue.done(task.id, "ann")
     assert refused.value.status == 403
     queue.done(task.id, "bob")
@@ -131,7 +131,7 @@ def test_done_twice_is_done_once(database: Database, clock: Clock) -> None:
 def test_skip_wants_a_reason_and_both_can_be_reopened(database: Database, clock: Clock) -> None:
     queue = filled(database, clock)
     first = taken(queue, "ann")
-    with pytest.raises(RefusedError, match="needs a reason"):
+    with pytest.raises(HttpError, match="needs a reason"):
         queue.skip(first.id, "ann", "  ")
     queue.skip(first.id, "ann", "too hard")
     assert queue.task(first.id).reason == "too hard"
@@ -145,14 +145,14 @@ def test_skip_wants_a_reason_and_both_can_be_reopened(database: Database, clock:
     assert before is not None
     assert before.id == first.id
     assert queue.reopen(first.id, "ann").state == "leased"
-    with pytest.raises(RefusedError, match="not yours"):
+    with pytest.raises(HttpError, match="not yours"):
         queue.reopen(second.id, "bob")
 
 
 def test_review_accepts_or_sends_back_to_the_same_annotator(database: Database, clock: Clock) -> None:
     queue = filled(database, clock, num=2)
     task = taken(queue, "ann")
-    with pytest.raises(RefusedError, match="only what is done"):
+    with pytest.raises(HttpError, match="only what is done"):
         queue.review(task.id, "eve", accept=True, note="")
     queue.done(task.id, "ann")
     found = queue.next_to_review("eve")
@@ -166,7 +166,7 @@ def test_review_accepts_or_sends_back_to_the_same_annotator(database: Database, 
     queue.done(task.id, "ann")
     queue.review(task.id, "eve", accept=True, note="")
     assert queue.task(task.id).state == "accepted"
-    with pytest.raises(RefusedError, match="ask a reviewer"):
+    with pytest.raises(HttpError, match="ask a reviewer"):
         queue.reopen(task.id, "ann")
 
 
@@ -202,6 +202,6 @@ def test_a_store_from_before_masks_had_names_goes_on(database: Database, clock: 
 
 
 def test_an_unknown_task_is_not_there(database: Database, clock: Clock) -> None:
-    with pytest.raises(RefusedError, match="there is no task 7") as refused:
+    with pytest.raises(HttpError, match="there is no task 7") as refused:
         filled(database, clock).task(7)
     assert refused.value.status == 404

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from annotating import eager_proposer, eager_words, nano_checkpoint
 from conftest import make_mask, make_sample
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from server_fixtures import eager_proposer, eager_words, nano_checkpoint
 from starlette.testclient import TestClient
 from tiny_clip import DIM
 
 from data_engine import annotate
-from data_engine.annotators.web.access import Access, read_tokens
-from data_engine.annotators.web.app import STATIC
-from data_engine.annotators.web.guards import HEADERS
-from data_engine.annotators.web.queue import SKIP_REASONS
+from data_engine.annotation_tool.backend.access import Access, read_tokens
+from data_engine.annotation_tool.backend.app import STATIC
+from data_engine.annotation_tool.backend.middleware import HEADERS
+from data_engine.annotation_tool.backend.queue import SKIP_REASONS
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
 from sam_train.masks import encode_rle

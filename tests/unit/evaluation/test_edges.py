@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from oracle import SIZE, Candidates, Oracle
+from fake_sam import SIZE, Candidates, Oracle
 from scipy.io import savemat
 from torch import Tensor
 

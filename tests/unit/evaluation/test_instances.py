@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mask_record, make_sample
-from oracle import SIZE, Candidates, Oracle, points_of
+from fake_sam import SIZE, Candidates, Oracle, points_of
 
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.instances import Box, InstanceProtocol, best_boxes, read_boxes

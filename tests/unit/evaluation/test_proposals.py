@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mask_record, make_sample
+from fake_sam import SIZE, Candidates, Oracle
 from omegaconf import OmegaConf
-from oracle import SIZE, Candidates, Oracle
 
 from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError, ShardError

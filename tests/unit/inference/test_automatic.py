@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sam_train.inference import AutomaticMaskGenerator
-from sam_train.inference.candidates import touches_inner_edge
 from sam_train.inference.grids import Crop
+from sam_train.inference.mask_filters import touches_inner_edge
 from sam_train.inference.predictor import clicks, prompts_of
 from sam_train.model import Sam
 from sam_train.model.mask_decoder import Decoding

@@ -10,7 +10,7 @@ import torch
 from conftest import small_sam
 from torch import Tensor, nn
 
-from sam_train.model import Sam, at_once, mask_decoder
+from sam_train.model import Sam, chunk_sizes, mask_decoder
 from sam_train.model.build import build_sam
 from sam_train.model.image_encoder import Details
 from sam_train.model.layers import MLP, LayerNorm2d
@@ -130,7 +130,7 @@ def test_neither_chunks_nor_the_stream_s_form_change_anything(
     monkeypatch.setattr(mask_decoder, "LOW_RANK", low_rank)
     whole = run()
     monkeypatch.setattr(mask_decoder, "LOW_RANK", 100 - low_rank)
-    monkeypatch.setattr(at_once, "CPU", replace(at_once.CPU, stream=2 * 32 * 16, upscaled=5 * 32))
+    monkeypatch.setattr(chunk_sizes, "CPU", replace(chunk_sizes.CPU, stream=2 * 32 * 16, upscaled=5 * 32))
     chunked = run()
     assert len(whole) == len(chunked) > 40
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-11) for a, b in zip(whole, chunked, strict=True))

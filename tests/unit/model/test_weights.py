@@ -24,7 +24,7 @@ from sam_train.model import Sam, huggingface
 from sam_train.model.build import build_mobile_sam, build_sam
 from sam_train.model.mae import resize_patches, resize_positions
 from sam_train.model.weights import config_of
-from sam_train.training.starting import fill_with_weights
+from sam_train.training.factory import fill_with_weights
 
 VIT: dict[str, Any] = {
     "image_size": 64,

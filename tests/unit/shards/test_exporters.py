@@ -19,7 +19,7 @@ from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import Sample, expand_shards, iterate_samples, write_shard
 from sam_train.shards.cli import main
 from sam_train.shards.exporters import EXPORTERS
-from sam_train.shards.exporters.outlines import joined, rings_of_mask, simplified
+from sam_train.shards.exporters.polygons import joined, rings_of_mask, simplified
 from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.importers.label_maps import read_label_map
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from damage import write_members
+from corruptions import write_members
 from fuzzing import (
     DOCUMENTS,
     HEIGHT,
@@ -37,14 +37,14 @@ from sam_train.errors import ConfigError, ShardError
 from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg, iterate_samples, load_manifest, manifest_path, write_shard
-from sam_train.shards.care.mend import mend_sample
-from sam_train.shards.care.near import fingerprint
-from sam_train.shards.care.repair import Repairer
-from sam_train.shards.care.segments import segments_of
-from sam_train.shards.care.statistics.measure import measure_shard
-from sam_train.shards.care.validate import validate_shard
 from sam_train.shards.index import index_shard, read_sample
 from sam_train.shards.jpeg import metadata_of, without_metadata
+from sam_train.shards.maintenance.duplicate_groups import fingerprint
+from sam_train.shards.maintenance.repair import Repairer
+from sam_train.shards.maintenance.repair_sample import repair_sample
+from sam_train.shards.maintenance.rle_geometry import segments_of
+from sam_train.shards.maintenance.statistics.measure import measure_shard
+from sam_train.shards.maintenance.validate import validate_shard
 
 FULL = {"tars": 1200, "records": 3500, "items": 200, "rles": 4200, "jpegs": 1500, "manifests": 300}
 NUM_TARS, NUM_RECORDS, NUM_ITEMS, NUM_RLES, NUM_JPEGS, NUM_MANIFESTS = (num_cases(in_full=number) for number in FULL.values())
@@ -113,7 +113,7 @@ def test_records(tmp_path: Path) -> None:
             for mask in record.masks:
                 decode_rle(mask.segmentation, height=record.height, width=record.width)
 
-        mend = lambda d=document, k=was.key, j=jpeg: mend_sample(k, jpegs=[j], documents=[d])  # noqa: E731
+        mend = lambda d=document, k=was.key, j=jpeg: repair_sample(k, jpegs=[j], documents=[d])  # noqa: E731
         refused += attempt(case, read, mend)
     assert NUM_RECORDS / 2 < refused < 2 * NUM_RECORDS
 

@@ -13,7 +13,7 @@ from conftest import small_sam
 from tiny_clip import DIM, IMAGE_SIZE, PATCH_SIZE, write_tiny_clip
 
 from sam_train.errors import ConfigError
-from sam_train.text import ClipEncoder, SentenceEncoder, refuse_strangers
+from sam_train.text import ClipEncoder, SentenceEncoder, check_text_encoder
 from sam_train.text.clip import attention_bias, patches_of_object
 from sam_train.text.crops import ObjectCrop
 
@@ -143,12 +143,12 @@ def test_sentences_are_those_of_their_own_library(sentences: SentenceEncoder) ->
 
 
 def test_models_and_encoders_belong_together(clip: ClipEncoder) -> None:
-    refuse_strangers(small_sam(text_dim=DIM, text_encoder=clip.sha256), clip)
-    refuse_strangers(small_sam(text_dim=DIM), clip)
+    check_text_encoder(small_sam(text_dim=DIM, text_encoder=clip.sha256), clip)
+    check_text_encoder(small_sam(text_dim=DIM), clip)
     for model, message in (
         (small_sam(), "takes no words"),
         (small_sam(text_dim=7), "7 numbers"),
         (small_sam(text_dim=DIM, text_encoder="0" * 64), "trained with text encoder 000000000000"),
     ):
         with pytest.raises(ConfigError, match=message):
-            refuse_strangers(model, clip)
+            check_text_encoder(model, clip)

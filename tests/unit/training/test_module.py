@@ -24,12 +24,12 @@ from sam_train.model.layers import DropPath
 from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
-from sam_train.prompts.draws import seeded
+from sam_train.prompts.rng import seeded
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
-from sam_train.training.drop_paths import draw_drop_paths
 from sam_train.training.frozen_encoder import FrozenEncoder
-from sam_train.training.tally import StepSums
+from sam_train.training.step_metrics import StepSums
+from sam_train.training.stochastic_depth import draw_drop_paths
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from annotating import nano_checkpoint
 from conftest import make_sample
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from server_fixtures import nano_checkpoint
 
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import config_dir
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.evaluation.prefill import PrefillProtocol
 from sam_train.evaluation.protocol import Subject
-from sam_train.inference import Predictor, ProposedMasks
-from sam_train.inference.proposing import load_proposer, save_proposer
-from sam_train.losses.boxes import BoxLoss, generalized_iou
+from sam_train.inference import BoxMaskGenerator, Predictor
+from sam_train.inference.box_mask_generator import load_proposer, save_proposer
+from sam_train.losses.box_loss import BoxLoss, generalized_iou
 from sam_train.metrics.matches import Matches, box_ious
 from sam_train.model.proposer import Proposer, boxes_of
 from sam_train.shards import decode_jpeg, iterate_samples, write_shard
@@ -151,7 +151,7 @@ def test_from_sam_train_to_masks_of_an_image(
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
     file, model = tmp_path / "run" / "proposer.pt", load_checkpoint(checkpoint)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    makes = ProposedMasks(
+    makes = BoxMaskGenerator(
         file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=-100, stability_score_thresh=-1, mask_nms_thresh=1.0
     )
     sample = next(iter(iterate_samples([shards / "sa_000000.tar"])))
@@ -172,7 +172,7 @@ def test_from_sam_train_to_masks_of_an_image(
     told = protocol.summary([measured, {"found": 4, "there": 2, "matched": [2, 1, 0]}]).measures
     assert told["recall_at_0.5"] == (measured["matched"][0] + 2) / 4
     assert told["precision_at_0.75"] == (measured["matched"][1] + 1) / (len(masks) + 4)
-    strict, dropped = ProposedMasks(file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=100).generate(model, image)
+    strict, dropped = BoxMaskGenerator(file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=100).generate(model, image)
     assert (strict, dropped["pred_iou"]) == ([], 5)
 
 
@@ -180,7 +180,7 @@ def test_a_proposer_of_another_encoder_is_refused(checkpoint: Path, tmp_path: Pa
     model = load_checkpoint(checkpoint)
     path = tmp_path / "proposer.pt"
     save_proposer(path, Proposer(embedding_dim=model.prompt_encoder.no_mask_embed.embedding_dim), model, {})
-    makes = ProposedMasks(file=str(path))
+    makes = BoxMaskGenerator(file=str(path))
     next(model.mask_decoder.parameters()).data.add_(1)
     makes.generate(model, np.zeros((32, 48, 3), np.uint8))  # the decoder may have learned since
     other = load_checkpoint(checkpoint)

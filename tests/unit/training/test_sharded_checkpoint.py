@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from sam_train.errors import CheckpointError
-from sam_train.training.checkpoint_io import WholeCheckpointIO
+from sam_train.training.checkpoint_io import AtomicCheckpointIO
 from sam_train.training.sharded_checkpoint import FOLDER, save_in_shares
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process writes
@@ -33,7 +33,7 @@ def last(tmp_path: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    return WholeCheckpointIO().load_checkpoint(path, weights_only=True)
+    return AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
 
 
 def test_it_comes_back_as_it_was(last: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_next_one_takes_its_place_and_a_torn_one_does_not(last: Path) -> Non
     save_in_shares({**CHECKPOINT, "loops": {"count": 8}}, last, "step-4-b", is_first=True)
     assert load(last)["loops"]["count"] == 8
     assert [path.name for path in last.parent.glob("step-*")] == ["step-4-b"]
-    WholeCheckpointIO().save_checkpoint(CHECKPOINT, last)
+    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, last)
     assert list(last.parent.glob("step-*")) == []
 
 

@@ -1,0 +1,196 @@
+"""The API as a program speaks it: one annotator over one connection."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data_engine.annotation_tool.backend.commits import MaskWork
+from data_engine.annotation_tool.backend.http_errors import HttpError
+from sam_train.errors import ConfigError
+from sam_train.geometry import Resize
+from sam_train.inference import Predictor
+from sam_train.structures import PointLabel, Prediction, Prompts
+
+
+class Client:
+    """url: where sam-annotate serves. tries: how often a call is sent whose connection breaks; a second time changes nothing, of
+    none of them. watch: told each call's route and seconds.
+
+    Its calls raise HttpError as the server answers, ConnectionError when it does not.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        tries: int = 5,
+        timeout_s: float = 60.0,
+        watch: Callable[[str, float], None] = lambda route, seconds: None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ConfigError(f"{url!r} is no address of a server: expected http://HOST:PORT")
+        self._token, self._tries, self._watch = token, tries, watch
+        self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._connection.close()
+
+    def session(self) -> dict[str, Any]:
+        """Who one is, the model, and so on."""
+        return self._json("GET", "/api/session")
+
+    def next(self) -> dict[str, Any] | None:
+        """The next task, None when there is none."""
+        task: dict[str, Any] | None = self._json("POST", "/api/next")["task"]
+        return task
+
+    def proposals(self, task: int, timeout_s: float = 300.0) -> list[dict[str, Any]]:
+        """The masks of the task with those that the model proposes. Raises TimeoutError."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            status, _, data = self.call("POST", f"/api/tasks/{task}/proposals")
+            if status == 200:
+                return list(json.loads(data)["masks"])
+            time.sleep(0.1)
+        raise TimeoutError(f"task {task} has no proposals after {timeout_s:g} s")
+
+    def put(self, task: int, work: MaskWork, *, mask: str | None = None, commit: str | None = None) -> str:
+        """Commit a mask; its id."""
+        mask = mask or str(uuid.uuid4())
+        body = {"task": task, "mask": mask, "kind": "put", **asdict(work)}
+        body["prompts"] = [[x, y, int(label)] for x, y, label in work.prompts]
+        self._json("PUT", f"/api/commits/{commit or uuid.uuid4()}", body)
+        return mask
+
+    def delete(self, task: int, mask: str, *, commit: str | None = None) -> None:
+        """Take a mask away."""
+        self._json("PUT", f"/api/commits/{commit or uuid.uuid4()}", {"task": task, "mask": mask, "kind": "delete"})
+
+    def done(self, task: int) -> None:
+        """Finish."""
+        self._json("POST", f"/api/tasks/{task}/done")
+
+    def skip(self, task: int, reason: str) -> None:
+        """Skip."""
+        self._json("POST", f"/api/tasks/{task}/skip", {"reason": reason})
+
+    def wait_for_embedding(self, task: int, checkpoint: str, *, timeout_s: float = 600.0) -> Float[Tensor, "E h w"]:
+        """The image's embedding, asked for until it is made. Raises TimeoutError."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            status, headers, data = self.call("GET", f"/api/tasks/{task}/embedding?checkpoint={checkpoint}")
+            if status == 200:
+                shape = [int(side) for side in headers["x-shape"].split(",")]
+                return torch.from_numpy(np.frombuffer(data, "<f2").astype(np.float32).reshape(shape))
+            time.sleep(0.1)
+        raise TimeoutError(f"task {task} has no embedding after {timeout_s:g} s")
+
+    def decode(
+        self,
+        task: int,
+        checkpoint: str,
+        prompts: Sequence[Sequence[float]],
+        *,
+        multimask_output: bool,
+        mask_logits: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits M x h x w and scores M of a prompt, [x, y, label] in the image frame."""
+        mask = None if mask_logits is None else base64.b64encode(mask_logits.astype("<f2").tobytes()).decode()
+        body: dict[str, object] = {"checkpoint": checkpoint, "prompts": [[x, y, int(label)] for x, y, label in prompts]}
+        body |= {"multimask_output": multimask_output, "mask_logits": mask}
+        while True:
+            status, headers, data = self.call("POST", f"/api/tasks/{task}/decode", body)
+            if status == 200:
+                break
+            time.sleep(0.1)
+        shape = [int(side) for side in headers["x-shape"].split(",")]
+        scores = np.array([float(score) for score in headers["x-iou-scores"].split(",")], np.float32)
+        return np.frombuffer(data, "<f2").astype(np.float32).reshape(shape), scores
+
+    def call(self, method: str, path: str, body: object = None) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers (lower case) and content. Raises HttpError for a status of 400 and more."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {self._token}"} | ({"Content-Type": "application/json"} if data else {})
+        for left in reversed(range(self._tries)):
+            began = time.perf_counter()
+            try:
+                self._connection.request(method, path, data, headers)
+                answer = self._connection.getresponse()
+                content = answer.read()
+                break
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                if not left:
+                    raise ConnectionError(f"{method} {path}: {error or type(error).__name__}") from error
+                time.sleep(0.2 * (self._tries - left))
+        self._watch(f"{method} {_route(path)}", time.perf_counter() - began)
+        if answer.status >= 400:
+            raise HttpError(answer.status, f"{method} {path}: {_said(content)}")
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
+
+    def _json(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.call(method, path, body)[2])
+        return found
+
+
+class RemotePredictor(Predictor):
+    """A predictor whose decoder is the server: what `SimulatedAnnotator` asks goes over the wire, a request a prompt."""
+
+    def __init__(self, client: Client, task: dict[str, Any], model: Mapping[str, Any]) -> None:
+        self._client, self._task, self._checkpoint = client, task["id"], model["checkpoint"]
+        self._resize = Resize(task["height"], task["width"], model["image_size"])
+
+    @property
+    def device(self) -> torch.device:
+        """Answers come over the wire."""
+        return torch.device("cpu")
+
+    def predict(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> Prediction:
+        """As `Predictor.predict`, for the one image of the task. `min_iou` saves nothing here and is passed over."""
+        low, scores = zip(*(self._one(prompts[i : i + 1], multimask_output) for i in range(len(prompts))), strict=True)
+        return Prediction(mask_logits=torch.from_numpy(np.stack(low)), iou_scores=torch.from_numpy(np.stack(scores)))
+
+    def logits_in_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
+        """As `Predictor.logits_in_image`."""
+        return self._resize.logits_to_image(mask_logits)
+
+    def _one(self, prompt: Prompts, multimask_output: bool) -> tuple[np.ndarray, np.ndarray]:
+        labelled = torch.cat([prompt.points_xy[0], prompt.point_labels[0, :, None].float()], 1).tolist()
+        return self._client.decode(
+            self._task,
+            self._checkpoint,
+            [point for point in labelled if point[2] != PointLabel.PADDING],
+            multimask_output=multimask_output,
+            mask_logits=None if prompt.mask_logits is None else prompt.mask_logits.numpy(),
+        )
+
+
+def _route(path: str) -> str:
+    """Without numbers and ids, for counting."""
+    parts = path.partition("?")[0].split("/")
+    return "/".join("*" if any(letter.isdigit() for letter in part) else part for part in parts)
+
+
+def _said(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return repr(content[:200])

@@ -1,0 +1,146 @@
+"""Finished images become SA-1B shards; the provenance of each mask says who made it, how, and what it took.
+
+Which images a shard holds is written into the store first, then the shard: started again after a crash, the same shards come
+out.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_engine.annotation_tool.backend.database import Database
+from data_engine.annotation_tool.backend.http_errors import HttpError
+from data_engine.annotation_tool.backend.image_cache import GONE, CachedImage, ImageCache
+from data_engine.ledger import Counts
+from data_engine.privacy import Audit, Privacy
+from sam_train.masks import rle_to_box_xywh
+from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.shards import write_shard
+from sam_train.shards.manifest import manifest_path
+from sam_train.shards.take_down import TAKEN_DOWN
+
+_MASK_IDS_PER_IMAGE = 10_000
+_READY = """SELECT i.key FROM images i JOIN tasks t ON t.image = i.key WHERE i.shard IS NULL
+    GROUP BY i.key HAVING max(t.state IN ({ready})) AND NOT max(t.state IN ({open})) ORDER BY i.position"""
+
+
+class Export:
+    """Writes `sa_web_NNNNNN.tar` into `out`.
+
+    privacy: what covers the pictures and takes some down; its audit is written beside the shards. stage: what provenance calls
+    it. reviewed: only what a reviewer accepted. config: hash of the configuration.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        pictures: ImageCache,
+        out: Path,
+        *,
+        privacy: Privacy,
+        stage: str,
+        reviewed: bool,
+        config: str,
+        images_per_shard: int,
+    ) -> None:
+        self.database, self.pictures, self.out, self.privacy = database, pictures, out, privacy
+        self.stage, self.reviewed, self.config, self.images_per_shard = stage, reviewed, config, images_per_shard
+        self._ready = ["accepted"] if reviewed else ["done", "accepted"]
+
+    def write(self, *, also_part: bool = True) -> list[Path]:
+        """Write what is finished and not written yet; the new shards. also_part: a last shard with fewer images too.
+
+        An image is finished when one of its passes is and none is open any more.
+        """
+        self._plan(also_part)
+        numbers = self.database.reading.execute("SELECT DISTINCT shard FROM images WHERE shard IS NOT NULL ORDER BY shard")
+        paths = [self.out / f"sa_web_{number:06d}.tar" for (number,) in numbers.fetchall()]
+        new = [path for path in paths if not manifest_path(path).is_file()]
+        for path in new:
+            self._write(path, int(path.stem.rpartition("_")[2]))
+        return new
+
+    def _plan(self, also_part: bool) -> None:
+        open_ = ["leased", "sent_back", "queued", *(["done"] if self.reviewed else [])]
+        query = _READY.format(ready=_quoted(self._ready), open=_quoted(open_))
+        with self.database.changed() as db:
+            keys = [row[0] for row in db.execute(query)]
+            (first,) = db.execute("SELECT coalesce(max(shard) + 1, 0) FROM images").fetchone()
+            for number, start in enumerate(range(0, len(keys), self.images_per_shard), first):
+                part = keys[start : start + self.images_per_shard]
+                if len(part) == self.images_per_shard or also_part:
+                    db.executemany("UPDATE images SET shard = ? WHERE key = ?", [(number, key) for key in part])
+
+    def _write(self, path: Path, number: int) -> None:
+        counts, skipped, audit = Counts(), dict[str, str](), Audit()
+        checkpoints: set[str] = set()
+        keys = [
+            row[0] for row in self.database.reading.execute("SELECT key FROM images WHERE shard = ? ORDER BY position", (number,))
+        ]
+        samples = []
+        for record, picture in self._samples(keys, counts, skipped):
+            counts.add(self.privacy.counts(picture.covered))
+            audit.add(record, picture.covered)
+            checkpoints |= {mask.provenance.checkpoint for mask in record.masks if mask.provenance}
+            samples.append((record, picture.jpeg))
+        if self.privacy.detectors:
+            audit.write(path)
+        made_by = {"stage": self.stage, "checkpoint": ",".join(sorted(checkpoints - {""}))}
+        made_by |= {"config": self.config, "privacy": self.privacy.identity()}
+        write_shard(path, samples, skipped=skipped, counts=dict(sorted(counts.items())), provenance=made_by)
+
+    def _samples(self, keys: Sequence[str], counts: Counts, skipped: dict[str, str]) -> Iterator[tuple[ImageRecord, CachedImage]]:
+        """What was taken down since it was annotated goes into `skipped`."""
+        ready = _quoted(self._ready)
+        for key in keys:
+            try:
+                picture = self.pictures.picture(key)
+            except HttpError as error:
+                if error.status != GONE:
+                    raise
+                skipped[self.pictures.references[key].origin] = TAKEN_DOWN
+                continue
+            rows = self.database.reading.execute(
+                f"""SELECT * FROM masks WHERE NOT deleted AND origin != 'proposed' AND task = (
+                SELECT id FROM tasks WHERE image = ? AND state IN ({ready}) ORDER BY pass LIMIT 1) ORDER BY number""",  # noqa: S608
+                (key,),
+            ).fetchall()
+            masks = [self._record(row, picture.image_id, number) for number, row in enumerate(rows)]
+            for row in rows:
+                counts.add({"clicks": row["clicks"], "strokes": row["strokes"], "seconds": row["seconds"]})
+                counts.add({f"masks_{row['origin']}": 1})
+            record = ImageRecord(key=key, image_id=picture.image_id, width=picture.width, height=picture.height, masks=masks)
+            yield record, picture
+
+    def _record(self, row: sqlite3.Row, image_id: int, number: int) -> MaskRecord:
+        rle = {"size": [row["height"], row["width"]], "counts": row["counts"]}
+        prompts = json.loads(row["prompts"])
+        return MaskRecord(
+            id=image_id * _MASK_IDS_PER_IMAGE + number,
+            segmentation=rle,
+            bbox=rle_to_box_xywh(rle),
+            area=row["area"],
+            predicted_iou=row["predicted_iou"],
+            stability_score=row["stability_score"],
+            crop_box=[0.0, 0.0, float(row["width"]), float(row["height"])],
+            point_coords=[prompt[:2] for prompt in prompts[:1]],
+            provenance=Provenance(
+                stage=self.stage,
+                checkpoint=row["checkpoint"],
+                annotator=row["annotator"],
+                config=self.config,
+                prompts=prompts,
+                seconds=row["seconds"],
+                name=row["name"],
+                origin=row["origin"],
+                clicks=row["clicks"],
+                strokes=row["strokes"],
+            ),
+        )
+
+
+def _quoted(states: Sequence[str]) -> str:
+    return ", ".join(f"'{state}'" for state in states)

@@ -1,0 +1,135 @@
+"""A stage without people: the simulated annotator at the same API as the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from data_engine.annotation_tool.backend.client import Client, RemotePredictor
+from data_engine.annotation_tool.backend.commits import MaskWork
+from data_engine.annotators.simulated import SimulatedAnnotator
+from data_engine.ledger import Counts
+from data_engine.sources import Source
+from data_engine.structures import Candidate, Origin, SourceImage
+
+SAME_OBJECT_IOU = 0.5
+"""A proposed mask that overlaps an object so much is corrected, and not thrown away for a new one."""
+_ORIGINS = {Origin.CLICKED: "clicked", Origin.DRAWN: "drawn", Origin.GENERATED: "proposed"}
+
+
+class SimulatedClient:
+    """One simulated annotator. `truth` is the source that the queue was filled from, with the masks that it looks for.
+
+    pace: seconds of waiting for a second of work that the annotator's prices state; 0 does not wait.
+    """
+
+    def __init__(self, client: Client, annotator: SimulatedAnnotator, truth: Source, *, pace: float = 0.0) -> None:
+        self.client, self.annotator, self.truth, self.pace = client, annotator, truth, pace
+        self._references = {reference.key: reference for reference in truth.references}
+        session = client.session()
+        self.model: Mapping[str, Any] | None = session["model"]
+        self.proposes: bool = session["proposes"]
+        self.seen: list[str] = []
+        """Keys of the images, in order."""
+
+    def run(self, max_images: int | None = None) -> Counts:
+        """Annotate until nothing is left; what it cost. Raises HttpError and ConnectionError as the client does."""
+        counts = Counts()
+        while max_images is None or len(self.seen) < max_images:
+            task = self.client.next()
+            if task is None:
+                break
+            self.seen.append(task["image"])
+            counts.add(self.annotate(task))
+            counts.add({"images": 1})
+        return counts
+
+    def annotate(self, task: dict[str, Any]) -> Counts:
+        """One task to its end."""
+        image = self.truth.load(self._references[task["image"]])
+        if self.proposes:
+            task = {**task, "masks": self.client.proposals(task["id"])}
+        counts, standing, wrong = self._review(task, image)
+        predictor = None
+        if self.model is not None:
+            self.client.wait_for_embedding(task["id"], self.model["checkpoint"])
+            predictor = RemotePredictor(self.client, task, self.model)
+        work = self.annotator.annotate(image, predictor, standing)
+        for candidate in work.masks:
+            before, made = _taken(wrong, candidate), self._work(candidate)
+            if before:  # it need not be found: a wrong mask lies on it
+                seconds = candidate.seconds - self.annotator.seconds_to_find
+                counts.add({"seconds": seconds - candidate.seconds})
+                made = replace(made, origin="edited", seconds=seconds, wall_seconds=seconds)
+            time.sleep(self.pace * made.seconds)
+            self.client.put(task["id"], made, mask=before)
+        for mask in wrong:
+            self.client.delete(task["id"], mask)
+        self.client.done(task["id"])
+        counts.add(work.counts)
+        counts.add({"masks": len(work.masks)})
+        return counts
+
+    def _review(self, task: dict[str, Any], image: SourceImage) -> tuple[Counts, list[Candidate], dict[str, Candidate]]:
+        """Accept what is right of what is proposed; what stands then, and what is wrong, by id."""
+        wrong: dict[str, Candidate] = {}
+        proposed = [mask for mask in task["masks"] if mask["origin"] == "proposed"]
+        standing = [_candidate(mask) for mask in task["masks"] if mask["origin"] != "proposed"]
+        verdicts, counts = self.annotator.review(image, [_candidate(mask) for mask in proposed])
+        each = counts.get("seconds", 0) / max(1, len(proposed))
+        for mask, verdict in zip(proposed, verdicts, strict=True):
+            time.sleep(self.pace * each)
+            if not verdict.kept:
+                wrong[mask["mask"]] = _candidate(mask)
+                continue
+            kept = MaskWork(
+                rle=mask["rle"], origin="accepted", predicted_iou=mask["predicted_iou"], seconds=each, wall_seconds=each
+            )
+            self.client.put(task["id"], kept, mask=mask["mask"])
+            standing.append(_candidate(mask))
+        return Counts(counts), standing, wrong
+
+    def _work(self, candidate: Candidate) -> MaskWork:
+        drawn = candidate.origin is Origin.DRAWN
+        return MaskWork(
+            rle=candidate.rle,
+            origin=_ORIGINS[candidate.origin],
+            predicted_iou=candidate.predicted_iou,
+            stability_score=candidate.stability_score,
+            prompts=candidate.prompts,
+            clicks=len(candidate.prompts),
+            strokes=int(drawn),
+            seconds=candidate.seconds,
+            wall_seconds=candidate.seconds,
+            checkpoint=self.model["checkpoint"] if self.model and candidate.prompts else "",
+        )
+
+
+def _taken(wrong: dict[str, Candidate], made: Candidate) -> str | None:
+    """Take out of `wrong` the proposal that `made` corrects, if there is one: its id."""
+    if not wrong:
+        return None
+    ious = coco_mask.iou([made.rle], [candidate.rle for candidate in wrong.values()], [0] * len(wrong))[0]
+    best = list(wrong)[int(ious.argmax())]
+    if ious.max() < SAME_OBJECT_IOU:
+        return None
+    del wrong[best]
+    return best
+
+
+def _candidate(mask: Mapping[str, Any]) -> Candidate:
+    height, width = mask["rle"]["size"]
+    return Candidate(
+        rle=mask["rle"],
+        origin={"clicked": Origin.CLICKED, "drawn": Origin.DRAWN}.get(mask["origin"], Origin.GENERATED),
+        predicted_iou=mask["predicted_iou"],
+        stability_score=1.0,
+        crop_box=[0.0, 0.0, float(width), float(height)],
+        point_coords=[],
+        prompts=mask["prompts"],
+        seconds=mask["seconds"],
+    )

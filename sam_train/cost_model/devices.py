@@ -1,0 +1,30 @@
+"""Devices by name, from their makers' data sheets: dense bf16 products with fp32 sums, memory and its bandwidth."""
+
+from __future__ import annotations
+
+from sam_train.cost_model.counting import Device
+from sam_train.errors import ConfigError
+
+# Starting a kernel from Python; torch.compile or CUDA graphs would lower it.
+LAUNCH_S = 6e-6
+
+DEVICES = {
+    name: Device(name=name, memory_gb=memory, tflops=bf16, tflops_fp32=fp32, gb_per_s=bandwidth, launch_s=LAUNCH_S)
+    for name, (memory, bf16, fp32, bandwidth) in {
+        "a100-40gb": (40, 312, 19.5, 1555),
+        "a100-80gb": (80, 312, 19.5, 2039),
+        "h100-80gb": (80, 989, 67, 3350),
+        "h200-141gb": (141, 989, 67, 4800),
+        "l40s-48gb": (48, 362, 91.6, 864),
+        "a10-24gb": (24, 125, 31.2, 600),
+        "rtx4090-24gb": (24, 165, 82.6, 1008),
+        "rtx3090-24gb": (24, 71, 35.6, 936),
+    }.items()
+}
+
+
+def device_named(name: str) -> Device:
+    """Raises ConfigError that lists the known names."""
+    if name not in DEVICES:
+        raise ConfigError(f"plan.gpu={name} is not known: one of {', '.join(DEVICES)}")
+    return DEVICES[name]

@@ -1,0 +1,84 @@
+"""`sam-data card SHARDS... --out DIR --name NAME`: README.md, croissant.json and the figures of a finished set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam_train.errors import ConfigError, ShardError
+from sam_train.files import commit_file
+from sam_train.shards.maintenance.dataset_card.croissant import Title, croissant
+from sam_train.shards.maintenance.dataset_card.facts import File, read_facts
+from sam_train.shards.maintenance.parallel import add_workers, over_shards
+from sam_train.shards.maintenance.statistics.measure import Statistics, measure_shard
+from sam_train.shards.maintenance.statistics.page import as_document
+from sam_train.shards.reader import expand_shards
+
+if TYPE_CHECKING:
+    from sam_train.shards.importers.command import Commands
+
+_WORDS = {
+    "description": "a sentence or more on what the set is",
+    "license": "its licence: an SPDX name or an address",
+    "url": "where the set is told of",
+    "creator": "who made it",
+    "cite-as": "how to cite it",
+    "version": "of the set (default 1.0.0)",
+    "published": "the date, as 2026-11-22",
+}
+
+
+def add_card(commands: Commands) -> None:
+    """The command and its options."""
+    about = "describe a finished set: DIR/README.md, DIR/croissant.json (JSON-LD), figures and their numbers"
+    parser = commands.add_parser("card", help=about, description=about)
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, best that of the shards")
+    parser.add_argument("--name", required=True, metavar="TEXT", help="what the set is called")
+    for word, what in _WORDS.items():
+        parser.add_argument(f"--{word}", default="1.0.0" if word == "version" else "", metavar="TEXT", help=what)
+    parser.add_argument("--files-at", default="", metavar="URL", help="where the files will lie; without it paths from DIR")
+    add_workers(parser)
+    parser.set_defaults(run=run_card)
+
+
+def run_card(arguments: argparse.Namespace) -> None:
+    """Write the card that the parsed command asks for. Raises ConfigError; ShardError for a set that is not finished."""
+    from sam_train.shards.maintenance.dataset_card.readme import (
+        readme,  # matplotlib and jinja2: the other commands start without them
+    )
+    from sam_train.shards.maintenance.statistics.figures import draw_all
+
+    if arguments.published and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", arguments.published):
+        raise ConfigError(f"--published is a date as 2026-11-22, got {arguments.published!r}")
+    words = {word.replace("-", "_"): getattr(arguments, word.replace("-", "_")) for word in _WORDS}
+    title = Title(name=arguments.name, **words)
+    shards = expand_shards(arguments.shards)
+    facts, whole = read_facts(shards), Statistics()
+    if not facts.num_masks:
+        raise ShardError(f"no mask in {len(shards)} shards: there is nothing to describe")
+    for _, part in over_shards(measure_shard, shards, workers=arguments.workers, what="measuring"):
+        whole.add(part)
+    drawings = draw_all(whole)
+    for drawing in drawings:
+        commit_file(arguments.out / f"{drawing.name}.png", drawing.png)
+    commit_file(arguments.out / "stats.json", _json(as_document(whole)))
+    commit_file(arguments.out / "README.md", readme(title, facts, whole, drawings).encode())
+    address_of = partial(_address, out=arguments.out, files_at=arguments.files_at)
+    commit_file(arguments.out / "croissant.json", _json(croissant(title, facts, address_of)))
+    print(f"{facts.num_images} images, {facts.num_masks} masks: {arguments.out / 'README.md'}, croissant.json")
+
+
+def _address(file: File, *, out: Path, files_at: str) -> str:
+    if files_at:
+        return f"{files_at.rstrip('/')}/{file.path.name}"
+    return Path(os.path.relpath(file.path.resolve(), out.resolve())).as_posix()
+
+
+def _json(document: object) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()

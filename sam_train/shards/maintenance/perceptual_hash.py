@@ -1,0 +1,63 @@
+"""The fingerprints of all pictures of shards, with the place of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sam_train.errors import ShardError, SkipSample
+from sam_train.shards.maintenance.duplicate_groups import fingerprint
+from sam_train.shards.maintenance.parallel import Advance, over_shards
+from sam_train.shards.maintenance.tar_recovery import read_span, scan
+from sam_train.shards.tar_members import opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a picture lies."""
+
+    shard: Path
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prints:
+    """Fingerprints (uint64 of shape (4,)) and places of N pictures, and the places of those that do not decode."""
+
+    fingerprints: list[np.ndarray]
+    places: list[Place]
+    unreadable: list[Place]
+
+
+def prints_of(shards: Sequence[Path], *, workers: int) -> Prints:
+    """Of every picture of every shard, in order. Raises ShardError for a shard that is damaged, ConfigError as `over_shards`."""
+    whole = Prints(fingerprints=[], places=[], unreadable=[])
+    for _, part in over_shards(prints_of_shard, shards, workers=workers, what="fingerprints"):
+        whole.fingerprints.extend(part.fingerprints)
+        whole.places.extend(part.places)
+        whole.unreadable.extend(part.unreadable)
+    return whole
+
+
+def prints_of_shard(shard: Path, advance: Advance) -> Prints:
+    """Of one shard. Raises ShardError when it is damaged."""
+    scanned, found, position = scan(shard), Prints(fingerprints=[], places=[], unreadable=[]), 0
+    if scanned.tears or len(scanned.whole()) != len(scanned.spans):
+        raise ShardError(
+            "the shard is damaged: see sam-data validate, and take what sam-data repair makes of it", shard=str(shard)
+        )
+    with opened(shard) as stream:
+        for key, spans in scanned.spans.items():
+            place, span = Place(shard=shard, key=key), spans["jpg"][-1]
+            try:
+                found.fingerprints.append(fingerprint(read_span(stream, span), shard=str(shard), key=key))
+                found.places.append(place)
+            except SkipSample:
+                found.unreadable.append(place)
+            advance(max(span.offset + span.length - position, 0))
+            position = max(span.offset + span.length, position)
+    advance(shard.stat().st_size - position)
+    return found

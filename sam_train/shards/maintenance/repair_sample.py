@@ -1,0 +1,128 @@
+"""One broken sample to what can be kept of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from sam_train.errors import ShardError, SkipSample
+from sam_train.records import ImageRecord, MaskRecord
+from sam_train.shards.jpeg import without_metadata
+from sam_train.shards.maintenance.rle_geometry import segments_of
+from sam_train.shards.maintenance.sample_checks import box_fits, size_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairedSample:
+    """What is left of a sample, and what was done to it by name: area_recomputed, mask_dropped_bad_rle, ..."""
+
+    record: ImageRecord
+    jpeg: bytes
+    counts: Counter[str]
+
+
+def repair_sample(key: str, *, jpegs: Iterable[bytes], documents: Iterable[bytes]) -> RepairedSample:
+    """The first JPEG that decodes and the first record that reads, made to fit each other.
+
+    - Metadata of the JPEG goes, its pixels stay.
+    - A width or height that is not the JPEG's is corrected when a mask has the JPEG's size, or there is none.
+    - Annotations that the schema refuses and masks whose RLE is broken or of another size go; area and box are measured anew.
+    - Of two masks with one id the second goes if it is the same mask, and gets a new id if not.
+
+    Raises SkipSample, reason "undecodable_jpeg", "bad_record" or "wrong_size", when nothing can be kept.
+    """
+    counts: Counter[str] = Counter()
+    jpeg, size = _first_jpeg(key, jpegs, counts)
+    record = _with_size(_first_record(key, documents, counts), size, counts)
+    masks = [fixed for mask in record.masks if (fixed := _mended_mask(mask, record, counts)) is not None]
+    return RepairedSample(record=replace(record, masks=_with_ids(masks, counts)), jpeg=jpeg, counts=counts)
+
+
+def _first_jpeg(key: str, jpegs: Iterable[bytes], counts: Counter[str]) -> tuple[bytes, tuple[int, int]]:
+    for jpeg in jpegs:
+        if (size := size_of(jpeg)) is None:
+            continue
+        try:
+            bare = without_metadata(jpeg)
+        except ValueError:  # decoders are kinder than that: they would show a picture whose end is a guess
+            continue
+        counts["metadata_removed"] += bare != jpeg
+        return bare, size
+    raise SkipSample("undecodable_jpeg", "no JPEG of this key decodes", key=key)
+
+
+def _first_record(key: str, documents: Iterable[bytes], counts: Counter[str]) -> ImageRecord:
+    partial: tuple[ImageRecord, int] | None = None
+    for document in documents:
+        try:
+            return ImageRecord.from_json(document, key=key)
+        except ShardError:
+            partial = partial or _readable_annotations(key, document)
+    if partial is None:
+        raise SkipSample("bad_record", "no JSON of this key is a record", key=key)
+    counts["mask_dropped_bad_record"] += partial[1]
+    return partial[0]
+
+
+def _readable_annotations(key: str, document: bytes) -> tuple[ImageRecord, int] | None:
+    """The record without the annotations that the schema refuses, and how many they are; None when the rest is no record."""
+    try:
+        content = json.loads(document)
+        record = ImageRecord.from_json(_document(content["image"], []), key=key)
+        annotations = list(content["annotations"])
+    except (ValueError, RecursionError, KeyError, TypeError, ShardError):
+        return None
+    masks = []
+    for annotation in annotations:
+        try:
+            masks += ImageRecord.from_json(_document(content["image"], [annotation]), key=key).masks
+        except ShardError:
+            continue  # counted below
+    return replace(record, masks=masks), len(annotations) - len(masks)
+
+
+def _document(image: object, annotations: list[object]) -> bytes:
+    return json.dumps({"image": image, "annotations": annotations}).encode()
+
+
+def _with_size(record: ImageRecord, size: tuple[int, int], counts: Counter[str]) -> ImageRecord:
+    height, width = size
+    if (record.height, record.width) == size:
+        return record
+    if record.masks and not any(mask.segmentation["size"] == [height, width] for mask in record.masks):
+        message = f"the JPEG is {width} x {height}, and no mask is of that size"
+        raise SkipSample("wrong_size", message, key=record.key)
+    counts["size_corrected"] += 1
+    return replace(record, height=height, width=width)
+
+
+def _mended_mask(mask: MaskRecord, record: ImageRecord, counts: Counter[str]) -> MaskRecord | None:
+    try:
+        segments = segments_of(mask.segmentation, height=record.height, width=record.width)
+    except ShardError:
+        counts["mask_dropped_bad_rle"] += 1
+        return None
+    if mask.area != segments.area():
+        counts["area_recomputed"] += 1
+        mask = replace(mask, area=segments.area())
+    if not box_fits(mask, segments):
+        counts["box_recomputed"] += 1
+        mask = replace(mask, bbox=segments.box_xywh())
+    return mask
+
+
+def _with_ids(masks: list[MaskRecord], counts: Counter[str]) -> list[MaskRecord]:
+    by_id: dict[int, MaskRecord] = {}
+    later = []
+    for mask in masks:
+        if mask.id not in by_id:
+            by_id[mask.id] = mask
+        elif mask.segmentation == by_id[mask.id].segmentation:
+            counts["mask_dropped_duplicate"] += 1
+        else:
+            later.append(mask)
+    counts["mask_id_renewed"] += len(later)
+    following = max(by_id, default=0) + 1
+    return [*by_id.values(), *(replace(mask, id=following + index) for index, mask in enumerate(later))]

@@ -1,0 +1,149 @@
+"""Histograms to drawings: SVG that takes its ink from the page, for light and dark, and PNG on white."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sam_train.shards.maintenance.statistics.measure import NUM_BINS, Statistics
+from sam_train.shards.maintenance.statistics.reference import MASKS_PER_IMAGE_BINS, PREDICTED_IOU_THRESHOLD, STABILITY_THRESHOLD
+
+INK = "#010203"  # stands for the page's text colour until the SVG is written
+BLUE, AMBER = "#3b82f6", "#d97706"
+_SMOOTH_FROM = 16
+_INCHES = (5.2, 3.4)
+_STYLE: dict[Any, Any] = {  # matplotlib's own type of the keys is a list of all of them
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.alpha": 0.15,
+    "grid.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A figure in both forms. `name` is that of its file, `label` what it shows in a sentence."""
+
+    name: str
+    label: str
+    svg: str
+    png: bytes
+
+
+def draw_all(statistics: Statistics) -> list[Drawing]:
+    """The figures of a set of at least one mask."""
+    draw: dict[str, tuple[str, Callable[[Axes], None]]] = {
+        "mask_centres": ("Where masks have their centre, images scaled to one square", lambda axes: _centres(axes, statistics)),
+        "masks_per_image": ("Share of images by number of masks", lambda axes: _masks_per_image(axes, statistics)),
+        "relative_size": ("Share of masks by relative size", lambda axes: _histogram(axes, statistics, "relative_size")),
+        "concavity": ("Share of masks by concavity", lambda axes: _histogram(axes, statistics, "concavity")),
+        "predicted_iou": ("Share of masks by predicted IoU", lambda axes: _histogram(axes, statistics, "predicted_iou")),
+        "stability_score": ("Share of masks by stability", lambda axes: _histogram(axes, statistics, "stability_score")),
+    }
+    return [_drawing(name, label, make) for name, (label, make) in draw.items()]
+
+
+def _centres(axes: Axes, statistics: Statistics) -> None:
+    centres, pooled = statistics.centres, 1
+    while centres.mean() < _SMOOTH_FROM and pooled < 8:  # a few masks in each cell would be drawn as noise
+        centres = centres[::2, ::2] + centres[1::2, ::2] + centres[::2, 1::2] + centres[1::2, 1::2]
+        pooled *= 2
+    density = centres / centres.mean()
+    image = axes.imshow(density, extent=(0, 1, 1, 0), cmap="viridis", interpolation="nearest", vmin=0)
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes, label="times the mean")
+    axes.grid(visible=False)
+    axes.set_xlabel("x / width")
+    axes.set_ylabel("y / height")
+    axes.set_title("Mask centres")
+
+
+def _masks_per_image(axes: Axes, statistics: Statistics) -> None:
+    shares = [100 * count / statistics.num_images for count in binned(statistics).values()]
+    bars = axes.bar(np.arange(len(shares)), shares, color=BLUE, width=0.7)
+    axes.bar_label(bars, [f"{share:.1f} %" for share in shares], padding=2, fontsize=9)
+    axes.set_xticks(np.arange(len(shares)), [name for _, _, name in MASKS_PER_IMAGE_BINS])
+    axes.set_ylim(0, 1.12 * max(shares))
+    axes.set_xlabel("masks in an image")
+    axes.set_ylabel("% of images")
+    axes.set_title("Masks per image")
+
+
+_AXES = {
+    "relative_size": ("Relative mask size", "sqrt(mask area / image area)", True, None),
+    "concavity": ("Concavity", "1 − mask area / area of its convex hull", False, None),
+    "predicted_iou": ("Predicted IoU", "the model's own estimate", True, PREDICTED_IOU_THRESHOLD),
+    "stability_score": ("Stability", "stability score", True, STABILITY_THRESHOLD),
+}
+"""Title, what the axis shows, whether shares are logarithmic, the paper's threshold."""
+
+
+def _histogram(axes: Axes, statistics: Statistics, name: str) -> None:
+    title, label, logarithmic, threshold = _AXES[name]
+    shares = 100 * statistics.histograms[name].reshape(NUM_BINS // 2, 2).sum(1) / statistics.num_masks
+    axes.stairs(shares, np.linspace(0, 1, len(shares) + 1), color=BLUE, fill=True, alpha=0.85)
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(min(0.5 * float(shares[shares > 0].min()), 0.1), 200)
+    mean = statistics.totals[name] / statistics.num_masks
+    axes.axvline(mean, color=INK, linewidth=1.2, linestyle=":", label=f"mean {mean:.3f}")
+    if threshold is not None:
+        axes.axvline(threshold, color=AMBER, linewidth=1.6, label=f"threshold of the paper, {threshold}")
+    axes.legend(loc="upper left" if threshold is not None else "upper right")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(label)
+    axes.set_ylabel("% of masks")
+    axes.set_title(title)
+
+
+def binned(statistics: Statistics) -> dict[str, int]:
+    """Images by number of masks, in the paper's bins."""
+    return {
+        name: sum(images for masks, images in statistics.masks_per_image.items() if low <= masks <= (high or masks))
+        for low, high, name in MASKS_PER_IMAGE_BINS
+    }
+
+
+def _drawing(name: str, label: str, make: Callable[[Axes], None]) -> Drawing:
+    stream, picture = io.StringIO(), io.BytesIO()
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=_INCHES, layout="constrained")
+        make(figure.subplots())
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(picture, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return Drawing(name=name, label=label, svg=_for_page(name, label, stream.getvalue()), png=picture.getvalue())
+
+
+def _for_page(name: str, label: str, svg: str) -> str:
+    """The <svg> element: in the page's ink, of no size of its own, and without ids that another figure has too."""
+    drawn = svg.replace(INK, "currentColor")
+    drawn = re.sub(r'(?<![\w-])(id="|url\(#|href="#)', rf"\g<1>{name}-", drawn)
+    head, _, body = drawn[drawn.index("<svg ") :].partition(">")
+    (view_box,) = re.findall(r'viewBox="[^"]*"', head)
+    return f'<svg role="img" aria-label="{html.escape(label)}" {view_box}>{body}'

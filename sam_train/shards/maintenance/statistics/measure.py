@@ -1,0 +1,124 @@
+"""Shards to histograms. JPEGs are not read: everything that is counted stands in the records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sam_train.errors import ShardError
+from sam_train.records import ImageRecord, MaskRecord
+from sam_train.shards.maintenance.findings import printable
+from sam_train.shards.maintenance.parallel import Advance
+from sam_train.shards.maintenance.rle_geometry import segments_of
+from sam_train.shards.maintenance.tar_recovery import read_span, scan
+from sam_train.shards.maintenance.validate import MAX_MEMBER_BYTES
+from sam_train.shards.tar_members import opened
+
+HEAT_SIDE = 64
+"""Rows and columns of the map of mask centres."""
+NUM_BINS = 100
+"""Of a histogram over 0..1; what lies outside counts at its end."""
+MEASURES = ("relative_size", "concavity", "predicted_iou", "stability_score")
+"""Of each mask, all 0..1: sqrt(area of the mask / of the image), 1 - area / area of the convex hull, the two scores."""
+MAX_STAGES = 40
+NO_PROVENANCE = "no provenance"
+
+
+@dataclass(slots=True, eq=False)
+class StageCounts:
+    """What one stage of the engine made."""
+
+    num_masks: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Statistics:
+    """What is counted of any number of images; `add` puts two of them together."""
+
+    num_images: int = 0
+    num_pixels: int = 0
+    masks_per_image: Counter[int] = field(default_factory=Counter)
+    """Number of masks -> images with so many."""
+    histograms: dict[str, np.ndarray] = field(default_factory=lambda: {name: np.zeros(NUM_BINS, np.int64) for name in MEASURES})
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MEASURES, 0.0))
+    """Sum over all masks, for exact means."""
+    centres: np.ndarray = field(default_factory=lambda: np.zeros((HEAT_SIDE, HEAT_SIDE), np.int64))
+    """Masks by centre of mass in the image scaled to a square: row, column."""
+    stages: dict[str, StageCounts] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Reason -> shards, samples or masks that could not be counted."""
+
+    @property
+    def num_masks(self) -> int:
+        """Masks that were counted."""
+        return int(self.centres.sum())
+
+    def add(self, other: Statistics) -> None:
+        """Take in what another one counted."""
+        self.num_images += other.num_images
+        self.num_pixels += other.num_pixels
+        self.masks_per_image += other.masks_per_image
+        self.left_out += other.left_out
+        self.centres += other.centres
+        for name in MEASURES:
+            self.histograms[name] += other.histograms[name]
+            self.totals[name] += other.totals[name]
+        for name, counts in other.stages.items():
+            stage = self.stages.setdefault(name, StageCounts())
+            stage.num_masks += counts.num_masks
+            stage.seconds += counts.seconds
+
+    def count_image(self, record: ImageRecord) -> None:
+        """Take in an image and its masks. Masks whose RLE is broken and empty ones are left out, by name."""
+        counted = [self._count_mask(mask, record) for mask in record.masks]
+        self.num_images += 1
+        self.num_pixels += record.width * record.height
+        self.masks_per_image[sum(counted)] += 1
+
+    def _count_mask(self, mask: MaskRecord, record: ImageRecord) -> bool:
+        try:
+            segments = segments_of(mask.segmentation, height=record.height, width=record.width, key=record.key)
+        except ShardError:
+            self.left_out["masks with a broken RLE"] += 1
+            return False
+        if not (area := segments.area()):
+            self.left_out["masks without a pixel"] += 1
+            return False
+        relative_size = float(np.sqrt(area / (record.width * record.height)))
+        values = (relative_size, 1 - area / segments.hull_area(), mask.predicted_iou, mask.stability_score)
+        for measure, value in zip(MEASURES, values, strict=True):
+            self.histograms[measure][min(int(min(max(value, 0.0), 1.0) * NUM_BINS), NUM_BINS - 1)] += 1
+            self.totals[measure] += value
+        x, y = segments.centre_xy()
+        self.centres[int(y / record.height * HEAT_SIDE), int(x / record.width * HEAT_SIDE)] += 1
+        name = printable(mask.provenance.stage if mask.provenance else NO_PROVENANCE, 60)
+        stage = self.stages.setdefault(name if name in self.stages or len(self.stages) < MAX_STAGES else "others", StageCounts())
+        stage.num_masks += 1
+        stage.seconds += mask.provenance.seconds if mask.provenance else 0.0
+        return True
+
+
+def measure_shard(shard: Path, advance: Advance) -> Statistics:
+    """Everything that is whole in a shard; the rest is in `left_out`."""
+    scanned, found, position = scan(shard), Statistics(), 0
+    whole = scanned.whole()
+    found.left_out["damaged places in tars"] += len(scanned.tears)
+    found.left_out["samples without JPEG, JSON or a valid name"] += len(scanned.spans) - len(whole)
+    with opened(shard) as stream:
+        for key in whole:
+            span = scanned.spans[key]["json"][-1]
+            try:
+                if span.length > MAX_MEMBER_BYTES:
+                    raise ShardError("more JSON than any sample has", shard=str(shard), key=key)
+                found.count_image(ImageRecord.from_json(read_span(stream, span), key=key, shard=str(shard)))
+            except ShardError:
+                found.left_out["samples whose record does not read"] += 1
+            advance(max(span.offset + span.length - position, 0))
+            position = max(span.offset + span.length, position)
+    advance(shard.stat().st_size - position)
+    found.left_out = +found.left_out
+    return found

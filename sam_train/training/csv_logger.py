@@ -1,0 +1,60 @@
+"""metrics.csv: one row a logged step, also over a run that was killed and went on."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
+
+
+class ResumableCSVLogger(CSVLogger):
+    """Lightning's CSV log in `folder`, which keeps the rows before the step at which a run goes on.
+
+    Lightning's own deletes what an earlier process logged. Rows at and after that step are dropped, because those steps
+    are done again, and each row is on the disk when its step ends. A kill between a checkpoint and the end of the step that
+    it belongs to loses that step's row.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(save_dir=folder.parent, name="", version=folder.name, flush_logs_every_n_steps=1)
+        self._has_row = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of the file, made when it is first asked for."""
+        if self._experiment is None:
+            self._experiment = _Writer(log_dir=self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        """Write a row; before the first one, keep of an older file what this run does not do again."""
+        if not self._has_row and step is not None:
+            self._has_row = True
+            path = Path(self.log_dir) / "metrics.csv"
+            earlier = rows_before(path, step)
+            path.unlink(missing_ok=True)
+            self.experiment.metrics = earlier
+            self.experiment.save()
+        super().log_metrics(dict(metrics), step)
+
+
+class _Writer(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's deletes here what is there."""
+
+
+def rows_before(path: Path, step: int) -> list[dict[str, str]]:
+    """The rows of a metrics.csv whose `step` is below `step`; a last row that was torn by a kill is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if None not in row.values() and (row.get("step") or "").isdigit()]
+    return [row for row in rows if int(row["step"]) < step]

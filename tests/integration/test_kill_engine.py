@@ -1,0 +1,101 @@
+"""kill -9 at a random step, ten times over: what goes on ends with the loss and the weights of the unbroken run, to the bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import make_sample
+from dist_runner import SMALL, forked, rows, weights
+
+from sam_train.shards import write_shard
+
+pytestmark = pytest.mark.slow
+
+STEPS, TIMES = 8, 10
+
+
+def started(shards: Path, run_dir: Path, *more: str) -> BaseProcess:
+    overrides = [*SMALL, f"data.shards={shards}", f"run_dir={run_dir}", f"trainer.max_steps={STEPS}", "data.images_per_step=2"]
+    return forked([*overrides, *more], run_dir.with_suffix(".said"))
+
+
+def ended(process: BaseProcess, run_dir: Path) -> None:
+    process.join()
+    assert process.exitcode == 0, run_dir.with_suffix(".said").read_text()
+
+
+def killed_after(steps: int, process: BaseProcess, run_dir: Path) -> None:
+    deadline = time.monotonic() + 300
+    while num_rows(run_dir) < steps:
+        assert process.is_alive(), f"it ended before step {steps}: {run_dir.with_suffix('.said').read_text()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def num_rows(run_dir: Path) -> int:
+    path = run_dir / "csv" / "metrics.csv"
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
+
+
+def test_killed_at_a_random_step_ten_times(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    write_shard(shards / "sa_000000.tar", [make_sample(index, num_masks=1 + index % 2) for index in range(5)])
+    ended(started(shards, tmp_path / "unbroken"), tmp_path / "unbroken")
+    expected, log = weights(tmp_path / "unbroken"), rows(tmp_path / "unbroken")
+    assert len(log) == STEPS
+    seed = secrets.randbits(32)
+    draw = random.Random(seed)  # noqa: S311 # no secret
+    for time_ in range(TIMES):
+        run_dir, step = tmp_path / str(time_), draw.randrange(1, STEPS)
+        killed_after(step, started(shards, run_dir), run_dir)
+        assert not (run_dir / "metrics.json").exists()
+        ended(started(shards, run_dir), run_dir)
+        where = f"killed after step {step}, seed {seed}"
+        found = weights(run_dir)
+        assert [name for name in expected if not torch.equal(expected[name], found[name])] == [], where
+        assert rows(run_dir)[-1] == log[-1], where
+        # A kill between a checkpoint and the row of its step loses that row.
+        assert [row for row in rows(run_dir) if row not in log] == [], where
+        assert len(rows(run_dir)) >= STEPS - 1, where
+
+
+def test_killed_with_two_loader_processes(tmp_path: Path) -> None:
+    """They fetch ahead of a run that fetches nothing ahead, die with their parent, and leave no trace in what it ends with."""
+    shards = tmp_path / "shards"
+    write_shard(shards / "sa_000000.tar", [make_sample(index, num_masks=1 + index % 2) for index in range(5)])
+    ended(started(shards, tmp_path / "unbroken"), tmp_path / "unbroken")
+    killed = started(shards, tmp_path / "killed", "data.num_workers=2")
+    killed_after(5, killed, tmp_path / "killed")
+    assert killed.pid
+    deadline = time.monotonic() + 60
+    while processes_of(killed.pid):
+        assert time.monotonic() < deadline, "loader processes outlived the one that asked them"
+        time.sleep(0.05)
+    ended(started(shards, tmp_path / "killed", "data.num_workers=2"), tmp_path / "killed")
+    expected, found = (weights(tmp_path / name) for name in ("unbroken", "killed"))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert [row for row in rows(tmp_path / "killed") if row not in rows(tmp_path / "unbroken")] == []
+
+
+def processes_of(session: int) -> list[psutil.Process]:
+    """Those of a session that still run; the killed leader itself was waited for."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except ProcessLookupError:
+            continue
+    return found

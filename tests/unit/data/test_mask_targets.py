@@ -1,0 +1,108 @@
+"""RLE straight to the model frame keeps the rule of `geometry.resize_masks`: to the pixel where masks are small or grow, and
+within a bound where large ones shrink."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from sam_train.data import mask_targets
+from sam_train.data.mask_crops import MaskCrop, patch_of
+from sam_train.data.mask_targets import resize_rles
+from sam_train.errors import ShardError
+from sam_train.geometry import resize_masks
+from sam_train.masks import encode_rle
+
+
+def outlines(height: int, width: int, largest: float, num: int = 12) -> list[np.ndarray]:
+    """Star-shaped regions, some over the edge."""
+    rng, masks = np.random.default_rng(0), []
+    angles = np.linspace(0, 2 * np.pi, 300, endpoint=False)
+    for index in range(num):
+        waves = sum(rng.normal() / k**1.5 * 0.3 * np.cos(k * angles + rng.uniform(0, 7)) for k in range(2, 9))
+        radius = np.clip(1 + waves, 0.3, 2) * largest * (index + 1) / num
+        points = rng.uniform(0, 1, 2) * (width, height) + np.stack([radius * np.cos(angles), radius * np.sin(angles)], 1)
+        mask = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(mask, [points.astype(np.int32)], 1)
+        masks.append(mask.astype(bool))
+    return [mask for mask in masks if mask.any()]
+
+
+def ours(masks: list[np.ndarray], to_hw: tuple[int, int]) -> list[np.ndarray]:
+    patches = resize_rles([encode_rle(mask) for mask in masks], masks[0].shape, to_hw)
+    found = []
+    for patch in patches:
+        frame = np.zeros(to_hw, bool)
+        patch.paint(frame)
+        found.append(frame)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "to_hw"),
+    [
+        ((60, 90), (43, 64)),
+        ((200, 300), (67, 100)),
+        ((64, 64), (32, 32)),
+        ((50, 40), (100, 80)),
+        ((33, 21), (64, 41)),
+        ((40, 40), (40, 40)),
+    ],
+)
+def test_small_masks_and_growing_pictures_keep_the_rule(size_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
+    masks = outlines(*size_hw, largest=20)
+    differing = sum(int((a ^ b).sum()) for a, b in zip(ours(masks, to_hw), resize_masks(np.stack(masks), *to_hw), strict=True))
+    assert differing <= 2  # halves to rounding: OpenCV adds up in another order
+
+
+@pytest.mark.parametrize("to_hw", [(683, 1024), (1366, 2048), (342, 512), (171, 256)])
+def test_large_masks_keep_the_rule_within_a_bound(to_hw: tuple[int, int]) -> None:
+    masks = outlines(1500, 2250, largest=400)
+    ious = [(a & b).sum() / (a | b).sum() for a, b in zip(ours(masks, to_hw), resize_masks(np.stack(masks), *to_hw), strict=True)]
+    assert min(ious) > 0.96
+    assert np.mean(ious) > 0.985
+
+
+def test_without_rlemasklib_it_is_the_rule_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_targets, "_rlemasklib", lambda: None)
+    masks = outlines(150, 225, largest=60)
+    assert np.array_equal(np.stack(ours(masks, (68, 102))), resize_masks(np.stack(masks), 68, 102))
+
+
+@pytest.mark.parametrize("present", [True, False])
+@pytest.mark.parametrize(
+    ("rle", "field"),
+    [
+        ({"size": [9, 8], "counts": "0l1"}, "segmentation.size"),
+        ({"size": [8, 8], "counts": "1"}, "segmentation.counts"),
+        ({"size": [8, 8], "counts": ""}, "segmentation.counts"),
+        ({"size": [8, 8], "counts": "oooooooooooooooooooo"}, "segmentation.counts"),
+        ({"size": [8, 8], "counts": "\x00\xff"}, "segmentation.counts"),
+    ],
+)
+def test_an_rle_that_is_none(rle: dict[str, object], field: str, present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not present:
+        monkeypatch.setattr(mask_targets, "_rlemasklib", lambda: None)
+    with pytest.raises(ShardError) as caught:
+        resize_rles([rle], (8, 8), (4, 4), key="k")
+    assert (caught.value.key, caught.value.field) == ("k", field)
+
+
+def test_patches_move_as_their_frames_do() -> None:
+    mask = np.zeros((20, 30), bool)
+    mask[3:9, 5:22] = np.random.default_rng(0).random((6, 17)) < 0.5
+    patch = patch_of(mask)
+
+    def painted(one: MaskCrop, shape: tuple[int, ...]) -> np.ndarray:
+        frame = np.zeros(shape, bool)
+        one.paint(frame)
+        return frame
+
+    for turns in range(4):
+        turned = np.rot90(mask, turns)
+        assert np.array_equal(painted(patch.rot90(turns, mask.shape), turned.shape), turned)
+    assert np.array_equal(painted(patch.mirrored(30), mask.shape), mask[:, ::-1])
+    for top, left in [(0, 0), (5, 8), (4, 25), (15, 0)]:
+        window = mask[top : top + 4, left : left + 6]
+        assert np.array_equal(painted(patch.cut(top, left, 4, 6), (4, 6))[: window.shape[0], : window.shape[1]], window)

@@ -1,0 +1,377 @@
+"""A slice becomes one shard, whole or not at all; starting again does only what is missing, with the same bytes; what
+another config made is not mixed with it; every mask says where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_sample
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+import data_engine.engine
+from data_engine.annotators import SimulatedAnnotator
+from data_engine.engine import run
+from data_engine.estimate import Estimate
+from data_engine.ledger import Ledger
+from data_engine.run_summary import spread
+from data_engine.sources import open_source
+from sam_train.checkpoint import checkpoint_hash, save_checkpoint
+from sam_train.config import build, config_dir
+from sam_train.errors import ConfigError, SamTrainError, SkipSample
+from sam_train.masks import decode_rle
+from sam_train.records import ImageRecord
+from sam_train.shards import decode_jpeg, iterate_samples, load_manifest, write_shard
+
+EASY = [  # thresholds that random weights pass
+    "stage.generator.points_per_side=4",
+    "stage.generator.pred_iou_thresh=-100",
+    "stage.generator.stability_score_thresh=0",
+    "stage.generator.max_area_fraction=1.1",
+    "stage.generator.min_region_area_px=0",
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    write_shard(folder / "sa_000000.tar", [make_sample(index) for index in range(5)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    torch.manual_seed(0)
+    config = OmegaConf.to_container(OmegaConf.load(f"{config_dir()}/model/vit_nano.yaml"))
+    save_checkpoint(path, build(config), config, {})
+    return path
+
+
+@pytest.fixture
+def config(source: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    def made(*overrides: str) -> DictConfig:
+        with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+            wanted = [
+                "stage=assisted_manual",
+                f"source={source}",
+                f"out={tmp_path / 'out'}",
+                "images_per_shard=2",
+                "report=false",
+                "privacy=none",
+            ]
+            return compose("engine", overrides=[*wanted, *overrides])
+
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a run leaves, but for the ledger, which also says how long it took."""
+    paths = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "ledger.json")
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def records(folder: Path) -> list[ImageRecord]:
+    return [sample.record for sample in iterate_samples(sorted(folder.glob("*.tar")))]
+
+
+def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    ledger = run(config())
+    out = tmp_path / "out"
+    names = [f"sa_{number:06d}" for number in range(3)]
+    assert set(files(out)) == {
+        "engine.json",
+        *(f"{name}.{ending}" for name in names for ending in ("tar", "manifest.json", "masks.parquet")),
+    }
+    assert [load_manifest(out / f"{name}.tar").keys for name in names] == [
+        ["sa_000000", "sa_000001"],
+        ["sa_000002", "sa_000003"],
+        ["sa_000004"],
+    ]
+    assert (ledger.shards, ledger.images, ledger.masks, ledger.skipped) == (3, 5, 10, {})
+    assert ledger.counts == {"clicks": 0, "masks_clicked": 0, "masks_drawn": 10, "seconds": 360}
+
+
+def test_part_of_a_source(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run(config("first_image=1", "num_images=3"))
+    assert [record.key for record in records(tmp_path / "out")] == ["sa_000001", "sa_000002", "sa_000003"]
+
+
+@pytest.mark.parametrize("missing", [(0,), (1, 2), (0, 1, 2)])
+def test_again_does_only_what_is_missing(
+    config: Callable[..., DictConfig], tmp_path: Path, missing: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config())
+    out = tmp_path / "out"
+    before = files(out)
+    for number in missing:
+        (out / f"sa_{number:06d}.manifest.json").unlink()
+        (out / f"sa_{number:06d}.tar").write_bytes(b"torn")  # a tar without a manifest is not done
+    (out / "ledger.json").unlink()
+    annotate, seen = SimulatedAnnotator.annotate, []
+    monkeypatch.setattr(
+        SimulatedAnnotator, "annotate", lambda self, image, *rest: seen.append(image.key) or annotate(self, image, *rest)
+    )
+    run(config())
+    assert files(out) == before
+    assert len(seen) == sum(2 if number < 2 else 1 for number in missing)
+
+
+def test_error_in_a_slice_leaves_no_part_of_it(
+    config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate = SimulatedAnnotator.annotate
+
+    def until_the_fourth(self: SimulatedAnnotator, image: object, *rest: object) -> object:
+        if image.key == "sa_000003":  # type: ignore[attr-defined]
+            raise OSError("disk full")
+        return annotate(self, image, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedAnnotator, "annotate", until_the_fourth)
+        with pytest.raises(OSError, match="disk full"):
+            run(config())
+    out = tmp_path / "out"
+    assert set(files(out)) == {"engine.json", "sa_000000.tar", "sa_000000.masks.parquet", "sa_000000.manifest.json"}
+    run(config())
+    assert len(records(out)) == 5
+
+
+def test_skipped_image_is_in_the_manifest_with_its_reason(
+    config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate = SimulatedAnnotator.annotate
+
+    def not_the_second(self: SimulatedAnnotator, image: object, *rest: object) -> object:
+        if image.key == "sa_000001":  # type: ignore[attr-defined]
+            raise SkipSample("too_dark")
+        return annotate(self, image, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SimulatedAnnotator, "annotate", not_the_second)
+    ledger = run(config())
+    manifest = load_manifest(tmp_path / "out" / "sa_000000.tar")
+    assert (manifest.keys, manifest.skipped) == (["sa_000000"], {"sa_000000.tar/sa_000001.jpg": "too_dark"})
+    assert (ledger.images, ledger.skipped) == (4, {"too_dark": 1})
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [("stage.annotator.accept_iou=0.5", "config"), ("num_images=4", "config"), ("images_per_shard=3", "config")],
+)
+def test_another_config_into_the_same_folder_is_refused(
+    config: Callable[..., DictConfig], tmp_path: Path, override: str, changed: str
+) -> None:
+    run(config())
+    before = files(tmp_path / "out")
+    with pytest.raises(ConfigError, match=f"made with another {changed}: choose another out="):
+        run(config(override))
+    assert files(tmp_path / "out") == before
+    run(config("threads=1"))  # decides no byte
+
+
+def test_another_model_into_the_same_folder_is_refused(config: Callable[..., DictConfig], checkpoint: Path) -> None:
+    run(config())
+    with pytest.raises(ConfigError, match="made with another checkpoint"):
+        run(config(f"checkpoint={checkpoint}"))
+
+
+def test_folder_with_foreign_tars_is_refused(config: Callable[..., DictConfig], source: Path) -> None:
+    with pytest.raises(ConfigError, match="did not write"):
+        run(config(f"out={source}"))
+    assert "engine.json" not in files(source)
+
+
+def test_provenance_of_what_a_person_drew(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run(config())
+    made_by = json.loads((tmp_path / "out" / "engine.json").read_bytes())
+    for record in records(tmp_path / "out"):
+        for mask in record.masks:
+            assert mask.provenance is not None
+            assert (mask.provenance.stage, mask.provenance.annotator) == ("assisted_manual", "simulated")
+            assert (mask.provenance.checkpoint, mask.provenance.config) == ("", made_by["config"])
+            assert (mask.provenance.prompts, mask.provenance.seconds) == ([], 36)
+    assert load_manifest(tmp_path / "out" / "sa_000000.tar").provenance == made_by
+
+
+def test_what_a_person_did_in_no_time_is_still_theirs(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    free = [f"stage.annotator.seconds_to_{what}=0" for what in ("find", "draw")]
+    run(config(*free))
+    masks = [mask.provenance for record in records(tmp_path / "out") for mask in record.masks if mask.provenance]
+    assert {(p.annotator, p.seconds) for p in masks} == {("simulated", 0)}
+
+
+def test_provenance_of_what_the_model_made(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
+    run(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY))
+    masks = [mask for record in records(tmp_path / "out") for mask in record.masks]
+    assert len(masks) >= 5
+    for mask in masks:
+        assert mask.provenance is not None
+        assert (mask.provenance.stage, mask.provenance.annotator) == ("fully_automatic", "automatic")
+        assert (mask.provenance.checkpoint, mask.provenance.seconds) == (checkpoint_hash(checkpoint), 0)
+        assert [[x, y] for x, y, _ in mask.provenance.prompts] == mask.point_coords
+
+
+def test_provenance_of_a_mixed_stage(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
+    accept = ["stage.annotator.accept_iou=0.01", "stage.annotator.max_masks=99"]  # so that guesses of random weights may pass
+    run(config("stage=semi_automatic", f"checkpoint={checkpoint}", *EASY, *accept))
+    masks = [mask.provenance for record in records(tmp_path / "out") for mask in record.masks if mask.provenance]
+    assert {(p.annotator, p.seconds > 0) for p in masks} <= {("automatic", False), ("simulated", True)}
+    assert "automatic" in {p.annotator for p in masks}
+
+
+def test_nesting_is_in_the_provenance(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
+    """Random weights make masks all over the image; without NMS there are many, and some lie in others."""
+    nested = ["stage.generator.nested_share=0.3", "stage.generator.box_nms_thresh=1"]
+    run(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY, *nested))
+    chains = 0
+    for record in records(tmp_path / "out"):
+        masks = {mask.id: decode_rle(mask.segmentation, height=record.height, width=record.width) for mask in record.masks}
+        for mask in record.masks:
+            assert mask.provenance is not None
+            if (parent := mask.provenance.parent) is not None:
+                chains += 1
+                assert masks[parent].sum() >= mask.area
+                assert (masks[parent] & masks[mask.id]).sum() >= 0.3 * mask.area
+                assert json.loads(record.to_json()) == json.loads(
+                    ImageRecord.from_json(record.to_json(), key=record.key).to_json()
+                )
+            else:
+                assert b'"parent"' not in replace(record, masks=[mask]).to_json()
+    assert chains
+
+
+def test_ids_are_unique_over_images(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run(config())
+    ids = [mask.id for record in records(tmp_path / "out") for mask in record.masks]
+    assert len(set(ids)) == len(ids) == 10
+    assert ids[:2] == [0, 1]
+    assert ids[2] == 10_000
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """25 plain pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(25):
+        (folder / f"{number:02d}.jpg").write_bytes(make_sample(number)[1])
+    return folder
+
+
+def automatic(config: Callable[..., DictConfig], source: Path, checkpoint: Path, *more: str) -> DictConfig:
+    return config(
+        "stage=fully_automatic",
+        f"source={source}",
+        f"checkpoint={checkpoint}",
+        "images_per_shard=10",
+        *EASY,
+        "stage.generator.points_per_side=1",
+        *more,
+    )
+
+
+def test_the_source_is_listed_once(
+    config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is put into the folder or taken out of it meanwhile: slices do not move."""
+    run(automatic(config, pictures, checkpoint, "slice=0/3"))
+    (pictures / "00_new.jpg").write_bytes(make_sample(99)[1])
+    (pictures / "15.jpg").unlink()
+    ledger = run(automatic(config, pictures, checkpoint))
+    assert "going on with 25 images as they were listed on 20" in capsys.readouterr().out
+    keys = [load_manifest(tmp_path / "out" / f"sa_{number:06d}.tar").keys for number in range(3)]
+    assert [key for part in keys for key in part] == [f"{number:02d}" for number in range(25) if number != 15]
+    assert (ledger.images, ledger.skipped) == (24, {"missing": 1})
+
+
+def test_a_disk_that_went_is_no_reason_to_skip_everything(
+    config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    run(automatic(config, pictures, checkpoint, "slice=2/3"))
+    moved = pictures.rename(tmp_path / "elsewhere")
+    with pytest.raises(SamTrainError, match="20 pictures in a row cannot be had"):
+        run(automatic(config, pictures, checkpoint))
+    moved.rename(pictures)
+    assert run(automatic(config, pictures, checkpoint)).images == 15
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_reading_ahead_changes_nothing(
+    config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, ahead: int
+) -> None:
+    (pictures / "05.jpg").write_bytes(b"torn")
+    run(automatic(config, pictures, checkpoint, f"out={tmp_path / 'expected'}"))
+    run(automatic(config, pictures, checkpoint, f"load_ahead={ahead}"))
+    assert files(tmp_path / "out") == files(tmp_path / "expected")
+    assert load_manifest(tmp_path / "out" / "sa_000000.tar").skipped == {"05.jpg": "unsupported_format"}
+
+
+def test_report_of_a_run(config: Callable[..., DictConfig], source: Path, tmp_path: Path) -> None:
+    run(config("report=true"))
+    report = tmp_path / "out" / "report"
+    assert sorted(path.name for path in report.iterdir()) == ["contact_sheet.jpg", "stats.html", "stats.json"]
+    sheet = decode_jpeg((report / "contact_sheet.jpg").read_bytes())
+    assert sheet.shape == (1 * (240 + 18 + 6) + 6, 5 * (320 + 6) + 6, 3), "five pictures in a row"
+    assert json.loads((report / "stats.json").read_bytes())["num_masks"] == 10
+    before = (report / "stats.html").stat().st_mtime_ns
+    run(config("report=true"))
+    assert (report / "stats.html").stat().st_mtime_ns == before, "nothing was done, so nothing is drawn again"
+    with_its_pictures = open_source(tmp_path / "out")
+    assert len(with_its_pictures.references) == 5, "the folder is still a source for the next stage"
+
+
+def test_large_runs_are_sampled(tmp_path: Path) -> None:
+    for shard in range(4):
+        write_shard(tmp_path / f"sa_{shard:06d}.tar", [make_sample(10 * shard + i, num_masks=0) for i in range(shard + 1)])
+    shards = sorted(tmp_path.glob("*.tar"))
+    ids = [sample.record.image_id for sample in spread(shards, [1, 2, 3, 4], 5)]
+    assert ids == [10, 20, 22, 31, 33]
+    assert [sample.record.image_id for sample in spread(shards, [1, 2, 3, 4], 99)] == [0, 10, 11, 20, 21, 22, 30, 31, 32, 33]
+
+
+def test_dry_run_measures_and_writes_nothing(
+    config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "12.jpg").write_bytes(b"torn")
+    wanted = automatic(config, pictures, checkpoint, "driver.processes=3", "dry_run=true")
+    data_engine.engine.dry_run(wanted)
+    assert not (tmp_path / "out").exists()
+    told = capsys.readouterr().out
+    assert "left: 25 images in 3 slices\nsample of 8: " in told
+    assert "3 workers that do not slow each other down: " in told
+    run(automatic(config, pictures, checkpoint, "slice=0/3"))
+    capsys.readouterr()
+    data_engine.engine.dry_run(wanted)
+    assert "left: 15 images in 2 slices" in capsys.readouterr().out
+    run(automatic(config, pictures, checkpoint))
+    with pytest.raises(ConfigError, match="nothing is left to do"):
+        data_engine.engine.dry_run(wanted)
+
+
+def test_estimate_follows_from_the_sample() -> None:
+    estimate = Estimate(
+        num_images=7200, num_slices=72, seconds=(1.0, 3.0), num_masks=20, num_bytes=500e3, skipped={"unreadable": 1}, width=4
+    )
+    assert (estimate.images_per_second, estimate.hours) == (2.0, 1.0)
+    text = str(estimate)
+    assert "sample of 2: 2 s an image (1 to 3), 20.0 masks, 500 kB; images skipped: unreadable 1" in text
+    assert "2 images/s, 1.0 hours, 3.6 GB" in text
+
+
+def test_line_for_people(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    ledger = run(config())
+    ledger = replace(ledger, images_per_machine_second=None)
+    assert data_engine.engine.summary(ledger, Path("OUT"), {}) == "OUT: 5 images, 10 masks in 3 shards; images skipped: none"
+
+
+def test_line_for_people_says_what_was_left_out_and_why_there_is_no_mask() -> None:
+    counts = {"dropped/predicted_iou": 90.0, "dropped/stability": 6.0, "masks_automatic": 0.0}
+    ledger = Ledger(shards=1, images=2, masks=0, skipped={"unreadable": 1}, counts=counts)
+    text = data_engine.engine.summary(ledger, Path("OUT"), {"a": "linked_folder", "b": "linked_folder"})
+    assert "images skipped: linked_folder 2, unreadable 1\n" in text
+    assert "most went by dropped/predicted_iou" in text

@@ -1,0 +1,97 @@
+"""The ledger of masks says of every mask in every finished shard who made it, with which model and which prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from conftest import make_sample
+from omegaconf import OmegaConf
+
+from data_engine.cycle.ablation import SETS, table_of
+from data_engine.cycle.command import main
+from data_engine.cycle.provenance_table import write_ledger
+from sam_train.records import ImageRecord, Provenance
+from sam_train.shards import write_shard
+
+STEPS = ["1_assisted_manual", "2_semi_automatic"]
+
+
+def sample(index: int, made: Provenance | None) -> tuple[ImageRecord, bytes]:
+    """Image `index` with two masks that were made so."""
+    record, jpeg = make_sample(index)
+    masks = [type(mask)(**{name: getattr(mask, name) for name in mask.__slots__} | {"provenance": made}) for mask in record.masks]
+    return ImageRecord(key=record.key, image_id=index, width=record.width, height=record.height, masks=masks), jpeg
+
+
+def provenance(checkpoint: str, annotator: str, prompts: list[list[float]]) -> Provenance:
+    return Provenance(stage="s", checkpoint=checkpoint, annotator=annotator, config="c", prompts=prompts, seconds=3.0)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    drawn, clicked = provenance("", "ann", []), provenance("f" * 64, "bob", [[1.0, 2.0, 1.0], [3.0, 4.0, 0.0]])
+    generated, foreign = provenance("f" * 64, "automatic", [[5.0, 6.0, 1.0]]), provenance("e" * 64, "bob", [])
+    write_shard(tmp_path / STEPS[0] / "shards" / "sa_000000.tar", [sample(0, drawn)])
+    write_shard(tmp_path / STEPS[1] / "shards" / "sa_000000.tar", [sample(1, clicked), sample(2, generated)])
+    write_shard(tmp_path / STEPS[1] / "shards" / "sa_000001.tar", [sample(3, foreign), sample(4, None)])
+    (tmp_path / STEPS[1] / "shards" / "sa_000002.tar").write_bytes(b"a shard that is being written")
+    history = [{"step": STEPS[0], "sha256": "f" * 64, "promoted": True, "checkpoint": "x", "evaluation": {}}]
+    history += [{**history[0], "rolled_back_from": STEPS[1], "because": "it hates cats"}]
+    (tmp_path / "promoted.json").write_text(json.dumps({"checkpoint": "x", "sha256": "f" * 64, "history": history}))
+    stages = [{"stage": step[2:], "num_images": 1} for step in STEPS]
+    OmegaConf.save(OmegaConf.create({"corpus": {"truth": "t"}, "stages": stages}), tmp_path / "config.yaml")
+    return tmp_path
+
+
+def test_a_row_for_every_mask(run_dir: Path) -> None:
+    write_ledger(run_dir / "masks.parquet", run_dir, STEPS)
+    masks = duckdb.read_parquet(f"{run_dir}/masks.parquet")
+    columns = "step, image_key, annotator, model_step, prompts, seconds"
+    rows = masks.aggregate(f"{columns}, count(*)", columns).order("image_key").fetchall()
+    assert rows == [
+        (STEPS[0], "sa_000000", "ann", "", [], 3.0, 2),
+        (STEPS[1], "sa_000001", "bob", STEPS[0], [[1.0, 2.0, 1.0], [3.0, 4.0, 0.0]], 3.0, 2),
+        (STEPS[1], "sa_000002", "automatic", STEPS[0], [[5.0, 6.0, 1.0]], 3.0, 2),
+        (STEPS[1], "sa_000003", "bob", "e" * 12, [], 3.0, 2),
+        (STEPS[1], "sa_000004", "", "", [], 0.0, 2),
+    ]
+    ids = masks.project("mask_id").fetchall()
+    assert sorted(ids) == [(10 * index + place,) for index in range(5) for place in range(2)]
+
+
+def test_the_command(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["sam-cycle", "ledger", f"run={run_dir}"])
+    main()
+    told = capsys.readouterr().out
+    assert "masks.parquet: 10 masks" in told
+    assert "rolled back to the model of 1_assisted_manual from that of 2_semi_automatic: it hates cats" in told
+    lines = [line.split() for line in told.splitlines() if line.strip().startswith(("1_", "2_"))]
+    assert ["1_assisted_manual", "ann", "none", "2", "0.00", "3.0"] in lines
+    assert ["2_semi_automatic", "bob", "1_assisted_manual", "2", "2.00", "3.0"] in lines
+
+
+def test_of_one_image(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["sam-cycle", "ledger", f"run={run_dir}", "image=sa_000001"])
+    main()
+    assert "1,2,1 3,4,0" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["sam-cycle", "ledger", f"run={run_dir}", "image=sa_999999"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no mask of an image 'sa_999999' was written" in capsys.readouterr().err
+
+
+def test_sets_of_the_ablation_are_the_papers() -> None:
+    assert list(SETS.values()) == [
+        ("assisted_manual",),
+        ("assisted_manual", "semi_automatic"),
+        ("assisted_manual", "semi_automatic", "fully_automatic"),
+        ("fully_automatic",),
+    ]
+    table = table_of({"manual": {"miou_at_1": 0.5}, "all": {"miou_at_1": 0.75, "miou_at_3": 0.8}})
+    assert table.row_count == 2
+    assert list(table.columns[1].cells) == ["0.500", "0.750"]
+    assert list(table.columns[2].cells) == ["", "0.800"]

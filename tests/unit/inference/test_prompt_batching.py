@@ -1,0 +1,109 @@
+"""All prompts are done, in their order, in batches that fit."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from sam_train.inference.prompt_batching import PromptBatcher
+
+
+def elsewhere(num: int) -> Tensor:
+    """Rows on no CPU; CUDA is not at hand."""
+    return torch.arange(num, device="meta")
+
+
+MANY = 1 << 20
+
+
+class Memory:
+    """Takes at most so many prompts at once."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.tried = room, list[int]()
+
+    def __call__(self, part: Tensor) -> int:
+        self.tried.append(len(part))
+        if len(part) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return len(part)
+
+
+def test_batches_are_halved_until_they_fit(caplog: pytest.LogCaptureFixture) -> None:
+    batches, memory = PromptBatcher(64), Memory(20)
+    assert list(batches.map(memory, elsewhere(100), MANY)) == [16, 16, 16, 16, 16, 16, 4]
+    assert memory.tried == [64, 32, 16, 16, 16, 16, 16, 16, 4]
+    assert [r.message for r in caplog.records] == [
+        "64 prompts at once do not fit into memory: 32 from here on",
+        "32 prompts at once do not fit into memory: 16 from here on",
+    ]
+    list(batches.map(memory, elsewhere(20), MANY))
+    assert memory.tried[-2:] == [16, 4], "the next image does not try in vain again"
+
+
+def test_when_not_even_one_fits_it_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        list(PromptBatcher(5).map(Memory(0), elsewhere(7), MANY))
+
+
+def test_no_more_at_once_than_the_model_likes() -> None:
+    assert list(PromptBatcher(64).map(Tensor.tolist, torch.arange(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(PromptBatcher(64).map(len, elsewhere(5), 2)) == [2, 2, 1]
+
+
+def test_no_prompts_and_no_batch() -> None:
+    assert list(PromptBatcher(5).map(Tensor.tolist, torch.arange(0), MANY)) == []
+    assert list(PromptBatcher(5).map(Memory(9), elsewhere(0), MANY)) == []
+    with pytest.raises(ValueError, match="0 at a time: it must be at least 1"):
+        PromptBatcher(0)
+
+
+@pytest.fixture
+def three_threads() -> None:
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_take_batches_of_their_own() -> None:
+    """Each with one thread of torch's; what comes first is not who is first."""
+    threads: dict[int, int] = {}
+
+    def work(part: Tensor) -> tuple[list[int], int]:
+        time.sleep(0.02 if part.tolist()[0] == 0 else 0.001)
+        threads[threading.get_ident()] = torch.get_num_threads()
+        return part.tolist(), len(part)
+
+    found = list(PromptBatcher(4).map(work, torch.arange(50), MANY))
+    assert [i for part, _ in found for i in part] == list(range(50))
+    assert {size for _, size in found} == {4, 2}
+    assert len(threads) == 3
+    assert set(threads.values()) == {1}
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_few_prompts_are_shared_out() -> None:
+    assert [len(part) for part in PromptBatcher(64).map(Tensor.tolist, torch.arange(10), MANY)] == [4, 4, 2]
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("error", [IndexError, KeyboardInterrupt])
+def test_an_error_in_any_thread_ends_all(error: type[BaseException]) -> None:
+    done: list[Tensor] = []
+
+    def work(part: Tensor) -> None:
+        if part.tolist()[0] == 20:
+            raise error("here")
+        time.sleep(0.005)
+        done.append(part)
+
+    with pytest.raises(error, match="here"):
+        list(PromptBatcher(1).map(work, torch.arange(400), MANY))
+    assert len(done) < 100
+    assert torch.get_num_threads() == 3

@@ -1,0 +1,88 @@
+"""Masks by a list of words: one a word at most, named by it, and what is missing is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_sam
+from torch import Tensor, nn
+
+from sam_train.errors import ConfigError
+from sam_train.inference import Predictor, TextMaskGenerator
+from sam_train.inference.predictor import prompts_of
+from sam_train.masks import decode_rle
+from sam_train.text import TextEncoder
+
+DIM = 12
+WORDS = ["coffee", "cat", "moon"]
+ALL: dict[str, Any] = {"pred_iou_thresh": -100.0, "stability_score_thresh": -1.0}
+
+
+class Letters(TextEncoder):
+    """Each text has a direction that its letters seed."""
+
+    @property
+    def dim(self) -> int:
+        return DIM
+
+    @property
+    def network(self) -> nn.Module:
+        return nn.Linear(1, 1).requires_grad_(False).apply(lambda layer: nn.init.ones_(layer.weight))  # type: ignore[arg-type, return-value]
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        return torch.stack([torch.randn(DIM, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in texts])
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+
+
+def test_every_word_has_its_mask(image: np.ndarray) -> None:
+    model, encoder = small_sam(text_dim=DIM).eval(), Letters()
+    found, dropped = TextMaskGenerator(words=WORDS, encoder=encoder, **ALL).generate(model, image)
+    predictor = Predictor(model)
+    predictor.set_image(image)
+    best = predictor.predict(prompts_of(text_embeddings=encoder.embed_texts(WORDS)), multimask_output=True).best()
+    masks = predictor.masks_in_image(best.mask_logits)[:, 0].numpy()
+    expected = {word: mask for word, mask in zip(WORDS, masks, strict=True) if mask.any()}
+    assert {mask.name for mask in found} == expected.keys()
+    assert len(expected) >= 2
+    assert dropped["empty"] == len(WORDS) - len(expected)
+    for mask in found:
+        assert np.array_equal(decode_rle(mask.rle, height=24, width=30), expected[mask.name])
+        assert mask.prompt == ()
+        assert mask.area == expected[mask.name].sum()
+    scores = [mask.predicted_iou for mask in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_what_the_model_is_not_sure_of_is_left_out_and_counted(image: np.ndarray) -> None:
+    model = small_sam(text_dim=DIM).eval()
+    unsure = TextMaskGenerator(words=WORDS, encoder=Letters(), pred_iou_thresh=100, stability_score_thresh=-1)
+    assert unsure.generate(model, image) == ([], Counter(predicted_iou=3, stability=0))
+    shaky = TextMaskGenerator(words=WORDS, encoder=Letters(), pred_iou_thresh=-100, stability_score_thresh=1.1)
+    assert shaky.generate(model, image) == ([], Counter(predicted_iou=0, stability=3))
+
+
+def test_small_regions_go(image: np.ndarray) -> None:
+    found, dropped = TextMaskGenerator(words=WORDS, encoder=Letters(), min_region_area_px=10_000, **ALL).generate(
+        small_sam(text_dim=DIM).eval(), image
+    )
+    assert found == []
+    assert dropped["small_region"] + dropped["empty"] == 3
+
+
+@pytest.mark.parametrize("words", [[], "cat", ["cat", " "]])
+def test_words_are_wanted(words: Any) -> None:
+    with pytest.raises(ConfigError, match="give some"):
+        TextMaskGenerator(words=words, encoder=Letters())
+
+
+def test_a_model_without_words_is_refused(image: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match="takes no words"):
+        TextMaskGenerator(words=WORDS, encoder=Letters()).generate(small_sam(), image)
