@@ -25,6 +25,7 @@ from sam_train.model.mae import load_mae
 from sam_train.model.sam import PIXEL_MEAN, PIXEL_STD
 from sam_train.model.transformer import TwoWayBlock
 from sam_train.model.weights import ACCEPTED, RELEASED, Names, check_shapes, config_of, names_of, shape_mismatches, to_our_names
+from sam_train.renames import upgrade_config
 
 FORMAT = "sam-train/1"
 HUGGING_FACE_WEIGHTS = "model.safetensors"
@@ -98,7 +99,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Sam:
     document = _read(path)
     _check_device(device)
     if _is_ours(document, path):
-        state, config = document["model"], document["config"]
+        state, config = document["model"], upgrade_config(document["config"])
     else:
         state = to_our_names(_bare_state(document, path), origin=str(path))
         config = config_of(state, origin=str(path), decoder_heads=_decoder_heads(path))

@@ -17,9 +17,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from sam_train.errors import ConfigError, SamTrainError
 from sam_train.files import commit_file
+from sam_train.renames import upgrade_config
 
 ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning.callbacks")
 
@@ -119,9 +121,21 @@ def config_hash(cfg: DictConfig | Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(to_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def load_stored(path: Path) -> Any:
+    """Return the plain config in a YAML file that a run stored, in the names of today (`renames.upgrade_config`).
+
+    Raises ConfigError when the file is not YAML or an interpolation in it does not resolve.
+    """
+    try:
+        stored = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML config: {error}") from error
+    return upgrade_config(to_plain(stored))
+
+
 def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]:
     """Which of the top-level `keys` differ from the config that `save_resolved` wrote."""
-    before = to_plain(OmegaConf.load(saved))
+    before = load_stored(saved)
     now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
     for config in (before, now):
         for group, key in HASH_IGNORED_KEYS:

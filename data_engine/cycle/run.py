@@ -12,7 +12,7 @@ from data_engine.cycle.slurm_runner import step_processes
 from data_engine.cycle.subprocess_runner import Processes, Steps
 from data_engine.promote import check_measure
 from data_engine.steps import steps_of
-from sam_train.config import build, changed_keys, config_dir, save_resolved
+from sam_train.config import build, changed_keys, config_dir, load_stored, save_resolved
 from sam_train.errors import ConfigError
 from sam_train.shards.maintenance.duplicate_groups import MAX_THRESHOLD
 
@@ -54,7 +54,7 @@ def load_cycle(run_dir: Path) -> DictConfig:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir} has no config.yaml: give the folder of a cycle, such as runs/quickstart")
-    cfg = OmegaConf.load(path)
+    cfg = OmegaConf.create(load_stored(path))
     if not isinstance(cfg, DictConfig) or "stages" not in cfg or "corpus" not in cfg:
         raise ConfigError(f"{path} is not the config of a cycle: give the folder that sam-cycle wrote")
     return cfg

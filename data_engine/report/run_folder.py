@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from data_engine.steps import START, steps_of
-from sam_train.config import to_plain
+from sam_train.config import load_stored
 from sam_train.errors import ConfigError
 from sam_train.shards import done_shards
 
@@ -133,13 +131,10 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = OmegaConf.load(path)
-    except Exception as error:  # OmegaConf lets through whatever PyYAML raises
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not OmegaConf.is_dict(config):
+    config = load_stored(path)
+    if not isinstance(config, dict):
         raise ConfigError(f"{path} holds no mapping: it is not the config of a run")
-    return {str(key): value for key, value in to_plain(config).items()}
+    return {str(key): value for key, value in config.items()}
 
 
 def _stages(folder: Path, config: Mapping[str, Any], entries: list[Any], path: Path) -> tuple[Stage, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sam_train.checkpoint import write_checkpoint_atomically
+from sam_train.renames import CALLBACKS
 from sam_train.training.sharded_checkpoint import FOLDER, is_in_shares, remove_folders, with_tensors
 
 
@@ -28,4 +29,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Also one in shares, made whole. Raises CheckpointError when its folder is not."""
         document = super().load_checkpoint(path, *args, **kwargs)
+        document["callbacks"] = {CALLBACKS.get(name, name): state for name, state in document["callbacks"].items()}
         return with_tensors(document, Path(path), document[FOLDER]) if is_in_shares(document) else document

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from sam_train.checkpoint import checkpoint_hash, init_weights, load_checkpoint, load_weights
-from sam_train.config import build, config_hash, to_plain
+from sam_train.config import build, config_hash, load_stored, to_plain
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.inference import EmbeddingCache
 from sam_train.losses.box_loss import BoxLoss
@@ -144,8 +144,7 @@ def model_of_run(run_dir: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
     path, saved = run_dir / "checkpoints" / "last.ckpt", run_dir / "config.yaml"
     if not path.is_file() or not saved.is_file():
         raise CheckpointError(f"{run_dir} is no folder of a run: it has no {(saved if path.is_file() else path).name}")
-    cfg = OmegaConf.load(saved)
-    assert isinstance(cfg, DictConfig)
+    cfg = OmegaConf.create(load_stored(saved))
     checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
     weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
     means = checkpoint["callbacks"].get(WeightEMA.__name__, {}).get("means", {})

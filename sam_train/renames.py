@@ -1,0 +1,83 @@
+"""Config keys and class paths that had another name in earlier versions.
+
+A config that was stored by an earlier version (in a checkpoint, a run folder or an annotation store) is upgraded by
+`upgrade_config` and still opens. A name that a user types is not translated: `check_overrides` raises an error that says
+what it was renamed to, so that no old name lives on in scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sam_train.errors import ConfigError
+
+KEYS: Mapping[str, str] = {
+    "losses.loser_weight": "losses.all_candidates_weight",
+    "people_weight": "human_mask_weight",
+}
+"""Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group."""
+
+TARGETS: Mapping[str, str] = {
+    "sam_train.evaluation.noc.ClicksNeededProtocol": "sam_train.evaluation.clicks_needed.ClicksNeededProtocol",
+    "sam_train.evaluation.suite.SuiteProtocol": "sam_train.evaluation.sa23.Sa23Protocol",
+    "sam_train.inference.ProposedMasks": "sam_train.inference.BoxMaskGenerator",
+    "sam_train.inference.WordMasks": "sam_train.inference.TextMaskGenerator",
+    "sam_train.training.callbacks.MaskPictures": "sam_train.training.callbacks.LogMaskImages",
+    "sam_train.training.watching.Speed": "sam_train.training.throughput.Speed",
+}
+"""`_target_` of an earlier version, and the one of today."""
+
+CALLBACKS: Mapping[str, str] = {"WeightAverage": "WeightEMA", "LeaveOnSignal": "PreemptionCallback"}
+"""Class name of a callback in an earlier version, under which a Lightning checkpoint holds its state, and that of today."""
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise ConfigError, with the new name, if a command-line override `key=value` sets a key that was renamed."""
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if (new := _renamed(key)) is not None:
+            raise ConfigError(f"{key}: renamed to {new}")
+
+
+def upgrade_config(config: Any) -> Any:
+    """Return a stored plain config (dicts, lists, scalars) with the names of today.
+
+    Keys, `_target_` values and override strings (`key=value`, as a cycle stores them) are translated; all else is
+    returned as it is.
+    """
+    return _upgrade(config, ())
+
+
+def _upgrade(node: Any, path: tuple[str, ...]) -> Any:
+    if isinstance(node, Mapping):
+        return {_new_key(key, path): _upgrade_value(key, value, path) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_upgrade_override(value) if isinstance(value, str) else _upgrade(value, path) for value in node]
+    return node
+
+
+def _upgrade_value(key: Any, value: Any, path: tuple[str, ...]) -> Any:
+    if key == "_target_" and isinstance(value, str):
+        return TARGETS.get(value, value)
+    return _upgrade(value, (*path, str(key)))
+
+
+def _upgrade_override(text: str) -> str:
+    key, equals, value = text.partition("=")
+    new = _renamed(key) if equals else None
+    return text if new is None else f"{new}={value}"
+
+
+def _new_key(key: Any, path: tuple[str, ...]) -> Any:
+    """Return the name of today of `key` in the group that lies at `path`."""
+    new = KEYS.get(".".join((*path, str(key))))
+    return key if new is None else new.rpartition(".")[2]
+
+
+def _renamed(key: str) -> str | None:
+    """Return the name of today of a dotted key or of a key below it, None if it has not changed."""
+    for old, new in KEYS.items():
+        if key == old or key.startswith(old + "."):
+            return new + key[len(old) :]
+    return None
