@@ -22,7 +22,7 @@ from data_engine.annotation_tool.backend.app_context import COOKIE, AppContext, 
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.annotation_tool.backend.middleware import RequestGuard
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parents[1] / "static"
 ORT = "ort/ort-wasm-simd-threaded.wasm"
 MAX_BODY_BYTES = 16 << 20
 

@@ -1,6 +1,6 @@
 // What keys and buttons do.
 import { api } from "./api.js";
-import { $, boxOf, clip } from "./shapes.js";
+import { $, boxOf, clip } from "./dom.js";
 
 export const WithActions = (Base) =>
   class extends Base {

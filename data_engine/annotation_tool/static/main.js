@@ -1,7 +1,7 @@
 // The page: what it is made of, and how it starts.
 import { WithActions } from "./actions.js";
 import { Outbox, api } from "./api.js";
-import { Clock } from "./clock.js";
+import { Clock } from "./work_timer.js";
 import { Decoder } from "./decoder.js";
 import { WithDrafts } from "./drafts.js";
 import { KEYS, REVIEW_KEYS, fill, listen } from "./keys.js";
@@ -9,7 +9,7 @@ import { WithObjects } from "./objects.js";
 import { WithPanel } from "./panel.js";
 import { watch } from "./pointer.js";
 import { WithPrompts } from "./prompting.js";
-import { $ } from "./shapes.js";
+import { $ } from "./dom.js";
 import { WithTasks } from "./tasks.js";
 import { View } from "./view.js";
 

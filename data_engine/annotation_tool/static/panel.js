@@ -1,8 +1,8 @@
 // What is shown beside the image, and in words.
 import { ApiError, api } from "./api.js";
 import { Layers, cropped } from "./layers.js";
-import { SIZES } from "./object.js";
-import { $ } from "./shapes.js";
+import { SIZES } from "./mask_editor.js";
+import { $ } from "./dom.js";
 
 const CURRENT = [255, 214, 10];
 

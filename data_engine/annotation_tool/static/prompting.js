@@ -1,7 +1,7 @@
 // Clicks, boxes and strokes on the canvas, and the preview under the pointer.
 import { Layers, cropped } from "./layers.js";
 import { Resize } from "./resample.js";
-import { $, boxOf, clip } from "./shapes.js";
+import { $, boxOf, clip } from "./dom.js";
 
 const HOVER_SIDE = 1024; // pixels of the preview
 

@@ -1,10 +1,10 @@
 // The image at hand: how it comes, what is shown of it, how it ends.
 import { api } from "./api.js";
 import { Layers, colorOf, cropped } from "./layers.js";
-import { Piece } from "./object.js";
+import { Piece } from "./mask_editor.js";
 import { Resize } from "./resample.js";
 import { decode as decodeRle } from "./rle.js";
-import { $ } from "./shapes.js";
+import { $ } from "./dom.js";
 
 export const WithTasks = (Base) =>
   class extends Base {
