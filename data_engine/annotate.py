@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # fastapi comes with an extra
 
 ACTIONS = ("serve", "audit", "export", "summary")
 HASH_IGNORED_KEYS = (
-    "action", "device", "threads", "host", "port", "allowed_hosts", "num_ahead", "annotators", "reviewers", "out", "privacy",
+    "action", "device", "threads", "host", "port", "allowed_hosts", "num_prefetch", "annotators", "reviewers", "out", "privacy",
 )  # fmt: skip
 """What decides no mask. (Privacy decides what is seen: by its `identity`.)"""
 
@@ -56,11 +56,11 @@ def main() -> None:
 @hydra.main(config_path=config_dir(), config_name="annotate", version_base="1.3")
 @exit_with_message
 def _main(cfg: DictConfig) -> None:
-    check(cfg)
-    {"serve": serve, "audit": serve, "export": export, "summary": summarise}[cfg.action](cfg)
+    check_config(cfg)
+    {"serve": serve, "audit": serve, "export": export_shards, "summary": print_summary}[cfg.action](cfg)
 
 
-def check(cfg: DictConfig) -> None:
+def check_config(cfg: DictConfig) -> None:
     """Raise ConfigError for values that cannot be."""
     if cfg.action not in ACTIONS:
         raise ConfigError(f"action is {cfg.action!r}: expected {', '.join(ACTIONS)}")
@@ -68,14 +68,16 @@ def check(cfg: DictConfig) -> None:
     for name in needed:
         if not cfg[name]:
             raise ConfigError(f"sam-annotate needs {name}=...: sam-annotate corpus=PHOTOS checkpoint=FILE out=FOLDER")
-    for name, least in (("overlap", 1), ("images_per_shard", 1), ("num_ahead", 0), ("port", 0), ("sample", 1)):
+    for name, least in (("overlap", 1), ("images_per_shard", 1), ("num_prefetch", 0), ("port", 0), ("num_audit_images", 1)):
         if not isinstance(cfg[name], int) or cfg[name] < least:
             raise ConfigError(f"{name} is {cfg[name]}: expected a whole number of at least {least}")
     for name in ("lease_s", "idle_after_s", "move_on_after_s"):
         if not isinstance(cfg[name], (int, float)) or cfg[name] <= 0:
             raise ConfigError(f"{name} is {cfg[name]}: expected seconds above 0")
-    if cfg.proposals is not None and (cfg.prefill or cfg.action == "audit"):
-        raise ConfigError("generator@proposals= shows what the model proposes, prefill= what the corpus has: take one of them")
+    if cfg.proposals is not None and (cfg.show_existing_masks or cfg.action == "audit"):
+        raise ConfigError(
+            "generator@proposals= and show_existing_masks=true exclude each other: proposed masks come from the model or the corpus"
+        )
     if cfg.proposals is not None and cfg.action == "serve" and not cfg.checkpoint:
         raise ConfigError("generator@proposals= wants a model that makes the masks: give checkpoint=")
     if cfg.action in ("export", "summary") and not (Path(cfg.out) / "store.sqlite").is_file():
@@ -84,11 +86,11 @@ def check(cfg: DictConfig) -> None:
 
 def serve(cfg: DictConfig) -> None:
     """Serve until interrupted."""
-    app, desk, links = application(cfg)
+    app, context, links = create_application(cfg)
     import uvicorn
 
-    if desk.encoding is not None and desk.encoding.decoder_onnx is not None:  # seconds, the first time
-        console.print(f"decoder for browsers: {desk.encoding.decoder_onnx}")
+    if context.embedding_service is not None and context.embedding_service.decoder_onnx is not None:  # seconds, the first time
+        console.print(f"decoder for browsers: {context.embedding_service.decoder_onnx}")
     for name, link in links.items():
         console.print(f"{name}: {link}")
     if not _is_loopback(cfg.host):
@@ -105,73 +107,73 @@ def serve(cfg: DictConfig) -> None:
             server_header=False,
         )
     finally:
-        if desk.encoding is not None:
-            desk.encoding.close()
+        if context.embedding_service is not None:
+            context.embedding_service.close()
 
 
-def application(cfg: DictConfig) -> tuple[FastAPI, AppContext, dict[str, str]]:
+def create_application(cfg: DictConfig) -> tuple[FastAPI, AppContext, dict[str, str]]:
     """The application, what it works with, and for each person the link that logs them in."""
     try:
         from data_engine.annotation_tool.backend.app import create_app
         from data_engine.annotation_tool.backend.app_context import AppContext
     except ModuleNotFoundError as error:
         raise ConfigError(f"sam-annotate needs {error.name}: pip install 'sam-train[annotate]'") from error
-    from data_engine.annotation_tool.backend.access import Access, read_tokens
-    from data_engine.annotation_tool.backend.commits import Commits
+    from data_engine.annotation_tool.backend.access import AccessTokens, read_tokens
     from data_engine.annotation_tool.backend.database import Database
     from data_engine.annotation_tool.backend.embedding_service import EmbeddingService
     from data_engine.annotation_tool.backend.image_cache import ImageCache
-    from data_engine.annotation_tool.backend.queue import Queue
+    from data_engine.annotation_tool.backend.mask_store import MaskStore
+    from data_engine.annotation_tool.backend.task_queue import TaskQueue
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    out, privacy = Path(cfg.out), covering(cfg)
-    source = opened(cfg, privacy)
+    out, privacy = Path(cfg.out), build_privacy(cfg)
+    source = open_corpus(cfg, privacy)
     tokens = read_tokens(out / "tokens.json", list(cfg.annotators), list(cfg.reviewers))
-    access = Access(tokens)
-    pictures = ImageCache(source)
-    encoding = None
+    access = AccessTokens(tokens)
+    images = ImageCache(source)
+    embedding_service = None
     if cfg.checkpoint:
         proposals = None if cfg.proposals is None else build(cfg.proposals)
-        encoding = EmbeddingService(Path(cfg.checkpoint), pictures, out, device=cfg.device, proposals=proposals)
+        embedding_service = EmbeddingService(Path(cfg.checkpoint), images, out, device=cfg.device, proposals=proposals)
     database = Database(out / "store.sqlite")
-    queue = Queue(database, lease_s=cfg.lease_s)
-    references = sampled(source, cfg.sample, cfg.seed) if cfg.action == "audit" else source.references
-    new = queue.fill(references, overlap=cfg.overlap)
+    queue = TaskQueue(database, lease_s=cfg.lease_s)
+    references = sample_references(source, cfg.num_audit_images, cfg.seed) if cfg.action == "audit" else source.references
+    new = queue.add_images(references, overlap=cfg.overlap)
     console.print(f"{cfg.corpus}: {len(references)} images, {new} of them new to {out}; tasks: {queue.states()}")
-    desk = AppContext(
+    context = AppContext(
         queue=queue,
-        commits=Commits(database, queue),
-        pictures=pictures,
+        commits=MaskStore(database, queue),
+        images=images,
         access=access,
-        encoding=encoding,
-        num_ahead=cfg.num_ahead,
+        embedding_service=embedding_service,
+        num_prefetch=cfg.num_prefetch,
         idle_after_s=cfg.idle_after_s,
         move_on_after_s=cfg.move_on_after_s,
-        prefill=cfg.prefill or cfg.action == "audit",
+        show_existing_masks=cfg.show_existing_masks or cfg.action == "audit",
     )
-    if encoding is not None:
-        encoding.ahead(queue.ahead(cfg.num_ahead))
-    app = create_app(desk, allowed_hosts=["127.0.0.1", "localhost", cfg.host, *cfg.allowed_hosts])
+    if embedding_service is not None:
+        embedding_service.prefetch(queue.upcoming_images(cfg.num_prefetch))
+    app = create_app(context, allowed_hosts=["127.0.0.1", "localhost", cfg.host, *cfg.allowed_hosts])
     links = {name: f"http://{cfg.host}:{cfg.port}/login#{token}" for name, (token, _) in tokens.items()}
-    return app, desk, links
+    return app, context, links
 
 
-def export(cfg: DictConfig) -> None:
+def export_shards(cfg: DictConfig) -> None:
     """Finished images that are not in a shard yet."""
     from data_engine.annotation_tool.backend.database import Database
     from data_engine.annotation_tool.backend.image_cache import ImageCache
-    from data_engine.annotation_tool.backend.shard_export import Export
+    from data_engine.annotation_tool.backend.shard_export import ShardExporter
 
-    privacy, out = covering(cfg), Path(cfg.out) / "shards"
-    writer = Export(
+    privacy, out = build_privacy(cfg), Path(cfg.out) / "shards"
+    writer = ShardExporter(
         Database(Path(cfg.out) / "store.sqlite"),
-        ImageCache(opened(cfg, privacy)),
+        ImageCache(open_corpus(cfg, privacy)),
         out,
         privacy=privacy,
         stage=cfg.stage,
-        reviewed=cfg.reviewed,
-        config=made_by(cfg),
+        reviewed_only=cfg.reviewed_only,
+        config=annotation_config_hash(cfg),
         images_per_shard=cfg.images_per_shard,
     )
     for shard in (shards := writer.write()):
@@ -185,7 +187,7 @@ def export(cfg: DictConfig) -> None:
         console.print(f"{left} images of {cfg.privacy.take_down} are in shards that were written before: {drop} leaves them out")
 
 
-def summarise(cfg: DictConfig) -> None:
+def print_summary(cfg: DictConfig) -> None:
     """Costs and agreement as JSON."""
     from data_engine.annotation_tool.backend.database import Database
     from data_engine.annotation_tool.backend.summary import summary
@@ -193,7 +195,7 @@ def summarise(cfg: DictConfig) -> None:
     print(json.dumps(summary(Database(Path(cfg.out) / "store.sqlite")), indent=1))
 
 
-def covering(cfg: DictConfig) -> Privacy:
+def build_privacy(cfg: DictConfig) -> Privacy:
     """What covers the pictures; written down in `out` before the first one is shown.
 
     Raises ConfigError when pictures of `out` were shown covered otherwise, and as `Privacy` does.
@@ -219,7 +221,7 @@ def _shown_with(path: Path) -> str:
         raise ConfigError(f"{message}: write into it what sam-annotate was started with, or name another out=") from error
 
 
-def opened(cfg: DictConfig, privacy: Privacy) -> Source:
+def open_corpus(cfg: DictConfig, privacy: Privacy) -> Source:
     """The corpus, covered. What it leaves out is said."""
     source = privacy.over(open_source(cfg.corpus))
     for name, reason in source.skipped.items():
@@ -227,7 +229,7 @@ def opened(cfg: DictConfig, privacy: Privacy) -> Source:
     return source
 
 
-def sampled(source: Source, num_images: int, seed: int) -> list[Reference]:
+def sample_references(source: Source, num_images: int, seed: int) -> list[Reference]:
     """Images drawn at random, in the order of the source; the same ones for the same seed. Raises ConfigError without masks."""
     drawn = np.random.default_rng(seed).permutation(len(source.references))[:num_images]
     references = [source.references[place] for place in sorted(drawn.tolist())]
@@ -236,7 +238,7 @@ def sampled(source: Source, num_images: int, seed: int) -> list[Reference]:
     return references
 
 
-def made_by(cfg: DictConfig) -> str:
+def annotation_config_hash(cfg: DictConfig) -> str:
     """Hash of what decides the masks."""
     return config_hash({name: value for name, value in to_plain(cfg).items() if name not in HASH_IGNORED_KEYS})
 

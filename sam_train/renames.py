@@ -14,7 +14,11 @@ from sam_train.errors import ConfigError
 
 KEYS: Mapping[str, str] = {
     "losses.loser_weight": "losses.all_candidates_weight",
+    "num_ahead": "num_prefetch",
     "people_weight": "human_mask_weight",
+    "prefill": "show_existing_masks",
+    "reviewed": "reviewed_only",
+    "sample": "num_audit_images",
 }
 """Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group."""
 

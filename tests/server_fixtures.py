@@ -43,7 +43,7 @@ class Server:
         self.process.wait()
 
 
-def nano_checkpoint(path: Path, text_dim: int | None = None) -> Path:
+def write_nano_checkpoint(path: Path, text_dim: int | None = None) -> Path:
     """Random weights of the smallest model. text_dim: numbers in the embeddings of the words that it takes, None for no words."""
     torch.manual_seed(0)
     config = OmegaConf.to_container(OmegaConf.load(f"{config_dir()}/model/vit_nano.yaml")) | {"text_dim": text_dim}
@@ -51,7 +51,7 @@ def nano_checkpoint(path: Path, text_dim: int | None = None) -> Path:
     return path
 
 
-def eager_proposer(path: Path, checkpoint: Path, place: str = "proposals") -> list[str]:
+def write_permissive_proposer(path: Path, checkpoint: Path, place: str = "proposals") -> list[str]:
     """A proposer of random weights for the model of `checkpoint`; the overrides with which, at this place in a config, it
     proposes five masks an image."""
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def eager_proposer(path: Path, checkpoint: Path, place: str = "proposals") -> li
     return [f"generator@{place}=proposer", *(f"{place}.{value}" for value in [f"file={path}", *anything, "max_boxes=5"])]
 
 
-def eager_words(folder: Path, words: Sequence[str]) -> list[str]:
+def permissive_text_generator(folder: Path, words: Sequence[str]) -> list[str]:
     """A CLIP of random weights in `folder`; the overrides with which a model that takes its embeddings proposes a mask for each
     word, if it has a pixel."""
     clip = ["text_encoder@proposals.encoder=clip", f"proposals.encoder.model={write_tiny_clip(folder)}"]
@@ -70,7 +70,7 @@ def eager_words(folder: Path, words: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def serving(out: Path, *overrides: str) -> Iterator[Server]:
+def run_server(out: Path, *overrides: str) -> Iterator[Server]:
     """A server over `out`, which may have been there before; gone when the block ends."""
     command = [sys.executable, __file__, f"out={out}", "privacy=none", *overrides]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
@@ -93,9 +93,9 @@ def main(overrides: Sequence[str]) -> None:
         config = compose("annotate", overrides=list(overrides))
     with Path(os.devnull).open("w") as nowhere:
         annotate.console.file = nowhere
-        app, desk, _ = annotate.application(config)
-    if desk.encoding is not None:
-        assert desk.encoding.decoder_onnx is not None
+        app, context, _ = annotate.create_application(config)
+    if context.embedding_service is not None:
+        assert context.embedding_service.decoder_onnx is not None
     asked = next((int(override.partition("=")[2]) for override in overrides if override.startswith("port=")), 0)
     listening = socket.create_server(("127.0.0.1", asked))
     print(json.dumps({"port": listening.getsockname()[1]}), flush=True)

@@ -3,7 +3,7 @@
     python tests/benchmarks/annotators.py [NUM_ANNOTATORS [SECONDS]]
 
 prints one line of JSON. The server is a process of its own with the smallest model; an annotator clicks at most twice, draws the
-rest and waits between masks as its prices say, times PACE, so that the load is that of people who are ten times as fast.
+rest and waits between masks as its prices say, times TIME_SCALE, so that the load is that of people who are ten times as fast.
 Latencies are seen from the client, so they hold what the clients of the same machine take from each other.
 """
 
@@ -24,9 +24,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conftest import make_sample
-from server_fixtures import nano_checkpoint, serving
+from server_fixtures import run_server, write_nano_checkpoint
 
-from data_engine.annotation_tool.backend.client import Client
+from data_engine.annotation_tool.backend.client import AnnotationClient
 from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
 from data_engine.annotators import SimulatedAnnotator
@@ -34,7 +34,7 @@ from data_engine.sources import open_source
 from sam_train.errors import SamTrainError
 from sam_train.shards import write_shard
 
-PACE = 0.1
+TIME_SCALE = 0.1
 NUM_IMAGES = 4000
 QUEUE = ("POST /api/next", "POST /api/tasks/*/done", "PUT /api/commits/*")
 
@@ -43,23 +43,28 @@ class Crowd:
     """What all annotators together saw."""
 
     def __init__(self, corpus: Path, url: str, until: float) -> None:
-        self.truth, self.url, self.until = open_source(corpus), url, until
+        self.ground_truth, self.url, self.until = open_source(corpus), url, until
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.images: Counter[str] = Counter()
         self.errors: list[str] = []
         self.masks: list[int] = []
 
+    def add_latency(self, route: str, seconds: float) -> None:
+        self.seconds[route].append(seconds)
+
     def annotate(self, token: str) -> None:
         """One of them, until the time is over."""
         time.sleep(3 * random.random())  # noqa: S311
         try:
-            with Client(self.url, token, watch=lambda route, seconds: self.seconds[route].append(seconds)) as client:
-                rehearsal = SimulatedClient(client, SimulatedAnnotator(max_clicks=2), self.truth, pace=PACE)
+            with AnnotationClient(
+                self.url, token, on_request=lambda route, seconds: self.seconds[route].append(seconds)
+            ) as client:
+                simulated = SimulatedClient(client, SimulatedAnnotator(max_clicks=2), self.ground_truth, time_scale=TIME_SCALE)
                 try:
                     while time.monotonic() < self.until:
-                        self.masks.append(int(rehearsal.run(len(rehearsal.seen) + 1).get("masks", 0)))
+                        self.masks.append(int(simulated.annotate_images(len(simulated.image_keys) + 1).get("masks", 0)))
                 finally:
-                    self.images.update(rehearsal.seen)
+                    self.images.update(simulated.image_keys)
         except (SamTrainError, OSError) as error:
             self.errors.append(f"{type(error).__name__}: {error}")
 
@@ -71,15 +76,15 @@ def measure(num_annotators: int, seconds: float) -> dict[str, Any]:
         write_shard(folder / "corpus" / "sa_000000.tar", [make_sample(index) for index in range(NUM_IMAGES)])
         names = [f"a{number}" for number in range(num_annotators)]
         overrides = [f"corpus={folder / 'corpus'}", f"annotators=[{','.join(names)}]", "threads=1"]
-        overrides.append(f"checkpoint={nano_checkpoint(folder / 'model.pt')}")
-        with serving(folder / "out", *overrides) as server:
+        overrides.append(f"checkpoint={write_nano_checkpoint(folder / 'model.pt')}")
+        with run_server(folder / "out", *overrides) as server:
             crowd = Crowd(folder / "corpus", server.url, time.monotonic() + seconds)
             threads = [threading.Thread(target=crowd.annotate, args=(server.tokens[name],)) for name in names]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-        store = Database(folder / "out" / "store.sqlite").reading
+        store = Database(folder / "out" / "store.sqlite").connection
         leased = [row[0] for row in store.execute("SELECT count(*) FROM events WHERE kind = 'leased' GROUP BY task")]
         stored = store.execute("SELECT count(*) FROM masks").fetchone()[0]
     return {

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conftest import make_sample
 from onnx_decoder import write_models
-from server_fixtures import Server, serving
+from server_fixtures import Server, run_server
 
 from sam_train.shards import write_shard
 
@@ -84,8 +84,8 @@ def main(checkpoint: str, rounds: str = "30") -> None:
         write_shard(folder / "corpus" / "sa_000000.tar", [make_sample(0, height=SIDE, width=SIDE)])
         theirs = next(path for path in write_models(folder, single=True) if path.stem == "theirs").read_bytes()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        overrides = [f"corpus={folder / 'corpus'}", f"checkpoint={checkpoint}", "annotators=[a]", "threads=1", "num_ahead=0"]
-        with serving(folder / "out", *overrides) as server:
+        overrides = [f"corpus={folder / 'corpus'}", f"checkpoint={checkpoint}", "annotators=[a]", "threads=1", "num_prefetch=0"]
+        with run_server(folder / "out", *overrides) as server:
             took = clicked(browser.new_page(), server, theirs, int(rounds))
         browser.close()
     figures: dict[str, Any] = {"speed_ratio": round(float(np.median(took[:, 1]) / np.median(took[:, 0])), 2), "rounds": len(took)}

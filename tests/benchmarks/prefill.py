@@ -18,9 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from server_fixtures import serving
+from server_fixtures import run_server
 
-from data_engine.annotation_tool.backend.client import Client
+from data_engine.annotation_tool.backend.client import AnnotationClient
 from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
 from data_engine.annotation_tool.backend.summary import paired_ious
@@ -33,15 +33,18 @@ ACCEPT_IOU, MAX_CLICKS, MAX_MASKS = 0.8, 6, 500
 
 def measure(shards: str, num_images: int, *overrides: str) -> dict[str, Any]:
     """One pass over the first images."""
-    truth = open_source(shards)
+    ground_truth = open_source(shards)
     annotator = SimulatedAnnotator(accept_iou=ACCEPT_IOU, max_clicks=MAX_CLICKS, max_masks=MAX_MASKS, **PRICES)
     with TemporaryDirectory() as name:
         out = Path(name)
-        common = (f"corpus={shards}", "annotators=[a]", "threads=1", "num_ahead=1")
-        with serving(out, *common, *overrides) as server, Client(server.url, server.tokens["a"], timeout_s=600) as client:
-            rehearsal = SimulatedClient(client, annotator, truth)
-            counts = rehearsal.run(num_images)
-        found = told(Database(out / "store.sqlite"), truth, rehearsal.seen)
+        common = (f"corpus={shards}", "annotators=[a]", "threads=1", "num_prefetch=1")
+        with (
+            run_server(out, *common, *overrides) as server,
+            AnnotationClient(server.url, server.tokens["a"], timeout_s=600) as client,
+        ):
+            simulated = SimulatedClient(client, annotator, ground_truth)
+            counts = simulated.annotate_images(num_images)
+        found = told(Database(out / "store.sqlite"), ground_truth, simulated.image_keys)
     minutes = counts["seconds"] / 60
     names = ("images", "clicks", "masks_drawn", "masks_clicked", "masks_reviewed")
     return {
@@ -52,15 +55,15 @@ def measure(shards: str, num_images: int, *overrides: str) -> dict[str, Any]:
     }
 
 
-def told(database: Database, truth: Source, keys: list[str]) -> dict[str, Any]:
+def told(database: Database, ground_truth: Source, keys: list[str]) -> dict[str, Any]:
     """What is in the store, and how it compares with the truth."""
     query = """SELECT m.*, t.image FROM masks m JOIN tasks t ON t.id = m.task
         WHERE NOT m.deleted AND m.origin != 'proposed'"""
-    rows = database.reading.execute(query).fetchall()
+    rows = database.connection.execute(query).fetchall()
     ious, there = [], 0
-    for reference in truth.references:
+    for reference in ground_truth.references:
         if reference.key in keys:
-            record = truth.load(reference).record
+            record = ground_truth.load(reference).record
             assert record is not None
             made = [{"size": [r["height"], r["width"]], "counts": r["counts"]} for r in rows if r["image"] == reference.key]
             ious += paired_ious(made, [mask.segmentation for mask in record.masks])

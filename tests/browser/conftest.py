@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import make_sample
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-from server_fixtures import Server, nano_checkpoint, serving
+from server_fixtures import Server, run_server, write_nano_checkpoint
 
 from sam_train.shards import write_shard
 
@@ -120,14 +120,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_checkpoint(tmp_path_factory.mktemp("model") / "model.pt")
+    return write_nano_checkpoint(tmp_path_factory.mktemp("model") / "model.pt")
 
 
 @pytest.fixture(scope="module")
 def server(browser: Browser, corpus: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     names = ",".join(ANNOTATORS)
     overrides = [f"corpus={corpus}", f"checkpoint={checkpoint}", f"annotators=[{names}]", "reviewers=[eve]", "threads=1"]
-    with serving(tmp_path_factory.mktemp("out"), *overrides) as server:
+    with run_server(tmp_path_factory.mktemp("out"), *overrides) as server:
         yield server
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_sample
 from playwright.sync_api import Page
-from server_fixtures import Server, eager_proposer, eager_words, nano_checkpoint, serving
+from server_fixtures import Server, permissive_text_generator, run_server, write_nano_checkpoint, write_permissive_proposer
 from tiny_clip import DIM
 
 from sam_train.geometry import Resize
@@ -224,7 +224,7 @@ def test_the_server_decodes_where_the_browser_does_not(server: Server, new_page:
 
 def test_commits_wait_for_a_server_that_is_away(browser: Any, corpus: Path, tmp_path: Path, new_page: Callable[..., Any]) -> None:
     overrides = [f"corpus={corpus}", "annotators=[ann]"]
-    with serving(tmp_path / "out", *overrides) as server:
+    with run_server(tmp_path / "out", *overrides) as server:
         at = new_page(server, "ann").log_in()
         at.see("page.setBrush(10)")
         at.drag((80, 80), (160, 80))
@@ -233,7 +233,7 @@ def test_commits_wait_for_a_server_that_is_away(browser: Any, corpus: Path, tmp_
         at.until("document.getElementById('saved').dataset.state === 'waiting'")
         assert at.see("JSON.parse(localStorage.getItem('sam-annotate outbox ann')).length") == 1
     port = server.url.rpartition(":")[2]
-    with serving(tmp_path / "out", *overrides, f"port={port}"):
+    with run_server(tmp_path / "out", *overrides, f"port={port}"):
         at.until("page.outbox.length === 0")
         assert [mask["strokes"] for mask in at.stored()] == [1]
     at.errors.clear()  # the browser's own words on the server that was away
@@ -289,7 +289,7 @@ def test_what_the_model_proposes_is_accepted_rejected_and_changed(
     corpus: Path, checkpoint: Path, tmp_path: Path, new_page: Callable[[Server, str], Any]
 ) -> None:
     overrides = [f"corpus={corpus}", f"checkpoint={checkpoint}", "annotators=[ann]", "threads=1"]
-    with serving(tmp_path / "out", *overrides, *eager_proposer(tmp_path / "proposer.pt", checkpoint)) as server:
+    with run_server(tmp_path / "out", *overrides, *write_permissive_proposer(tmp_path / "proposer.pt", checkpoint)) as server:
         ann = new_page(server, "ann").log_in()
         ann.until("page.proposals.length > 2")
         number = ann.see("page.proposals.length")
@@ -310,10 +310,10 @@ def test_what_the_model_proposes_is_accepted_rejected_and_changed(
 
 
 def test_what_a_word_finds_is_listed_by_it(corpus: Path, tmp_path: Path, new_page: Callable[[Server, str], Any]) -> None:
-    words = eager_words(tmp_path / "clip", ["cat", "red car"])
-    checkpoint = nano_checkpoint(tmp_path / "words.pt", text_dim=DIM)
+    words = permissive_text_generator(tmp_path / "clip", ["cat", "red car"])
+    checkpoint = write_nano_checkpoint(tmp_path / "words.pt", text_dim=DIM)
     overrides = [f"corpus={corpus}", f"checkpoint={checkpoint}", "annotators=[ann]", "threads=1"]
-    with serving(tmp_path / "out", *overrides, *words) as server:
+    with run_server(tmp_path / "out", *overrides, *words) as server:
         ann = new_page(server, "ann").log_in()
         ann.until("page.proposals.length === 2")
         listed = ann.page.locator("#masks li .name")
@@ -331,8 +331,8 @@ def test_what_a_word_finds_is_listed_by_it(corpus: Path, tmp_path: Path, new_pag
 def test_a_reviewer_sees_what_an_image_will_have(tmp_path: Path, new_page: Callable[[Server, str], Any]) -> None:
     """In full size, to be moved, without proposals that nobody looked at; the words of a note are those that were typed."""
     write_shard(tmp_path / "corpus" / "sa_000000.tar", [make_sample(0, height=HEIGHT, width=WIDTH)])
-    overrides = [f"corpus={tmp_path / 'corpus'}", "annotators=[ann]", "reviewers=[eve]", "prefill=true"]
-    with serving(tmp_path / "out", *overrides) as server:
+    overrides = [f"corpus={tmp_path / 'corpus'}", "annotators=[ann]", "reviewers=[eve]", "show_existing_masks=true"]
+    with run_server(tmp_path / "out", *overrides) as server:
         ann = new_page(server, "ann").log_in()
         ann.move(1, HEIGHT - 1)
         ann.press("a")

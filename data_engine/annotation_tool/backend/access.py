@@ -28,11 +28,11 @@ class User:
     role: str
 
 
-class Access:
+class AccessTokens:
     """Tokens by person. Raises ConfigError for a role that is none, a name or a token that is too weak or given twice."""
 
     def __init__(self, tokens: Mapping[str, tuple[str, str]]) -> None:
-        self._people: list[tuple[bytes, User]] = []
+        self._users: list[tuple[bytes, User]] = []
         for name, (token, role) in tokens.items():
             if role not in ROLES:
                 raise ConfigError(f"{name} has the role {role!r}: expected {' or '.join(ROLES)}")
@@ -40,14 +40,14 @@ class Access:
                 raise ConfigError(f"annotator {name[:80]!r}: expected 1 to 200 letters, digits, '_' or '-'")
             if len(token) < MIN_TOKEN_LENGTH:
                 raise ConfigError(f"the token of {name} has {len(token)} characters: expected at least {MIN_TOKEN_LENGTH}")
-            self._people.append((sha256(token.encode()).digest(), User(name=name, role=role)))
-        if len({digest for digest, _ in self._people}) < len(self._people):
+            self._users.append((sha256(token.encode()).digest(), User(name=name, role=role)))
+        if len({digest for digest, _ in self._users}) < len(self._users):
             raise ConfigError("two annotators have the same token: nobody could tell their work apart")
 
-    def person(self, token: str) -> User:
+    def authenticate(self, token: str) -> User:
         """Whose token this is. Every one is compared, each in constant time. Raises HttpError (401)."""
         given = sha256(token.encode("utf-8", "surrogatepass")).digest()
-        found = [person for digest, person in self._people if hmac.compare_digest(digest, given)]
+        found = [user for digest, user in self._users if hmac.compare_digest(digest, given)]
         if not token or not found:
             raise HttpError(401, "no such token: log in with the one that sam-annotate printed for you")
         return found[0]

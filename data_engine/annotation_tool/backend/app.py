@@ -32,10 +32,10 @@ for ending, kind in ((".js", "text/javascript"), (".mjs", "text/javascript"), ("
 pages = APIRouter()
 
 
-def create_app(desk: AppContext, *, allowed_hosts: Sequence[str], max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+def create_app(context: AppContext, *, allowed_hosts: Sequence[str], max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
     """The application. `allowed_hosts`: names under which it may be asked, so that no foreign page can by a name of its own."""
     app = FastAPI(title="sam-annotate", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.desk = desk
+    app.state.context = context
     app.include_router(pages)
     app.include_router(api)
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -85,7 +85,7 @@ async def login(request: Request) -> Response:
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     token = form.get("token", [""])[0].strip()
     try:
-        app_context_of(request).access.person(token)
+        app_context_of(request).access.authenticate(token)
     except HttpError:
         return RedirectResponse("/login?refused", 303)
     answer = RedirectResponse("/", 303)

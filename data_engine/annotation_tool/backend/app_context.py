@@ -7,11 +7,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from data_engine.annotation_tool.backend.access import Access, User
-from data_engine.annotation_tool.backend.commits import Commits
+from data_engine.annotation_tool.backend.access import AccessTokens, User
 from data_engine.annotation_tool.backend.embedding_service import EmbeddingService
 from data_engine.annotation_tool.backend.image_cache import ImageCache
-from data_engine.annotation_tool.backend.queue import Queue
+from data_engine.annotation_tool.backend.mask_store import MaskStore
+from data_engine.annotation_tool.backend.task_queue import TaskQueue
 
 COOKIE = "sam_annotate"
 
@@ -20,32 +20,32 @@ COOKIE = "sam_annotate"
 class AppContext:
     """What the server works with."""
 
-    queue: Queue
-    commits: Commits
-    pictures: ImageCache
-    access: Access
-    encoding: EmbeddingService | None
+    queue: TaskQueue
+    commits: MaskStore
+    images: ImageCache
+    access: AccessTokens
+    embedding_service: EmbeddingService | None
     """None: no model, every mask is drawn."""
-    num_ahead: int
+    num_prefetch: int
     """Embeddings made for this many images that nobody has yet."""
     idle_after_s: float
     move_on_after_s: float
-    prefill: bool
+    show_existing_masks: bool
     """Whether masks that the source has are shown to the annotator."""
 
 
 def app_context_of(request: Request) -> AppContext:
     """The desk of the application."""
-    desk: AppContext = request.app.state.desk
-    return desk
+    context: AppContext = request.app.state.context
+    return context
 
 
 def user_of(request: Request) -> User:
     """Who asks, by `Authorization: Bearer` or the cookie of the page. Raises HttpError (401)."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
-    return app_context_of(request).access.person(given)
+    return app_context_of(request).access.authenticate(given)
 
 
-AtDesk = Annotated[AppContext, Depends(app_context_of)]
-Who = Annotated[User, Depends(user_of)]
+Context = Annotated[AppContext, Depends(app_context_of)]
+CurrentUser = Annotated[User, Depends(user_of)]

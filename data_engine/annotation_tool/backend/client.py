@@ -17,19 +17,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data_engine.annotation_tool.backend.commits import MaskWork
 from data_engine.annotation_tool.backend.http_errors import HttpError
+from data_engine.annotation_tool.backend.mask_store import AnnotatedMask
 from sam_train.errors import ConfigError
 from sam_train.geometry import Resize
 from sam_train.inference import Predictor
 from sam_train.structures import PointLabel, Prediction, Prompts
 
 
-class Client:
-    """url: where sam-annotate serves. tries: how often a call is sent whose connection breaks; a second time changes nothing, of
-    none of them. watch: told each call's route and seconds.
+class AnnotationClient:
+    """HTTP client of one annotator, over one connection.
 
-    Its calls raise HttpError as the server answers, ConnectionError when it does not.
+    url: address of the server. max_attempts: number of times a request is sent when its connection breaks; every request is
+    idempotent. on_request: called after each request with its route and its duration in seconds.
+
+    Methods raise HttpError for an error response of the server and ConnectionError if the server does not respond.
     """
 
     def __init__(
@@ -37,17 +39,17 @@ class Client:
         url: str,
         token: str,
         *,
-        tries: int = 5,
+        max_attempts: int = 5,
         timeout_s: float = 60.0,
-        watch: Callable[[str, float], None] = lambda route, seconds: None,
+        on_request: Callable[[str, float], None] = lambda route, seconds: None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise ConfigError(f"{url!r} is no address of a server: expected http://HOST:PORT")
-        self._token, self._tries, self._watch = token, tries, watch
+        self._token, self._max_attempts, self._on_request = token, max_attempts, on_request
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> AnnotationClient:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -57,7 +59,7 @@ class Client:
         """Who one is, the model, and so on."""
         return self._json("GET", "/api/session")
 
-    def next(self) -> dict[str, Any] | None:
+    def next_task(self) -> dict[str, Any] | None:
         """The next task, None when there is none."""
         task: dict[str, Any] | None = self._json("POST", "/api/next")["task"]
         return task
@@ -66,13 +68,13 @@ class Client:
         """The masks of the task with those that the model proposes. Raises TimeoutError."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
-            status, _, data = self.call("POST", f"/api/tasks/{task}/proposals")
+            status, _, data = self.request("POST", f"/api/tasks/{task}/proposals")
             if status == 200:
                 return list(json.loads(data)["masks"])
             time.sleep(0.1)
         raise TimeoutError(f"task {task} has no proposals after {timeout_s:g} s")
 
-    def put(self, task: int, work: MaskWork, *, mask: str | None = None, commit: str | None = None) -> str:
+    def put_mask(self, task: int, work: AnnotatedMask, *, mask: str | None = None, commit: str | None = None) -> str:
         """Commit a mask; its id."""
         mask = mask or str(uuid.uuid4())
         body = {"task": task, "mask": mask, "kind": "put", **asdict(work)}
@@ -80,15 +82,15 @@ class Client:
         self._json("PUT", f"/api/commits/{commit or uuid.uuid4()}", body)
         return mask
 
-    def delete(self, task: int, mask: str, *, commit: str | None = None) -> None:
+    def delete_mask(self, task: int, mask: str, *, commit: str | None = None) -> None:
         """Take a mask away."""
         self._json("PUT", f"/api/commits/{commit or uuid.uuid4()}", {"task": task, "mask": mask, "kind": "delete"})
 
-    def done(self, task: int) -> None:
+    def mark_done(self, task: int) -> None:
         """Finish."""
         self._json("POST", f"/api/tasks/{task}/done")
 
-    def skip(self, task: int, reason: str) -> None:
+    def skip_task(self, task: int, reason: str) -> None:
         """Skip."""
         self._json("POST", f"/api/tasks/{task}/skip", {"reason": reason})
 
@@ -96,7 +98,7 @@ class Client:
         """The image's embedding, asked for until it is made. Raises TimeoutError."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
-            status, headers, data = self.call("GET", f"/api/tasks/{task}/embedding?checkpoint={checkpoint}")
+            status, headers, data = self.request("GET", f"/api/tasks/{task}/embedding?checkpoint={checkpoint}")
             if status == 200:
                 shape = [int(side) for side in headers["x-shape"].split(",")]
                 return torch.from_numpy(np.frombuffer(data, "<f2").astype(np.float32).reshape(shape))
@@ -117,7 +119,7 @@ class Client:
         body: dict[str, object] = {"checkpoint": checkpoint, "prompts": [[x, y, int(label)] for x, y, label in prompts]}
         body |= {"multimask_output": multimask_output, "mask_logits": mask}
         while True:
-            status, headers, data = self.call("POST", f"/api/tasks/{task}/decode", body)
+            status, headers, data = self.request("POST", f"/api/tasks/{task}/decode", body)
             if status == 200:
                 break
             time.sleep(0.1)
@@ -125,11 +127,11 @@ class Client:
         scores = np.array([float(score) for score in headers["x-iou-scores"].split(",")], np.float32)
         return np.frombuffer(data, "<f2").astype(np.float32).reshape(shape), scores
 
-    def call(self, method: str, path: str, body: object = None) -> tuple[int, Mapping[str, str], bytes]:
+    def request(self, method: str, path: str, body: object = None) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers (lower case) and content. Raises HttpError for a status of 400 and more."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {self._token}"} | ({"Content-Type": "application/json"} if data else {})
-        for left in reversed(range(self._tries)):
+        for left in reversed(range(self._max_attempts)):
             began = time.perf_counter()
             try:
                 self._connection.request(method, path, data, headers)
@@ -140,21 +142,21 @@ class Client:
                 self._connection.close()
                 if not left:
                     raise ConnectionError(f"{method} {path}: {error or type(error).__name__}") from error
-                time.sleep(0.2 * (self._tries - left))
-        self._watch(f"{method} {_route(path)}", time.perf_counter() - began)
+                time.sleep(0.2 * (self._max_attempts - left))
+        self._on_request(f"{method} {_route(path)}", time.perf_counter() - began)
         if answer.status >= 400:
-            raise HttpError(answer.status, f"{method} {path}: {_said(content)}")
+            raise HttpError(answer.status, f"{method} {path}: {_error_message(content)}")
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
 
     def _json(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.call(method, path, body)[2])
+        found: dict[str, Any] = json.loads(self.request(method, path, body)[2])
         return found
 
 
 class RemotePredictor(Predictor):
     """A predictor whose decoder is the server: what `SimulatedAnnotator` asks goes over the wire, a request a prompt."""
 
-    def __init__(self, client: Client, task: dict[str, Any], model: Mapping[str, Any]) -> None:
+    def __init__(self, client: AnnotationClient, task: dict[str, Any], model: Mapping[str, Any]) -> None:
         self._client, self._task, self._checkpoint = client, task["id"], model["checkpoint"]
         self._resize = Resize(task["height"], task["width"], model["image_size"])
 
@@ -189,7 +191,7 @@ def _route(path: str) -> str:
     return "/".join("*" if any(letter.isdigit() for letter in part) else part for part in parts)
 
 
-def _said(content: bytes) -> str:
+def _error_message(content: bytes) -> str:
     try:
         return str(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError):

@@ -61,7 +61,7 @@ class Database:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._local = path, threading.local()
         try:
-            with self.changed() as db:
+            with self.transaction() as db:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 new = not version and not db.execute("SELECT 1 FROM sqlite_master").fetchone()
                 if new or version == 1:
@@ -75,7 +75,7 @@ class Database:
             raise ConfigError(f"{path} is a store of version {version}, this is {VERSION}: name another folder by out=")
 
     @property
-    def reading(self) -> sqlite3.Connection:
+    def connection(self) -> sqlite3.Connection:
         """This thread's connection; each statement sees what was written before it."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
@@ -88,9 +88,9 @@ class Database:
         return connection
 
     @contextmanager
-    def changed(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that has the file for itself from its start: what it reads is still so when it writes."""
-        connection = self.reading
+        connection = self.connection
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection

@@ -29,7 +29,7 @@ _WAITING = 10_000
 
 
 class EmbeddingService:
-    """Embeddings of `pictures` by the model of a checkpoint, made one at a time in a thread of its own.
+    """Embeddings of `images` by the model of a checkpoint, made one at a time in a thread of its own.
 
     folder: where embeddings (float16) and the decoder are kept, by the checkpoint's hash. keep: embeddings held in memory.
     proposals: makes masks that annotators are shown, from the same embeddings if it can. Raises what `load_checkpoint` does, and
@@ -39,7 +39,7 @@ class EmbeddingService:
     def __init__(
         self,
         checkpoint: Path,
-        pictures: ImageCache,
+        images: ImageCache,
         folder: Path,
         *,
         device: str = "cpu",
@@ -48,7 +48,7 @@ class EmbeddingService:
     ) -> None:
         self.checkpoint = checkpoint_hash(checkpoint)
         self.model = load_checkpoint(checkpoint, device)
-        self.device, self.pictures, self.folder, self.keep = device, pictures, folder, keep
+        self.device, self.images, self.folder, self.keep = device, images, folder, keep
         self.proposals = proposals
         if isinstance(proposals, EmbeddingMaskGenerator):
             proposals.refuse_another(self.model)
@@ -70,7 +70,7 @@ class EmbeddingService:
             self._changed.notify_all()
         self._thread.join()
 
-    def ahead(self, keys: Sequence[str]) -> None:
+    def prefetch(self, keys: Sequence[str]) -> None:
         """These are next: made when nobody waits for another."""
         with self._changed:
             self._wanted.extend(key for key in keys if key not in self._made and key not in self._wanted)
@@ -94,7 +94,7 @@ class EmbeddingService:
             self._changed.notify_all()
         return None
 
-    def proposed(self, key: str) -> list[GeneratedMask] | None:
+    def request_proposals(self, key: str) -> list[GeneratedMask] | None:
         """The masks to show, surest first; None while they are made. Raises as `embedding`."""
         return None if self.embedding(key, self.checkpoint) is None else self._proposed.get(key)
 
@@ -163,7 +163,7 @@ class EmbeddingService:
 
     def _make(self, key: str) -> None:
         try:
-            image = self.pictures.pixels(key)
+            image = self.images.pixels(key)
             if (embedding := self._cache.load(image)) is None:
                 self._predictor.set_image(image)  # which writes it
                 embedding = self._cache.load(image)

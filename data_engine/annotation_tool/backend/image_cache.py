@@ -42,24 +42,24 @@ class ImageCache:
         self._kept: OrderedDict[str, CachedImage] = OrderedDict()
         self._lock = threading.Lock()
 
-    def picture(self, key: str) -> CachedImage:
+    def get(self, key: str) -> CachedImage:
         """Raises HttpError: 404 for a key that the source does not have, 410 for a picture that was taken down, 422 for one
         that does not decode."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        picture = self._load(key)
+        image = self._load(key)
         with self._lock:
-            self._kept[key] = picture
+            self._kept[key] = image
             while len(self._kept) > self.keep:
                 self._kept.popitem(last=False)
-        return picture
+        return image
 
     def pixels(self, key: str) -> np.ndarray:
-        """H x W x 3 uint8. Raises as `picture`."""
-        picture = self.picture(key)  # which is covered: a detector looks at it once
-        return decode_jpeg(picture.jpeg, key=key, max_pixels=picture.height * picture.width)
+        """H x W x 3 uint8. Raises as `image`."""
+        image = self.get(key)  # which is covered: a detector looks at it once
+        return decode_jpeg(image.jpeg, key=key, max_pixels=image.height * image.width)
 
     def _load(self, key: str) -> CachedImage:
         if key not in self.references:

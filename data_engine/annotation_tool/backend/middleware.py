@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HEADERS = {
+SECURITY_HEADERS = {
     # Both together make the page cross-origin isolated, without which a browser has no threads for WebAssembly.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
@@ -22,12 +22,12 @@ HEADERS = {
 }
 
 
-class TooLargeError(Exception):
+class BodyTooLargeError(Exception):
     """A body went past the limit while it was read."""
 
 
 class RequestGuard:
-    """ASGI middleware: bodies of at most `max_body_bytes` (413 before more is read), and HEADERS on every answer."""
+    """ASGI middleware: bodies of at most `max_body_bytes` (413 before more is read), and SECURITY_HEADERS on every answer."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self.app, self.max_body_bytes = app, max_body_bytes
@@ -44,7 +44,7 @@ class RequestGuard:
             num_bytes += len(message.get("body", b""))
             if num_bytes > self.max_body_bytes:
                 too_large = True
-                raise TooLargeError
+                raise BodyTooLargeError
             return message
 
         async def with_headers(message: Message) -> None:
@@ -54,7 +54,7 @@ class RequestGuard:
             if message["type"] == "http.response.start":
                 began = True
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
@@ -63,7 +63,7 @@ class RequestGuard:
         if not (length.isascii() and length.isdigit()) or int(length) > self.max_body_bytes:
             await self._refuse(scope, receive, with_headers)
             return
-        with suppress(TooLargeError):
+        with suppress(BodyTooLargeError):
             await self.app(scope, counted, with_headers)
         if too_large and not began:
             too_large = False

@@ -27,65 +27,66 @@ _READY = """SELECT i.key FROM images i JOIN tasks t ON t.image = i.key WHERE i.s
     GROUP BY i.key HAVING max(t.state IN ({ready})) AND NOT max(t.state IN ({open})) ORDER BY i.position"""
 
 
-class Export:
+class ShardExporter:
     """Writes `sa_web_NNNNNN.tar` into `out`.
 
     privacy: what covers the pictures and takes some down; its audit is written beside the shards. stage: what provenance calls
-    it. reviewed: only what a reviewer accepted. config: hash of the configuration.
+    it. reviewed_only: only what a reviewer accepted. config: hash of the configuration.
     """
 
     def __init__(
         self,
         database: Database,
-        pictures: ImageCache,
+        images: ImageCache,
         out: Path,
         *,
         privacy: Privacy,
         stage: str,
-        reviewed: bool,
+        reviewed_only: bool,
         config: str,
         images_per_shard: int,
     ) -> None:
-        self.database, self.pictures, self.out, self.privacy = database, pictures, out, privacy
-        self.stage, self.reviewed, self.config, self.images_per_shard = stage, reviewed, config, images_per_shard
-        self._ready = ["accepted"] if reviewed else ["done", "accepted"]
+        self.database, self.images, self.out, self.privacy = database, images, out, privacy
+        self.stage, self.reviewed_only, self.config, self.images_per_shard = stage, reviewed_only, config, images_per_shard
+        self._ready = ["accepted"] if reviewed_only else ["done", "accepted"]
 
-    def write(self, *, also_part: bool = True) -> list[Path]:
-        """Write what is finished and not written yet; the new shards. also_part: a last shard with fewer images too.
+    def write(self, *, include_partial: bool = True) -> list[Path]:
+        """Write what is finished and not written yet; the new shards. include_partial: a last shard with fewer images too.
 
         An image is finished when one of its passes is and none is open any more.
         """
-        self._plan(also_part)
-        numbers = self.database.reading.execute("SELECT DISTINCT shard FROM images WHERE shard IS NOT NULL ORDER BY shard")
+        self._plan(include_partial)
+        numbers = self.database.connection.execute("SELECT DISTINCT shard FROM images WHERE shard IS NOT NULL ORDER BY shard")
         paths = [self.out / f"sa_web_{number:06d}.tar" for (number,) in numbers.fetchall()]
         new = [path for path in paths if not manifest_path(path).is_file()]
         for path in new:
             self._write(path, int(path.stem.rpartition("_")[2]))
         return new
 
-    def _plan(self, also_part: bool) -> None:
-        open_ = ["leased", "sent_back", "queued", *(["done"] if self.reviewed else [])]
+    def _plan(self, include_partial: bool) -> None:
+        open_ = ["leased", "sent_back", "queued", *(["done"] if self.reviewed_only else [])]
         query = _READY.format(ready=_quoted(self._ready), open=_quoted(open_))
-        with self.database.changed() as db:
+        with self.database.transaction() as db:
             keys = [row[0] for row in db.execute(query)]
             (first,) = db.execute("SELECT coalesce(max(shard) + 1, 0) FROM images").fetchone()
             for number, start in enumerate(range(0, len(keys), self.images_per_shard), first):
                 part = keys[start : start + self.images_per_shard]
-                if len(part) == self.images_per_shard or also_part:
+                if len(part) == self.images_per_shard or include_partial:
                     db.executemany("UPDATE images SET shard = ? WHERE key = ?", [(number, key) for key in part])
 
     def _write(self, path: Path, number: int) -> None:
         counts, skipped, audit = Counts(), dict[str, str](), Audit()
         checkpoints: set[str] = set()
         keys = [
-            row[0] for row in self.database.reading.execute("SELECT key FROM images WHERE shard = ? ORDER BY position", (number,))
+            row[0]
+            for row in self.database.connection.execute("SELECT key FROM images WHERE shard = ? ORDER BY position", (number,))
         ]
         samples = []
-        for record, picture in self._samples(keys, counts, skipped):
-            counts.add(self.privacy.counts(picture.covered))
-            audit.add(record, picture.covered)
+        for record, image in self._samples(keys, counts, skipped):
+            counts.add(self.privacy.counts(image.covered))
+            audit.add(record, image.covered)
             checkpoints |= {mask.provenance.checkpoint for mask in record.masks if mask.provenance}
-            samples.append((record, picture.jpeg))
+            samples.append((record, image.jpeg))
         if self.privacy.detectors:
             audit.write(path)
         made_by = {"stage": self.stage, "checkpoint": ",".join(sorted(checkpoints - {""}))}
@@ -97,23 +98,23 @@ class Export:
         ready = _quoted(self._ready)
         for key in keys:
             try:
-                picture = self.pictures.picture(key)
+                image = self.images.get(key)
             except HttpError as error:
                 if error.status != GONE:
                     raise
-                skipped[self.pictures.references[key].origin] = TAKEN_DOWN
+                skipped[self.images.references[key].origin] = TAKEN_DOWN
                 continue
-            rows = self.database.reading.execute(
+            rows = self.database.connection.execute(
                 f"""SELECT * FROM masks WHERE NOT deleted AND origin != 'proposed' AND task = (
                 SELECT id FROM tasks WHERE image = ? AND state IN ({ready}) ORDER BY pass LIMIT 1) ORDER BY number""",  # noqa: S608
                 (key,),
             ).fetchall()
-            masks = [self._record(row, picture.image_id, number) for number, row in enumerate(rows)]
+            masks = [self._record(row, image.image_id, number) for number, row in enumerate(rows)]
             for row in rows:
                 counts.add({"clicks": row["clicks"], "strokes": row["strokes"], "seconds": row["seconds"]})
                 counts.add({f"masks_{row['origin']}": 1})
-            record = ImageRecord(key=key, image_id=picture.image_id, width=picture.width, height=picture.height, masks=masks)
-            yield record, picture
+            record = ImageRecord(key=key, image_id=image.image_id, width=image.width, height=image.height, masks=masks)
+            yield record, image
 
     def _record(self, row: sqlite3.Row, image_id: int, number: int) -> MaskRecord:
         rle = {"size": [row["height"], row["width"]], "counts": row["counts"]}

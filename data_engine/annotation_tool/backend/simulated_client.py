@@ -9,8 +9,8 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from data_engine.annotation_tool.backend.client import Client, RemotePredictor
-from data_engine.annotation_tool.backend.commits import MaskWork
+from data_engine.annotation_tool.backend.client import AnnotationClient, RemotePredictor
+from data_engine.annotation_tool.backend.mask_store import AnnotatedMask
 from data_engine.annotators.simulated import SimulatedAnnotator
 from data_engine.ledger import Counts
 from data_engine.sources import Source
@@ -22,36 +22,38 @@ _ORIGINS = {Origin.CLICKED: "clicked", Origin.DRAWN: "drawn", Origin.GENERATED: 
 
 
 class SimulatedClient:
-    """One simulated annotator. `truth` is the source that the queue was filled from, with the masks that it looks for.
+    """One simulated annotator. `ground_truth` is the source that the queue was filled from, with the masks that it looks for.
 
-    pace: seconds of waiting for a second of work that the annotator's prices state; 0 does not wait.
+    time_scale: seconds of waiting for a second of work that the annotator's prices state; 0 does not wait.
     """
 
-    def __init__(self, client: Client, annotator: SimulatedAnnotator, truth: Source, *, pace: float = 0.0) -> None:
-        self.client, self.annotator, self.truth, self.pace = client, annotator, truth, pace
-        self._references = {reference.key: reference for reference in truth.references}
+    def __init__(
+        self, client: AnnotationClient, annotator: SimulatedAnnotator, ground_truth: Source, *, time_scale: float = 0.0
+    ) -> None:
+        self.client, self.annotator, self.ground_truth, self.time_scale = client, annotator, ground_truth, time_scale
+        self._references = {reference.key: reference for reference in ground_truth.references}
         session = client.session()
         self.model: Mapping[str, Any] | None = session["model"]
-        self.proposes: bool = session["proposes"]
-        self.seen: list[str] = []
+        self.has_proposals: bool = session["proposes"]
+        self.image_keys: list[str] = []
         """Keys of the images, in order."""
 
-    def run(self, max_images: int | None = None) -> Counts:
+    def annotate_images(self, max_images: int | None = None) -> Counts:
         """Annotate until nothing is left; what it cost. Raises HttpError and ConnectionError as the client does."""
         counts = Counts()
-        while max_images is None or len(self.seen) < max_images:
-            task = self.client.next()
+        while max_images is None or len(self.image_keys) < max_images:
+            task = self.client.next_task()
             if task is None:
                 break
-            self.seen.append(task["image"])
-            counts.add(self.annotate(task))
+            self.image_keys.append(task["image"])
+            counts.add(self.annotate_task(task))
             counts.add({"images": 1})
         return counts
 
-    def annotate(self, task: dict[str, Any]) -> Counts:
+    def annotate_task(self, task: dict[str, Any]) -> Counts:
         """One task to its end."""
-        image = self.truth.load(self._references[task["image"]])
-        if self.proposes:
+        image = self.ground_truth.load(self._references[task["image"]])
+        if self.has_proposals:
             task = {**task, "masks": self.client.proposals(task["id"])}
         counts, standing, wrong = self._review(task, image)
         predictor = None
@@ -65,11 +67,11 @@ class SimulatedClient:
                 seconds = candidate.seconds - self.annotator.seconds_to_find
                 counts.add({"seconds": seconds - candidate.seconds})
                 made = replace(made, origin="edited", seconds=seconds, wall_seconds=seconds)
-            time.sleep(self.pace * made.seconds)
-            self.client.put(task["id"], made, mask=before)
+            time.sleep(self.time_scale * made.seconds)
+            self.client.put_mask(task["id"], made, mask=before)
         for mask in wrong:
-            self.client.delete(task["id"], mask)
-        self.client.done(task["id"])
+            self.client.delete_mask(task["id"], mask)
+        self.client.mark_done(task["id"])
         counts.add(work.counts)
         counts.add({"masks": len(work.masks)})
         return counts
@@ -82,20 +84,20 @@ class SimulatedClient:
         verdicts, counts = self.annotator.review(image, [_candidate(mask) for mask in proposed])
         each = counts.get("seconds", 0) / max(1, len(proposed))
         for mask, verdict in zip(proposed, verdicts, strict=True):
-            time.sleep(self.pace * each)
+            time.sleep(self.time_scale * each)
             if not verdict.kept:
                 wrong[mask["mask"]] = _candidate(mask)
                 continue
-            kept = MaskWork(
+            kept = AnnotatedMask(
                 rle=mask["rle"], origin="accepted", predicted_iou=mask["predicted_iou"], seconds=each, wall_seconds=each
             )
-            self.client.put(task["id"], kept, mask=mask["mask"])
+            self.client.put_mask(task["id"], kept, mask=mask["mask"])
             standing.append(_candidate(mask))
         return Counts(counts), standing, wrong
 
-    def _work(self, candidate: Candidate) -> MaskWork:
+    def _work(self, candidate: Candidate) -> AnnotatedMask:
         drawn = candidate.origin is Origin.DRAWN
-        return MaskWork(
+        return AnnotatedMask(
             rle=candidate.rle,
             origin=_ORIGINS[candidate.origin],
             predicted_iou=candidate.predicted_iou,

@@ -23,7 +23,7 @@ _TWO_PASSES = """SELECT t.image, t.id FROM tasks t WHERE t.state IN ('done', 'ac
 
 def summary(database: Database) -> dict[str, Any]:
     """`annotators` (a row for each annotator and checkpoint), `agreement` and `corrections`; see the functions below."""
-    db = database.reading
+    db = database.connection
     groups = groupby(db.execute(_MADE), key=lambda row: (row["annotator"], row["checkpoint"]))
     return {
         "annotators": [_costs(*key, list(rows)) for key, rows in groups],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import make_sample
 from hydra import compose, initialize_config_dir
-from server_fixtures import eager_proposer, nano_checkpoint
+from server_fixtures import write_nano_checkpoint, write_permissive_proposer
 
 from data_engine.engine import run
 from sam_train.config import config_dir
@@ -18,9 +18,9 @@ from sam_train.shards import iterate_samples, load_manifest, write_shard
 
 def test_a_proposer_in_the_generator_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    checkpoint = nano_checkpoint(tmp_path / "model.pt")
+    checkpoint = write_nano_checkpoint(tmp_path / "model.pt")
     write_shard(tmp_path / "shards" / "sa_000000.tar", [make_sample(index, num_masks=2) for index in range(2)])
-    proposals = eager_proposer(Path("proposer.pt"), checkpoint, "stage.generator")
+    proposals = write_permissive_proposer(Path("proposer.pt"), checkpoint, "stage.generator")
     wanted = [
         "stage=semi_automatic", f"source={tmp_path / 'shards'}", f"checkpoint={checkpoint}", "out=out", "privacy=none",
         "report=false", "threads=1", "stage.annotator.max_clicks=1",
@@ -41,7 +41,7 @@ def test_a_proposer_in_the_generator_s_place(tmp_path: Path, monkeypatch: pytest
     assert 2 <= counts["masks_reviewed"] <= 10, "what the proposer found in two images"
     assert counts["masks_prefilled"] + counts["masks_drawn"] + counts["masks_clicked"] == 4
     assert sum(len(sample.record.masks) for sample in iterate_samples([shard])) == 4
-    eager_proposer(Path("proposer.pt"), checkpoint)
+    write_permissive_proposer(Path("proposer.pt"), checkpoint)
     (tmp_path / "proposer.pt").write_bytes((tmp_path / "proposer.pt").read_bytes() + b"\0")
     with pytest.raises(ConfigError, match="another"):
         run(config)

@@ -14,7 +14,7 @@ import torch
 from conftest import make_sample
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from server_fixtures import nano_checkpoint
+from server_fixtures import write_nano_checkpoint
 
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import config_dir
@@ -113,7 +113,7 @@ def test_it_learns_boxes_of_several_sizes() -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_checkpoint(tmp_path_factory.mktemp("model") / "model.pt")
+    return write_nano_checkpoint(tmp_path_factory.mktemp("model") / "model.pt")
 
 
 @pytest.fixture(scope="module")

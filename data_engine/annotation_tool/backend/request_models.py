@@ -10,30 +10,30 @@ from uuid import UUID
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_engine.annotation_tool.backend.commits import MaskWork
 from data_engine.annotation_tool.backend.http_errors import HttpError
+from data_engine.annotation_tool.backend.mask_store import AnnotatedMask
 
 Number = float
 
 
-class _Message(BaseModel):
+class _RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class RleMessage(_Message):
+class RleBody(_RequestBody):
     """COCO compressed RLE."""
 
     size: tuple[int, int]
     counts: str = Field(min_length=1, max_length=4_000_000, pattern=r"^[0-o]+$")
 
 
-class CommitMessage(_Message):
+class CommitRequest(_RequestBody):
     """A mask of a task, or with kind "delete" its end."""
 
     task: int
     mask: UUID
     kind: Literal["put", "delete"]
-    rle: RleMessage | None = None
+    rle: RleBody | None = None
     origin: Literal["accepted", "edited", "clicked", "drawn"] = "clicked"
     predicted_iou: Number = 1.0
     stability_score: Number = 1.0
@@ -45,15 +45,15 @@ class CommitMessage(_Message):
     checkpoint: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     @model_validator(mode="after")
-    def _has_a_mask(self) -> CommitMessage:
+    def _has_a_mask(self) -> CommitRequest:
         if self.kind == "put" and self.rle is None:
             raise ValueError('a commit of kind "put" needs an rle')
         return self
 
-    def work(self) -> MaskWork:
+    def work(self) -> AnnotatedMask:
         """Of kind "put"."""
         assert self.rle is not None
-        return MaskWork(
+        return AnnotatedMask(
             rle={"size": list(self.rle.size), "counts": self.rle.counts},
             origin=self.origin,
             predicted_iou=self.predicted_iou,
@@ -67,7 +67,7 @@ class CommitMessage(_Message):
         )
 
 
-class DecodeMessage(_Message):
+class DecodeRequest(_RequestBody):
     """A prompt for the decoder on the server."""
 
     checkpoint: str
@@ -90,19 +90,19 @@ class DecodeMessage(_Message):
         return values.astype(np.float32).reshape(1, 1, side, side)
 
 
-class AliveMessage(_Message):
+class HeartbeatRequest(_RequestBody):
     """A word now and then from a page that is open."""
 
     seconds: Number = Field(default=0.0, ge=0, le=86_400)
 
 
-class SkipMessage(_Message):
+class SkipRequest(_RequestBody):
     """Why an image is not annotated."""
 
     reason: str = Field(min_length=1, max_length=500)
 
 
-class ReviewMessage(_Message):
+class ReviewRequest(_RequestBody):
     """What a reviewer says of a finished task."""
 
     accept: bool

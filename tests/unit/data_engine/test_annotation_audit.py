@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import make_mask_record, make_sample
 from hydra import compose, initialize_config_dir
-from server_fixtures import serving
+from server_fixtures import run_server
 
 from data_engine import annotate
-from data_engine.annotation_tool.backend.client import Client
+from data_engine.annotation_tool.backend.client import AnnotationClient
 from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
 from data_engine.annotation_tool.backend.summary import summary
@@ -38,7 +38,7 @@ def rectangle(left: int, rows: int) -> np.ndarray:
 @pytest.fixture
 def shards(tmp_path: Path) -> tuple[Path, Path]:
     """Automatic masks of eight images, and what is really there: three objects, and a fourth mask that is of none."""
-    automatic, truth = [], []
+    automatic, ground_truth = [], []
     for index in range(8):
         record, jpeg = make_sample(index, height=HEIGHT, width=WIDTH, num_masks=0)
         other, _ = make_sample(index, height=HEIGHT, width=WIDTH, num_masks=0)
@@ -50,27 +50,27 @@ def shards(tmp_path: Path) -> tuple[Path, Path]:
         nothing[50:58, 60:75] = True
         record.masks.append(make_mask_record(nothing, mask_id=100 * index + 9))
         automatic.append((record, jpeg))
-        truth.append((other, jpeg))
+        ground_truth.append((other, jpeg))
     write_shard(tmp_path / "automatic" / "sa_000000.tar", automatic)
-    write_shard(tmp_path / "truth" / "sa_000000.tar", truth)
+    write_shard(tmp_path / "truth" / "sa_000000.tar", ground_truth)
     return tmp_path / "automatic", tmp_path / "truth"
 
 
 def test_a_sample_is_corrected_and_the_figures_are_right(shards: tuple[Path, Path], tmp_path: Path) -> None:
-    overrides = [f"corpus={shards[0]}", "action=audit", "sample=3", "overlap=2", "annotators=[ann,bob]"]
+    overrides = [f"corpus={shards[0]}", "action=audit", "num_audit_images=3", "overlap=2", "annotators=[ann,bob]"]
     seen = []
-    with serving(tmp_path / "out", *overrides) as server:
+    with run_server(tmp_path / "out", *overrides) as server:
         for name in ("ann", "bob"):
-            with Client(server.url, server.tokens[name]) as client:
-                rehearsal = SimulatedClient(client, SimulatedAnnotator(accept_iou=0.95), open_source(shards[1]))
-                counts = rehearsal.run()
-                seen.append(rehearsal.seen)
+            with AnnotationClient(server.url, server.tokens[name]) as client:
+                simulated = SimulatedClient(client, SimulatedAnnotator(accept_iou=0.95), open_source(shards[1]))
+                counts = simulated.annotate_images()
+                seen.append(simulated.image_keys)
                 assert (counts["images"], counts["masks_reviewed"], counts["masks_drawn"]) == (3, 12, 6)
                 assert counts["seconds"] == 12 * 1.0 + 6 * 34.0, "a wrong mask says where the object is"
     assert seen[0] == seen[1]
     assert len(set(seen[0])) == 3
     database = Database(tmp_path / "out" / "store.sqlite")
-    kept = database.reading.execute("SELECT name, count(*) FROM masks WHERE NOT deleted GROUP BY name").fetchall()
+    kept = database.connection.execute("SELECT name, count(*) FROM masks WHERE NOT deleted GROUP BY name").fetchall()
     assert {row[0]: row[1] for row in kept} == dict.fromkeys(LOWER, 6), "the names that they had"
     found = summary(database)
     assert found["corrections"] == {
@@ -83,10 +83,10 @@ def test_a_sample_is_corrected_and_the_figures_are_right(shards: tuple[Path, Pat
 
 def test_the_same_seed_draws_the_same_images(shards: tuple[Path, Path]) -> None:
     source = open_source(shards[0])
-    drawn = [[reference.key for reference in annotate.sampled(source, 4, seed)] for seed in (0, 0, 1)]
+    drawn = [[reference.key for reference in annotate.sample_references(source, 4, seed)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert all(keys == sorted(keys) and len(set(keys)) == 4 for keys in drawn)
-    assert len(annotate.sampled(source, 99, 0)) == 8
+    assert len(annotate.sample_references(source, 99, 0)) == 8
 
 
 def test_pictures_without_masks_cannot_be_audited(tmp_path: Path, tiny_pictures: Callable[[Path], Path]) -> None:
@@ -94,7 +94,7 @@ def test_pictures_without_masks_cannot_be_audited(tmp_path: Path, tiny_pictures:
         wanted = ["action=audit", f"corpus={tiny_pictures(tmp_path)}", f"out={tmp_path / 'out'}", "privacy=none"]
         config = compose("annotate", overrides=wanted)
     with pytest.raises(ConfigError, match="give corpus= shards"):
-        annotate.application(config)
+        annotate.create_application(config)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_engine.annotation_tool.backend.commits import Commits, ProposedMask
 from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.http_errors import HttpError
-from data_engine.annotation_tool.backend.queue import Queue, Task
+from data_engine.annotation_tool.backend.mask_store import MaskStore, ProposedMask
+from data_engine.annotation_tool.backend.task_queue import Task, TaskQueue
 from data_engine.sources import Reference
 from sam_train.errors import ConfigError
 from sam_train.masks import encode_rle
@@ -44,13 +44,13 @@ def references(num: int) -> list[Reference]:
     return [Reference(key=f"k{i}", image_id=i, path=Path(f"k{i}.jpg"), origin=f"k{i}.jpg") for i in range(num)]
 
 
-def filled(database: Database, clock: Clock, num: int = 3, overlap: int = 1) -> Queue:
-    queue = Queue(database, lease_s=LEASE_S, now=clock)
-    queue.fill(references(num), overlap=overlap)
+def filled(database: Database, clock: Clock, num: int = 3, overlap: int = 1) -> TaskQueue:
+    queue = TaskQueue(database, lease_s=LEASE_S, now=clock)
+    queue.add_images(references(num), overlap=overlap)
     return queue
 
 
-def taken(queue: Queue, annotator: str) -> Task:
+def taken(queue: TaskQueue, annotator: str) -> Task:
     task = queue.next(annotator)
     assert task is not None
     return task
@@ -68,8 +68,8 @@ def test_each_gets_an_image_of_their_own_and_keeps_it(database: Database, clock:
 
 
 def test_twenty_at_once_never_get_the_same(database: Database) -> None:
-    queue = Queue(database, lease_s=LEASE_S)
-    queue.fill(references(60), overlap=1)
+    queue = TaskQueue(database, lease_s=LEASE_S)
+    queue.add_images(references(60), overlap=1)
     found: list[str] = []
 
     def work(annotator: str) -> None:
@@ -101,14 +101,14 @@ def test_a_lease_that_ends_goes_to_the_next_and_the_first_is_told(database: Data
     queue = filled(database, clock, num=1)
     task = taken(queue, "ann")
     clock.now += LEASE_S - 1
-    queue.renew(task.id, "ann", seconds=3.0)
+    queue.renew_lease(task.id, "ann", seconds=3.0)
     clock.now += LEASE_S - 1
     assert queue.next("bob") is None
     clock.now += 2
     assert taken(queue, "bob").id == task.id
-    with pytest.raises(HttpError, match="not yours any more") as refused:
+    with pytest.raises(HttpError, match="not yours any more") as error:
         queue.done(task.id, "ann")
-    assert refused.value.status == 403
+    assert error.value.status == 403
     queue.done(task.id, "bob")
 
 
@@ -116,7 +116,7 @@ def test_a_lease_that_ended_and_that_nobody_took_is_still_theirs(database: Datab
     queue = filled(database, clock, num=1)
     task = taken(queue, "ann")
     clock.now += 10 * LEASE_S
-    queue.renew(task.id, "ann")
+    queue.renew_lease(task.id, "ann")
     assert queue.next("bob") is None
 
 
@@ -125,7 +125,7 @@ def test_done_twice_is_done_once(database: Database, clock: Clock) -> None:
     task = taken(queue, "ann")
     queue.done(task.id, "ann")
     queue.done(task.id, "ann")
-    assert [row[0] for row in database.reading.execute("SELECT kind FROM events")] == ["leased", "done"]
+    assert [row[0] for row in database.connection.execute("SELECT kind FROM events")] == ["leased", "done"]
 
 
 def test_skip_wants_a_reason_and_both_can_be_reopened(database: Database, clock: Clock) -> None:
@@ -138,10 +138,10 @@ def test_skip_wants_a_reason_and_both_can_be_reopened(database: Database, clock:
     clock.now += 1
     second = taken(queue, "ann")
     queue.done(second.id, "ann")
-    last = queue.last_of("ann")
+    last = queue.last_ended_by("ann")
     assert last is not None
     assert last.id == second.id
-    before = queue.last_of("ann", last.id)
+    before = queue.last_ended_by("ann", last.id)
     assert before is not None
     assert before.id == first.id
     assert queue.reopen(first.id, "ann").state == "leased"
@@ -155,10 +155,10 @@ def test_review_accepts_or_sends_back_to_the_same_annotator(database: Database, 
     with pytest.raises(HttpError, match="only what is done"):
         queue.review(task.id, "eve", accept=True, note="")
     queue.done(task.id, "ann")
-    found = queue.next_to_review("eve")
+    found = queue.next_for_review("eve")
     assert found is not None
     assert found.id == task.id
-    assert queue.next_to_review("ann") is None, "nobody reviews their own"
+    assert queue.next_for_review("ann") is None, "nobody reviews their own"
     queue.review(task.id, "eve", accept=False, note="edges")
     assert taken(queue, "bob").image == "k1"
     again = taken(queue, "ann")
@@ -173,17 +173,17 @@ def test_review_accepts_or_sends_back_to_the_same_annotator(database: Database, 
 def test_filling_again_adds_what_is_new(database: Database, clock: Clock) -> None:
     queue = filled(database, clock, num=2)
     task = taken(queue, "ann")
-    assert queue.fill(references(3), overlap=1) == 1
+    assert queue.add_images(references(3), overlap=1) == 1
     assert queue.states() == {"leased": 1, "queued": 2}
     assert queue.task(task.id).state == "leased"
-    assert queue.ahead(5) == ["k1", "k2"]
+    assert queue.upcoming_images(5) == ["k1", "k2"]
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.sqlite").write_bytes(b"something else" * 100)
     with pytest.raises(ConfigError, match="is no store of sam-annotate"):
         Database(tmp_path / "a.sqlite")
-    with Database(tmp_path / "b.sqlite").changed() as db:
+    with Database(tmp_path / "b.sqlite").transaction() as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(ConfigError, match="a store of version 99"):
         Database(tmp_path / "b.sqlite")
@@ -191,17 +191,17 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 
 def test_a_store_from_before_masks_had_names_goes_on(database: Database, clock: Clock) -> None:
     task = taken(filled(database, clock, num=1), "ann")
-    with database.changed() as db:
+    with database.transaction() as db:
         db.execute("ALTER TABLE masks DROP COLUMN name")
         db.execute("PRAGMA user_version = 1")
     for _ in range(2):
-        queue = Queue(Database(database.path), lease_s=LEASE_S, now=clock)
-        commits = Commits(queue.database, queue)
-        commits.prefill(task.id, [ProposedMask(rle=encode_rle(np.eye(3) > 0), name="cat")])
-        assert [mask["name"] for mask in commits.of_task(task.id)] == ["cat"]
+        queue = TaskQueue(Database(database.path), lease_s=LEASE_S, now=clock)
+        commits = MaskStore(queue.database, queue)
+        commits.add_proposals(task.id, [ProposedMask(rle=encode_rle(np.eye(3) > 0), name="cat")])
+        assert [mask["name"] for mask in commits.list_masks(task.id)] == ["cat"]
 
 
 def test_an_unknown_task_is_not_there(database: Database, clock: Clock) -> None:
-    with pytest.raises(HttpError, match="there is no task 7") as refused:
+    with pytest.raises(HttpError, match="there is no task 7") as error:
         filled(database, clock).task(7)
-    assert refused.value.status == 404
+    assert error.value.status == 404

@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
-from server_fixtures import nano_checkpoint
+from server_fixtures import write_nano_checkpoint
 from starlette.testclient import TestClient
 
 from data_engine import annotate
@@ -56,7 +56,7 @@ class Ann:
     """An annotator at an application."""
 
     def __init__(self, config: DictConfig) -> None:
-        app, self.desk, links = annotate.application(config)
+        app, self.context, links = annotate.create_application(config)
         token = links["ann"].rpartition("#")[2]
         self.http = TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {token}"})
 
@@ -83,7 +83,7 @@ def change(photographs: Path, jpeg: bytes, name: str = "astronaut") -> np.ndarra
 def test_a_face_is_covered_on_the_page_for_the_model_and_in_the_shard(
     config: Callable[..., DictConfig], photographs: Path, tmp_path: Path
 ) -> None:
-    cfg = config(f"checkpoint={nano_checkpoint(tmp_path / 'model.pt')}", "num_ahead=0")
+    cfg = config(f"checkpoint={write_nano_checkpoint(tmp_path / 'model.pt')}", "num_prefetch=0")
     ann = Ann(cfg)
     shown = {}
     while task := ann.next():
@@ -94,10 +94,10 @@ def test_a_face_is_covered_on_the_page_for_the_model_and_in_the_shard(
     assert change(photographs, shown["astronaut"])[top:bottom, left:right].mean() > 20
     assert change(photographs, shown["astronaut"])[300:, 300:].mean() < 3
     assert not change(photographs, shown["chelsea"], "chelsea").any(), "where nothing is found the file stays as it is"
-    assert np.array_equal(ann.desk.pictures.pixels("astronaut"), decode_jpeg(shown["astronaut"])), "what is encoded"
-    assert ann.desk.encoding is not None
-    ann.desk.encoding.close()
-    annotate.export(cfg)
+    assert np.array_equal(ann.context.images.pixels("astronaut"), decode_jpeg(shown["astronaut"])), "what is encoded"
+    assert ann.context.embedding_service is not None
+    ann.context.embedding_service.close()
+    annotate.export_shards(cfg)
     shard = tmp_path / "out" / "shards" / "sa_web_000000.tar"
     assert {s.record.key: s.jpeg for s in iterate_samples([shard])} == shown
     assert {key for key, _ in read_audit(shard)} == {"astronaut"}
@@ -110,15 +110,15 @@ def test_pictures_stay_as_they_were_shown(config: Callable[..., DictConfig], pho
     task = ann.next()
     assert task is not None
     ann.finish(task)
-    for start in (annotate.application, annotate.export):
+    for start in (annotate.create_application, annotate.export_shards):
         with pytest.raises(ConfigError, match=r"were shown with privacy [0-9a-f]{12}, this is none"):
             start(config("privacy=none"))
     (tmp_path / "out" / "privacy.json").unlink()
     with pytest.raises(ConfigError, match="were shown with privacy none"):
-        annotate.export(config())
+        annotate.export_shards(config())
     (tmp_path / "out" / "privacy.json").write_text("{")
     with pytest.raises(ConfigError, match="does not say how"):
-        annotate.export(config())
+        annotate.export_shards(config())
     assert not list((tmp_path / "out").glob("shards/*"))
 
 
@@ -136,18 +136,18 @@ def test_what_is_taken_down_is_neither_shown_nor_stored(
     listed.write_text("chelsea\n")
     ann = Ann(config(*overrides))
     assert ann.next() is None
-    (reason,) = ann.desk.queue.database.reading.execute("SELECT reason FROM tasks WHERE image = 'chelsea'").fetchone()
+    (reason,) = ann.context.queue.database.connection.execute("SELECT reason FROM tasks WHERE image = 'chelsea'").fetchone()
     assert reason.startswith("taken down")
     listed.write_text("astronaut\n")
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
-    annotate.export(config(*overrides))
+    annotate.export_shards(config(*overrides))
     manifest = load_manifest(tmp_path / "out" / "shards" / "sa_web_000000.tar")
     assert (manifest.keys, manifest.skipped) == ([], {"astronaut.jpg": "taken_down"})
     listed.write_text("")  # a shard that was written before somebody asked
-    annotate.export(config(*overrides, f"out={tmp_path / 'copy'}"))
+    annotate.export_shards(config(*overrides, f"out={tmp_path / 'copy'}"))
     listed.write_text("astronaut\n")
     capsys.readouterr()
-    annotate.export(config(*overrides, f"out={tmp_path / 'copy'}"))
+    annotate.export_shards(config(*overrides, f"out={tmp_path / 'copy'}"))
     assert "1 images of" in capsys.readouterr().out
 
 
@@ -156,7 +156,7 @@ def test_repair_takes_the_audit_along(config: Callable[..., DictConfig], tmp_pat
     ann = Ann(config())
     while task := ann.next():
         ann.finish(task)
-    annotate.export(config())
+    annotate.export_shards(config())
     shards, listed = tmp_path / "out" / "shards", tmp_path / "list.txt"
     listed.write_text("chelsea\n")
     sam_data(["repair", str(shards), "--drop-ids", str(listed), "--out", str(tmp_path / "kept")])

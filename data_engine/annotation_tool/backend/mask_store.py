@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.http_errors import HttpError
-from data_engine.annotation_tool.backend.queue import Queue
+from data_engine.annotation_tool.backend.task_queue import TaskQueue
 from sam_train.errors import ShardError
 from sam_train.masks import decode_rle, encode_rle, rle_area
 from sam_train.records import Rle
@@ -28,7 +28,7 @@ SAME_IOU = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskWork:
+class AnnotatedMask:
     """A mask as an annotator made it, and what it cost."""
 
     rle: Rle
@@ -48,7 +48,7 @@ class MaskWork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProposedMask(MaskWork):
+class ProposedMask(AnnotatedMask):
     """A mask that an annotator is shown."""
 
     origin: str = "proposed"
@@ -56,24 +56,24 @@ class ProposedMask(MaskWork):
     """The word that it was found by, or what the corpus calls it. It stays the mask's, whatever becomes of that."""
 
 
-class Commits:
+class MaskStore:
     """Reads and writes masks of tasks that `queue` says are the annotator's."""
 
-    def __init__(self, database: Database, queue: Queue) -> None:
+    def __init__(self, database: Database, queue: TaskQueue) -> None:
         self.database, self.queue = database, queue
 
-    def put(self, commit: str, *, task: int, mask: str, work: MaskWork, annotator: str, image_hw: tuple[int, int]) -> bool:
+    def put(self, commit: str, *, task: int, mask: str, work: AnnotatedMask, annotator: str, image_hw: tuple[int, int]) -> bool:
         """Write the mask or its new version; False when this commit was there already.
 
         commit, mask: UUIDs that the client made. Raises HttpError: 409 when the commit's id stands for something else,
-        422 for a mask that cannot be one of this image, and as `Queue.hold`.
+        422 for a mask that cannot be one of this image, and as `TaskQueue.require_lease`.
         """
-        check_work(work, image_hw)
+        validate_mask(work, image_hw)
         digest = _digest({"task": task, "mask": mask, "work": asdict(work)})
-        with self.database.changed() as db:
+        with self.database.transaction() as db:
             if self._is_there(db, commit, digest):
                 return False
-            self.queue.hold(db, task, annotator)
+            self.queue.require_lease(db, task, annotator)
             self._write(db, task, mask, work, annotator)
             self._note(db, (commit, mask, task, annotator, "put", digest))
         return True
@@ -81,19 +81,21 @@ class Commits:
     def delete(self, commit: str, *, task: int, mask: str, annotator: str) -> bool:
         """Take a mask away, a proposed one too; it stays in the store, marked. False and errors as `put`, 404 too."""
         digest = _digest({"task": task, "mask": mask})
-        with self.database.changed() as db:
+        with self.database.transaction() as db:
             if self._is_there(db, commit, digest):
                 return False
-            self.queue.hold(db, task, annotator)
-            changed = db.execute("UPDATE masks SET deleted = 1, at = ? WHERE id = ? AND task = ?", (self.queue.now(), mask, task))
-            if not changed.rowcount:
+            self.queue.require_lease(db, task, annotator)
+            transaction = db.execute(
+                "UPDATE masks SET deleted = 1, at = ? WHERE id = ? AND task = ?", (self.queue.now(), mask, task)
+            )
+            if not transaction.rowcount:
                 raise HttpError(404, f"task {task} has no mask {mask}")
             self._note(db, (commit, mask, task, annotator, "delete", digest))
         return True
 
-    def prefill(self, task: int, masks: Sequence[ProposedMask]) -> None:
+    def add_proposals(self, task: int, masks: Sequence[ProposedMask]) -> None:
         """Show the annotator these masks, once a task; not what they made meanwhile themselves."""
-        with self.database.changed() as db:
+        with self.database.transaction() as db:
             if db.execute("SELECT 1 FROM masks WHERE task = ? AND proposed IS NOT NULL", (task,)).fetchone():
                 return
             there = [_rle(row) for row in db.execute("SELECT * FROM masks WHERE task = ? AND NOT deleted", (task,))]
@@ -102,12 +104,12 @@ class Commits:
                     continue
                 self._write(db, task, str(uuid.uuid4()), work, "")
 
-    def of_task(self, task: int) -> list[dict[str, object]]:
+    def list_masks(self, task: int) -> list[dict[str, object]]:
         """The masks that stand, in the order in which they were made."""
-        rows = self.database.reading.execute("SELECT * FROM masks WHERE task = ? AND NOT deleted ORDER BY number", (task,))
+        rows = self.database.connection.execute("SELECT * FROM masks WHERE task = ? AND NOT deleted ORDER BY number", (task,))
         return [mask_json(row) for row in rows]
 
-    def _write(self, db: sqlite3.Connection, task: int, mask: str, work: MaskWork, annotator: str) -> None:
+    def _write(self, db: sqlite3.Connection, task: int, mask: str, work: AnnotatedMask, annotator: str) -> None:
         before = db.execute("SELECT * FROM masks WHERE id = ?", (mask,)).fetchone()
         if before is not None and before["task"] != task:
             raise HttpError(409, f"mask {mask} belongs to another task")
@@ -152,7 +154,7 @@ class Commits:
         db.execute(f"INSERT INTO commits {columns} VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, self.queue.now()))  # noqa: S608
 
 
-def check_work(work: MaskWork, image_hw: tuple[int, int]) -> None:
+def validate_mask(work: AnnotatedMask, image_hw: tuple[int, int]) -> None:
     """Raise HttpError (422) unless the mask is one of an image of this size and its numbers can be true."""
     height, width = image_hw
     try:

@@ -18,15 +18,15 @@ import pytest
 from conftest import make_mask, make_sample
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from server_fixtures import eager_proposer, eager_words, nano_checkpoint
+from server_fixtures import permissive_text_generator, write_nano_checkpoint, write_permissive_proposer
 from starlette.testclient import TestClient
 from tiny_clip import DIM
 
 from data_engine import annotate
-from data_engine.annotation_tool.backend.access import Access, read_tokens
+from data_engine.annotation_tool.backend.access import AccessTokens, read_tokens
 from data_engine.annotation_tool.backend.app import STATIC
-from data_engine.annotation_tool.backend.middleware import HEADERS
-from data_engine.annotation_tool.backend.queue import SKIP_REASONS
+from data_engine.annotation_tool.backend.middleware import SECURITY_HEADERS
+from data_engine.annotation_tool.backend.task_queue import SKIP_REASONS
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
 from sam_train.masks import encode_rle
@@ -45,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_checkpoint(tmp_path_factory.mktemp("model") / "model.pt")
+    return write_nano_checkpoint(tmp_path_factory.mktemp("model") / "model.pt")
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ class Asking:
     """Clients by name at one application."""
 
     def __init__(self, config: DictConfig) -> None:
-        self.app, self.desk, self.links = annotate.application(config)
+        self.app, self.context, self.links = annotate.create_application(config)
         self.http = TestClient(self.app, base_url="http://127.0.0.1", follow_redirects=False)
 
     def __call__(self, name: str, method: str, path: str, body: object = None, status: int = 200) -> Any:
@@ -86,8 +86,8 @@ class Asking:
         return list(self("eve", "GET", f"/api/tasks/{task['id']}")["task"]["masks"])
 
     def close(self) -> None:
-        if self.desk.encoding is not None:
-            self.desk.encoding.close()
+        if self.context.embedding_service is not None:
+            self.context.embedding_service.close()
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_without_a_token_there_is_nothing(ask: Asking) -> None:
         assert answer.status_code == 401
         assert "log in" in answer.json()["error"]
     assert ask.http.get("/").headers["location"] == "/login"
-    assert ask.desk.queue.states() == {"queued": 4}
+    assert ask.context.queue.states() == {"queued": 4}
 
 
 def test_logging_in_sets_a_cookie_that_no_script_reads(ask: Asking) -> None:
@@ -141,7 +141,7 @@ def test_logging_in_sets_a_cookie_that_no_script_reads(ask: Asking) -> None:
 def test_every_answer_carries_the_headers(ask: Asking) -> None:
     for path in ("/login", "/static/main.js", "/api/session", "/nothing"):
         answer = ask.http.get(path)
-        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+        assert {name: answer.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 def test_a_page_by_another_name_is_refused(ask: Asking) -> None:
@@ -231,7 +231,7 @@ def test_bad_commits_write_nothing(ask: Asking, changes: dict[str, object]) -> N
     task = ask.next()
     assert ask("ann", "PUT", url(), put(task) | changes, status=422)["error"]
     assert ask.masks(task) == []
-    assert list(ask.desk.queue.database.reading.execute("SELECT * FROM commits")) == []
+    assert list(ask.context.queue.database.connection.execute("SELECT * FROM commits")) == []
 
 
 def test_no_number_and_no_json_are_refused(ask: Asking) -> None:
@@ -275,7 +275,7 @@ def test_a_picture_that_does_not_decode_is_skipped_by_name(config: Callable[...,
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "b.jpg")
     ask = Asking(config(f"corpus={folder}"))
     assert ask.next()["image"] == "b"
-    (reason,) = ask.desk.queue.database.reading.execute("SELECT reason FROM tasks WHERE image = 'a'").fetchone()
+    (reason,) = ask.context.queue.database.connection.execute("SELECT reason FROM tasks WHERE image = 'a'").fetchone()
     assert reason.startswith("does not decode")
 
 
@@ -319,7 +319,7 @@ def waited(ask: Asking, path: str, method: str = "GET", name: str = "ann") -> An
 
 
 def test_proposed_masks_are_accepted_rejected_or_edited(config: Callable[..., DictConfig]) -> None:
-    ask = Asking(config("prefill=true"))
+    ask = Asking(config("show_existing_masks=true"))
     task = ask.next()
     first, second = task["masks"]
     assert [first["origin"], second["origin"]] == ["proposed", "proposed"]
@@ -343,7 +343,7 @@ def test_proposed_masks_are_accepted_rejected_or_edited(config: Callable[..., Di
 
 def test_what_the_model_proposes_is_shown_once(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
     """Not what the annotator has made meanwhile; what is accepted keeps what the model said of it."""
-    ask = Asking(config(f"checkpoint={checkpoint}", *eager_proposer(tmp_path / "proposer.pt", checkpoint)))
+    ask = Asking(config(f"checkpoint={checkpoint}", *write_permissive_proposer(tmp_path / "proposer.pt", checkpoint)))
     assert ask("ann", "GET", "/api/session")["proposes"]
     task = ask.next()
     assert task["masks"] == []
@@ -362,8 +362,8 @@ def test_what_the_model_proposes_is_shown_once(config: Callable[..., DictConfig]
     assert (kept["origin"], kept["predicted_iou"]) == ("accepted", first["predicted_iou"])
     assert [label for *_, label in kept["prompts"]] == [2, 3], "the box"
     other = ask.next("bob")
-    assert ask.desk.encoding is not None
-    while (made := ask.desk.encoding.proposed(other["image"])) is None:
+    assert ask.context.embedding_service is not None
+    while (made := ask.context.embedding_service.request_proposals(other["image"])) is None:
         time.sleep(0.05)
     ask("bob", "PUT", url(), put(other, rle=made[0].rle))
     after = waited(ask, f"/api/tasks/{other['id']}/proposals", "POST", "bob").json()["masks"]
@@ -373,10 +373,13 @@ def test_what_the_model_proposes_is_shown_once(config: Callable[..., DictConfig]
 
 
 def test_a_proposer_wants_its_model(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
-    proposer = eager_proposer(tmp_path / "proposer.pt", checkpoint)
-    for overrides, message in (([], "give checkpoint="), ([f"checkpoint={checkpoint}", "prefill=true"], "take one of them")):
+    proposer = write_permissive_proposer(tmp_path / "proposer.pt", checkpoint)
+    for overrides, message in (
+        ([], "give checkpoint="),
+        ([f"checkpoint={checkpoint}", "show_existing_masks=true"], "take one of them"),
+    ):
         with pytest.raises(ConfigError, match=message):
-            annotate.check(config(*proposer, *overrides))
+            annotate.check_config(config(*proposer, *overrides))
     ask = Asking(config(f"checkpoint={checkpoint}"))
     assert "without generator@proposals=" in ask("ann", "POST", f"/api/tasks/{ask.next()['id']}/proposals", status=404)["error"]
     ask.close()
@@ -384,8 +387,8 @@ def test_a_proposer_wants_its_model(config: Callable[..., DictConfig], checkpoin
 
 def test_what_words_find_is_proposed_by_name(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     """The word goes with its mask, accepted or edited, into the shard; what the annotator makes has none."""
-    checkpoint = nano_checkpoint(tmp_path / "words.pt", text_dim=DIM)
-    cfg = config(f"checkpoint={checkpoint}", *eager_words(tmp_path / "clip", ["cat", "red car", "dog"]))
+    checkpoint = write_nano_checkpoint(tmp_path / "words.pt", text_dim=DIM)
+    cfg = config(f"checkpoint={checkpoint}", *permissive_text_generator(tmp_path / "clip", ["cat", "red car", "dog"]))
     ask = Asking(cfg)
     task = ask.next()
     masks = waited(ask, f"/api/tasks/{task['id']}/proposals", "POST").json()["masks"]
@@ -398,7 +401,7 @@ def test_what_words_find_is_proposed_by_name(config: Callable[..., DictConfig], 
     ask("ann", "PUT", url(), put(task, 1))
     ask("ann", "POST", f"/api/tasks/{task['id']}/done")
     ask.close()
-    annotate.export(cfg)
+    annotate.export_shards(cfg)
     (sample,) = iterate_samples([tmp_path / "out" / "shards" / "sa_web_000000.tar"])
     made = [(mask.provenance.name, mask.provenance.origin) for mask in sample.record.masks if mask.provenance]
     assert made == [(kept["name"], "accepted"), (changed["name"], "edited"), ("", "drawn")]
@@ -408,7 +411,7 @@ def test_a_grid_proposes_and_a_model_without_words_is_refused(
     config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="takes no words"):
-        annotate.application(config(f"checkpoint={checkpoint}", *eager_words(tmp_path / "clip", ["cat"])))
+        annotate.create_application(config(f"checkpoint={checkpoint}", *permissive_text_generator(tmp_path / "clip", ["cat"])))
     anything = ["pred_iou_thresh=-100", "stability_score_thresh=0", "min_region_area_px=0", "points_per_side=2"]
     grid = ["generator@proposals=paper", *(f"proposals.{value}" for value in anything)]
     ask = Asking(config(f"checkpoint={checkpoint}", *grid))
@@ -429,8 +432,8 @@ def test_finished_images_become_shards(config: Callable[..., DictConfig], tmp_pa
         ask("ann", "POST", f"/api/tasks/{task['id']}/done")
     skipped, open_ = ask.next("ann"), ask.next("bob")
     ask("ann", "POST", f"/api/tasks/{skipped['id']}/skip", {"reason": SKIP_REASONS[0]})
-    annotate.export(cfg)
-    annotate.export(cfg)
+    annotate.export_shards(cfg)
+    annotate.export_shards(cfg)
     shards = tmp_path / "out" / "shards"
     assert sorted(path.name for path in shards.glob("*.tar")) == ["sa_web_000000.tar"]
     samples = list(iterate_samples([shards / "sa_web_000000.tar"]))
@@ -445,7 +448,7 @@ def test_finished_images_become_shards(config: Callable[..., DictConfig], tmp_pa
     assert [(mask.origin, mask.clicks, mask.strokes) for mask in told] == [("drawn", 1, 2), ("clicked", 1, 0)] * 2
     assert "exported already" in ask("ann", "POST", f"/api/tasks/{task['id']}/reopen", status=409)["error"]
     ask("bob", "POST", f"/api/tasks/{open_['id']}/done")
-    annotate.export(cfg)
+    annotate.export_shards(cfg)
     assert [sample.record.key for sample in iterate_samples([shards / "sa_web_000001.tar"])] == [open_["image"]]
 
 
@@ -455,12 +458,12 @@ def test_a_shard_that_a_crash_left_out_comes_out_the_same(config: Callable[..., 
     task = ask.next()
     ask("ann", "PUT", url(), put(task))
     ask("ann", "POST", f"/api/tasks/{task['id']}/done")
-    annotate.export(cfg)
+    annotate.export_shards(cfg)
     shard = tmp_path / "out" / "shards" / "sa_web_000000.tar"
     before = shard.read_bytes()
     for path in shard.parent.iterdir():
         path.unlink()
-    annotate.export(cfg)
+    annotate.export_shards(cfg)
     assert shard.read_bytes() == before
 
 
@@ -502,7 +505,7 @@ def test_tokens_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
 )
 def test_weak_tokens_are_refused(tokens: dict[str, tuple[str, str]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Access(tokens)
+        AccessTokens(tokens)
 
 
 @pytest.mark.parametrize(
@@ -516,4 +519,4 @@ def test_weak_tokens_are_refused(tokens: dict[str, tuple[str, str]], message: st
 )
 def test_wrong_values_are_named(config: Callable[..., DictConfig], override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        annotate.check(config(override))
+        annotate.check_config(config(override))

@@ -42,7 +42,7 @@ class Task:
     note: str
 
 
-class Queue:
+class TaskQueue:
     """Leases of `lease_s` seconds. `now` is the clock, in seconds since 1970."""
 
     def __init__(self, database: Database, *, lease_s: float, now: Callable[[], float] = time.time) -> None:
@@ -50,11 +50,11 @@ class Queue:
             raise ValueError(f"lease_s is {lease_s}: expected more than 0")
         self.database, self.lease_s, self.now = database, lease_s, now
 
-    def fill(self, references: Sequence[Reference], *, overlap: int) -> int:
+    def add_images(self, references: Sequence[Reference], *, overlap: int) -> int:
         """Put images that are not there yet at the end, `overlap` tasks each; how many were new."""
         if overlap < 1:
             raise ValueError(f"overlap is {overlap}: expected at least 1")
-        with self.database.changed() as db:
+        with self.database.transaction() as db:
             there = {row[0] for row in db.execute("SELECT key FROM images")}
             new = [reference for reference in references if reference.key not in there]
             for position, reference in enumerate(new, len(there)):
@@ -73,7 +73,7 @@ class Queue:
 
         None when there is nothing left for this annotator.
         """
-        with self.database.changed() as db:
+        with self.database.transaction() as db:
             now = self.now()
             found = (
                 db.execute(
@@ -85,34 +85,34 @@ class Queue:
             )
             if found is None:
                 return None
-            before = task_of(db, found[0])
+            before = read_task(db, found[0])
             self._lease(db, before, annotator)
-            return task_of(db, before.id)
+            return read_task(db, before.id)
 
-    def ahead(self, num: int) -> list[str]:
+    def upcoming_images(self, num: int) -> list[str]:
         """Keys of the next `num` images that nobody has."""
-        rows = self.database.reading.execute(
+        rows = self.database.connection.execute(
             "SELECT DISTINCT image FROM tasks WHERE state = 'queued' ORDER BY position, pass LIMIT ?", (num,)
         )
         return [row[0] for row in rows]
 
     def task(self, task: int) -> Task:
         """Raises HttpError (404)."""
-        return task_of(self.database.reading, task)
+        return read_task(self.database.connection, task)
 
-    def renew(self, task: int, annotator: str, seconds: float = 0.0) -> None:
+    def renew_lease(self, task: int, annotator: str, seconds: float = 0.0) -> None:
         """The annotator is still there and worked for `seconds` since the last word. Raises HttpError as `held`."""
-        with self.database.changed() as db:
-            self.hold(db, task, annotator)
+        with self.database.transaction() as db:
+            self.require_lease(db, task, annotator)
             db.execute("UPDATE tasks SET seconds = seconds + ? WHERE id = ?", (seconds, task))
 
-    def hold(self, db: sqlite3.Connection, task: int, annotator: str) -> Task:
+    def require_lease(self, db: sqlite3.Connection, task: int, annotator: str) -> Task:
         """Inside a transaction: the task is this annotator's and stays so for `lease_s` from now.
 
         A lease that ended and that nobody took is still theirs. Raises HttpError: 404, 403 of another, 409 not being
         worked on.
         """
-        found = task_of(db, task)
+        found = read_task(db, task)
         if found.annotator != annotator:
             raise HttpError(403, f"task {task} is not yours any more (nobody heard of you for a while): take the next one")
         if found.state != "leased":
@@ -121,42 +121,42 @@ class Queue:
         return found
 
     def done(self, task: int, annotator: str) -> None:
-        """Finished; what was proposed and not looked at stays out of what is exported. Raises HttpError as `hold`."""
+        """Finished; what was proposed and not looked at stays out of what is exported. Raises HttpError as `require_lease`."""
         self._end(task, annotator, "done", "")
 
     def skip(self, task: int, annotator: str, reason: str) -> None:
-        """Not to be annotated, and why. Raises HttpError as `hold`, 422 without a reason."""
+        """Not to be annotated, and why. Raises HttpError as `require_lease`, 422 without a reason."""
         if not reason.strip():
             raise HttpError(422, f"a skip needs a reason, such as {', '.join(SKIP_REASONS)}")
         self._end(task, annotator, "skipped", reason.strip())
 
     def _end(self, task: int, annotator: str, state: str, reason: str) -> None:
-        with self.database.changed() as db:
-            found = task_of(db, task)
+        with self.database.transaction() as db:
+            found = read_task(db, task)
             if (found.annotator, found.state, found.reason) == (annotator, state, reason):
                 return  # asked again because the answer got lost
-            self.hold(db, task, annotator)
+            self.require_lease(db, task, annotator)
             values = (state, reason, self.now(), task)
             db.execute("UPDATE tasks SET state = ?, reason = ?, ended = ?, lease_ends = NULL WHERE id = ?", values)
             self._log(db, annotator, task, state, reason)
 
     def reopen(self, task: int, annotator: str) -> Task:
         """Go on with one's own finished or skipped task. Raises HttpError: 403, 404, 409 when it is past that."""
-        with self.database.changed() as db:
-            found = task_of(db, task)
+        with self.database.transaction() as db:
+            found = read_task(db, task)
             if found.annotator != annotator:
                 raise HttpError(403, f"task {task} is not yours")
             if found.state not in ("done", "skipped", "sent_back", "leased"):
                 raise HttpError(409, f"task {task} is {found.state} and cannot be reopened: ask a reviewer to send it back")
             self._refuse_exported(db, found)
             self._lease(db, found, annotator)
-            return task_of(db, task)
+            return read_task(db, task)
 
     def review(self, task: int, reviewer: str, *, accept: bool, note: str) -> None:
         """Accept a finished task, or send it back to its annotator with a note. Raises HttpError (404, 409)."""
         state = "accepted" if accept else "sent_back"
-        with self.database.changed() as db:
-            found = task_of(db, task)
+        with self.database.transaction() as db:
+            found = read_task(db, task)
             if found.state == state and found.note == note:
                 return
             if found.state not in ("done", "accepted"):
@@ -166,13 +166,13 @@ class Queue:
             db.execute("UPDATE tasks SET state = ?, note = ?, reviewer = ? WHERE id = ?", (state, note, reviewer, task))
             self._log(db, reviewer, task, state, note)
 
-    def take_over(self, task: int, reviewer: str) -> Task:
+    def claim_for_correction(self, task: int, reviewer: str) -> Task:
         """A reviewer corrects a finished task: it is theirs from now, and each mask stays whose it was.
 
         Raises HttpError: 404, 409 when it is not finished, was exported, or the image's other task is the reviewer's own.
         """
-        with self.database.changed() as db:
-            found = task_of(db, task)
+        with self.database.transaction() as db:
+            found = read_task(db, task)
             if (found.state, found.annotator) == ("leased", reviewer):
                 return found  # asked again because the answer got lost
             if found.state not in ("done", "accepted"):
@@ -182,23 +182,25 @@ class Queue:
             if db.execute(other, (found.image, reviewer, task)).fetchone():
                 raise HttpError(409, f"another task of image {found.image} is yours: send task {task} back to {found.annotator}")
             self._lease(db, found, reviewer)
-            return task_of(db, task)
+            return read_task(db, task)
 
-    def held_by(self, name: str) -> Task | None:
+    def leased_by(self, name: str) -> Task | None:
         """The task that somebody is working on, if any."""
-        row = self.database.reading.execute("SELECT id FROM tasks WHERE annotator = ? AND state = 'leased'", (name,)).fetchone()
+        row = self.database.connection.execute(
+            "SELECT id FROM tasks WHERE annotator = ? AND state = 'leased'", (name,)
+        ).fetchone()
         return None if row is None else self.task(row[0])
 
-    def next_to_review(self, reviewer: str, after: int = 0) -> Task | None:
+    def next_for_review(self, reviewer: str, after: int = 0) -> Task | None:
         """The first finished task after task `after` (then from the start again) that is not the reviewer's own."""
-        row = self.database.reading.execute(
+        row = self.database.connection.execute(
             "SELECT id FROM tasks WHERE state = 'done' AND annotator != ? ORDER BY id <= ?, id LIMIT 1", (reviewer, after)
         ).fetchone()
         return None if row is None else self.task(row[0])
 
-    def last_of(self, annotator: str, before: int | None = None) -> Task | None:
+    def last_ended_by(self, annotator: str, before: int | None = None) -> Task | None:
         """The task that this annotator ended last, or the one before `before`."""
-        row = self.database.reading.execute(
+        row = self.database.connection.execute(
             """SELECT id FROM tasks WHERE annotator = ?1 AND state IN ('done', 'skipped')
             AND ended < coalesce((SELECT ended FROM tasks WHERE id = ?2), 9e99) ORDER BY ended DESC LIMIT 1""",
             (annotator, before),
@@ -207,7 +209,7 @@ class Queue:
 
     def states(self) -> dict[str, int]:
         """Number of tasks in each state."""
-        return dict(map(tuple, self.database.reading.execute("SELECT state, count(*) FROM tasks GROUP BY state")))
+        return dict(map(tuple, self.database.connection.execute("SELECT state, count(*) FROM tasks GROUP BY state")))
 
     def _lease(self, db: sqlite3.Connection, task: Task, annotator: str) -> None:
         values = (annotator, self.now() + self.lease_s, task.id)
@@ -225,7 +227,7 @@ class Queue:
         db.execute("INSERT INTO events (at, annotator, task, kind, detail) VALUES (?, ?, ?, ?, ?)", row)
 
 
-def task_of(db: sqlite3.Connection, task: int) -> Task:
+def read_task(db: sqlite3.Connection, task: int) -> Task:
     """Raises HttpError (404)."""
     row = db.execute("SELECT * FROM tasks WHERE id = ?", (task,)).fetchone()
     if row is None:

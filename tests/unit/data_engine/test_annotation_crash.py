@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from conftest import make_mask, make_sample
 from hydra import compose, initialize_config_dir
-from server_fixtures import nano_checkpoint, serving
+from server_fixtures import run_server, write_nano_checkpoint
 
 from data_engine import annotate
-from data_engine.annotation_tool.backend.client import Client
-from data_engine.annotation_tool.backend.commits import MaskWork
+from data_engine.annotation_tool.backend.client import AnnotationClient
 from data_engine.annotation_tool.backend.database import Database
+from data_engine.annotation_tool.backend.mask_store import AnnotatedMask
 from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
 from data_engine.annotators import SimulatedAnnotator
 from data_engine.sources import open_source
@@ -36,10 +36,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def work(seconds: float) -> MaskWork:
+def work(seconds: float) -> AnnotatedMask:
     mask = make_mask(HEIGHT, WIDTH, 0)
     mask[0, int(seconds) % WIDTH] = True
-    return MaskWork(rle=encode_rle(mask), origin="drawn", strokes=1, seconds=seconds, wall_seconds=seconds)
+    return AnnotatedMask(rle=encode_rle(mask), origin="drawn", strokes=1, seconds=seconds, wall_seconds=seconds)
 
 
 @pytest.mark.slow
@@ -49,22 +49,27 @@ def test_killed_in_a_commit(corpus: Path, tmp_path: Path) -> None:
     letters = [(str(uuid.uuid4()), str(uuid.uuid4()), work(float(n))) for n in range(200)]
     answered = 0
     for kill_after_s in (0.3, 0.5, None):
-        with serving(tmp_path / "out", *overrides) as server, Client(server.url, server.tokens["ann"], tries=1) as client:
-            found = client.next()
+        with (
+            run_server(tmp_path / "out", *overrides) as server,
+            AnnotationClient(server.url, server.tokens["ann"], max_attempts=1) as client,
+        ):
+            found = client.next_task()
             assert found is not None
             assert len(found["masks"]) in (answered, answered + 1), "what was answered, and perhaps the one on its way"
             if kill_after_s is not None:
                 threading.Timer(kill_after_s, server.kill).start()
             try:
                 for commit, mask, made in letters[max(0, answered - 20) :]:
-                    client.put(found["id"], made, mask=mask, commit=commit)
+                    client.put_mask(found["id"], made, mask=mask, commit=commit)
                     answered = max(answered, letters.index((commit, mask, made)) + 1)
             except ConnectionError:
                 assert kill_after_s is not None
             else:
                 assert kill_after_s is None, "it was killed too late to be in the middle"
     rows = (
-        Database(tmp_path / "out" / "store.sqlite").reading.execute("SELECT id, seconds, revisions, counts FROM masks").fetchall()
+        Database(tmp_path / "out" / "store.sqlite")
+        .connection.execute("SELECT id, seconds, revisions, counts FROM masks")
+        .fetchall()
     )
     assert {row["id"]: row["counts"] for row in rows} == {mask: made.rle["counts"] for _, mask, made in letters}
     assert {row["id"]: row["seconds"] for row in rows} == {mask: made.seconds for _, mask, made in letters}, "once each"
@@ -73,21 +78,21 @@ def test_killed_in_a_commit(corpus: Path, tmp_path: Path) -> None:
 
 def test_three_simulated_annotators_at_once(corpus: Path, tmp_path: Path) -> None:
     out, names = tmp_path / "out", ["ann", "bob", "eve"]
-    checkpoint = nano_checkpoint(tmp_path / "model.pt")
+    checkpoint = write_nano_checkpoint(tmp_path / "model.pt")
     overrides = [f"corpus={corpus}", f"annotators=[{','.join(names)}]", f"checkpoint={checkpoint}", "threads=1"]
     seen: dict[str, list[str]] = {}
     failures: list[BaseException] = []
 
     def rehearse(name: str, url: str, token: str) -> None:
         try:
-            with Client(url, token) as client:
-                rehearsal = SimulatedClient(client, SimulatedAnnotator(max_clicks=2), open_source(corpus))
-                rehearsal.run()
-            seen[name] = rehearsal.seen
+            with AnnotationClient(url, token) as client:
+                simulated = SimulatedClient(client, SimulatedAnnotator(max_clicks=2), open_source(corpus))
+                simulated.annotate_images()
+            seen[name] = simulated.image_keys
         except BaseException as error:  # told below, by the test's own thread
             failures.append(error)
 
-    with serving(out, *overrides) as server:
+    with run_server(out, *overrides) as server:
         threads = [threading.Thread(target=rehearse, args=(name, server.url, server.tokens[name])) for name in names]
         for thread in threads:
             thread.start()
@@ -97,7 +102,7 @@ def test_three_simulated_annotators_at_once(corpus: Path, tmp_path: Path) -> Non
     images = Counter(image for found in seen.values() for image in found)
     assert images == {f"sa_{index:06d}": 1 for index in range(NUM_IMAGES)}, "each once, by whomever"
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        annotate.export(compose("annotate", overrides=["action=export", "privacy=none", f"out={out}", *overrides]))
+        annotate.export_shards(compose("annotate", overrides=["action=export", "privacy=none", f"out={out}", *overrides]))
     samples = list(iterate_samples([out / "shards" / "sa_web_000000.tar"]))
     assert len(samples) == NUM_IMAGES
     for sample in samples:
@@ -105,7 +110,7 @@ def test_three_simulated_annotators_at_once(corpus: Path, tmp_path: Path) -> Non
         who = {mask.provenance.annotator for mask in sample.record.masks if mask.provenance}
         assert who == {name for name, found in seen.items() if sample.record.key in found}
         # Random weights answer nothing that is accepted: drawn after two clicks, so the mask is the truth's.
-        truth = [encode_rle(make_mask(HEIGHT, WIDTH, index)) for index in range(2)]
+        ground_truth = [encode_rle(make_mask(HEIGHT, WIDTH, index)) for index in range(2)]
         found = [mask.segmentation for mask in sample.record.masks]
-        assert sorted(found, key=str) == sorted(truth, key=str)
+        assert sorted(found, key=str) == sorted(ground_truth, key=str)
         assert np.allclose([mask.provenance.seconds for mask in sample.record.masks if mask.provenance], 2 + 2 * 1.5 + 34)
