@@ -11,7 +11,7 @@ import numpy as np
 
 from sam_train.files import commit_file
 from sam_train.shards import decode_jpeg, done_shards, encode_jpeg, load_manifest
-from sam_train.shards.drawing import draw_record
+from sam_train.shards.drawing import draw_masks
 from sam_train.shards.index import index_shard, read_sample
 from sam_train.shards.maintenance.statistics.measure import Statistics, measure_shard
 from sam_train.shards.tar_members import Sample
@@ -44,7 +44,7 @@ def contact_sheet(samples: Sequence[Sample]) -> np.ndarray:
     sheet = np.full((rows * step_y + MARGIN_PX, columns * step_x + MARGIN_PX, 3), PAPER, np.uint8)
     for place, sample in enumerate(samples):
         y, x = (place // COLUMNS) * step_y + MARGIN_PX, (place % COLUMNS) * step_x + MARGIN_PX
-        tile = draw_record(_fitted(sample), sample.record, shard=sample.shard)
+        tile = draw_masks(_fitted(sample), sample.record, shard=sample.shard)
         top, left = y + (height - tile.shape[0]) // 2, x + (width - tile.shape[1]) // 2
         sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
         number = len(sample.record.masks)

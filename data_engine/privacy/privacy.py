@@ -17,7 +17,7 @@ from data_engine.sources import Reference, Source
 from data_engine.structures import CoveredBox, SourceImage
 from sam_train.errors import ConfigError, SkipSample
 from sam_train.shards import decode_jpeg, done_shards, encode_jpeg, load_manifest
-from sam_train.shards.take_down import TAKEN_DOWN, TakeDown, read_take_down
+from sam_train.shards.take_down import TAKEN_DOWN, TakeDownList, read_take_down_list
 
 
 class Privacy:
@@ -26,7 +26,7 @@ class Privacy:
     detectors: by the name of what they find, which goes into the audit and the counts: faces, plates.
     dilate: how much larger than it was found a box is covered, MIN_DILATE at least.
     cells: of a side, see `cover`.
-    take_down: a text file with an image id or key a line (`read_take_down`).
+    take_down: a text file with an image id or key a line (`read_take_down_list`).
 
     Raises ConfigError for values out of range and a list that cannot be read.
     """
@@ -46,7 +46,7 @@ class Privacy:
         if not 1 <= cells <= 8:
             raise ConfigError(f"privacy.cells is {cells}: expected 1 to 8, more of them would show a face")
         self.detectors, self.method, self.dilate, self.cells = dict(detectors), method, dilate, cells
-        self.take_down = read_take_down(Path(take_down)) if take_down else TakeDown()
+        self.take_down = read_take_down_list(Path(take_down)) if take_down else TakeDownList()
 
     def over(self, source: Source) -> Source:
         """The same pictures, each covered as soon as it is loaded; loading one that is taken down raises SkipSample."""
@@ -116,7 +116,7 @@ class _Private(Source):
 
     def load(self, reference: Reference) -> SourceImage:
         """As `Source.load`; one reason more, TAKEN_DOWN."""
-        if self.privacy.take_down.names(key=reference.key, image_id=reference.image_id):
+        if self.privacy.take_down.contains(key=reference.key, image_id=reference.image_id):
             raise SkipSample(TAKEN_DOWN, f"{reference.origin} is on the take-down list", key=reference.key)
         return self.privacy.protect(Source.load(self, reference))
 
@@ -126,9 +126,9 @@ def still_there(folder: Path, take_down: Path) -> int:
 
     Raises ConfigError for a list that cannot be read, ShardError for a manifest that cannot.
     """
-    named = read_take_down(take_down)
+    named = read_take_down_list(take_down)
     found = 0
     for manifest in map(load_manifest, done_shards(folder)):
         image_ids = (manifest.places or {}).get("image_id", [None] * len(manifest.keys))
-        found += sum(named.names(key=key, image_id=number) for key, number in zip(manifest.keys, image_ids, strict=True))
+        found += sum(named.contains(key=key, image_id=number) for key, number in zip(manifest.keys, image_ids, strict=True))
     return found

@@ -24,7 +24,7 @@ from data_engine.structures import CoveredBox
 from sam_train.errors import ShardError
 from sam_train.files import commit_file
 from sam_train.shards import decode_jpeg, done_shards, encode_jpeg, load_manifest
-from sam_train.shards.index import index_shard, read_bytes
+from sam_train.shards.index import index_shard, read_sample_bytes
 
 NUM_COVERED, NUM_CLEAR = 96, 48
 CONTEXT = 3.0
@@ -109,7 +109,7 @@ def _spread(items: Sequence, number: int) -> list:
 
 def _jpegs(shard: Path, keys: Iterable[str]) -> list[tuple[str, bytes]]:
     wanted = set(keys)
-    return [(sample.key, read_bytes(sample)[0]) for sample in index_shard(shard) if sample.key in wanted] if wanted else []
+    return [(sample.key, read_sample_bytes(sample)[0]) for sample in index_shard(shard) if sample.key in wanted] if wanted else []
 
 
 def _decoded(jpeg: bytes, key: str) -> np.ndarray:

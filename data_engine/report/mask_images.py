@@ -11,7 +11,7 @@ import numpy as np
 from sam_train.masks import decode_rle, mask_to_box_xywh
 from sam_train.records import Rle
 from sam_train.shards import Sample, decode_jpeg, encode_jpeg
-from sam_train.shards.drawing import SHADOW, draw_record, fill, outline, scaled
+from sam_train.shards.drawing import SHADOW_COLOUR, draw_border, draw_masks, fill_mask, resize_mask
 
 MAX_WIDTH_PX, MAX_HEIGHT_PX = 360, 420
 JPEG_QUALITY = 86
@@ -42,16 +42,16 @@ def decode_mask(sample: Sample, rle: Rle) -> np.ndarray:
 def draw_sample(sample: Sample) -> np.ndarray:
     """All masks of a sample over its image, HWC uint8 at the size of a thumbnail; the largest lie lowest."""
     record = sample.record
-    return draw_record(to_thumbnail(decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key)), record, shard=sample.shard)
+    return draw_masks(to_thumbnail(decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key)), record, shard=sample.shard)
 
 
 def draw_target(image: np.ndarray, target: np.ndarray, click_xy: tuple[float, float], window: Window) -> np.ndarray:
     """The window of an image with the outline of what is wanted and the click."""
     canvas = to_thumbnail(_cut(image, window))
-    outline(canvas, scaled(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
+    draw_border(canvas, resize_mask(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
     scale = canvas.shape[1] / (window.right - window.left)
     centre = (round((click_xy[0] + 0.5 - window.left) * scale), round((click_xy[1] + 0.5 - window.top) * scale))
-    cv2.circle(canvas, centre, 8, SHADOW, -1, cv2.LINE_AA)
+    cv2.circle(canvas, centre, 8, SHADOW_COLOUR, -1, cv2.LINE_AA)
     cv2.circle(canvas, centre, 7, (255, 255, 255), -1, cv2.LINE_AA)
     cv2.circle(canvas, centre, 5, CLICK_COLOUR, -1, cv2.LINE_AA)
     return canvas
@@ -60,9 +60,9 @@ def draw_target(image: np.ndarray, target: np.ndarray, click_xy: tuple[float, fl
 def draw_answer(image: np.ndarray, target: np.ndarray, answer: np.ndarray, window: Window) -> np.ndarray:
     """The window of an image with a model's mask filled in and the outline of what was wanted."""
     canvas = to_thumbnail(_cut(image, window)).astype(np.float32)
-    fill(canvas, scaled(_cut(answer, window), canvas.shape), ANSWER_COLOUR, opacity=0.6)
+    fill_mask(canvas, resize_mask(_cut(answer, window), canvas.shape), ANSWER_COLOUR, opacity=0.6)
     drawn = canvas.astype(np.uint8)
-    outline(drawn, scaled(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
+    draw_border(drawn, resize_mask(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
     return drawn
 
 

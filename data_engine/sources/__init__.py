@@ -21,12 +21,12 @@ from data_engine.sources.remote import FAR_REASONS, fetch, shard_opener
 from data_engine.structures import SourceImage
 from sam_train.errors import SkipSample
 from sam_train.shards import decode_jpeg
-from sam_train.shards.image_io import MAX_PIXELS, PICTURE_REASONS, load_picture, open_picture, read_picture
+from sam_train.shards.image_io import IMAGE_SKIP_REASONS, MAX_PIXELS, decode_image, load_image, open_image_header
 from sam_train.shards.index import IndexedSample, read_sample
-from sam_train.shards.jpeg import without_metadata
-from sam_train.shards.tar_members import opened
+from sam_train.shards.jpeg import strip_metadata
+from sam_train.shards.tar_members import open_local_shard
 
-LOAD_REASONS = (*PICTURE_REASONS, "wrong_size", *FAR_REASONS)
+LOAD_REASONS = (*IMAGE_SKIP_REASONS, "wrong_size", *FAR_REASONS)
 """Every `reason` of a SkipSample that `Source.load` raises."""
 
 __all__ = ["LISTING_REASONS", "LOAD_REASONS", "Reference", "References", "Source", "open_source"]
@@ -50,12 +50,12 @@ class Source:
         if reference.sample is not None:
             return _load_sample(reference, reference.sample, self.max_pixels)
         if isinstance(reference.path, str):
-            most = 16 * self.max_pixels + (1 << 20)  # as `load_picture` has it
+            most = 16 * self.max_pixels + (1 << 20)  # as `load_image` has it
             data = fetch(reference.path, max_bytes=most, key=reference.key)
-            picture = read_picture(data, key=reference.key, name=reference.origin, max_pixels=self.max_pixels)
+            picture = decode_image(data, key=reference.key, name=reference.origin, max_pixels=self.max_pixels)
         else:
             try:
-                picture = load_picture(reference.path, key=reference.key, max_pixels=self.max_pixels)
+                picture = load_image(reference.path, key=reference.key, max_pixels=self.max_pixels)
             except FileNotFoundError as error:  # it was there when the source was listed
                 raise SkipSample("missing", f"{reference.origin} is not there any more", key=reference.key) from error
         return SourceImage(
@@ -84,12 +84,12 @@ def open_source(source: str | Path, *, max_pixels: int = MAX_PIXELS) -> Source:
 
 def _load_sample(reference: Reference, indexed: IndexedSample, max_pixels: int) -> SourceImage:
     far = isinstance(reference.path, str)
-    sample = read_sample(indexed, shard_opener(str(reference.path)) if far else opened)
-    open_picture(sample.jpeg, key=reference.key, name=reference.origin, max_pixels=max_pixels)
+    sample = read_sample(indexed, shard_opener(str(reference.path)) if far else open_local_shard)
+    open_image_header(sample.jpeg, key=reference.key, name=reference.origin, max_pixels=max_pixels)
     try:
         # Not turned upright by its EXIF: no reader of shards does, and the record's masks lie on the pixels as stored.
         image = decode_jpeg(sample.jpeg, shard=str(indexed.shard), key=reference.key)
-        jpeg = without_metadata(sample.jpeg)
+        jpeg = strip_metadata(sample.jpeg)
     except (SkipSample, ValueError) as error:
         raise SkipSample("unreadable", f"{reference.origin} does not decode: {error}") from error
     record = sample.record

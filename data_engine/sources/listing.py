@@ -13,7 +13,7 @@ from data_engine.sources.references import References, printable
 from data_engine.sources.remote import far_names, far_shards, read_far_text
 from sam_train.errors import ConfigError
 from sam_train.shards import expand_shards
-from sam_train.shards.image_io import PICTURE_EXTENSIONS
+from sam_train.shards.image_io import IMAGE_EXTENSIONS
 from sam_train.shards.index import index_shard
 from sam_train.shards.remote import is_remote
 
@@ -24,7 +24,7 @@ OURS = "engine.json"
 """The engine's own mark in a folder of shards, which may then hold pictures too: those of its report."""
 
 _KINDS = (
-    f"a folder of pictures ({' '.join(PICTURE_EXTENSIONS)}), a glob of such, a .txt list with one path or URL a line,"
+    f"a folder of pictures ({' '.join(IMAGE_EXTENSIONS)}), a glob of such, a .txt list with one path or URL a line,"
     " or SA-1B tars (a .tar, a glob or brace range of them, or a folder that holds them), each of them here or at a URL"
 )
 
@@ -183,4 +183,4 @@ def _nothing_found(source: str, *, num_files: int, skipped: dict[str, str]) -> s
 
 
 def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURE_EXTENSIONS)
+    return name.lower().endswith(IMAGE_EXTENSIONS)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from sam_train.shards.index import IndexedSample
 from sam_train.shards.keys import check_unique, image_id_from_path, keys_from_paths
 from sam_train.shards.remote import is_remote
-from sam_train.shards.tar_members import Pair, Span
+from sam_train.shards.tar_members import ByteRange, SampleLocation
 
 _SCHEMA = pa.schema(
     [
@@ -111,8 +111,8 @@ class References(Sequence[Reference]):
         where = _joined(self.root, name)
         if not isinstance(place, list):
             return Reference(key=key, image_id=image_id, path=where, origin=printable(name))
-        jpeg, document = Span(offset=place[0], length=place[1]), Span(offset=place[2], length=place[3])
-        sample = IndexedSample(shard=Path(where), key=key, image_id=image_id, place=Pair(jpeg=jpeg, json=document))
+        jpeg, document = ByteRange(offset=place[0], length=place[1]), ByteRange(offset=place[2], length=place[3])
+        sample = IndexedSample(shard=Path(where), key=key, image_id=image_id, location=SampleLocation(jpeg=jpeg, json=document))
         return Reference(key=key, image_id=image_id, path=where, origin=f"{_basename(name)}/{key}.jpg", sample=sample)
 
 

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sam_train.errors import ConfigError, ShardError, SkipSample
-from sam_train.shards.image_io import PICTURE_EXTENSIONS
-from sam_train.shards.index import index_by_manifest
+from sam_train.shards.image_io import IMAGE_EXTENSIONS
+from sam_train.shards.index import index_from_manifest
 from sam_train.shards.manifest import manifest_path, parse_manifest
-from sam_train.shards.remote import expand_names, file_system
+from sam_train.shards.remote import expand_local_and_remote, filesystem_for_url
 
 FAR_REASONS = ("missing", "forbidden", "unreachable")
 """Every `reason` of a SkipSample raised here besides "too_large". A file on this machine can be "missing" too."""
@@ -68,11 +68,11 @@ def far_names(url: str) -> tuple[str, list[str]]:
 
     Raises ConfigError when the store cannot be asked.
     """
-    if url.lower().endswith(PICTURE_EXTENSIONS) and not re.search(r"[*?\[]", url):
+    if url.lower().endswith(IMAGE_EXTENSIONS) and not re.search(r"[*?\[]", url):
         root, _, name = url.rpartition("/")
         return root, [name]
     root = re.sub(r"/[^/]*[*?\[].*", "", url).rstrip("/")
-    system = file_system(url)
+    system = filesystem_for_url(url)
     try:
         found = system.glob(url) if root != url.rstrip("/") else system.find(url)
         names = [str(system.unstrip_protocol(name)) for name in found]
@@ -91,7 +91,7 @@ def far_shards(pattern: str) -> list[tuple[str, list[str], np.ndarray]]:
     Read from the manifests alone. Raises ConfigError when there are none, ShardError for a manifest that does not read.
     """
     found = []
-    for url in map(str, expand_names(pattern)):
+    for url in map(str, expand_local_and_remote(pattern)):
         beside = url[: -len(Path(url).name)] + manifest_path(Path(Path(url).name)).name
         try:
             manifest = parse_manifest(fetch(beside, max_bytes=_MAX_LIST_BYTES), shard=url)
@@ -99,7 +99,7 @@ def far_shards(pattern: str) -> list[tuple[str, list[str], np.ndarray]]:
             raise ConfigError(f"{url} has no manifest that can be read ({error}): bring the tar here to annotate it") from error
         if manifest.places is None:
             raise ShardError("its manifest does not say where samples lie: bring the tar here to annotate it", shard=url)
-        index = index_by_manifest(Path(url), manifest, num_bytes=manifest.bytes)
+        index = index_from_manifest(Path(url), manifest, num_bytes=manifest.bytes)
         found.append((url, np.char.decode(index.keys, "ascii").tolist(), index.columns))
     return found
 
@@ -109,7 +109,7 @@ def shard_opener(url: str) -> Callable[[Path], BinaryIO]:
 
     def opened(_: Path) -> BinaryIO:
         try:
-            return io.BufferedReader(file_system(url).open(url, "rb", block_size=1 << 20, cache_type="readahead"))
+            return io.BufferedReader(filesystem_for_url(url).open(url, "rb", block_size=1 << 20, cache_type="readahead"))
         except FileNotFoundError as error:
             raise ShardError("no such shard any more: start with another out=", shard=url) from error
 
@@ -130,7 +130,7 @@ def _from_web(url: str, max_bytes: int) -> bytes:
 
 
 def _from_store(url: str, max_bytes: int) -> bytes:
-    system = file_system(url)
+    system = filesystem_for_url(url)
     info: dict[str, Any] = system.info(url)
     if (info.get("size") or 0) > max_bytes:
         raise _TooLargeError(f"{info['size']} bytes are more than {max_bytes}")

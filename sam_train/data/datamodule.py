@@ -18,7 +18,7 @@ from sam_train.data.sources import open_shards, weighted_names
 from sam_train.data.transforms import Transform
 from sam_train.errors import ConfigError
 from sam_train.shards.cache import ShardCache
-from sam_train.shards.remote import expand_names
+from sam_train.shards.remote import expand_local_and_remote
 from sam_train.structures import Batch
 from sam_train.text import TextEmbeddingStore
 
@@ -74,7 +74,7 @@ class ShardDataModule(LightningDataModule):
         augmentation = {"scale_jitter": tuple(scale_jitter), "flip": flip, "quarter_turns": quarter_turns}
         transform = Transform(image_size=image_size, names=names, **filters, **augmentation)  # type: ignore[arg-type]
         plain = Transform(image_size=image_size, names=names, **filters)  # type: ignore[arg-type]
-        val_names = expand_names(val_shards) if val_shards else []
+        val_names = expand_local_and_remote(val_shards) if val_shards else []
         far = any(isinstance(name, str) for name in [*sets, *val_names])
         cache = ShardCache(Path(cache_dir or CACHE).expanduser(), int(cache_gb * 1e9)) if far else None
         found = open_shards(sets, weights=weights, cache=cache, strict=strict)
@@ -168,4 +168,4 @@ def _training_names(
     if bool(shards) == bool(sources):
         named = "both data.shards and data.sources name something" if shards else "data.shards names nothing"
         raise ConfigError(f"{named}: give data.shards='FOLDER/*.tar' or data.sources=[{{shards: FOLDER, weight: 10}}, ...]")
-    return weighted_names(sources) if sources else (expand_names(shards or []), None)
+    return weighted_names(sources) if sources else (expand_local_and_remote(shards or []), None)

@@ -19,7 +19,7 @@ from sam_train.data.sampler import SampleOrder
 from sam_train.data.sources import ShardSet
 from sam_train.data.transforms import TrainingSample, Transform
 from sam_train.errors import ShardError, SkipSample
-from sam_train.shards.index import IndexedSample, read_bytes
+from sam_train.shards.index import IndexedSample, read_sample_bytes
 from sam_train.text import TextEmbeddingStore
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class ShardDataset(Dataset[TrainingSample]):
     def _load(self, entry: IndexedSample, position: int, skipped: tuple[str, ...]) -> TrainingSample:
         """Raises SkipSample for whatever is wrong with this one sample."""
         try:
-            jpeg, document = read_bytes(entry, self.shards.open_shard)
+            jpeg, document = read_sample_bytes(entry, self.shards.open_shard)
             record = parse_outlines(document, key=entry.key, shard=str(entry.shard), names=self.transform.names)
             if record.image_id != entry.image_id:
                 message = f"image id {record.image_id} where the index has {entry.image_id}: the shard changed since"

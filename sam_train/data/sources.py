@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 from sam_train.errors import ConfigError, ShardError
 from sam_train.shards.cache import ShardCache
 from sam_train.shards.index import ShardIndex, index_shard
-from sam_train.shards.remote import expand_names
-from sam_train.shards.tar_members import opened
+from sam_train.shards.remote import expand_local_and_remote
+from sam_train.shards.tar_members import open_local_shard
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class ShardSet:
     """None where every shard counts once."""
     torn: tuple[str, ...] = ()
     """Why shards were left out, one sentence each."""
-    open_shard: Callable[[Path], BinaryIO] = opened
+    open_shard: Callable[[Path], BinaryIO] = open_local_shard
 
     @property
     def num_images(self) -> int:
@@ -65,7 +65,7 @@ def open_shards(
         raise ConfigError(f"the {len(found)} shards hold no image: nothing to train on")
     if torn:
         log.warning("%d of %d shards are left out (data.strict=true would end the run)", len(torn), len(names))
-    remotely = cache.open_any if cache is not None and urls else opened
+    remotely = cache.open_cached_or_local if cache is not None and urls else open_local_shard
     reasons = tuple(str(error) for error in torn)
     return ShardSet(indexes=tuple(found), weights=tuple(kept) if weights else None, torn=reasons, open_shard=remotely)
 
@@ -83,7 +83,7 @@ def weighted_names(sources: Sequence[Mapping[str, Any]]) -> tuple[list[Path | st
             raise ConfigError(f"a source is {source}: expected {{shards: FOLDER, weight: a number of at least 0}}")
         if not set(source) <= {"shards", "weight"} or not source.get("shards"):
             raise ConfigError(f"a source has the keys {sorted(source)}: expected shards, which names some, and weight")
-        named = expand_names(source["shards"])
+        named = expand_local_and_remote(source["shards"])
         names += named
         weights += [float(weight)] * len(named)
     if len(set(names)) < len(names):

@@ -25,9 +25,9 @@ from sam_train.masks import decode_rle
 from sam_train.metrics.clicks_needed import clicks_needed
 from sam_train.prompts.sampling import squared_depths
 from sam_train.shards import decode_jpeg
-from sam_train.shards.image_io import PICTURE_EXTENSIONS, open_picture
-from sam_train.shards.importers.file_pairing import files_by_stem, pictures_by_stem, whole_picture
-from sam_train.shards.importers.label_maps import check_size
+from sam_train.shards.image_io import IMAGE_EXTENSIONS, open_image_header
+from sam_train.shards.importers.file_pairing import files_by_stem, images_by_stem, load_image_or_raise
+from sam_train.shards.importers.label_maps import check_matches_image_size
 from sam_train.shards.keys import keys_from_paths
 
 
@@ -70,8 +70,8 @@ class ClicksNeededProtocol(Protocol):
     def subjects(self, shards: str | None) -> Sequence[Subject]:
         if self.images is None or self.masks is None:
             return shard_subjects(shards)
-        pictures = pictures_by_stem(Path(self.images))
-        masks = files_by_stem(Path(self.masks), PICTURE_EXTENSIONS)
+        pictures = images_by_stem(Path(self.images))
+        masks = files_by_stem(Path(self.masks), IMAGE_EXTENSIONS)
         if alone := sorted(pictures.keys() ^ masks.keys()):
             raise ConfigError(f"{alone[0]!r} is in one of {self.images} and {self.masks} only: every picture needs one mask")
         stems = sorted(pictures)
@@ -141,8 +141,8 @@ class ClicksNeededProtocol(Protocol):
         )
 
     def _scene_of_files(self, image: Path, mask: Path, *, key: str) -> Scene:
-        pixels, values = whole_picture(image, key=key).image, _gray(mask)
-        check_size(mask, values, height=pixels.shape[0], width=pixels.shape[1], key=key)
+        pixels, values = load_image_or_raise(image, key=key).image, _gray(mask)
+        check_matches_image_size(mask, values, height=pixels.shape[0], width=pixels.shape[1], key=key)
         above = 0 if self.void_value is None else self.void_value
         target = values > above
         if not target.any():
@@ -181,7 +181,7 @@ def _depth(region: Bool[np.ndarray, "H W"], clicked: Sequence[tuple[int, int, bo
 def _gray(path: Path) -> np.ndarray:
     """A mask file's values, the largest of a colour's three. Raises ShardError, naming the file."""
     try:
-        header = open_picture(path.read_bytes(), name=path.name)
+        header = open_image_header(path.read_bytes(), name=path.name)
         return np.asarray(header.convert("RGB")).max(2)
     except (SkipSample, OSError, SyntaxError, ValueError) as error:
         raise ShardError(f"{path} cannot be read as a mask: {error}") from error

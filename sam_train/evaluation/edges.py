@@ -26,8 +26,8 @@ from sam_train.inference.predictor import clicks
 from sam_train.masks import masks_to_boxes_xyxy, nms
 from sam_train.metrics.edge_scores import MAX_DISTANCE, NUM_THRESHOLDS, edge_counts, edge_scores
 from sam_train.metrics.thinning import thin
-from sam_train.shards.importers.bsds500 import read_segmentations
-from sam_train.shards.importers.file_pairing import pairs_by_stem, whole_picture
+from sam_train.shards.importers.bsds500 import read_bsds_segmentations
+from sam_train.shards.importers.file_pairing import load_image_or_raise, pairs_by_stem
 from sam_train.shards.keys import keys_from_paths
 
 PAPER = {
@@ -86,8 +86,8 @@ class EdgeProtocol(Protocol):
 
     def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
         image, label = subject.place
-        people = [outlines(ids) for ids in read_segmentations(label)]
-        strength = self.edges(predictor, whole_picture(image, key=subject.name).image)
+        people = [outlines(ids) for ids in read_bsds_segmentations(label)]
+        strength = self.edges(predictor, load_image_or_raise(image, key=subject.name).image)
         if self.maps:
             _, png = cv2.imencode(".png", np.rint(strength * 255).astype(np.uint8))
             commit_file(Path(self.maps) / f"{subject.name}.png", png.tobytes())

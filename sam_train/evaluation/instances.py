@@ -26,7 +26,7 @@ from sam_train.inference.predictor import prompts_of
 from sam_train.masks import encode_rle
 from sam_train.metrics.coco_scores import check_engine, coco_scores
 from sam_train.shards import decode_jpeg
-from sam_train.shards.importers.instances_json import read_json, whole_number
+from sam_train.shards.importers.instances_json import integer_field, read_json_object
 
 PAPER = {
     "coco": {
@@ -83,8 +83,8 @@ class InstanceProtocol(Protocol):
         if not self.annotations or not self.boxes:
             raise ConfigError("give protocol.annotations=INSTANCES.json and protocol.boxes=DETECTIONS.json, besides shards=")
         subjects = shard_subjects(shards)
-        images = read_json(Path(self.annotations), ("images", "annotations", "categories"))["images"]
-        known = {whole_number(image, "id", place=f"{self.annotations}, images") for image in images}
+        images = read_json_object(Path(self.annotations), ("images", "annotations", "categories"))["images"]
+        known = {integer_field(image, "id", place=f"{self.annotations}, images") for image in images}
         strangers = [subject.name for subject in subjects if subject.place.image_id not in known]
         if strangers:
             raise ConfigError(
@@ -156,8 +156,8 @@ def read_boxes(path: Path) -> dict[int, list[Box]]:
         place = f"{path}, entry {index}"
         if not isinstance(entry, dict):
             raise ShardError(f"{place}: expected an object, got {str(entry)[:80]}")
-        image = whole_number(entry, "image_id", place=place)
-        found[image].append(Box(_xywh(entry, place), whole_number(entry, "category_id", place=place), _score(entry, place)))
+        image = integer_field(entry, "image_id", place=place)
+        found[image].append(Box(_xywh(entry, place), integer_field(entry, "category_id", place=place), _score(entry, place)))
     return dict(found)
 
 

@@ -19,7 +19,7 @@ from sam_train.inference import AutomaticMaskGenerator, Predictor
 from sam_train.metrics.recall import AREAS, average_recall, matched_truths, proposal_ious
 from sam_train.records import ImageRecord, MaskRecord, Rle
 from sam_train.shards import decode_jpeg
-from sam_train.shards.importers.instances_json import read_json, whole_number
+from sam_train.shards.importers.instances_json import integer_field, read_json_object
 
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
 
@@ -132,9 +132,9 @@ class ProposalProtocol(Protocol):
 
 def _read_annotations(path: Path) -> dict[int, Annotation]:
     """By annotation id. Raises ShardError, naming file and entry, for what is no instances JSON."""
-    document = read_json(path, ("annotations", "categories"))
+    document = read_json_object(path, ("annotations", "categories"))
     frequencies = {
-        whole_number(category, "id", place=f"{path}, categories"): FREQUENCIES.get(str(category.get("frequency")))
+        integer_field(category, "id", place=f"{path}, categories"): FREQUENCIES.get(str(category.get("frequency")))
         for category in document["categories"]
     }
     found = {}
@@ -143,6 +143,6 @@ def _read_annotations(path: Path) -> dict[int, Annotation]:
         area = annotation.get("area")
         if type(area) not in (int, float):
             raise ShardError(f"{place}: expected a number as 'area', got {str(area)[:80]}")
-        frequency = frequencies.get(whole_number(annotation, "category_id", place=place))
-        found[whole_number(annotation, "id", place=place)] = Annotation(area, frequency)
+        frequency = frequencies.get(integer_field(annotation, "category_id", place=place))
+        found[integer_field(annotation, "id", place=place)] = Annotation(area, frequency)
     return found

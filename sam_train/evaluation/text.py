@@ -28,7 +28,7 @@ from sam_train.masks import decode_rle, mask_iou
 from sam_train.prompts import NextStep, PromptSimulator, Round
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg
-from sam_train.shards.index import IndexedSample, read_bytes
+from sam_train.shards.index import IndexedSample, read_sample_bytes
 from sam_train.structures import Prompts
 from sam_train.text import TextEncoder, check_text_encoder
 
@@ -185,5 +185,5 @@ class TextProtocol(Protocol):
 def _names(subject: Subject) -> Sequence[str]:
     assert isinstance(subject.place, IndexedSample)
     entry = subject.place
-    _, document = read_bytes(entry)
+    _, document = read_sample_bytes(entry)
     return parse_outlines(document, key=entry.key, shard=str(entry.shard), names=True).names or ()

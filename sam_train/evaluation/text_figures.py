@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from sam_train.shards.drawing import fill, mask_colour, outline, scaled
+from sam_train.shards.drawing import draw_border, fill_mask, mask_colour, resize_mask
 
 MAX_NAMES = 8
 SIDE_PX = 240  # of a tile's picture, the longer one
@@ -37,10 +37,10 @@ def draw_answers(
         if number == MAX_NAMES:
             break
         canvas = small.astype(np.float32)
-        fill(canvas, scaled(answer, small.shape), mask_colour(number), opacity=OPACITY)
+        fill_mask(canvas, resize_mask(answer, small.shape), mask_colour(number), opacity=OPACITY)
         drawn = canvas.astype(np.uint8)
         for mask in own:
-            outline(drawn, scaled(mask, small.shape), WHITE, thickness=1, shadow=True)
+            draw_border(drawn, resize_mask(mask, small.shape), WHITE, thickness=1, shadow=True)
         tiles.append(np.vstack([drawn, _caption(f"{name}  {iou:.2f}", width)]))
     return np.hstack(tiles)
 

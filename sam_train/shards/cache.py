@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 from sam_train.errors import ConfigError, SamTrainError, ShardError
 from sam_train.files import atomic_write
-from sam_train.shards.index import ShardIndex, index_by_manifest, index_shard
+from sam_train.shards.index import ShardIndex, index_from_manifest, index_shard
 from sam_train.shards.manifest import Manifest, manifest_path, parse_manifest
-from sam_train.shards.remote import file_system
-from sam_train.shards.tar_members import opened
+from sam_train.shards.remote import filesystem_for_url
+from sam_train.shards.tar_members import open_local_shard
 
 _TRIES = 10
 
@@ -65,15 +65,15 @@ class ShardCache:
             f"it goes as soon as it comes: the cache of {self.max_bytes} bytes is too small", shard=self._known[local][0]
         )
 
-    def open_any(self, shard: Path) -> BinaryIO:
+    def open_cached_or_local(self, shard: Path) -> BinaryIO:
         """`open` for what this cache indexed, plain opening for the rest."""
-        return self.open(shard) if shard in self._known else opened(shard)
+        return self.open(shard) if shard in self._known else open_local_shard(shard)
 
     def _index(self, url: str, manifest: Manifest | None) -> ShardIndex:
         local = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}_{url.rpartition('/')[2]}"
         self._known[local] = url, manifest
         if manifest is not None and manifest.places is not None:
-            return index_by_manifest(local, manifest, num_bytes=manifest.bytes)
+            return index_from_manifest(local, manifest, num_bytes=manifest.bytes)
         with self.open(local):
             return index_shard(local)
 
@@ -81,7 +81,7 @@ class ShardCache:
         if not urls:
             return []
         names = [url[: -len(Path(url).name)] + manifest_path(Path(Path(url).name)).name for url in urls]
-        system = file_system(urls[0])
+        system = filesystem_for_url(urls[0])
         stripped = [system._strip_protocol(name) for name in names]
         answers: dict[str, Any] = system.cat(stripped, on_error="return") if len(stripped) > 1 else _one(system, stripped[0])
         return [_parsed(answers.get(name, FileNotFoundError(name)), url) for name, url in zip(stripped, urls, strict=True)]
@@ -92,7 +92,7 @@ class ShardCache:
             if local.is_file():  # another process was faster
                 return
             try:
-                system = file_system(url)
+                system = filesystem_for_url(url)
                 size = int(system.info(url)["size"] or 0)
                 if manifest is not None and size and size != manifest.bytes:
                     raise ShardError(f"{size} bytes there, {manifest.bytes} in its manifest: upload it again", shard=url)

@@ -14,21 +14,24 @@ import msgspec
 
 from sam_train.errors import ShardError
 
-NAMELESS = "object"
+UNNAMED_CLASS = "object"
 _MAX_BYTES = 16 << 20
 _MAX_LETTERS = 10_000
 
 
-def checked_name_of_class(value: object, *, place: str) -> str:
-    """The name, without space around it; "" of `NAMELESS`. Raises ShardError, naming `place`, for what is no line of text."""
+def parse_class_name(value: object, *, place: str) -> str:
+    """Return a class name stripped of surrounding white space, "" for `UNNAMED_CLASS`.
+
+    Raises ShardError, naming `place`, if the value is not one line of at most 10,000 printable characters.
+    """
     if not isinstance(value, str) or len(value) > _MAX_LETTERS or not all(letter.isprintable() for letter in value.strip()):
         message = f"expected a name of at most {_MAX_LETTERS} printable letters, got {str(value)[:80]!r}"
         raise ShardError(f"{place}: {message}")
     name = value.strip()
-    return "" if name == NAMELESS else name
+    return "" if name == UNNAMED_CLASS else name
 
 
-def names_of_categories(categories: object, *, place: str) -> dict[int, str]:
+def parse_category_names(categories: object, *, place: str) -> dict[int, str]:
     """COCO's `categories`, a list of {id, name}, to names by id, "" where one has none.
 
     Raises ShardError, naming `place`, for another form.
@@ -41,7 +44,7 @@ def names_of_categories(categories: object, *, place: str) -> dict[int, str]:
         number = category.get("id") if isinstance(category, dict) else None
         if type(number) is not int or number in names:
             raise ShardError(f"{here}: expected an object with a whole number of its own as 'id', got {str(category)[:80]}")
-        names[number] = checked_name_of_class(category.get("name", ""), place=here)
+        names[number] = parse_class_name(category.get("name", ""), place=here)
     return names
 
 
@@ -67,19 +70,19 @@ def read_class_names(path: Path) -> dict[int, str]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} does not read as class names: {error}") from error
     numbered: Mapping[int, Any] = found if isinstance(found, dict) else dict(enumerate(found))
-    return {number: checked_name_of_class(name, place=f"{path}, class {number}") for number, name in numbered.items()}
+    return {number: parse_class_name(name, place=f"{path}, class {number}") for number, name in numbered.items()}
 
 
-class ClassNumbers:
+class ClassNumbering:
     """Numbers of classes, each from its first mask on: the next from `first` up, or those that a file gives."""
 
     def __init__(self, *, first: int, given: Mapping[int, str] | None = None) -> None:
-        self._numbers = {name or NAMELESS: number for number, name in (given or {}).items()}
+        self._numbers = {name or UNNAMED_CLASS: number for number, name in (given or {}).items()}
         self._is_given, self._next = given is not None, first
 
     def take(self, name: str, *, place: str) -> int:
         """The class of masks of that name, "" being a class of its own. Raises ShardError for one that the file lacks."""
-        name = name or NAMELESS
+        name = name or UNNAMED_CLASS
         if name not in self._numbers:
             if self._is_given:
                 raise ShardError(f"{place}: no class is called {name!r} in the file of class names: add it there")

@@ -17,7 +17,7 @@ _COLOUR_TAGS = frozenset(
 )
 
 
-def without_texts(profile: bytes) -> bytes | None:
+def strip_icc_texts(profile: bytes) -> bytes | None:
     """The profile with its colours alone, as long as it was; None for bytes that are no profile."""
     if len(profile) < _HEADER + 4 or profile[36:40] != b"acsp":
         return None
@@ -37,12 +37,12 @@ def without_texts(profile: bytes) -> bytes | None:
     return bytes(bare)
 
 
-def chunks_without_texts(chunks: list[bytes]) -> list[bytes] | None:
-    """`without_texts` of a profile in the segments of a JPEG: number, number of all, part. None where they are no profile."""
+def strip_icc_chunk_texts(chunks: list[bytes]) -> list[bytes] | None:
+    """`strip_icc_texts` of a profile in the segments of a JPEG: number, number of all, part. None where they are no profile."""
     order = sorted(range(len(chunks)), key=lambda place: chunks[place][:1])
     if [chunks[place][:2] for place in order] != [bytes([n, len(chunks)]) for n in range(1, len(chunks) + 1)]:
         return None
-    bare = without_texts(b"".join(chunks[place][2:] for place in order))
+    bare = strip_icc_texts(b"".join(chunks[place][2:] for place in order))
     if bare is None:
         return None
     found, position = list(chunks), 0

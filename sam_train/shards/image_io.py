@@ -23,12 +23,12 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from sam_train.errors import SkipSample
 from sam_train.records import MAX_PIXELS
-from sam_train.shards.jpeg import decode_jpeg, encode_jpeg, without_metadata
+from sam_train.shards.jpeg import decode_jpeg, encode_jpeg, strip_metadata
 
-PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What a folder is searched for, in lower case. What a file *is* is decided by its first bytes."""
 
-PICTURE_REASONS = ("empty_file", "unreadable", "unsupported_format", "too_large", "too_small")
+IMAGE_SKIP_REASONS = ("empty_file", "unreadable", "unsupported_format", "too_large", "too_small")
 """Every `reason` of a SkipSample raised here."""
 
 MIN_SIDE_PX = 8
@@ -58,36 +58,36 @@ class _UnknownKindError(Exception):
     """The file is whole, but of a kind that cannot be turned into RGB."""
 
 
-def load_picture(path: Path, *, key: str = "", max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """`read_picture` of a file, whose size is looked at before its bytes are.
+def load_image(path: Path, *, key: str = "", max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """`decode_image` of a file, whose size is looked at before its bytes are.
 
-    Raises SkipSample as `read_picture` does. An OSError (no permission, a failing disk) passes: it concerns the run.
+    Raises SkipSample as `decode_image` does. An OSError (no permission, a failing disk) passes: it concerns the run.
     """
     num_bytes = path.stat().st_size
     if num_bytes > 16 * max_pixels + (1 << 20):  # no picture of so few pixels needs more: 4 channels of 32 bits
         raise SkipSample("too_large", f"{path.name}: {num_bytes} bytes are more than {max_pixels} pixels can need", key=key)
-    return read_picture(path.read_bytes(), key=key, name=path.name, max_pixels=max_pixels)
+    return decode_image(path.read_bytes(), key=key, name=path.name, max_pixels=max_pixels)
 
 
-def read_picture(data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS) -> DecodedImage:
+def decode_image(data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Bytes of a JPEG, PNG, WebP, BMP or TIFF to upright 8-bit RGB and the JPEG to store.
 
     - An 8-bit RGB or grayscale JPEG with no orientation to apply is stored as it came but for its metadata (see
-      `without_metadata`); anything else is encoded anew (quality 95, no chroma subsampling), which leaves them behind too.
+      `strip_metadata`); anything else is encoded anew (quality 95, no chroma subsampling), which leaves them behind too.
     - EXIF orientation is applied; EXIF that cannot be parsed carries none.
     - Deep pictures (16 or 32 bits, integer or float, gray or colour) are scaled linearly to 8 bits by the picture's own
       min..max over all colours, so two of them are not comparable in brightness; a flat one becomes black.
     - Alpha is composited over white. CMYK is converted without its colour profile; no profile is applied to others.
     - Of an animation or a multi-page file the first frame is taken.
 
-    `name` is for messages. Raises SkipSample, `reason` one of PICTURE_REASONS. A JPEG whose data the decoder only warns
+    `name` is for messages. Raises SkipSample, `reason` one of IMAGE_SKIP_REASONS. A JPEG whose data the decoder only warns
     about (bytes left over, a premature end) counts as unreadable: no decoder can say how much of it is garbage.
     """
-    header = open_picture(data, key=key, name=name, max_pixels=max_pixels)
+    header = open_image_header(data, key=key, name=name, max_pixels=max_pixels)
     try:
         stored = _pixels_of_storable_jpeg(header, data)
         if stored is not None and exif_orientation(header) == 1:
-            return DecodedImage(image=stored, jpeg=without_metadata(data))
+            return DecodedImage(image=stored, jpeg=strip_metadata(data))
         pixels = _over_white(_decode(header, data)) if stored is None else stored
         jpeg = encode_jpeg(_upright(pixels, exif_orientation(header)))
         return DecodedImage(image=decode_jpeg(jpeg, max_pixels=max_pixels), jpeg=jpeg)
@@ -99,10 +99,10 @@ def read_picture(data: bytes, *, key: str = "", name: str = "", max_pixels: int 
         raise SkipSample("unreadable", f"{name or 'the picture'} does not decode: {error}", key=key) from error
 
 
-def open_picture(data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+def open_image_header(data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """A Pillow image of which only the header has been read and found acceptable; `load` decodes it.
 
-    Raises SkipSample, `reason` one of PICTURE_REASONS.
+    Raises SkipSample, `reason` one of IMAGE_SKIP_REASONS.
     """
     name = name or "the picture"
     if not data:

@@ -12,7 +12,7 @@ import simplejpeg
 
 from sam_train.errors import SkipSample
 from sam_train.records import MAX_PIXELS
-from sam_train.shards.icc import chunks_without_texts
+from sam_train.shards.icc import strip_icc_chunk_texts
 
 # A marker is FF and a code; FF 00 is a data byte of a scan, FF D0 to D7 stand between its pieces, and FF may be repeated.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
@@ -31,15 +31,18 @@ _KINDS = (
 
 
 def decode_jpeg(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """JPEG to HWC uint8 RGB. Raises SkipSample as `check_header` does, and "undecodable_jpeg" for what does not decode whole."""
-    check_header(data, shard=shard, key=key, max_pixels=max_pixels)
+    """Decode a JPEG to HWC uint8 RGB.
+
+    Raises SkipSample as `check_jpeg_header` does, and with the reason "undecodable_jpeg" if the data do not decode completely.
+    """
+    check_jpeg_header(data, shard=shard, key=key, max_pixels=max_pixels)
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
         raise SkipSample("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
 
 
-def check_header(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> None:
+def check_jpeg_header(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> None:
     """Look at the size that a JPEG claims before memory is taken for it: a few bytes can claim 12 GB.
 
     Raises SkipSample: "undecodable_jpeg" when the bytes are none, or fewer than the claimed pixels need (each block of 8 x 8
@@ -62,9 +65,9 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="444")
 
 
-def without_metadata(jpeg: bytes) -> bytes:
+def strip_metadata(jpeg: bytes) -> bytes:
     """The same picture, bit for bit, without EXIF (place, date, owner, thumbnail), XMP, IPTC, comments and all else in
-    application segments but JFIF without its thumbnail, the colours of an ICC profile (`icc.without_texts`) and Adobe's colour
+    application segments but JFIF without its thumbnail, the colours of an ICC profile (`icc.strip_icc_texts`) and Adobe's colour
     transform, and without what follows the picture's end.
 
     Raises ValueError for bytes that are no whole JPEG.
@@ -80,8 +83,8 @@ def without_metadata(jpeg: bytes) -> bytes:
     return b"".join(kept)
 
 
-def metadata_of(jpeg: bytes) -> list[str]:
-    """What `without_metadata` would take out: "EXIF", "XMP", "IPTC", "a comment", "APP5", "texts of the ICC profile",
+def list_metadata(jpeg: bytes) -> list[str]:
+    """What `strip_metadata` would take out: "EXIF", "XMP", "IPTC", "a comment", "APP5", "texts of the ICC profile",
     "bytes after its end", each once.
 
     Of a torn JPEG, what stands before the tear.
@@ -105,7 +108,7 @@ def _bare_segments(jpeg: bytes) -> Iterator[tuple[int, int, bytes, bytes | None,
     except ValueError as error:
         torn = error
     parts = [content[len(_ICC) :] for _, marker, content, _ in segments if _is_icc(marker, content)]
-    bare_parts: Iterator[bytes | None] = iter(chunks_without_texts(parts) or repeat(None))
+    bare_parts: Iterator[bytes | None] = iter(strip_icc_chunk_texts(parts) or repeat(None))
     for start, marker, content, end in segments:
         if _is_icc(marker, content):
             part = next(bare_parts)

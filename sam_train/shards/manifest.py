@@ -11,7 +11,7 @@ from typing import Any
 
 from sam_train.errors import ShardError
 
-PLACES = ("image_id", "width", "height", "num_masks", "jpeg_offset", "jpeg_bytes", "json_offset", "json_bytes")
+PLACES_COLUMNS = ("image_id", "width", "height", "num_masks", "jpeg_offset", "jpeg_bytes", "json_offset", "json_bytes")
 """Columns of `Manifest.places`: numbers of the picture (pixels), and where the bytes of its two members lie in the tar."""
 
 
@@ -33,7 +33,7 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     """What made the shard: stage, checkpoint hash, config hash."""
     places: dict[str, list[int]] | None = None
-    """One list for each of PLACES, a number for each of `keys`; None in manifests of before they were written."""
+    """One list for each of PLACES_COLUMNS, a number for each of `keys`; None in manifests of before they were written."""
 
     def to_json(self) -> builtins.bytes:  # `bytes` is a field here
         """JSON, a line a key in the order above (a line a number would be most of it), so equal manifests are equal bytes."""

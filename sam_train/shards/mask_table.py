@@ -18,7 +18,7 @@ from sam_train.records import ImageRecord, MaskRecord, Provenance
 _NO_PROVENANCE = Provenance(stage="", checkpoint="", annotator="", config="")
 _INTEGERS = ("image_id", "mask_id", "width", "height", "area")
 _TEXTS = ("image_key", "stage", "checkpoint", "annotator", "config", "name")
-COLUMNS = (
+MASK_TABLE_COLUMNS = (
     *("image_key", "image_id", "mask_id", "width", "height", "area"),
     *("box_x", "box_y", "box_width", "box_height", "predicted_iou", "stability_score"),
     *("stage", "checkpoint", "annotator", "config", "num_prompts", "seconds", "name"),
@@ -28,7 +28,7 @@ where a mask has no provenance, as Meta's have none. `name` is what the mask sho
 it was kept have no such column, and DuckDB reads both together with `read_parquet('*.masks.parquet', union_by_name=true)`."""
 
 
-def table_path(shard: Path) -> Path:
+def mask_table_path(shard: Path) -> Path:
     """`folder/sa_000000.tar` -> `folder/sa_000000.masks.parquet`."""
     return shard.with_name(shard.name.removesuffix(".tar") + ".masks.parquet")
 
@@ -37,7 +37,7 @@ class MaskTable:
     """Rows of the masks of records that are added one by one."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self._columns: dict[str, list[Any]] = {name: [] for name in MASK_TABLE_COLUMNS}
 
     def add(self, record: ImageRecord) -> None:
         """A row for each mask of the record. Raises ShardError for ids that no reader of Parquet takes."""
@@ -49,12 +49,12 @@ class MaskTable:
 
     @staticmethod
     def schema() -> Any:
-        """pyarrow's, of COLUMNS."""
+        """pyarrow's, of MASK_TABLE_COLUMNS."""
         import pyarrow as pa
 
-        types = {name: pa.int64() if name in (*_INTEGERS, "num_prompts") else pa.float64() for name in COLUMNS}
+        types = {name: pa.int64() if name in (*_INTEGERS, "num_prompts") else pa.float64() for name in MASK_TABLE_COLUMNS}
         types |= dict.fromkeys(_TEXTS, pa.string())
-        return pa.schema([(name, types[name]) for name in COLUMNS])
+        return pa.schema([(name, types[name]) for name in MASK_TABLE_COLUMNS])
 
     def to_arrow(self) -> Any:
         """The rows, a pyarrow Table."""
@@ -71,7 +71,7 @@ class MaskTable:
         return stream.getvalue()
 
 
-def table_of(records: Iterable[ImageRecord]) -> bytes:
+def encode_mask_table(records: Iterable[ImageRecord]) -> bytes:
     """The Parquet bytes of the masks of these records, in their order."""
     table = MaskTable()
     for record in records:
@@ -80,7 +80,7 @@ def table_of(records: Iterable[ImageRecord]) -> bytes:
 
 
 def _row(record: ImageRecord, mask: MaskRecord) -> tuple[Any, ...]:
-    """In the order of COLUMNS."""
+    """In the order of MASK_TABLE_COLUMNS."""
     source = mask.provenance or _NO_PROVENANCE
     return (
         *(record.key, record.image_id, mask.id, record.width, record.height, mask.area),

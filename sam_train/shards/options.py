@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any], *
         parser.add_argument("--" + name.replace("_", "-"), **{**settings, **_settings(types[name])})
 
 
-def given_options(arguments: argparse.Namespace, function: Callable[..., Any], *, but: Collection[str]) -> dict[str, Any]:
+def option_values(arguments: argparse.Namespace, function: Callable[..., Any], *, but: Collection[str]) -> dict[str, Any]:
     """What the parsed command says for the parameters of `function` that are not in `but`."""
     return {name: getattr(arguments, name) for name in _parameters(function, but)}
 

@@ -12,7 +12,7 @@ import braceexpand
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.shards.tar_members import TORN, Sample, opened, pairs_of, split_name
+from sam_train.shards.tar_members import CORRUPT_TAR, Sample, locate_samples, open_local_shard, split_member_name
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[Path]:
@@ -51,24 +51,26 @@ def _named_by(name: str) -> list[Path]:
 def iterate_samples(shards: Sequence[Path]) -> Iterator[Sample]:
     """Every sample of every shard, in order, each shard in one pass from its beginning to its end (webdataset).
 
-    Raises ShardError for what `pairs_of` refuses, before a shard's first sample; for a pair that is not adjacent, and a
+    Raises ShardError for what `locate_samples` refuses, before a shard's first sample; for a pair that is not adjacent, and a
     record that the schema does not know: what is skipped and what ends the run is the caller's decision.
     """
     for shard in shards:
-        with opened(shard) as stream:
-            keys = list(pairs_of(stream, shard))
+        with open_local_shard(shard) as stream:
+            keys = list(locate_samples(stream, shard))
             stream.seek(0)
             yield from _stream(stream, shard, keys)
 
 
 def _stream(stream: BinaryIO, shard: Path, keys: Sequence[str]) -> Iterator[Sample]:
-    files = tar_file_expander([{"url": str(shard), "stream": stream}], select_files=lambda name: split_name(name)[0] is not None)
-    groups = group_by_keys(files, keys=split_name)
+    files = tar_file_expander(
+        [{"url": str(shard), "stream": stream}], select_files=lambda name: split_member_name(name)[0] is not None
+    )
+    groups = group_by_keys(files, keys=split_member_name)
     for key in keys:
         try:
             group: dict[str, Any] = next(groups, {})
         except (OSError, ValueError, tarfile.TarError) as error:
-            raise ShardError(f"{error}; {TORN}", shard=str(shard)) from error
+            raise ShardError(f"{error}; {CORRUPT_TAR}", shard=str(shard)) from error
         if group.get("__key__") != key or not {"jpg", "json"} <= group.keys():
             raise ShardError(f"{key}.jpg and {key}.json are not adjacent: write the shard again", shard=str(shard), key=key)
-        yield Sample.parsed(shard, key, jpeg=group["jpg"], document=group["json"])
+        yield Sample.from_bytes(shard, key, jpeg=group["jpg"], document=group["json"])

@@ -21,7 +21,7 @@ def is_remote(name: str) -> bool:
     return _URL.match(name) is not None
 
 
-def file_system(url: str) -> Any:
+def filesystem_for_url(url: str) -> Any:
     """fsspec's for the URL, with what its own configuration says (environment, ~/.config/fsspec, ~/.aws).
 
     Raises ConfigError for a protocol that fsspec does not know or whose package is absent.
@@ -36,7 +36,7 @@ def file_system(url: str) -> Any:
         raise ConfigError(f"{url!r} cannot be read: {error}; {what_to_do}") from error
 
 
-def expand_names(patterns: str | Sequence[str]) -> list[Path | str]:
+def expand_local_and_remote(patterns: str | Sequence[str]) -> list[Path | str]:
     """As `expand_shards` for what is local; brace ranges, globs and folders (a name without `.tar`) of URLs to URLs.
 
     Raises ConfigError when a pattern names nothing. A URL that is no pattern is taken as it is: what is not there is
@@ -55,7 +55,7 @@ def _named_by(url: str) -> list[str]:
     if url.endswith(".tar") and not re.search(r"[*?\[]", url):
         return [url]
     pattern = url if url.endswith(".tar") else f"{url.rstrip('/')}/*.tar"
-    system = file_system(url)
+    system = filesystem_for_url(url)
     try:
         found = [str(system.unstrip_protocol(name)) for name in system.glob(pattern)]
     except Exception as error:  # each server's client has errors of its own

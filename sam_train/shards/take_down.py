@@ -15,7 +15,7 @@ TAKEN_DOWN = "taken_down"
 
 
 @dataclass(frozen=True, slots=True)
-class TakeDown:
+class TakeDownList:
     """What the list names; a number is looked for among both."""
 
     image_ids: frozenset[int] = frozenset()
@@ -23,12 +23,12 @@ class TakeDown:
     sha256: str = ""
     """Of the file, hex."""
 
-    def names(self, *, key: str, image_id: int | None) -> bool:
+    def contains(self, *, key: str, image_id: int | None) -> bool:
         """Whether this picture must go. image_id: None where it is not known."""
         return image_id in self.image_ids or key in self.keys
 
 
-def read_take_down(path: Path) -> TakeDown:
+def read_take_down_list(path: Path) -> TakeDownList:
     """One image id or key a line; empty lines and what follows a # do not count.
 
     Raises ConfigError when the file is missing, no text, or a line can be neither.
@@ -46,4 +46,4 @@ def read_take_down(path: Path) -> TakeDown:
             )
     names = {name for _, name in named if name}
     numbers = frozenset(int(name) for name in names if re.fullmatch(r"-?\d{1,19}", name))
-    return TakeDown(image_ids=numbers, keys=frozenset(names), sha256=file_sha256(path))
+    return TakeDownList(image_ids=numbers, keys=frozenset(names), sha256=file_sha256(path))

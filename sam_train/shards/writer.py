@@ -11,9 +11,9 @@ import webdataset as wds
 from sam_train.errors import ShardError
 from sam_train.files import atomic_write, commit_file, file_sha256
 from sam_train.records import ImageRecord
-from sam_train.shards.manifest import PLACES, Manifest, manifest_path
-from sam_train.shards.mask_table import MaskTable, table_path
-from sam_train.shards.tar_members import opened, pairs_of
+from sam_train.shards.manifest import PLACES_COLUMNS, Manifest, manifest_path
+from sam_train.shards.mask_table import MaskTable, mask_table_path
+from sam_train.shards.tar_members import locate_samples, open_local_shard
 
 
 def write_shard(
@@ -34,9 +34,9 @@ def write_shard(
     with atomic_write(path) as stream:
         sizes = _write_tar(stream, samples, table, shard=path.name)
         stream.flush()
-        for of_an_older_shard in (manifest_path(path), table_path(path)):  # would call this one done too early
+        for of_an_older_shard in (manifest_path(path), mask_table_path(path)):  # would call this one done too early
             of_an_older_shard.unlink(missing_ok=True)
-    commit_file(table_path(path), table.to_parquet())
+    commit_file(mask_table_path(path), table.to_parquet())
     manifest = Manifest(
         shard=path.name,
         sha256=file_sha256(path),
@@ -70,9 +70,9 @@ def _write_tar(
 
 
 def _places(path: Path, sizes: Mapping[str, tuple[int, int, int, int]]) -> dict[str, list[int]]:
-    """The columns of PLACES, read from the headers of the finished tar: what the manifest says was seen there."""
-    with opened(path) as stream:
-        pairs = pairs_of(stream, path)
+    """The columns of PLACES_COLUMNS, read from the headers of the finished tar: what the manifest says was seen there."""
+    with open_local_shard(path) as stream:
+        pairs = locate_samples(stream, path)
     rows = [(*sizes[key], p.jpeg.offset, p.jpeg.length, p.json.offset, p.json.length) for key, p in pairs.items()]
-    columns = zip(*rows, strict=True) if rows else [()] * len(PLACES)
-    return {name: list(column) for name, column in zip(PLACES, columns, strict=True)}
+    columns = zip(*rows, strict=True) if rows else [()] * len(PLACES_COLUMNS)
+    return {name: list(column) for name, column in zip(PLACES_COLUMNS, columns, strict=True)}

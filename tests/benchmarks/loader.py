@@ -46,7 +46,7 @@ from sam_train.masks import decode_rle, encode_rle, mask_to_box_xywh
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import write_shard
 from sam_train.shards.index import index_shard, read_sample
-from sam_train.shards.manifest import PLACES, Manifest, manifest_path
+from sam_train.shards.manifest import PLACES_COLUMNS, Manifest, manifest_path
 
 HEIGHT, WIDTH, SIZE, MASKS, DRAWN, TILE = 1500, 2250, 1024, 100, 64, 750
 
@@ -186,7 +186,7 @@ def measure_opening(folder: Path, num_shards: int = 1000, num_samples: int = 100
     spans = {"jpeg_offset": 512, "jpeg_bytes": 400_000, "json_offset": 401_024, "json_bytes": 100}
     for number in range(num_shards):
         shard = folder / f"sa_{number:06d}.tar"
-        places = {name: [spans.get(name, 1) for _ in range(num_samples)] for name in PLACES}
+        places = {name: [spans.get(name, 1) for _ in range(num_samples)] for name in PLACES_COLUMNS}
         for name in ("jpeg_offset", "json_offset"):
             places[name] = [spans[name] + 401_664 * place for place in range(num_samples)]
         end = places["json_offset"][-1]

@@ -24,7 +24,7 @@ from sam_train.evaluation.edges import outlines
 from sam_train.metrics.coco_scores import coco_scores
 from sam_train.metrics.edge_scores import edge_counts, edge_scores
 from sam_train.metrics.recall import AREAS, average_recall, matched_truths, proposal_ious
-from sam_train.shards.importers.bsds500 import read_segmentations
+from sam_train.shards.importers.bsds500 import read_bsds_segmentations
 
 MAX_DISTANCE = 0.0075
 
@@ -37,7 +37,7 @@ def bsds(shared_dir: Path) -> Path:
 def test_lines_between_segments_are_the_files_own(bsds: Path) -> None:
     for path in sorted((bsds / "groundTruth" / "val").glob("*.mat"))[::10]:
         theirs = [person["Boundaries"][0, 0].astype(bool) for person in loadmat(path)["groundTruth"].ravel()]
-        ours = [outlines(ids) for ids in read_segmentations(path)]
+        ours = [outlines(ids) for ids in read_bsds_segmentations(path)]
         assert len(ours) == len(theirs) >= 4
         for mine, own in zip(ours, theirs, strict=True):
             assert np.array_equal(mine, own)
@@ -49,7 +49,7 @@ def windows(bsds: Path) -> list[tuple[np.ndarray, list[np.ndarray]]]:
     for path in sorted((bsds / "images" / "val").glob("*.jpg"))[5:8]:
         gray = cv2.GaussianBlur(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (0, 0), 2).astype(np.float64)
         strength = np.hypot(cv2.Sobel(gray, cv2.CV_64F, 1, 0), cv2.Sobel(gray, cv2.CV_64F, 0, 1))
-        people = [outlines(ids) for ids in read_segmentations(bsds / "groundTruth" / "val" / f"{path.stem}.mat")]
+        people = [outlines(ids) for ids in read_bsds_segmentations(bsds / "groundTruth" / "val" / f"{path.stem}.mat")]
         window = np.s_[100:220, 150:300]
         found.append((strength[window] / strength[window].max(), [lines[window] for lines in people]))
     return found

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, Literal
 from sam_train.files import atomic_write
 from sam_train.masks import decode_rle
 from sam_train.records import MaskRecord, Rle
-from sam_train.shards.class_names import ClassNumbers
+from sam_train.shards.class_names import ClassNumbering
 from sam_train.shards.exporters.folder import ExportFolder
-from sam_train.shards.exporters.polygons import joined, rings_of_mask
-from sam_train.shards.importers.mask_records import checked_rle
+from sam_train.shards.exporters.polygons import join_rings, mask_to_rings
+from sam_train.shards.importers.mask_records import parse_rle
 from sam_train.shards.tar_members import Sample
 
 
@@ -61,7 +61,7 @@ def export_coco(
 
     Raises ShardError for an RLE that does not fit its image.
     """
-    classes = ClassNumbers(first=1)
+    classes = ClassNumbering(first=1)
     image_ids, mask_ids = _Numbers(0), _Numbers(1)  # COCO's evaluation takes a mask's id 0 for "no match"
     folder.out.mkdir(parents=True, exist_ok=True)
     # Two lists grow at once, and a JSON holds them one after the other.
@@ -70,13 +70,13 @@ def export_coco(
         stream.write(b'{"images":[')
         for sample in samples:
             record = sample.record
-            name = folder.add_picture(record, sample.jpeg)
+            name = folder.add_image(record, sample.jpeg)
             image_id = image_ids.take(record.image_id)
             counts.update(["image_id_changed"] if image_id != record.image_id else [])
             images.add({"id": image_id, "width": record.width, "height": record.height, "file_name": f"{name}.jpg"})
             for mask in record.masks:
                 place = f"{sample.shard}, {record.key}, mask {mask.id}"
-                rle = checked_rle(mask.segmentation, height=record.height, width=record.width, place=place)
+                rle = parse_rle(mask.segmentation, height=record.height, width=record.width, place=place)
                 segmentation = mask.segmentation if form == "rle" else _polygons(rle, counts)
                 if not segmentation:
                     continue
@@ -110,6 +110,6 @@ def _annotation(mask: MaskRecord, mask_id: int, image_id: int, category_id: int)
 def _polygons(rle: Rle, counts: Counter[str]) -> list[list[int]]:
     """One outline, x, y, x, y, ...; none of a mask without a pixel."""
     height, width = rle["size"]
-    rings = rings_of_mask(decode_rle(rle, height=height, width=width))
+    rings = mask_to_rings(decode_rle(rle, height=height, width=width))
     counts.update(["mask_without_pixels"] if not rings else ["mask_with_bridges"] if len(rings) > 1 else [])
-    return [joined(rings).ravel().tolist()] if rings else []
+    return [join_rings(rings).ravel().tolist()] if rings else []

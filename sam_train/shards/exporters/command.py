@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sam_train.errors import ConfigError
 from sam_train.shards.exporters import EXPORTERS
 from sam_train.shards.exporters.folder import ExportFolder
-from sam_train.shards.options import add_options, given_options
+from sam_train.shards.options import add_options, option_values
 from sam_train.shards.reader import expand_shards, iterate_samples
 from sam_train.shards.tar_members import Sample
 
@@ -41,7 +41,7 @@ def add_export(commands: Commands) -> None:
 def run_export(arguments: argparse.Namespace) -> None:
     """Write the export that the parsed command asks for. Raises ConfigError, ShardError."""
     exporter = EXPORTERS[arguments.kind]
-    options = given_options(arguments, exporter, but=_OURS)
+    options = option_values(arguments, exporter, but=_OURS)
     shards = expand_shards(arguments.shards)
     if not shards:
         raise ConfigError(f"no .tar in {' '.join(arguments.shards)}: name shards")

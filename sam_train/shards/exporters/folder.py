@@ -28,7 +28,7 @@ class ExportFolder:
         self._names: set[str] = set()
         self._written: set[Path] = set()
 
-    def add_picture(self, record: ImageRecord, jpeg: bytes) -> str:
+    def add_image(self, record: ImageRecord, jpeg: bytes) -> str:
         """Write images/NAME.jpg and return NAME, the record's key, or KEY_2, KEY_3, ... where another picture has it.
 
         Upper and lower case are one, for file systems where they are. Counts "renamed".

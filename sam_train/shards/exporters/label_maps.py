@@ -29,13 +29,13 @@ def export_label_maps(samples: Iterable[Sample], folder: ExportFolder, counts: C
     Raises ShardError for an image of more masks than there are numbers, and an RLE that does not fit its image.
     """
     for sample in samples:
-        name = folder.add_picture(sample.record, sample.jpeg)
+        name = folder.add_image(sample.record, sample.jpeg)
         stream = BytesIO()
-        Image.fromarray(paint(sample, counts)).save(stream, "PNG")
+        Image.fromarray(draw_label_map(sample, counts)).save(stream, "PNG")
         folder.write(f"labels/{name}.png", stream.getvalue())
 
 
-def paint(sample: Sample, counts: Counter[str]) -> np.ndarray:
+def draw_label_map(sample: Sample, counts: Counter[str]) -> np.ndarray:
     """The sample's label map, H x W uint16, and what it hides in `counts`."""
     record = sample.record
     numbers = _numbers(sample, counts)

@@ -9,7 +9,7 @@ from io import BytesIO
 from PIL import Image
 
 from sam_train.errors import ConfigError
-from sam_train.shards.drawing import OPACITY, draw_record
+from sam_train.shards.drawing import OPACITY, draw_masks
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.jpeg import decode_jpeg
 from sam_train.shards.tar_members import Sample
@@ -28,10 +28,10 @@ def export_overlays(samples: Iterable[Sample], folder: ExportFolder, counts: Cou
         raise ConfigError(f"--opacity is {opacity}: expected 0 (borders alone) to 1")
     for sample in samples:
         record = sample.record
-        name = folder.add_picture(record, sample.jpeg)
+        name = folder.add_image(record, sample.jpeg)
         image = decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key)
         stream = BytesIO()
         # Level 1: photographs hardly get smaller by more, and it takes five times as long.
-        Image.fromarray(draw_record(image, record, shard=sample.shard, opacity=opacity)).save(stream, "PNG", compress_level=1)
+        Image.fromarray(draw_masks(image, record, shard=sample.shard, opacity=opacity)).save(stream, "PNG", compress_level=1)
         folder.write(f"overlays/{name}.png", stream.getvalue())
         counts.update([] if record.masks else ["image_without_masks"])

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 
-def rings_of_mask(mask: np.ndarray) -> list[np.ndarray]:
+def mask_to_rings(mask: np.ndarray) -> list[np.ndarray]:
     """The borders of an H x W bool mask, of its parts and of its holes alike, each P x 2 int, xy, closed without repetition.
 
     A point is in the mask when it lies within an odd number of them. Only corners are listed. An empty mask has none.
@@ -50,7 +50,7 @@ def _rings(other_end: list[int]) -> list[list[int]]:
     return rings
 
 
-def simplified(ring: np.ndarray, tolerance_px: float) -> np.ndarray:
+def simplify_ring(ring: np.ndarray, tolerance_px: float) -> np.ndarray:
     """Fewer corners, none of the old farther than `tolerance_px` from the new ring; the ring itself where too few are left."""
     if tolerance_px <= 0:
         return ring
@@ -58,7 +58,7 @@ def simplified(ring: np.ndarray, tolerance_px: float) -> np.ndarray:
     return fewer if len(fewer) >= 3 else ring
 
 
-def joined(rings: list[np.ndarray]) -> np.ndarray:
+def join_rings(rings: list[np.ndarray]) -> np.ndarray:
     """One closed ring, P x 2, of several (at least one): from each a bridge leads to what is there already and back again.
 
     The two ways of a bridge enclose nothing, and filling by odd and even leaves holes open and parts apart.

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from sam_train.masks import decode_rle
-from sam_train.shards.class_names import NAMELESS, ClassNumbers, read_class_names
+from sam_train.shards.class_names import UNNAMED_CLASS, ClassNumbering, read_class_names
 from sam_train.shards.exporters.folder import ExportFolder
-from sam_train.shards.exporters.polygons import joined, rings_of_mask, simplified
+from sam_train.shards.exporters.polygons import join_rings, mask_to_rings, simplify_ring
 from sam_train.shards.tar_members import Sample
 
 
@@ -35,26 +35,26 @@ def export_yolo(
 
     Raises ShardError for a name that `names` lacks.
     """
-    classes = ClassNumbers(first=0, given=None if names is None else read_class_names(names))
+    classes = ClassNumbering(first=0, given=None if names is None else read_class_names(names))
     for sample in samples:
-        name = folder.add_picture(sample.record, sample.jpeg)
+        name = folder.add_image(sample.record, sample.jpeg)
         lines = [f"{number} {outline}\n" for number, outline in _outlines(sample, classes, tolerance_px, counts)]
         folder.write(f"labels/{name}.txt", "".join(lines).encode())
-    description = {"train": "images", "val": "images", "names": classes.names or {0: NAMELESS}}
+    description = {"train": "images", "val": "images", "names": classes.names or {0: UNNAMED_CLASS}}
     folder.write("data.yaml", msgspec.yaml.encode(description))
 
 
-def _outlines(sample: Sample, classes: ClassNumbers, tolerance_px: float, counts: Counter[str]) -> Iterator[tuple[int, str]]:
+def _outlines(sample: Sample, classes: ClassNumbering, tolerance_px: float, counts: Counter[str]) -> Iterator[tuple[int, str]]:
     """Class and corners of each mask."""
     record = sample.record
     for mask in record.masks:
         pixels = decode_rle(mask.segmentation, height=record.height, width=record.width, shard=sample.shard, key=record.key)
-        rings = [simplified(ring, tolerance_px) for ring in rings_of_mask(pixels)]
+        rings = [simplify_ring(ring, tolerance_px) for ring in mask_to_rings(pixels)]
         if not rings:
             counts["mask_without_pixels"] += 1
             continue
         if len(rings) > 1:
             counts["mask_with_bridges"] += 1
-        fractions = joined(rings) / np.array([record.width, record.height])
+        fractions = join_rings(rings) / np.array([record.width, record.height])
         number = classes.take(mask.name, place=f"{sample.shard}, {record.key}, mask {mask.id}")
         yield number, " ".join(f"{fraction:.6f}".rstrip("0").rstrip(".") for fraction in fractions.ravel())

@@ -11,10 +11,10 @@ import numpy as np
 from sam_train.errors import ShardError
 from sam_train.masks import encode_rle
 from sam_train.records import ImageRecord, MaskRecord
-from sam_train.shards.class_names import checked_name_of_class
-from sam_train.shards.importers.file_pairing import files_by_stem, pictures_by_stem, whole_picture
-from sam_train.shards.importers.label_maps import check_size, read_label_map
-from sam_train.shards.importers.mask_records import record_of_rle
+from sam_train.shards.class_names import parse_class_name
+from sam_train.shards.importers.file_pairing import files_by_stem, images_by_stem, load_image_or_raise
+from sam_train.shards.importers.label_maps import check_matches_image_size, read_label_map
+from sam_train.shards.importers.mask_records import mask_record_from_rle
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
 
 
@@ -34,16 +34,16 @@ def import_binary_masks(
     holds more than two values or is of another size, and a file that cannot be read.
     """
     counts = Counter() if counts is None else counts
-    shown = checked_name_of_class(name, place="--name")
+    shown = parse_class_name(name, place="--name")
     pairs = _in_one_folder(images) if masks is None else _in_two_folders(images, masks)
     keys = keys_from_paths([name for name, _, _ in pairs])
     for key, (file, image, masks_of_it) in zip(keys, pairs, strict=True):
-        picture = whole_picture(image, key=key)
+        picture = load_image_or_raise(image, key=key)
         height, width = picture.image.shape[:2]
         records = []
         for number, path in enumerate(masks_of_it, start=1):
             mask = _read_mask(path)
-            check_size(path, mask, height=height, width=width, key=key)
+            check_matches_image_size(path, mask, height=height, width=width, key=key)
             records += _records(mask, number, shown, min_area, counts)
         yield ImageRecord(key=key, image_id=image_id_from_path(file), width=width, height=height, masks=records), picture.jpeg
 
@@ -53,7 +53,7 @@ def _records(mask: np.ndarray, number: int, name: str, min_area: int, counts: Co
     if area < max(min_area, 1):
         counts["below_min_area" if area else "mask_without_pixels"] += 1
         return []
-    return [record_of_rle(encode_rle(mask), mask_id=number, annotator="binary_masks", name=name)]
+    return [mask_record_from_rle(encode_rle(mask), mask_id=number, annotator="binary_masks", name=name)]
 
 
 def _read_mask(path: Path) -> np.ndarray:
@@ -72,7 +72,7 @@ def _in_one_folder(root: Path) -> list[tuple[str, Path, list[Path]]]:
         raise ShardError(f"no such folder: {root}")
     found = []
     for folder in sorted(path.parent for path in root.glob("*/images")):
-        pictures = pictures_by_stem(folder / "images")
+        pictures = images_by_stem(folder / "images")
         if len(pictures) != 1:
             raise ShardError(f"{folder / 'images'} holds {len(pictures)} pictures, expected one")
         files = files_by_stem(folder / "masks", (".png",))
@@ -86,7 +86,7 @@ def _in_one_folder(root: Path) -> list[tuple[str, Path, list[Path]]]:
 
 
 def _in_two_folders(images: Path, masks: Path) -> list[tuple[str, Path, list[Path]]]:
-    pictures, files = pictures_by_stem(images), files_by_stem(masks, (".png",))
+    pictures, files = images_by_stem(images), files_by_stem(masks, (".png",))
     of_picture: dict[str, list[Path]] = {stem: [] for stem in sorted(pictures)}
     for stem in sorted(files):
         owners = [owner for owner in _possible_owners(stem) if owner in pictures]

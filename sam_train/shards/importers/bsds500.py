@@ -16,9 +16,9 @@ from scipy.io.matlab import MatReadError
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord
-from sam_train.shards.importers.file_pairing import pairs_by_stem, whole_picture
-from sam_train.shards.importers.label_maps import check_size
-from sam_train.shards.importers.mask_records import records_of_ids
+from sam_train.shards.importers.file_pairing import load_image_or_raise, pairs_by_stem
+from sam_train.shards.importers.label_maps import check_matches_image_size
+from sam_train.shards.importers.mask_records import mask_records_from_id_map
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
 
 _HEADER_BYTES, _COMPRESSED = 128, 15
@@ -57,19 +57,19 @@ def import_bsds500(
     pairs = pairs_by_stem(images, labels, ".mat", what="ground truth")
     keys = keys_from_paths([name for name, _, _ in pairs])
     for key, (name, image, label) in zip(keys, pairs, strict=True):
-        people = read_segmentations(label)
+        people = read_bsds_segmentations(label)
         if person > len(people):
             counts["picture_without_person"] += 1
             continue
-        picture = whole_picture(image, key=key)
+        picture = load_image_or_raise(image, key=key)
         height, width = picture.image.shape[:2]
         for ids in people:
-            check_size(label, ids, height=height, width=width, key=key)
+            check_matches_image_size(label, ids, height=height, width=width, key=key)
         masks = _masks(people, person, min_area, counts)
         yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=masks), picture.jpeg
 
 
-def read_segmentations(path: Path) -> list[np.ndarray]:
+def read_bsds_segmentations(path: Path) -> list[np.ndarray]:
     """Every person's H x W map of segment numbers from 1, unsigned. Raises ShardError, naming the file, for another .mat."""
     data = path.read_bytes()
     try:
@@ -89,7 +89,7 @@ def _masks(people: list[np.ndarray], person: int, min_area: int, counts: Counter
     for number, ids in enumerate(people, start=1):
         if person not in (0, number):
             continue
-        for record in records_of_ids(ids, annotator=f"bsds500/{number}", min_area=min_area, counts=counts):
+        for record in mask_records_from_id_map(ids, annotator=f"bsds500/{number}", min_area=min_area, counts=counts):
             runs = record.segmentation["counts"]
             if runs in found:
                 counts["same_segment"] += 1

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord
-from sam_train.shards.importers.file_pairing import checked_name
-from sam_train.shards.importers.instances_json import read_instances, records_of_images
+from sam_train.shards.importers.file_pairing import checked_relative_path
+from sam_train.shards.importers.instances_json import build_image_records, read_instances
 
 
 def import_coco(
@@ -35,7 +35,7 @@ def import_coco(
     Raises ShardError, naming file and entry, for a JSON of another form, names that lead out of the folder, a picture that is
     missing, unreadable or of another size than the JSON says, and masks that do not fit their picture.
     """
-    return records_of_images(
+    return build_image_records(
         read_instances(annotations, _file_name),
         images.joinpath,
         annotator="coco",
@@ -48,4 +48,4 @@ def import_coco(
 def _file_name(image: dict[str, Any], place: str) -> str:
     if "file_name" not in image and "coco_url" in image:
         raise ShardError(f"{place} has a 'coco_url' and no 'file_name', as LVIS does: import it as lvis")
-    return checked_name(image.get("file_name"), place=place)
+    return checked_relative_path(image.get("file_name"), place=place)

@@ -15,8 +15,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sam_train.errors import ConfigError
 from sam_train.records import ImageRecord
 from sam_train.shards.importers import IMPORTERS
-from sam_train.shards.options import add_options, given_options
-from sam_train.shards.shard_set_writer import ShardSetWriter, is_held_out
+from sam_train.shards.options import add_options, option_values
+from sam_train.shards.shard_set_writer import ShardSetWriter
+from sam_train.shards.split_hash import is_held_out
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -46,7 +47,7 @@ def run_import(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--holdout is the fraction of images held out, from 0 up to but not 1, got {arguments.holdout}")
     if arguments.images_per_shard < 1:
         raise ConfigError(f"--images-per-shard must be 1 or more, got {arguments.images_per_shard}")
-    options = given_options(arguments, IMPORTERS[arguments.kind], but=("counts",))
+    options = option_values(arguments, IMPORTERS[arguments.kind], but=("counts",))
     counts: Counter[str] = Counter()
     samples = IMPORTERS[arguments.kind](**options, counts=counts)
     shelves = _shelves(arguments, options)

@@ -1,7 +1,7 @@
 """Which files of a data set belong together, and how a picture of one is read.
 
 Folders are searched to the bottom; names that begin with a dot are not looked at. Names that stand in a data set's own files
-are never trusted: `checked_name`.
+are never trusted: `checked_relative_path`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,15 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from sam_train.errors import ShardError, SkipSample
-from sam_train.shards.image_io import PICTURE_EXTENSIONS, DecodedImage, exif_orientation, load_picture, open_picture, read_picture
-from sam_train.shards.jpeg import without_metadata
+from sam_train.shards.image_io import (
+    IMAGE_EXTENSIONS,
+    DecodedImage,
+    decode_image,
+    exif_orientation,
+    load_image,
+    open_image_header,
+)
+from sam_train.shards.jpeg import strip_metadata
 
 
 def files_by_stem(folder: Path, extensions: tuple[str, ...], *, suffix: str = "") -> dict[str, Path]:
@@ -34,11 +41,11 @@ def files_by_stem(folder: Path, extensions: tuple[str, ...], *, suffix: str = ""
     return found
 
 
-def pictures_by_stem(folder: Path, *, suffix: str = "") -> dict[str, Path]:
+def images_by_stem(folder: Path, *, suffix: str = "") -> dict[str, Path]:
     """`files_by_stem` of pictures. Raises ShardError also when there is none."""
-    found = files_by_stem(folder, PICTURE_EXTENSIONS, suffix=suffix)
+    found = files_by_stem(folder, IMAGE_EXTENSIONS, suffix=suffix)
     if not found:
-        raise ShardError(f"no pictures in {folder}: expected files ending in {' '.join(suffix + e for e in PICTURE_EXTENSIONS)}")
+        raise ShardError(f"no pictures in {folder}: expected files ending in {' '.join(suffix + e for e in IMAGE_EXTENSIONS)}")
     return found
 
 
@@ -49,17 +56,17 @@ def pairs_by_stem(
 
     Raises ShardError for a picture without label or the reverse; `what` is what the message calls a label.
     """
-    pictures = pictures_by_stem(images, suffix=image_suffix)
+    pictures = images_by_stem(images, suffix=image_suffix)
     found = files_by_stem(labels, (extension,), suffix=label_suffix)
     for stem in sorted(pictures.keys() ^ found.keys()):
         if stem in pictures:
             raise ShardError(f"{pictures[stem]} has no {what}: expected {labels / stem}{label_suffix}{extension}")
-        one_of = " ".join(image_suffix + e for e in PICTURE_EXTENSIONS)
+        one_of = " ".join(image_suffix + e for e in IMAGE_EXTENSIONS)
         raise ShardError(f"{found[stem]} has no picture: expected {images / stem} with one of {one_of}")
     return [(pictures[stem].relative_to(images).as_posix(), pictures[stem], found[stem]) for stem in sorted(pictures)]
 
 
-def checked_name(name: object, *, place: str) -> str:
+def checked_relative_path(name: object, *, place: str) -> str:
     """A file name that a data set gives, POSIX slashes. Raises ShardError, naming `place`, unless it stays below its folder."""
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
         raise ShardError(f"{place}: expected a file name with '/' between folders, got {str(name)[:200]!r}")
@@ -69,15 +76,15 @@ def checked_name(name: object, *, place: str) -> str:
     return path.as_posix()
 
 
-def whole_picture(path: Path, *, key: str) -> DecodedImage:
-    """`load_picture`: upright. Raises ShardError, naming the file, for one that cannot be used: an import is whole or stops."""
+def load_image_or_raise(path: Path, *, key: str) -> DecodedImage:
+    """`load_image`: upright. Raises ShardError, naming the file, for one that cannot be used: an import is whole or stops."""
     try:
-        return load_picture(path, key=key)
+        return load_image(path, key=key)
     except SkipSample as error:
         raise ShardError(f"{path}: {error}; mend it, or take it and its masks away") from error
 
 
-def picture_as_annotated(data: bytes, *, width: int, height: int, name: str, key: str) -> DecodedImage:
+def decode_annotated_image(data: bytes, *, width: int, height: int, name: str, key: str) -> DecodedImage:
     """A picture file's pixels in the frame that its annotations count in, width x height as they say.
 
     Data sets in JSON mean the pixels as they are stored (COCO's tools do not look at EXIF), so an EXIF orientation is dropped
@@ -85,13 +92,13 @@ def picture_as_annotated(data: bytes, *, width: int, height: int, name: str, key
     Raises ShardError, naming the file, for one that cannot be used or is of another size, either way.
     """
     try:
-        header = open_picture(data, key=key, name=name)
+        header = open_image_header(data, key=key, name=name)
         turned = exif_orientation(header) != 1
         if turned and header.size == (width, height):
             if header.format != "JPEG":
                 raise ShardError(f"{name} has an EXIF orientation and is {header.format}: save it without, as it is stored")
-            data = without_metadata(data)
-        picture = read_picture(data, key=key, name=name)
+            data = strip_metadata(data)
+        picture = decode_image(data, key=key, name=name)
     except (SkipSample, ValueError) as error:
         raise ShardError(f"{name}: {error}; mend it, or take it and its masks away") from error
     found = (picture.image.shape[1], picture.image.shape[0])

@@ -19,13 +19,13 @@ import numpy as np
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord, Rle
-from sam_train.shards.class_names import names_of_categories
-from sam_train.shards.importers.file_pairing import picture_as_annotated
-from sam_train.shards.importers.mask_records import checked_rle, record_of_rle
-from sam_train.shards.importers.polygons import rle_of_polygons
+from sam_train.shards.class_names import parse_category_names
+from sam_train.shards.importers.file_pairing import decode_annotated_image
+from sam_train.shards.importers.mask_records import mask_record_from_rle, parse_rle
+from sam_train.shards.importers.polygons import polygons_to_rle
 from sam_train.shards.keys import keys_from_paths
 
-MAX_PICTURE_BYTES = 1 << 30
+MAX_IMAGE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class _Owned(msgspec.Struct, gc=False):
 _DOCUMENT, _OWNED = msgspec.json.Decoder(_Document), msgspec.json.Decoder(_Owned)
 
 
-def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
+def read_json_object(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
     """A JSON object of which `lists` are lists of objects. Raises ShardError, naming the file, for anything else."""
     if not path.is_file():
         raise ShardError(f"no such file: {path}")
@@ -73,7 +73,7 @@ def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
     return document
 
 
-def whole_number(entry: dict[str, Any], name: str, *, place: str) -> int:
+def integer_field(entry: dict[str, Any], name: str, *, place: str) -> int:
     """The integer `entry[name]`. Raises ShardError, naming `place`."""
     value = entry.get(name)
     if type(value) is not int:
@@ -88,7 +88,7 @@ def read_instances(path: Path, name_of: Callable[[dict[str, Any], str], str]) ->
     Raises ShardError, naming file and entry, for what is no such JSON, an image given twice, an annotation of none.
     """
     document = _read_document(path)
-    categories = names_of_categories(_value(document.categories, place=f"{path}, categories"), place=str(path))
+    categories = parse_category_names(_value(document.categories, place=f"{path}, categories"), place=str(path))
     owners = np.fromiter(_owners(document, path), np.int64, len(document.annotations))
     in_order = np.argsort(owners, kind="stable")
     ids, starts = np.unique(owners[in_order], return_index=True)
@@ -98,11 +98,11 @@ def read_instances(path: Path, name_of: Callable[[dict[str, Any], str], str]) ->
     for index, raw in enumerate(document.images):
         place = f"{path}, images[{index}]"
         image = _object(raw, place=place)
-        image_id = whole_number(image, "id", place=place)
+        image_id = integer_field(image, "id", place=place)
         if image_id in seen:
             raise ShardError(f"{place}: id {image_id} was there before: every image needs its own")
         seen.add(image_id)
-        width, height = (whole_number(image, side, place=place) for side in ("width", "height"))
+        width, height = (integer_field(image, side, place=place) for side in ("width", "height"))
         own = [document.annotations[place] for place in of_image.pop(image_id, ())]
         images.append(AnnotatedImage(name=name_of(image, place), image_id=image_id, width=width, height=height, raw=own))
     if of_image:
@@ -118,7 +118,7 @@ def _read_document(path: Path) -> _Document:
             return _DOCUMENT.decode(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         # Python's reader is the more patient (NaN, a byte order mark), and knows what is wrong; it wants the memory.
-        document = read_json(path, ("images", "annotations"))
+        document = read_json_object(path, ("images", "annotations"))
     raw = {name: [msgspec.Raw(json.dumps(entry).encode()) for entry in document[name]] for name in ("images", "annotations")}
     return _Document(**raw, categories=msgspec.Raw(json.dumps(document.get("categories", [])).encode()))
 
@@ -129,7 +129,7 @@ def _owners(document: _Document, path: Path) -> Iterator[int]:
             yield _OWNED.decode(raw).image_id
         except (msgspec.MsgspecError, ValueError, RecursionError):
             place = f"{path}, annotations[{index}]"
-            number = whole_number(_object(raw, place=place), "image_id", place=place)
+            number = integer_field(_object(raw, place=place), "image_id", place=place)
             if not -(2**63) <= number < 2**63:
                 raise ShardError(f"{place}: expected a number of at most 64 bits as 'image_id', got {str(number)[:80]}") from None
             yield number
@@ -149,7 +149,7 @@ def _value(raw: msgspec.Raw, *, place: str) -> Any:
         raise ShardError(f"{place} is not JSON: {error}") from error
 
 
-def records_of_images(
+def build_image_records(
     instances: tuple[list[AnnotatedImage], dict[int, str]],
     path_of: Callable[[str], Path],
     *,
@@ -162,7 +162,7 @@ def records_of_images(
 
     Counts "picture_missing" (where `leave_missing_out`), "crowd" (unless `keep_crowd`), "mask_without_pixels",
     "category_unknown" (the JSON has categories, but not a mask's, which stays without a name) and what
-    `rle_of_polygons` counts. Raises ShardError, naming picture or annotation, for what cannot be used.
+    `polygons_to_rle` counts. Raises ShardError, naming picture or annotation, for what cannot be used.
     """
     images, categories = instances
     keys = keys_from_paths([image.name for image in images])
@@ -173,9 +173,9 @@ def records_of_images(
                 raise ShardError(f"no such picture: {path}, of which the JSON has masks; '--missing leave_out' goes on without")
             counts["picture_missing"] += 1
             continue
-        if path.stat().st_size > MAX_PICTURE_BYTES:
-            raise ShardError(f"{path} is larger than {MAX_PICTURE_BYTES} bytes: no picture that can be used is")
-        picture = picture_as_annotated(path.read_bytes(), width=image.width, height=image.height, name=str(path), key=key)
+        if path.stat().st_size > MAX_IMAGE_BYTES:
+            raise ShardError(f"{path} is larger than {MAX_IMAGE_BYTES} bytes: no picture that can be used is")
+        picture = decode_annotated_image(path.read_bytes(), width=image.width, height=image.height, name=str(path), key=key)
         masks = list(_masks(image, categories, annotator=annotator, keep_crowd=keep_crowd, counts=counts))
         sides = {"width": image.width, "height": image.height}
         yield ImageRecord(key=key, image_id=image.image_id, masks=masks, **sides), picture.jpeg
@@ -189,12 +189,12 @@ def _masks(
         if annotation.get("iscrowd", 0) and not keep_crowd:
             counts["crowd"] += 1
             continue
-        mask_id = whole_number(annotation, "id", place=place)
+        mask_id = integer_field(annotation, "id", place=place)
         segmentation = annotation.get("segmentation")
-        rle = rle_of_segmentation(segmentation, height=image.height, width=image.width, counts=counts, place=place)
+        rle = segmentation_to_rle(segmentation, height=image.height, width=image.width, counts=counts, place=place)
         category, scores = annotation.get("category_id"), _scores(annotation, place)
         name = categories.get(category, "") if type(category) is int else ""
-        record = record_of_rle(rle, mask_id=mask_id, annotator=annotator, name=name, **scores) if rle else None
+        record = mask_record_from_rle(rle, mask_id=mask_id, annotator=annotator, name=name, **scores) if rle else None
         if record is None or record.area == 0:
             counts["mask_without_pixels"] += 1
         else:
@@ -202,17 +202,17 @@ def _masks(
             yield record
 
 
-def rle_of_segmentation(segmentation: object, *, height: int, width: int, counts: Counter[str], place: str) -> Rle | None:
+def segmentation_to_rle(segmentation: object, *, height: int, width: int, counts: Counter[str], place: str) -> Rle | None:
     """COCO's three forms (outlines, runs, compressed runs) to RLE; None for outlines without a pixel.
 
     Raises ShardError, naming `place`.
     """
     if isinstance(segmentation, dict):
-        return checked_rle(segmentation, height=height, width=width, place=place)
+        return parse_rle(segmentation, height=height, width=width, place=place)
     if not isinstance(segmentation, list):
         raise ShardError(f"{place}: expected polygons or an RLE as 'segmentation', got {str(segmentation)[:80]}")
     outlines = [_outline(polygon, place) for polygon in segmentation]
-    return rle_of_polygons(outlines, height=height, width=width, counts=counts, place=place)
+    return polygons_to_rle(outlines, height=height, width=width, counts=counts, place=place)
 
 
 def _outline(polygon: object, place: str) -> np.ndarray:

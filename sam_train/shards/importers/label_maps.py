@@ -10,10 +10,10 @@ import numpy as np
 
 from sam_train.errors import ShardError, SkipSample
 from sam_train.records import ImageRecord
-from sam_train.shards.class_names import checked_name_of_class
-from sam_train.shards.image_io import open_picture
-from sam_train.shards.importers.file_pairing import pairs_by_stem, whole_picture
-from sam_train.shards.importers.mask_records import records_of_ids
+from sam_train.shards.class_names import parse_class_name
+from sam_train.shards.image_io import open_image_header
+from sam_train.shards.importers.file_pairing import load_image_or_raise, pairs_by_stem
+from sam_train.shards.importers.mask_records import mask_records_from_id_map
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
 
 
@@ -31,19 +31,19 @@ def import_label_maps(
     a pair that cannot be read: an import is whole or stops.
     """
     counts = Counter() if counts is None else counts
-    shown = checked_name_of_class(name, place="--name")
+    shown = parse_class_name(name, place="--name")
     pairs = pairs_by_stem(images, labels, ".png", what="label map")
     keys = keys_from_paths([name for name, _, _ in pairs])
     for key, (file, image, label) in zip(keys, pairs, strict=True):
-        picture = whole_picture(image, key=key)
+        picture = load_image_or_raise(image, key=key)
         height, width = picture.image.shape[:2]
         ids = read_label_map(label)
-        check_size(label, ids, height=height, width=width, key=key)
-        masks = records_of_ids(ids, annotator="label_maps", min_area=min_area, counts=counts, name_of=lambda _: shown)
+        check_matches_image_size(label, ids, height=height, width=width, key=key)
+        masks = mask_records_from_id_map(ids, annotator="label_maps", min_area=min_area, counts=counts, name_of=lambda _: shown)
         yield ImageRecord(key=key, image_id=image_id_from_path(file), width=width, height=height, masks=masks), picture.jpeg
 
 
-def check_size(path: Path, ids: np.ndarray, *, height: int, width: int, key: str) -> None:
+def check_matches_image_size(path: Path, ids: np.ndarray, *, height: int, width: int, key: str) -> None:
     """Raise ShardError, naming the file, unless what was read from it has its upright picture's size."""
     if ids.shape[:2] != (height, width):
         message = f"{path} is {ids.shape[1]} x {ids.shape[0]}, its picture seen upright {width} x {height}"
@@ -64,7 +64,7 @@ def read_png(path: Path, modes: tuple[str, ...], *, expected: str) -> np.ndarray
     Raises ShardError for anything else, naming the file and what is `expected`.
     """
     try:
-        header = open_picture(path.read_bytes(), name=path.name)
+        header = open_image_header(path.read_bytes(), name=path.name)
         if header.format != "PNG" or not (header.mode in modes or ("I;16" in modes and header.mode.startswith("I;16"))):
             raise ShardError(f"{path} is {header.format} of mode {header.mode}: {expected}")
         header.load()

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord
-from sam_train.shards.importers.file_pairing import checked_name
-from sam_train.shards.importers.instances_json import read_instances, records_of_images
+from sam_train.shards.importers.file_pairing import checked_relative_path
+from sam_train.shards.importers.instances_json import build_image_records, read_instances
 
 
 def import_lvis(
@@ -33,7 +33,7 @@ def import_lvis(
     def path_of(name: str) -> Path:
         return images / name if (images / name).is_file() else images / PurePosixPath(name).name
 
-    return records_of_images(
+    return build_image_records(
         read_instances(annotations, _name_in_url),
         path_of,
         annotator="lvis",
@@ -51,5 +51,5 @@ def _name_in_url(image: dict[str, Any], place: str) -> str:
         path = urlsplit(url).path
     except ValueError as error:
         raise ShardError(f"{place}: {url[:200]!r} is no address: {error}") from error
-    checked_name(path.lstrip("/"), place=place)
+    checked_relative_path(path.lstrip("/"), place=place)
     return "/".join(PurePosixPath(path.lstrip("/")).parts[-2:])

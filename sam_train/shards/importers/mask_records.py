@@ -14,7 +14,7 @@ from sam_train.masks import encode_rle, rle_pixels
 from sam_train.records import MaskRecord, Provenance, Rle
 
 
-def record_of_rle(
+def mask_record_from_rle(
     rle: Rle, *, mask_id: int, annotator: str, name: str = "", predicted_iou: float = 1.0, stability_score: float = 1.0
 ) -> MaskRecord:
     """The record of a checked RLE; its size is the image's. Box and area are measured on it, whatever the data set says.
@@ -36,7 +36,7 @@ def record_of_rle(
     )
 
 
-def records_of_ids(
+def mask_records_from_id_map(
     ids: np.ndarray, *, annotator: str, counts: Counter[str], min_area: int = 1, name_of: Callable[[int], str] | None = None
 ) -> list[MaskRecord]:
     """One record for each value of an H x W map of unsigned integers but 0, in their order; the value becomes the mask's id.
@@ -51,11 +51,11 @@ def records_of_ids(
             counts["below_min_area"] += 1
             continue
         name = name_of(int(instance)) if name_of else ""
-        records.append(record_of_rle(encode_rle(ids == instance), mask_id=int(instance), annotator=annotator, name=name))
+        records.append(mask_record_from_rle(encode_rle(ids == instance), mask_id=int(instance), annotator=annotator, name=name))
     return records
 
 
-def checked_rle(value: dict[str, Any], *, height: int, width: int, place: str) -> Rle:
+def parse_rle(value: dict[str, Any], *, height: int, width: int, place: str) -> Rle:
     """COCO's RLE of a JSON, compressed (`counts` a string, kept as it is) or not (a list of runs), as a compressed one.
 
     Raises ShardError, naming `place`, unless its size is [height, width] and its runs add up to that.

@@ -11,11 +11,11 @@ import numpy as np
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord
-from sam_train.shards.class_names import names_of_categories
-from sam_train.shards.importers.file_pairing import checked_name, pairs_by_stem, whole_picture
-from sam_train.shards.importers.instances_json import read_json, whole_number
-from sam_train.shards.importers.label_maps import check_size, read_png
-from sam_train.shards.importers.mask_records import records_of_ids
+from sam_train.shards.class_names import parse_category_names
+from sam_train.shards.importers.file_pairing import checked_relative_path, load_image_or_raise, pairs_by_stem
+from sam_train.shards.importers.instances_json import integer_field, read_json_object
+from sam_train.shards.importers.label_maps import check_matches_image_size, read_png
+from sam_train.shards.importers.mask_records import mask_records_from_id_map
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
 
 _CITYSCAPES_FIRST_INSTANCE = 1000
@@ -66,20 +66,20 @@ def import_panoptic(
     pairs = pairs_by_stem(images, labels, ".png", what="panoptic map", image_suffix=image_suffix, label_suffix=label_suffix)
     keys = keys_from_paths([name for name, _, _ in pairs])
     for key, (name, image, label) in zip(keys, pairs, strict=True):
-        picture = whole_picture(image, key=key)
+        picture = load_image_or_raise(image, key=key)
         height, width = picture.image.shape[:2]
-        ids, is_cityscapes = read_panoptic(label)
-        check_size(label, ids, height=height, width=width, key=key)
+        ids, is_cityscapes = read_panoptic_map(label)
+        check_matches_image_size(label, ids, height=height, width=width, key=key)
         name_of: Callable[[int], str] | None = None
         if known is not None:
             name_of = _leave_out_by_json(ids, known, label.relative_to(labels).as_posix(), keep_stuff, counts)
         elif is_cityscapes:
             name_of = _leave_out_by_value(ids, keep_stuff, counts)
-        masks = records_of_ids(ids, annotator="panoptic", min_area=min_area, counts=counts, name_of=name_of)
+        masks = mask_records_from_id_map(ids, annotator="panoptic", min_area=min_area, counts=counts, name_of=name_of)
         yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=masks), picture.jpeg
 
 
-def read_panoptic(path: Path) -> tuple[np.ndarray, bool]:
+def read_panoptic_map(path: Path) -> tuple[np.ndarray, bool]:
     """A PNG to H x W uint32 ids, and whether it is 16 bit gray, Cityscapes' form. Raises ShardError, naming the file."""
     expected = "a panoptic map is an RGB PNG, or 16 bit gray as Cityscapes' instanceIds; see also the kind label_maps"
     values = read_png(path, ("RGB", "I;16"), expected=expected)
@@ -122,22 +122,22 @@ def _leave_out_by_json(
 
 def _read_segments(path: Path) -> dict[str, dict[int, _Segment]]:
     """PNG's name -> id -> what stands there."""
-    document = read_json(path, ("annotations", "categories"))
-    names = names_of_categories(document["categories"], place=str(path))
+    document = read_json_object(path, ("annotations", "categories"))
+    names = parse_category_names(document["categories"], place=str(path))
     stuff = {
-        whole_number(entry, "id", place=f"{path}, categories") for entry in document["categories"] if not entry.get("isthing", 1)
+        integer_field(entry, "id", place=f"{path}, categories") for entry in document["categories"] if not entry.get("isthing", 1)
     }
     found: dict[str, dict[int, _Segment]] = {}
     for index, annotation in enumerate(document["annotations"]):
         place = f"{path}, annotations[{index}]"
-        found[checked_name(annotation.get("file_name"), place=place)] = of_ids = {}
+        found[checked_relative_path(annotation.get("file_name"), place=place)] = of_ids = {}
         segments = annotation.get("segments_info")
         if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
             raise ShardError(f"{place}: expected 'segments_info', a list of objects")
         for segment in segments:
-            category = whole_number(segment, "category_id", place=place)
+            category = integer_field(segment, "category_id", place=place)
             if category not in names:
                 raise ShardError(f"{place}: category {category} is none of the JSON's 'categories'")
             kind = "crowd" if segment.get("iscrowd") else "stuff" if category in stuff else "thing"
-            of_ids[whole_number(segment, "id", place=place)] = _Segment(kind, names[category])
+            of_ids[integer_field(segment, "id", place=place)] = _Segment(kind, names[category])
     return found

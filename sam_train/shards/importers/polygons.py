@@ -19,7 +19,7 @@ _MAX_STEPS = 20_000_000
 """pycocotools walks each outline in steps of a fifth of a pixel and holds them all: 16 bytes a step."""
 
 
-def rle_of_polygons(polygons: Sequence[np.ndarray], *, height: int, width: int, counts: Counter[str], place: str) -> Rle | None:
+def polygons_to_rle(polygons: Sequence[np.ndarray], *, height: int, width: int, counts: Counter[str], place: str) -> Rle | None:
     """The union of an object's outlines (each P x 2, float, xy in pixels) as RLE of [height, width]; None when it is empty.
 
     Counts, by outline: "polygon_below_3_points" and "polygon_without_pixels" (thinner than the pixels' centres are apart) do

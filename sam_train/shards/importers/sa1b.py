@@ -15,10 +15,10 @@ from typing import Literal
 
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, check_key
-from sam_train.shards.importers.file_pairing import picture_as_annotated
-from sam_train.shards.importers.mask_records import checked_rle
-from sam_train.shards.importers.source_tars import Place, Tars, loose_file
-from sam_train.shards.tar_members import split_name
+from sam_train.shards.importers.file_pairing import decode_annotated_image
+from sam_train.shards.importers.mask_records import parse_rle
+from sam_train.shards.importers.source_tars import SourceMember, SourceTars, loose_file
+from sam_train.shards.tar_members import split_member_name
 
 
 def import_sa1b(
@@ -37,11 +37,11 @@ def import_sa1b(
     fit it, and at the end halves without the other: --unpaired leave_out counts these as "unpaired_jpg", "unpaired_json".
     """
     counts = Counter() if counts is None else counts
-    waiting: dict[str, dict[str, Place]] = {}
+    waiting: dict[str, dict[str, SourceMember]] = {}
     done: set[str] = set()
-    with closing(Tars()) as tars:
+    with closing(SourceTars()) as tars:
         for place in _places(source, tars):
-            key, extension = split_name(place.name)
+            key, extension = split_member_name(place.name)
             if key is None or extension is None:
                 continue
             check_key(key, shard=str(place.file))
@@ -59,14 +59,14 @@ def import_sa1b(
     counts.update(f"unpaired_{extension}" for halves in waiting.values() for extension in halves)
 
 
-def _without_other(waiting: dict[str, dict[str, Place]]) -> str:
+def _without_other(waiting: dict[str, dict[str, SourceMember]]) -> str:
     ((extension, place),) = next(iter(waiting.values())).items()
     wanted = "json" if extension == "jpg" else "jpg"
     more = f" and {len(waiting) - 1} more lack their other half" if len(waiting) > 1 else ""
     return f"{place} has no .{wanted}{more}; '--unpaired leave_out' goes on without them"
 
 
-def _places(source: Path, tars: Tars) -> Iterator[Place]:
+def _places(source: Path, tars: SourceTars) -> Iterator[SourceMember]:
     if source.is_file():
         yield from tars.members(source)
         return
@@ -81,12 +81,12 @@ def _places(source: Path, tars: Tars) -> Iterator[Place]:
             yield loose_file(path)
 
 
-def _sample(key: str, halves: dict[str, Place]) -> tuple[ImageRecord, bytes]:
+def _sample(key: str, halves: dict[str, SourceMember]) -> tuple[ImageRecord, bytes]:
     document, jpeg = halves["json"], halves["jpg"]
     data = document.read()
     record = ImageRecord.from_json(data, key=key, shard=str(document.file))
     _check_document(record, data, str(document))
-    picture = picture_as_annotated(jpeg.read(), width=record.width, height=record.height, name=str(jpeg), key=key)
+    picture = decode_annotated_image(jpeg.read(), width=record.width, height=record.height, name=str(jpeg), key=key)
     return record, picture.jpeg
 
 
@@ -95,4 +95,4 @@ def _check_document(record: ImageRecord, document: bytes, place: str) -> None:
     if name != f"{record.key}.jpg":
         raise ShardError(f"{place} is of the picture {name[:200]!r}, expected '{record.key}.jpg'")
     for index, mask in enumerate(record.masks):
-        checked_rle(mask.segmentation, height=record.height, width=record.width, place=f"{place}, annotations[{index}]")
+        parse_rle(mask.segmentation, height=record.height, width=record.width, place=f"{place}, annotations[{index}]")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sam_train.errors import ShardError
-from sam_train.shards.importers.file_pairing import checked_name
+from sam_train.shards.importers.file_pairing import checked_relative_path
 
 MAX_MEMBER_BYTES = 1 << 30
 _OPEN_AT_ONCE = 3
@@ -28,14 +28,14 @@ _MOST_TIMES_LARGER = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class SourceMember:
     """A stretch of a file: a member of a tar, or a whole file that is none (`tars` None)."""
 
     file: Path
     name: str
     offset: int
     length: int
-    tars: Tars | None = None
+    tars: SourceTars | None = None
 
     def __str__(self) -> str:
         return str(self.file) if self.tars is None else f"{self.name} in {self.file}"
@@ -54,12 +54,12 @@ class Place:
         return data
 
 
-def loose_file(path: Path) -> Place:
+def loose_file(path: Path) -> SourceMember:
     """A file that lies in no tar."""
-    return Place(file=path, name=path.name, offset=0, length=path.stat().st_size)
+    return SourceMember(file=path, name=path.name, offset=0, length=path.stat().st_size)
 
 
-class Tars:
+class SourceTars:
     """Open tars, a few at a time; one that was closed is opened again (and, if gzip, unpacked again) when it is wanted."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Tars:
             self._streams.pop(oldest).close()
         return stream
 
-    def members(self, path: Path) -> Iterator[Place]:
+    def members(self, path: Path) -> Iterator[SourceMember]:
         """Every plain file of the tar, in its order; between two of them any place may be read.
 
         Raises ShardError for what is no tar or ends too early, and for names that lead out of a folder.
@@ -96,8 +96,8 @@ class Tars:
                     if member.size < 0 or member.offset_data + member.size > num_bytes:
                         raise ShardError(f"{path}: {member.name[:200]!r} has {member.size} bytes; {_TORN}")
                     if member.isreg() and not member.issparse():
-                        name = checked_name(member.name, place=str(path))
-                        yield Place(file=path, name=name, offset=member.offset_data, length=member.size, tars=self)
+                        name = checked_relative_path(member.name, place=str(path))
+                        yield SourceMember(file=path, name=name, offset=member.offset_data, length=member.size, tars=self)
                 end = tar.offset
         except (tarfile.TarError, EOFError, ValueError, OverflowError, struct.error) as error:
             raise ShardError(f"{path}: {error}; {_TORN}") from error

@@ -12,9 +12,9 @@ import numpy as np
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord
 from sam_train.shards.class_names import read_class_names
-from sam_train.shards.importers.file_pairing import files_by_stem, pictures_by_stem, whole_picture
-from sam_train.shards.importers.mask_records import record_of_rle
-from sam_train.shards.importers.polygons import rle_of_polygons
+from sam_train.shards.importers.file_pairing import files_by_stem, images_by_stem, load_image_or_raise
+from sam_train.shards.importers.mask_records import mask_record_from_rle
+from sam_train.shards.importers.polygons import polygons_to_rle
 from sam_train.shards.keys import image_id_from_path, keys_from_paths
 
 _MAX_BYTES = 256 << 20
@@ -39,7 +39,7 @@ def import_yolo(
     """
     counts = Counter() if counts is None else counts
     classes = None if names is None else read_class_names(names)
-    pictures, texts = pictures_by_stem(images), files_by_stem(labels, (".txt",))
+    pictures, texts = images_by_stem(images), files_by_stem(labels, (".txt",))
     for stem in texts:
         if stem not in pictures:
             raise ShardError(f"{texts[stem]} has no picture: expected {images / stem} with the ending of one")
@@ -47,7 +47,7 @@ def import_yolo(
         raise ShardError(f"no label files in {labels}: expected STEM.txt for pictures in {images}")
     files = [pictures[stem].relative_to(images).as_posix() for stem in sorted(pictures)]
     for key, name, stem in zip(keys_from_paths(files), files, sorted(pictures), strict=True):
-        picture = whole_picture(pictures[stem], key=key)
+        picture = load_image_or_raise(pictures[stem], key=key)
         height, width = picture.image.shape[:2]
         if stem not in texts:
             counts["picture_without_labels"] += 1
@@ -71,11 +71,11 @@ def _masks(path: Path, height: int, width: int, classes: dict[int, str] | None, 
             counts["box_without_polygon"] += 1
             continue
         name = _name(words[0], classes, place)
-        rle = rle_of_polygons([fractions * [width, height]], height=height, width=width, counts=counts, place=place)
+        rle = polygons_to_rle([fractions * [width, height]], height=height, width=width, counts=counts, place=place)
         if rle is None:
             counts["mask_without_pixels"] += 1
         else:
-            yield record_of_rle(rle, mask_id=number, annotator="yolo", name=name)
+            yield mask_record_from_rle(rle, mask_id=number, annotator="yolo", name=name)
 
 
 def _name(number: str, classes: dict[int, str] | None, place: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 
 from sam_train.errors import SkipSample
-from sam_train.shards.jpeg import check_header
+from sam_train.shards.jpeg import check_jpeg_header
 
 NUM_BITS = 256
 DEFAULT_THRESHOLD = 39
@@ -35,7 +35,7 @@ Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def fingerprint(jpeg: bytes, *, shard: str = "", key: str = "") -> np.ndarray:
     """256 bits of a JPEG as uint64, shape (4,). Raises SkipSample as `decode_jpeg` does."""
-    check_header(jpeg, shard=shard, key=key)
+    check_jpeg_header(jpeg, shard=shard, key=key)
     try:
         # Large pictures are decoded at a fraction of their size, which is where the time goes.
         pixels = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_DECODED_SIDE, min_width=_DECODED_SIDE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sam_train.errors import ShardError
 from sam_train.files import atomic_write
 from sam_train.shards.maintenance.parallel import Advance, add_workers, over_shards
-from sam_train.shards.mask_table import MaskTable, table_path
+from sam_train.shards.mask_table import MaskTable, mask_table_path
 from sam_train.shards.reader import expand_shards, iterate_samples
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def write_table(out: Path, shards: list[Path], *, workers: int = 1) -> int:
     """Write the rows of all shards, one shard after the other in memory; how many they are.
 
     A shard's own table is taken where it lies beside it, else the rows are made of its records. The column `shard`, before
-    those of `sam_train.shards.mask_table.COLUMNS`, is the tar as it was named. Raises ShardError for a shard that cannot be read;
-    then `out` stays as it was.
+    `MASK_TABLE_COLUMNS`, is the tar as it was named. Raises ShardError for a shard that
+    cannot be read; then `out` stays as it was.
     """
     from pyarrow import parquet
 
@@ -59,7 +59,7 @@ def rows_of(shard: Path, advance: Advance) -> Any:
     """The masks of a shard, a pyarrow Table."""
     import pyarrow as pa
 
-    rows = _rows_beside(shard) if table_path(shard).is_file() else _rows_inside(shard)
+    rows = _rows_beside(shard) if mask_table_path(shard).is_file() else _rows_inside(shard)
     advance(shard.stat().st_size)
     named = rows.add_column(0, "shard", pa.array([str(shard)] * rows.num_rows, pa.string()))
     return named.cast(_schema())
@@ -69,7 +69,7 @@ def _rows_beside(shard: Path) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
-    path, wanted = table_path(shard), MaskTable.schema()
+    path, wanted = mask_table_path(shard), MaskTable.schema()
     try:
         rows = parquet.read_table(path)
     except (OSError, pa.ArrowException) as error:

@@ -12,7 +12,7 @@ from sam_train.errors import ShardError, SkipSample
 from sam_train.shards.maintenance.duplicate_groups import fingerprint
 from sam_train.shards.maintenance.parallel import Advance, over_shards
 from sam_train.shards.maintenance.tar_recovery import read_span, scan
-from sam_train.shards.tar_members import opened
+from sam_train.shards.tar_members import open_local_shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def prints_of_shard(shard: Path, advance: Advance) -> Prints:
         raise ShardError(
             "the shard is damaged: see sam-data validate, and take what sam-data repair makes of it", shard=str(shard)
         )
-    with opened(shard) as stream:
+    with open_local_shard(shard) as stream:
         for key, spans in scanned.spans.items():
             place, span = Place(shard=shard, key=key), spans["jpg"][-1]
             try:

@@ -22,8 +22,8 @@ from sam_train.shards.maintenance.tar_recovery import read_span, scan
 from sam_train.shards.maintenance.validate import MAX_MEMBER_BYTES
 from sam_train.shards.manifest import Manifest, load_manifest, manifest_path
 from sam_train.shards.reader import expand_shards
-from sam_train.shards.take_down import TAKEN_DOWN, TakeDown, read_take_down
-from sam_train.shards.tar_members import Span, opened
+from sam_train.shards.take_down import TAKEN_DOWN, TakeDownList, read_take_down_list
+from sam_train.shards.tar_members import ByteRange, open_local_shard
 from sam_train.shards.writer import write_shard
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run_repair(arguments: argparse.Namespace) -> None:
     """Repair what the parsed command names, and print what became of each shard. Raises ConfigError, ShardError."""
     shards = expand_shards(arguments.shards)
     check_apart(shards, arguments.out)
-    drop, taken_down = read_take_down(arguments.drop_ids) if arguments.drop_ids else TakeDown(), 0
+    drop, taken_down = read_take_down_list(arguments.drop_ids) if arguments.drop_ids else TakeDownList(), 0
     repairer = Repairer(arguments.out, drop)
     for shard, manifest in over_shards(repairer.repair, shards, workers=1, what="repairing"):
         told = [f"{shard.name}: {len(manifest.keys)} samples, {manifest.num_masks} masks"]
@@ -75,7 +75,7 @@ class Repairer:
     """Writes shard after shard to `out`; a key is written once, whichever shard has it first."""
 
     out: Path
-    drop: TakeDown = field(default_factory=TakeDown)
+    drop: TakeDownList = field(default_factory=TakeDownList)
     keys: set[str] = field(default_factory=set)
     image_ids: set[int] = field(default_factory=set)
 
@@ -115,7 +115,7 @@ class Repairer:
         scanned, position, kept = scan(shard), 0, dict[str, int]()
         done = Counter(tears=len(scanned.tears), pairs_joined=len(scanned.scattered()))
         skipped.update({key: "lost" for key in expected if key not in scanned.spans})
-        with opened(shard) as stream:
+        with open_local_shard(shard) as stream:
             for key, places in scanned.spans.items():
                 try:
                     record, jpeg = self._sample(stream, key, places, done)
@@ -130,7 +130,9 @@ class Repairer:
         counts.update({f"{_PREFIX}{name}": float(count) for name, count in sorted(done.items()) if count})
         advance(shard.stat().st_size - position)
 
-    def _sample(self, stream: BinaryIO, key: str, places: dict[str, list[Span]], done: Counter[str]) -> tuple[ImageRecord, bytes]:
+    def _sample(
+        self, stream: BinaryIO, key: str, places: dict[str, list[ByteRange]], done: Counter[str]
+    ) -> tuple[ImageRecord, bytes]:
         """Raises SkipSample."""
         if not KEY_PATTERN.fullmatch(key):
             raise SkipSample("bad_key")
@@ -144,7 +146,7 @@ class Repairer:
         # The last of two members with one name is what unpacking would leave.
         jpegs, documents = ((read_span(stream, span) for span in reversed(places[kind])) for kind in ("jpg", "json"))
         mended = repair_sample(key, jpegs=jpegs, documents=documents)
-        if self.drop.names(key=key, image_id=mended.record.image_id):
+        if self.drop.contains(key=key, image_id=mended.record.image_id):
             raise SkipSample(TAKEN_DOWN)
         record = self._with_image_id(mended.record, done)
         done += mended.counts

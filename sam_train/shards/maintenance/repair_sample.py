@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sam_train.errors import ShardError, SkipSample
 from sam_train.records import ImageRecord, MaskRecord
-from sam_train.shards.jpeg import without_metadata
+from sam_train.shards.jpeg import strip_metadata
 from sam_train.shards.maintenance.rle_geometry import segments_of
 from sam_train.shards.maintenance.sample_checks import box_fits, size_of
 
@@ -45,7 +45,7 @@ def _first_jpeg(key: str, jpegs: Iterable[bytes], counts: Counter[str]) -> tuple
         if (size := size_of(jpeg)) is None:
             continue
         try:
-            bare = without_metadata(jpeg)
+            bare = strip_metadata(jpeg)
         except ValueError:  # decoders are kinder than that: they would show a picture whose end is a guess
             continue
         counts["metadata_removed"] += bare != jpeg

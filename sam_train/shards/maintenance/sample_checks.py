@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from sam_train.errors import ShardError, SkipSample
 from sam_train.records import ImageRecord, MaskRecord
-from sam_train.shards.jpeg import decode_jpeg, metadata_of
+from sam_train.shards.jpeg import decode_jpeg, list_metadata
 from sam_train.shards.maintenance.findings import Finding, finding
 from sam_train.shards.maintenance.rle_geometry import Segments, segments_of
 
@@ -74,7 +74,7 @@ def box_fits(mask: MaskRecord, segments: Segments) -> bool:
 
 
 def _check_jpeg(jpeg: bytes, say: Say) -> Iterator[Finding]:
-    left = metadata_of(jpeg)
+    left = list_metadata(jpeg)
     if personal := [kind for kind in left if kind in _PERSONAL]:
         yield say("jpg", "exif", f"{', '.join(personal)} in the JPEG: sam-data repair takes it out without touching a pixel")
     if others := [kind for kind in left if kind not in _PERSONAL]:

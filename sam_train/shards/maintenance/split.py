@@ -20,7 +20,8 @@ from sam_train.shards.maintenance.duplicate_groups import DuplicateGroups
 from sam_train.shards.maintenance.parallel import add_workers
 from sam_train.shards.maintenance.perceptual_hash import prints_of
 from sam_train.shards.reader import expand_shards, iterate_samples
-from sam_train.shards.shard_set_writer import ShardSetWriter, split_of
+from sam_train.shards.shard_set_writer import ShardSetWriter
+from sam_train.shards.split_hash import assign_split
 
 if TYPE_CHECKING:
     from sam_train.shards.importers.command import Commands
@@ -95,7 +96,7 @@ def _splits(arguments: argparse.Namespace, shards: Sequence[Path], fractions: Ma
     keys, stands_for = _all_keys(shards), {}
     if arguments.together:
         stands_for = near_keys(shards, threshold=arguments.threshold, workers=arguments.workers)
-    splits = {key: split_of(stands_for.get(key, key), fractions, seed=arguments.seed) for key in keys}
+    splits = {key: assign_split(stands_for.get(key, key), fractions, seed=arguments.seed) for key in keys}
     if empty := set(fractions) - set(splits.values()):
         raise ConfigError(f"no image fell into {', '.join(sorted(empty))}: choose another --seed or larger fractions")
     return splits

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sam_train.records import KEY_PATTERN
-from sam_train.shards.tar_members import Span, opened, split_name
+from sam_train.shards.tar_members import ByteRange, open_local_shard, split_member_name
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _PIECE = 1 << 20
@@ -34,14 +34,14 @@ class Tear:
 class Scan:
     """What a tar holds. `spans`: key -> jpg and json -> where they lie; a name that comes twice has two places."""
 
-    spans: dict[str, dict[str, list[Span]]] = field(default_factory=dict)
+    spans: dict[str, dict[str, list[ByteRange]]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     """Key of each JPEG and JSON, in the order of the members."""
     tears: list[Tear] = field(default_factory=list)
 
-    def add(self, name: str, span: Span) -> None:
+    def add(self, name: str, span: ByteRange) -> None:
         """Take a member in, unless its name is none of a sample's."""
-        key, extension = split_name(name)
+        key, extension = split_member_name(name)
         if key is not None and extension is not None:
             self.spans.setdefault(key, {}).setdefault(extension, []).append(span)
             self.order.append(key)
@@ -68,7 +68,7 @@ def scan(shard: Path) -> Scan:
     Only headers are read, and what lies between a damage and the next header. Raises ShardError when there is no such file.
     """
     found, start = Scan(), 0
-    with opened(shard) as stream:
+    with open_local_shard(shard) as stream:
         num_bytes = stream.seek(0, 2)
         while True:
             end, problem = _stretch(stream, start, num_bytes, found)
@@ -81,7 +81,7 @@ def scan(shard: Path) -> Scan:
             start = resumed
 
 
-def read_span(stream: BinaryIO, span: Span) -> bytes:
+def read_span(stream: BinaryIO, span: ByteRange) -> bytes:
     """The bytes at a place of an open shard."""
     stream.seek(span.offset)
     return stream.read(span.length)
@@ -98,7 +98,7 @@ def _stretch(stream: BinaryIO, start: int, num_bytes: int, found: Scan) -> tuple
                 if member.size < 0 or member.offset_data + member.size > num_bytes:
                     return end, f"a member of {member.size} bytes, which do not follow"
                 if member.isreg() and not member.issparse():
-                    found.add(member.name, Span(offset=member.offset_data, length=member.size))
+                    found.add(member.name, ByteRange(offset=member.offset_data, length=member.size))
                 end = tar.offset
     except RecursionError:  # tarfile follows long names of long names into the depth: go on behind those that it has read
         return stream.tell(), "a chain of extension headers without a member"

@@ -18,7 +18,7 @@ from sam_train.shards.maintenance.tar_recovery import Scan, read_span, scan
 from sam_train.shards.maintenance.uniqueness import Uniqueness
 from sam_train.shards.manifest import load_manifest, manifest_path
 from sam_train.shards.reader import expand_shards
-from sam_train.shards.tar_members import Span, opened
+from sam_train.shards.tar_members import ByteRange, open_local_shard
 
 if TYPE_CHECKING:
     from sam_train.shards.importers.command import Commands
@@ -93,7 +93,7 @@ def validate_shard(shard: Path, advance: Advance) -> ShardReport:
     """Everything that can be said of one shard alone. A sample counts when both its members are there."""
     scanned = scan(shard)
     report, position = ShardReport(keys=scanned.whole(), findings=_of_members(str(shard), scanned)), 0
-    with opened(shard) as stream:
+    with open_local_shard(shard) as stream:
         for key in report.keys:
             spans = scanned.spans[key]["jpg"][-1], scanned.spans[key]["json"][-1]
             _add_sample(report, stream, str(shard), key, spans)
@@ -105,7 +105,7 @@ def validate_shard(shard: Path, advance: Advance) -> ShardReport:
     return report
 
 
-def _add_sample(report: ShardReport, stream: BinaryIO, shard: str, key: str, spans: tuple[Span, Span]) -> None:
+def _add_sample(report: ShardReport, stream: BinaryIO, shard: str, key: str, spans: tuple[ByteRange, ByteRange]) -> None:
     record = None
     if (longest := max(span.length for span in spans)) > MAX_MEMBER_BYTES:
         message = f"{longest} bytes, at most {MAX_MEMBER_BYTES} are read"
@@ -173,7 +173,7 @@ def _misplaced(places: dict[str, list[int]], scanned: Scan) -> str | None:
     for kind, extension in (("jpeg", "jpg"), ("json", "json")):
         said = zip(places.get(f"{kind}_offset", []), places.get(f"{kind}_bytes", []), strict=False)
         for key, spans in scanned.spans.items():
-            last = spans.get(extension, [Span(offset=-1, length=-1)])[-1]
+            last = spans.get(extension, [ByteRange(offset=-1, length=-1)])[-1]
             if next(said, None) != (last.offset, last.length):
                 return key
     return None

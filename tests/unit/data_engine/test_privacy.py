@@ -20,7 +20,7 @@ from data_engine.sources import Source, open_source
 from data_engine.structures import CoveredBox, SourceImage
 from sam_train.errors import ConfigError, ShardError, SkipSample
 from sam_train.shards import decode_jpeg, encode_jpeg, write_shard
-from sam_train.shards.jpeg import metadata_of
+from sam_train.shards.jpeg import list_metadata
 
 PRIVATE = "41 deg 24 min N"
 
@@ -194,7 +194,7 @@ def test_no_kind_of_file_brings_its_metadata(tmp_path: Path, kind: str, found: b
     source = privacy.over(open_source(str(path)))
     image = source.load(source.references[0])
     assert len(image.covered) == found
-    assert metadata_of(image.jpeg) == []
+    assert list_metadata(image.jpeg) == []
     for secret in (PRIVATE.encode(), b"Exif", b"http://ns.adobe.com", b"Photoshop", b"s\0R\0G\0B\0", b"sRGB"):
         assert secret not in image.jpeg
     with Image.open(io.BytesIO(image.jpeg)) as read:

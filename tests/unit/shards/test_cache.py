@@ -21,7 +21,7 @@ from sam_train.records import ImageRecord
 from sam_train.shards import manifest_path, write_shard
 from sam_train.shards.cache import ShardCache
 from sam_train.shards.index import ShardIndex, read_sample
-from sam_train.shards.remote import expand_names
+from sam_train.shards.remote import expand_local_and_remote
 
 MakeSample = Callable[..., tuple[ImageRecord, bytes]]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -146,9 +146,9 @@ def test_s3(shards: list[Path], bucket: Any, tmp_path: Path) -> None:
         bucket.put_file(str(path), f"bucket/folder/{path.name}")
     expected = [f"s3://bucket/folder/{path.name}" for path in shards]
     for pattern in ("s3://bucket/folder", "s3://bucket/folder/sa_*.tar", "s3://bucket/folder/sa_{000000..000002}.tar"):
-        assert expand_names(pattern) == expected
+        assert expand_local_and_remote(pattern) == expected
     with pytest.raises(ConfigError, match="no shard matches"):
-        expand_names("s3://bucket/elsewhere")
+        expand_local_and_remote("s3://bucket/elsewhere")
     far = ShardDataModule(shards="s3://bucket/folder", image_size=32, cache_dir=str(tmp_path / "cache"))
     near = ShardDataModule(shards=str(shards[0].parent), image_size=32)
     assert [far.train_set[p].key for p in range(6)] == [near.train_set[p].key for p in range(6)]

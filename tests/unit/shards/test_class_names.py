@@ -21,10 +21,10 @@ from sam_train.data.synthetic.shapes import SHAPES
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import Sample, expand_shards, iterate_samples, write_shard
-from sam_train.shards.class_names import ClassNumbers, names_of_categories, read_class_names
+from sam_train.shards.class_names import ClassNumbering, parse_category_names, read_class_names
 from sam_train.shards.cli import main
 from sam_train.shards.importers import IMPORTERS
-from sam_train.shards.mask_table import table_path
+from sam_train.shards.mask_table import mask_table_path
 
 Pair = tuple[ImageRecord, bytes]
 SOURCE = Provenance(stage="import", checkpoint="", annotator="coco", config="")
@@ -145,7 +145,7 @@ def test_the_table_has_them(shards: Path) -> None:
     from pyarrow import parquet
 
     (shard,) = expand_shards(str(shards))
-    assert parquet.read_table(table_path(shard))["name"].to_pylist() == [name for names in NAMES for name in names]
+    assert parquet.read_table(mask_table_path(shard))["name"].to_pylist() == [name for names in NAMES for name in names]
 
 
 def test_through_coco(shards: Path, tmp_path: Path) -> None:
@@ -284,11 +284,11 @@ def test_files_that_name_no_classes(tmp_path: Path, name: str, text: str, messag
 )
 def test_categories_that_are_none(categories: object) -> None:
     with pytest.raises(ShardError, match=r"a\.json"):
-        names_of_categories(categories, place="a.json")
+        parse_category_names(categories, place="a.json")
 
 
 def test_numbers_of_classes() -> None:
-    numbers = ClassNumbers(first=1)
+    numbers = ClassNumbering(first=1)
     assert [numbers.take(name, place="") for name in ("b", "", "a", "b")] == [1, 2, 3, 1]
     assert numbers.names == {1: "b", 2: "object", 3: "a"}
 

@@ -15,7 +15,7 @@ from sam_train.shards import write_shard
 from sam_train.shards.cli import main
 from sam_train.shards.maintenance.dataset_card.facts import Maker, read_facts
 from sam_train.shards.maintenance.dataset_card.readme import cell, code
-from sam_train.shards.mask_table import COLUMNS, table_path
+from sam_train.shards.mask_table import MASK_TABLE_COLUMNS, mask_table_path
 
 AUTOMATIC = Provenance(stage="fully_automatic", checkpoint="ab" * 32, annotator="automatic", config="0123", prompts=[[1, 2, 1]])
 BY_HAND = Provenance(stage="assisted_manual", checkpoint="", annotator="p|1", config="", prompts=[[1, 2, 1]] * 3, seconds=8.0)
@@ -89,7 +89,7 @@ def test_every_reference_of_the_document_is_there(finished: Path) -> None:
             assert field["source"]["fileSet"]["@id"] in ids
             assert field["@id"].startswith(record["@id"] + "/")
     columns = {field["source"]["extract"]["column"]: field["dataType"] for field in records["mask"]["field"]}
-    assert tuple(columns) == COLUMNS
+    assert tuple(columns) == MASK_TABLE_COLUMNS
     assert (columns["stage"], columns["area"], columns["seconds"]) == ("sc:Text", "sc:Integer", "sc:Float")
     assert document["conformsTo"] == "http://mlcommons.org/croissant/1.0"
     assert "license" not in document, "what nobody said is not there"
@@ -151,7 +151,7 @@ def test_a_set_that_is_not_finished_has_no_card(folder: Path, capsys: pytest.Cap
     tar = folder / "sa_000001.tar"
     tar.write_bytes(tar.read_bytes() + b"x")
     assert "bytes are not the manifest's" in refused()
-    table_path(folder / "sa_000000.tar").unlink()
+    mask_table_path(folder / "sa_000000.tar").unlink()
     assert "no table sa_000000.masks.parquet beside the shard" in refused()
     (folder / "sa_000000.manifest.json").unlink()
     assert "it was not finished" in refused()

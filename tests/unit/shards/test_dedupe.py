@@ -24,7 +24,7 @@ from sam_train.shards.maintenance.duplicate_groups import (
     near_pairs,
 )
 from sam_train.shards.maintenance.validate import validate
-from sam_train.shards.shard_set_writer import is_held_out
+from sam_train.shards.split_hash import is_held_out
 
 Image = np.ndarray
 Changed = Callable[[Image], bytes]

@@ -19,7 +19,7 @@ from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import Sample, expand_shards, iterate_samples, write_shard
 from sam_train.shards.cli import main
 from sam_train.shards.exporters import EXPORTERS
-from sam_train.shards.exporters.polygons import joined, rings_of_mask, simplified
+from sam_train.shards.exporters.polygons import join_rings, mask_to_rings, simplify_ring
 from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.importers.label_maps import read_label_map
 
@@ -326,12 +326,12 @@ def test_outlines_of_random_masks() -> None:
     for _ in range(200):
         height, width = rng.integers(1, 14, 2)
         mask = rng.random((height, width)) < rng.random()
-        rings = rings_of_mask(mask)
+        rings = mask_to_rings(mask)
         assert (len(rings) == 0) == (not mask.any())
         if not rings:
             continue
         assert all(len(ring) >= 4 for ring in rings)
-        outline = joined(rings).astype(float).ravel().tolist()
+        outline = join_rings(rings).astype(float).ravel().tolist()
         found = coco_mask.decode(coco_mask.frPyObjects([outline], int(height), int(width)))[..., 0]
         np.testing.assert_array_equal(found.astype(bool), mask)
 
@@ -340,7 +340,7 @@ def test_bridges_leave_holes_open_for_opencv_too() -> None:
     mask = np.zeros((60, 60), bool)
     mask[5:55, 5:55] = True
     mask[20:40, 20:40] = False
-    (outline,) = [joined(rings_of_mask(mask))]
+    (outline,) = [join_rings(mask_to_rings(mask))]
     painted = np.zeros((60, 60), np.uint8)
     cv2.fillPoly(painted, [outline.astype(np.int32)], 1)
     assert painted[22:38, 22:38].sum() == 0
@@ -349,10 +349,10 @@ def test_bridges_leave_holes_open_for_opencv_too() -> None:
 
 def test_tolerance_leaves_corners_out(tmp_path: Path) -> None:
     disc = np.hypot(*(np.mgrid[:100, :100] - 50)) < 40
-    (ring,) = rings_of_mask(disc)
-    fewer = simplified(ring, 1.0)
+    (ring,) = mask_to_rings(disc)
+    fewer = simplify_ring(ring, 1.0)
     assert len(fewer) < len(ring) / 3
     (rle,) = coco_mask.frPyObjects([fewer.astype(float).ravel().tolist()], 100, 100)
     assert coco_mask.iou([rle], [{**encode_rle(disc), "counts": encode_rle(disc)["counts"].encode()}], [0])[0, 0] > 0.95
-    (pixel,) = rings_of_mask(np.eye(1) > 0)
-    assert len(simplified(pixel, 50.0)) == 4, "a mask is not lost for being small"
+    (pixel,) = mask_to_rings(np.eye(1) > 0)
+    assert len(simplify_ring(pixel, 50.0)) == 4, "a mask is not lost for being small"

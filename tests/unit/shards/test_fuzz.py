@@ -38,7 +38,7 @@ from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg, iterate_samples, load_manifest, manifest_path, write_shard
 from sam_train.shards.index import index_shard, read_sample
-from sam_train.shards.jpeg import metadata_of, without_metadata
+from sam_train.shards.jpeg import list_metadata, strip_metadata
 from sam_train.shards.maintenance.duplicate_groups import fingerprint
 from sam_train.shards.maintenance.repair import Repairer
 from sam_train.shards.maintenance.repair_sample import repair_sample
@@ -189,9 +189,9 @@ def test_jpegs() -> None:
 
         def bare(jpeg: bytes = jpeg) -> None:
             try:
-                assert metadata_of(without_metadata(jpeg)) == []
+                assert list_metadata(strip_metadata(jpeg)) == []
             except ValueError:  # what it says it raises
-                metadata_of(jpeg)
+                list_metadata(jpeg)
 
         decoded += attempt(case, lambda j=jpeg: decode_jpeg(j), bare) == 0
         attempt(case, lambda j=jpeg: fingerprint(j))

@@ -15,8 +15,8 @@ from sam_train.records import ImageRecord
 from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples, load_manifest
 from sam_train.shards.cli import main
 from sam_train.shards.importers import IMPORTERS, import_label_maps
-from sam_train.shards.importers.command import is_held_out
 from sam_train.shards.importers.label_maps import read_label_map
+from sam_train.shards.split_hash import is_held_out
 
 NUCLEI = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nuclei"
 

@@ -19,7 +19,7 @@ from sam_train.records import ImageRecord
 from sam_train.shards.cli import main
 from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.importers.binary_masks import import_binary_masks
-from sam_train.shards.importers.bsds500 import import_bsds500, read_segmentations
+from sam_train.shards.importers.bsds500 import import_bsds500, read_bsds_segmentations
 from sam_train.shards.importers.panoptic import import_panoptic
 from sam_train.shards.importers.yolo import import_yolo
 
@@ -364,7 +364,7 @@ def test_torn_bsds(bsds: Path) -> None:
     for length in range(0, len(whole) - 1, 37):
         path.write_bytes(whole[:length])
         with pytest.raises(ShardError, match=r"12\.mat"):
-            read_segmentations(path)
+            read_bsds_segmentations(path)
 
 
 def test_a_mat_made_to_fill_memory(bsds: Path) -> None:
@@ -383,7 +383,7 @@ def test_real_bsds(shared_dir: Path, tmp_path: Path) -> None:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).symlink_to((folder / name.parent / "val" / name.name).resolve())
     for record, _ in import_bsds500(tmp_path / "images", tmp_path / "groundTruth"):
-        truth = read_segmentations(tmp_path / "groundTruth" / f"{record.key}.mat")
+        truth = read_bsds_segmentations(tmp_path / "groundTruth" / f"{record.key}.mat")
         assert len(truth) >= 4
         masks = masks_of(record)
         for number, ids in enumerate(truth, start=1):

@@ -23,7 +23,7 @@ from sam_train.shards.cli import main
 from sam_train.shards.importers.coco import import_coco
 from sam_train.shards.importers.instances_json import read_instances
 from sam_train.shards.importers.lvis import import_lvis
-from sam_train.shards.importers.polygons import rle_of_polygons
+from sam_train.shards.importers.polygons import polygons_to_rle
 
 HEIGHT, WIDTH = 20, 30
 SQUARE = [2.0, 3.0, 9.0, 3.0, 9.0, 12.0, 2.0, 12.0]
@@ -205,7 +205,7 @@ def test_what_is_wrong_is_named(coco: Path, wrong: str, capsys: pytest.CaptureFi
 def polygon_mask(points: object, counts: Counter[str] | None = None) -> np.ndarray:
     counts = Counter() if counts is None else counts
     arrays = [np.asarray(points, float)]
-    rle = rle_of_polygons(arrays, height=HEIGHT, width=WIDTH, counts=counts, place="here")
+    rle = polygons_to_rle(arrays, height=HEIGHT, width=WIDTH, counts=counts, place="here")
     return np.zeros((HEIGHT, WIDTH), bool) if rle is None else decode_rle(rle, height=HEIGHT, width=WIDTH)
 
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageCms
 
 from sam_train.errors import SkipSample
 from sam_train.shards import decode_jpeg, encode_jpeg
-from sam_train.shards.icc import without_texts
-from sam_train.shards.jpeg import metadata_of, without_metadata
+from sam_train.shards.icc import strip_icc_texts
+from sam_train.shards.jpeg import list_metadata, strip_metadata
 
 PRIVATE = b"41 deg 24 min N"
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -61,15 +61,15 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("image", [photo(), photo()[..., 0]], ids=["rgb", "gray"])
 def test_pixels_stay_and_the_rest_goes(image: np.ndarray, options: dict[str, Any]) -> None:
     data = saved(image, exif=exif(), comment=PRIVATE, xmp=PRIVATE, icc_profile=ICC, **options)
-    plain = without_metadata(data)
+    plain = strip_metadata(data)
     assert data.count(PRIVATE) == 3
     assert PRIVATE not in plain
     assert b"Exif" not in plain
     np.testing.assert_array_equal(decode_jpeg(plain), decode_jpeg(data))
     with Image.open(io.BytesIO(plain)) as read:
-        assert read.info["icc_profile"] == without_texts(ICC)
+        assert read.info["icc_profile"] == strip_icc_texts(ICC)
         assert not read.getexif()
-    assert plain == saved(image, icc_profile=without_texts(ICC), **options)
+    assert plain == saved(image, icc_profile=strip_icc_texts(ICC), **options)
 
 
 def test_adobes_transform_stays() -> None:
@@ -78,8 +78,8 @@ def test_adobes_transform_stays() -> None:
     data = saved(flat, keep_rgb=True, quality=100)
     adobe = segment(0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 0]))
     data = with_segments(data, adobe) if b"Adobe" not in data else data
-    assert b"Adobe" in without_metadata(data)
-    assert np.abs(decode_jpeg(without_metadata(data)).astype(int) - flat).max() <= 2
+    assert b"Adobe" in strip_metadata(data)
+    assert np.abs(decode_jpeg(strip_metadata(data)).astype(int) - flat).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_adobes_transform_stays() -> None:
 )
 def test_every_kind_of_segment(private: bytes) -> None:
     plain = saved(photo())
-    assert without_metadata(with_segments(plain, private)) == plain
-    assert without_metadata(with_segments(plain, private, private)) == plain
+    assert strip_metadata(with_segments(plain, private)) == plain
+    assert strip_metadata(with_segments(plain, private, private)) == plain
 
 
 def profile_with_texts() -> bytes:
@@ -125,12 +125,12 @@ def _tags(profile: bytes) -> dict[bytes, bytes]:
 
 def test_a_profile_keeps_its_colours_and_loses_its_texts() -> None:
     full = profile_with_texts()
-    bare = without_texts(full)
+    bare = strip_icc_texts(full)
     assert bare is not None
     assert full.count(PRIVATE) == 2
     for private in (PRIVATE, b"SERI", b"0123456789abcdef", full[24:36], b"sRGB", b"copyright"):
         assert private not in bare
-    assert without_texts(bare) == bare
+    assert strip_icc_texts(bare) == bare
     image = Image.fromarray(photo())
     lab = ImageCms.createProfile("LAB")
     seen = [
@@ -153,15 +153,15 @@ def test_what_is_no_profile_goes(damage: str) -> None:
     parts = [segment(0xE2, head + full[:200]), segment(0xE2, rest + (full[200:300] if damage == "cut" else full[200:]))]
     parts = parts[:1] if damage == "missing part" else parts * 2 if damage == "parts twice" else parts
     plain = saved(photo())
-    assert without_metadata(with_segments(plain, *parts)) == plain
+    assert strip_metadata(with_segments(plain, *parts)) == plain
 
 
 def test_a_profile_in_parts_in_any_order() -> None:
     full = profile_with_texts()
     parts = [segment(0xE2, b"ICC_PROFILE\0" + bytes([n, 2]) + part) for n, part in ((2, full[300:]), (1, full[:300]))]
-    bare = without_metadata(with_segments(saved(photo()), *parts))
+    bare = strip_metadata(with_segments(saved(photo()), *parts))
     with Image.open(io.BytesIO(bare)) as read:
-        assert read.info["icc_profile"] == without_texts(full)
+        assert read.info["icc_profile"] == strip_icc_texts(full)
 
 
 def test_the_thumbnail_of_jfif_goes() -> None:
@@ -169,32 +169,32 @@ def test_the_thumbnail_of_jfif_goes() -> None:
     at = plain.index(b"JFIF") - 4
     header = b"JFIF\0\x01\x01\0\0\x01\0\x01"
     with_thumbnail = plain[:at] + segment(0xE0, header + b"\x04\x04" + PRIVATE.ljust(48)) + plain[at + 18 :]
-    assert metadata_of(with_thumbnail) == ["a thumbnail"]
-    assert without_metadata(with_thumbnail) == plain[:at] + segment(0xE0, header + b"\0\0") + plain[at + 18 :]
+    assert list_metadata(with_thumbnail) == ["a thumbnail"]
+    assert strip_metadata(with_thumbnail) == plain[:at] + segment(0xE0, header + b"\0\0") + plain[at + 18 :]
 
 
 def test_a_segment_may_hold_what_looks_like_a_marker() -> None:
     plain = saved(photo())
     thumbnail = saved(photo()[:16, :16])
-    assert without_metadata(with_segments(plain, segment(0xE1, b"Exif\0\0" + thumbnail))) == plain
+    assert strip_metadata(with_segments(plain, segment(0xE1, b"Exif\0\0" + thumbnail))) == plain
 
 
 def test_a_second_picture_after_the_end_goes() -> None:
     """As phones write them: a preview, a depth map, a film, with EXIF of their own."""
     plain = saved(photo())
-    assert without_metadata(plain + saved(photo(), exif=exif()) + b"MotionPhoto_Data" + PRIVATE) == plain
+    assert strip_metadata(plain + saved(photo(), exif=exif()) + b"MotionPhoto_Data" + PRIVATE) == plain
 
 
 def test_what_we_write_ourselves_stays_byte_for_byte() -> None:
     for quality in (50, 95, 100):
         data = encode_jpeg(photo(), quality)
-        assert without_metadata(data) == data
+        assert strip_metadata(data) == data
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 20, 300, -3, -2, -1])
 def test_a_torn_file_is_refused(cut: int) -> None:
     with pytest.raises(ValueError, match="JPEG"):
-        without_metadata(saved(photo(), exif=exif())[:cut])
+        strip_metadata(saved(photo(), exif=exif())[:cut])
 
 
 @given(st.binary(max_size=200), st.integers(0, 600))
@@ -202,13 +202,13 @@ def test_any_bytes_end_in_a_jpeg_or_an_error(noise: bytes, position: int) -> Non
     data = encode_jpeg(photo()[:8, :8])
     data = data[:position] + noise + data[position:]
     try:
-        plain = without_metadata(data)
+        plain = strip_metadata(data)
     except ValueError:
         return
     assert plain.startswith(b"\xff\xd8")
     assert plain.endswith(b"\xff\xd9")
     assert len(plain) <= len(data)
-    assert without_metadata(plain) == plain
+    assert strip_metadata(plain) == plain
 
 
 @pytest.mark.parametrize("side", [5000, 65_000])
@@ -238,6 +238,6 @@ def test_metadata_has_names() -> None:
         "APP5": segment(0xE5, b"x"),
         "texts of the ICC profile": segment(0xE2, b"ICC_PROFILE\0\x01\x01" + profile_with_texts()),
     }
-    assert metadata_of(bare) == []
-    assert metadata_of(bare[:2] + b"".join(added.values()) + bare[2:] + b"x") == [*added, "bytes after its end"]
-    assert metadata_of(b"no JPEG") == []
+    assert list_metadata(bare) == []
+    assert list_metadata(bare[:2] + b"".join(added.values()) + bare[2:] + b"x") == [*added, "bytes after its end"]
+    assert list_metadata(b"no JPEG") == []

@@ -10,7 +10,7 @@ import pytest
 from sam_train.errors import ShardError
 from sam_train.shards import Manifest, done_shards, load_manifest, manifest_path
 from sam_train.shards.index import index_shard
-from sam_train.shards.manifest import PLACES
+from sam_train.shards.manifest import PLACES_COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_manifest_nested_too_deeply(tiny_shard: Path) -> None:
 def test_places_say_where_the_members_lie(tiny_shard: Path) -> None:
     manifest = load_manifest(tiny_shard)
     assert manifest.places is not None
-    assert set(manifest.places) == set(PLACES)
+    assert set(manifest.places) == set(PLACES_COLUMNS)
     data = tiny_shard.read_bytes()
     for position, key in enumerate(manifest.keys):
         place = {name: column[position] for name, column in manifest.places.items()}
@@ -133,7 +133,7 @@ def test_the_index_is_the_same_without_places(tiny_shard: Path, older: Callable[
 
 
 def test_the_index_of_a_manifest_reads_no_header_but_one(tiny_shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sam_train.shards.index.pairs_of", lambda *_: pytest.fail("the tar was read"))
+    monkeypatch.setattr("sam_train.shards.index.locate_samples", lambda *_: pytest.fail("the tar was read"))
     assert [sample.key for sample in index_shard(tiny_shard)] == ["sa_000000", "sa_000001", "sa_000002"]
 
 

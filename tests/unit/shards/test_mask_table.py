@@ -12,7 +12,7 @@ from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import iterate_samples, write_shard
 from sam_train.shards.cli import main
-from sam_train.shards.mask_table import COLUMNS, table_of, table_path
+from sam_train.shards.mask_table import MASK_TABLE_COLUMNS, encode_mask_table, mask_table_path
 
 Samples = list[tuple[ImageRecord, bytes]]
 
@@ -25,11 +25,11 @@ def with_provenance(record: ImageRecord, stage: str) -> ImageRecord:
 def test_a_row_a_mask(tiny_shard: Path, tiny_samples: Samples) -> None:
     from pyarrow import parquet
 
-    rows = parquet.read_table(table_path(tiny_shard)).to_pylist()
+    rows = parquet.read_table(mask_table_path(tiny_shard)).to_pylist()
     masks = [(record, mask) for record, _ in tiny_samples for mask in record.masks]
     assert len(rows) == len(masks) == 3
     for row, (record, mask) in zip(rows, masks, strict=True):
-        assert tuple(row) == COLUMNS
+        assert tuple(row) == MASK_TABLE_COLUMNS
         assert (row["image_key"], row["image_id"], row["mask_id"], row["area"]) == (
             record.key,
             record.image_id,
@@ -43,7 +43,7 @@ def test_a_row_a_mask(tiny_shard: Path, tiny_samples: Samples) -> None:
 
 def test_equal_masks_equal_bytes(tiny_shard: Path) -> None:
     records = [sample.record for sample in iterate_samples([tiny_shard])]
-    assert table_of(records) == table_path(tiny_shard).read_bytes()
+    assert encode_mask_table(records) == mask_table_path(tiny_shard).read_bytes()
 
 
 def test_a_folder_is_asked_in_sql(tmp_path: Path, tiny_samples: Samples) -> None:
@@ -59,8 +59,8 @@ def test_an_empty_shard_has_an_empty_table(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     write_shard(tmp_path / "a.tar", [])
-    table = parquet.read_table(table_path(tmp_path / "a.tar"))
-    assert (table.num_rows, tuple(table.column_names)) == (0, COLUMNS)
+    table = parquet.read_table(mask_table_path(tmp_path / "a.tar"))
+    assert (table.num_rows, tuple(table.column_names)) == (0, MASK_TABLE_COLUMNS)
 
 
 def test_ids_that_no_table_holds(tmp_path: Path, mask_record: Callable[..., MaskRecord], tiny_samples: Samples) -> None:
@@ -79,10 +79,10 @@ def three_shards(tmp_path: Path, tiny_samples: Samples) -> Path:
     for name in ("a", "b", "c"):
         samples = [(with_provenance(record, name), jpeg) for record, jpeg in tiny_samples]
         write_shard(tmp_path / "set" / f"{name}.tar", samples)
-    old = table_path(tmp_path / "set" / "b.tar")
+    old = mask_table_path(tmp_path / "set" / "b.tar")
     table: pa.Table = parquet.read_table(old)
     parquet.write_table(table.drop_columns(["name"]), old)
-    table_path(tmp_path / "set" / "c.tar").unlink()
+    mask_table_path(tmp_path / "set" / "c.tar").unlink()
     return tmp_path / "set"
 
 
@@ -97,10 +97,10 @@ def test_one_table_of_all_masks(three_shards: Path, tmp_path: Path, workers: str
     shards = [three_shards / f"{name}.tar" for name in "abc"]
     assert [row["shard"] for row in rows] == [str(shard) for shard in shards for _ in range(3)]
     for row in rows:
-        assert tuple(row) == ("shard", *COLUMNS)
+        assert tuple(row) == ("shard", *MASK_TABLE_COLUMNS)
     records = [sample.record for sample in iterate_samples(shards)]
-    plain = pyarrow_rows(table_of(records))
-    assert [{name: row[name] for name in COLUMNS} for row in rows] == plain
+    plain = pyarrow_rows(encode_mask_table(records))
+    assert [{name: row[name] for name in MASK_TABLE_COLUMNS} for row in rows] == plain
 
 
 def pyarrow_rows(data: bytes) -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ from sam_train.errors import ConfigError
 from sam_train.records import ImageRecord
 from sam_train.shards import Sample, encode_jpeg
 from sam_train.shards.cli import main
-from sam_train.shards.drawing import draw_record, mask_colour
+from sam_train.shards.drawing import draw_masks, mask_colour
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.exporters.overlays import export_overlays
 from sam_train.shards.writer import write_shard
@@ -66,7 +66,7 @@ def test_opacity_is_of_the_inside(sample: Sample, tmp_path: Path) -> None:
 
 
 def test_a_smaller_canvas_has_soft_edges(sample: Sample) -> None:
-    small = draw_record(np.full((HEIGHT // 3, WIDTH // 3, 3), 128, np.uint8), sample.record)
+    small = draw_masks(np.full((HEIGHT // 3, WIDTH // 3, 3), 128, np.uint8), sample.record)
     assert small.shape == (HEIGHT // 3, WIDTH // 3, 3)
     assert (small[15, 15] != 128).any()
     assert (small[1, 1] == 128).all()

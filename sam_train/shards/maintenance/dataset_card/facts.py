@@ -11,7 +11,7 @@ from typing import Any
 from sam_train.errors import ShardError
 from sam_train.files import file_sha256
 from sam_train.shards.manifest import load_manifest
-from sam_train.shards.mask_table import table_path
+from sam_train.shards.mask_table import mask_table_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def read_facts(shards: Sequence[Path]) -> Facts:
             raise ShardError(
                 f"{shard.stat().st_size} bytes are not the manifest's {manifest.bytes}: see sam-data validate", shard=str(shard)
             )
-        table = table_path(shard)
+        table = mask_table_path(shard)
         if not table.is_file():
             raise ShardError(
                 f"no table {table.name} beside the shard: sam-data repair writes shards with theirs", shard=str(shard)

@@ -15,7 +15,7 @@ from sam_train.shards.maintenance.parallel import Advance
 from sam_train.shards.maintenance.rle_geometry import segments_of
 from sam_train.shards.maintenance.tar_recovery import read_span, scan
 from sam_train.shards.maintenance.validate import MAX_MEMBER_BYTES
-from sam_train.shards.tar_members import opened
+from sam_train.shards.tar_members import open_local_shard
 
 HEAT_SIDE = 64
 """Rows and columns of the map of mask centres."""
@@ -108,7 +108,7 @@ def measure_shard(shard: Path, advance: Advance) -> Statistics:
     whole = scanned.whole()
     found.left_out["damaged places in tars"] += len(scanned.tears)
     found.left_out["samples without JPEG, JSON or a valid name"] += len(scanned.spans) - len(whole)
-    with opened(shard) as stream:
+    with open_local_shard(shard) as stream:
         for key in whole:
             span = scanned.spans[key]["json"][-1]
             try:
