@@ -62,9 +62,9 @@ def _is_run(checkpoint: Path) -> bool:
 
 
 def _of_run(folder: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
-    from sam_train.training.factory import model_of_run  # imports the trainer
+    from sam_train.training.factory import load_run_model  # imports the trainer
 
-    return model_of_run(folder)
+    return load_run_model(folder)
 
 
 def _load(checkpoint: Path) -> Sam:

@@ -20,9 +20,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from sam_train.config import config_dir, to_plain
-from sam_train.cost_model.devices import device_named
-from sam_train.cost_model.estimate import Estimate, Plan, estimate
-from sam_train.cost_model.step import StepCount, count_step
+from sam_train.cost_model.cost_estimate import CostEstimate, HardwareSpec, estimate_cost
+from sam_train.cost_model.devices import get_device
+from sam_train.cost_model.step_cost import StepCost, count_step
 from sam_train.errors import exit_with_message
 from sam_train.files import commit_file
 
@@ -34,27 +34,27 @@ FEWER_MASKS = (1, 2, 4, 8)
 @exit_with_message
 def main(cfg: DictConfig) -> None:
     """`sam-train plan`."""
-    run(cfg)
+    estimate_run_cost(cfg)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def estimate_run_cost(cfg: DictConfig) -> dict[str, Any]:
     """Print the plan; what was printed, as plain numbers."""
     plain = to_plain(cfg)
     wanted: dict[str, Any] = plain["plan"]
-    device = device_named(wanted.pop("gpu"))
+    device = get_device(wanted.pop("gpu"))
     out = wanted.pop("out")
-    plan = Plan(device=device, **wanted)
+    plan = HardwareSpec(device=device, **wanted)
     masks, images = int(plain["data"]["max_masks"]), int(plain["data"]["images_per_step"])
     plan.images_per_gpu(images)  # refused before the counting starts
     with Progress(SpinnerColumn(), TextColumn("counting one step on fake tensors"), transient=True) as progress:
         progress.add_task("")
         step = count_step(plain, num_masks=masks)
         leaner = count_step(checkpointed(plain), num_masks=masks)
-    steps, chunk_sizes_for = int(plain["trainer"]["max_steps"]), plain["training"].get("images_per_pass")
-    result = estimate(step, plan, images_per_step=images, images_per_pass=chunk_sizes_for, max_steps=steps)
-    fits = what_fits({"none": step, "torch": leaner}, replace(plan, num_gpus=1), masks)
+    steps, images_per_pass = int(plain["trainer"]["max_steps"]), plain["training"].get("images_per_pass")
+    result = estimate_cost(step, plan, images_per_step=images, images_per_pass=images_per_pass, max_steps=steps)
+    fits = memory_per_image_gb({"none": step, "torch": leaner}, replace(plan, num_gpus=1), masks)
     console = Console()
-    for table in (cost_table(step, result, plan, images, steps), memory_table(result, plan), fits_table(fits, plan)):
+    for table in (cost_table(step, result, plan, images, steps), memory_table(result, plan), memory_per_image_table(fits, plan)):
         console.print(table)
     document = {"plan": plain["plan"] | {"gpu": device.name}, "parameters": step.parameters, **asdict(result), "fits": fits}
     if out:
@@ -67,7 +67,7 @@ def checkpointed(cfg: dict[str, Any]) -> dict[str, Any]:
     return cfg | {"model": cfg["model"] | {"activation_checkpointing": "torch"}}
 
 
-def what_fits(steps: dict[str, StepCount], plan: Plan, masks: int) -> dict[str, dict[int, float]]:
+def memory_per_image_gb(steps: dict[str, StepCost], plan: HardwareSpec, masks: int) -> dict[str, dict[int, float]]:
     """Gigabytes of one image on one GPU, by activation checkpointing and by masks of the image."""
     found: dict[str, dict[int, float]] = {}
     for name, step in steps.items():
@@ -76,15 +76,15 @@ def what_fits(steps: dict[str, StepCount], plan: Plan, masks: int) -> dict[str, 
                 continue
             smaller = replace(
                 step,
-                first_round=replace(step.first_round, kept_bytes=step.first_round.kept_bytes // share),
-                later_round=replace(step.later_round, kept_bytes=step.later_round.kept_bytes // share),
+                first_round=replace(step.first_round, saved_activation_bytes=step.first_round.saved_activation_bytes // share),
+                later_round=replace(step.later_round, saved_activation_bytes=step.later_round.saved_activation_bytes // share),
             )
-            one = estimate(smaller, plan, images_per_step=1, images_per_pass=1, max_steps=1)
+            one = estimate_cost(smaller, plan, images_per_step=1, images_per_pass=1, max_steps=1)
             found.setdefault(name, {})[masks // share] = sum(one.memory_gb.values())
     return found
 
 
-def cost_table(step: StepCount, result: Estimate, plan: Plan, images: int, max_steps: int) -> Table:
+def cost_table(step: StepCost, result: CostEstimate, plan: HardwareSpec, images: int, max_steps: int) -> Table:
     """Parameters, operations, time and communication."""
     table = Table("cost", f"{plan.num_gpus} x {plan.device.name}", title="The run")
     for name, count in step.parameters.items():
@@ -99,7 +99,7 @@ def cost_table(step: StepCount, result: Estimate, plan: Plan, images: int, max_s
     return table
 
 
-def memory_table(result: Estimate, plan: Plan) -> Table:
+def memory_table(result: CostEstimate, plan: HardwareSpec) -> Table:
     """Memory of one GPU by part."""
     table = Table("memory of one GPU", "GB", title="The memory")
     for name, value in result.memory_gb.items():
@@ -110,7 +110,7 @@ def memory_table(result: Estimate, plan: Plan) -> Table:
     return table
 
 
-def fits_table(fits: dict[str, dict[int, float]], plan: Plan) -> Table:
+def memory_per_image_table(fits: dict[str, dict[int, float]], plan: HardwareSpec) -> Table:
     """What one image costs on one such GPU."""
     masks = next(iter(fits.values()))
     table = Table(

@@ -19,6 +19,13 @@ KEYS: Mapping[str, str] = {
     "prefill": "show_existing_masks",
     "reviewed": "reviewed_only",
     "sample": "num_audit_images",
+    "callbacks.pictures": "callbacks.mask_images",
+    "callbacks.speed": "callbacks.throughput",
+    "plan.link_gb_per_s": "plan.interconnect_gb_per_s",
+    "plan.share_encoder": "plan.shard_encoder",
+    "plan.share_optimizer": "plan.shard_optimizer",
+    "text_tables": "text_embedding_dir",
+    "training.text_alignment": "training.text_alignment_weight",
 }
 """Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group."""
 
@@ -28,11 +35,15 @@ TARGETS: Mapping[str, str] = {
     "sam_train.inference.ProposedMasks": "sam_train.inference.BoxMaskGenerator",
     "sam_train.inference.WordMasks": "sam_train.inference.TextMaskGenerator",
     "sam_train.training.callbacks.MaskPictures": "sam_train.training.callbacks.LogMaskImages",
-    "sam_train.training.watching.Speed": "sam_train.training.throughput.Speed",
+    "sam_train.training.strategies.Replicated": "sam_train.training.strategies.SamDDPStrategy",
+    "sam_train.training.strategies.ShardedEncoder": "sam_train.training.strategies.EncoderFSDP2Strategy",
+    "sam_train.training.strategies.ShardedOptimizer": "sam_train.training.strategies.FairscaleOSSStrategy",
+    "sam_train.training.throughput.Speed": "sam_train.training.throughput.ThroughputLogger",
+    "sam_train.training.watching.Speed": "sam_train.training.throughput.ThroughputLogger",
 }
 """`_target_` of an earlier version, and the one of today."""
 
-CALLBACKS: Mapping[str, str] = {"WeightAverage": "WeightEMA", "LeaveOnSignal": "PreemptionCallback"}
+CALLBACKS: Mapping[str, str] = {"WeightAverage": "WeightEMA", "LeaveOnSignal": "PreemptionCallback", "Stopwatch": "RunTimer"}
 """Class name of a callback in an earlier version, under which a Lightning checkpoint holds its state, and that of today."""
 
 

@@ -31,11 +31,11 @@ from sam_train.inference.box_mask_generator import save_proposer
 from sam_train.model import Sam
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.training import SamModule
-from sam_train.training.callbacks import Stopwatch
-from sam_train.training.factory import make_module, make_texts, plain_model, say
+from sam_train.training.callbacks import RunTimer
+from sam_train.training.factory import build_inference_model, build_module, load_text_embeddings, log_rank_zero
 from sam_train.training.preemption import Preempted, requeue_sweep_job
 from sam_train.training.proposer_module import ProposerModule
-from sam_train.training.trainer import make_trainer, quiet_lightning
+from sam_train.training.trainer import build_trainer, silence_lightning
 
 log = logging.getLogger("sam_train")
 
@@ -51,32 +51,32 @@ RESUME_KEYS = (
 def main(cfg: DictConfig) -> None:
     """Console script `sam-train`. A run that was asked to leave exits with code 75, in its first process."""
     try:
-        run(cfg)
+        train_model(cfg)
     except Preempted as error:
-        say("%s", error)
-        if error.is_first:
+        log_rank_zero("%s", error)
+        if error.is_rank_zero:
             requeue_sweep_job()
-        raise SystemExit(os.EX_TEMPFAIL if error.is_first else 0) from None  # the others' codes are for real errors
+        raise SystemExit(os.EX_TEMPFAIL if error.is_rank_zero else 0) from None  # the others' codes are for real errors
 
 
-def run(cfg: DictConfig) -> dict[str, float]:
+def train_model(cfg: DictConfig) -> dict[str, float]:
     """Train as the config says; the metrics that were also written to metrics.json."""
-    stopwatch = Stopwatch()
-    quiet_lightning()
+    stopwatch = RunTimer()
+    silence_lightning()
     run_dir = Path(cfg.run_dir)
     seed_everything(cfg.seed, verbose=False)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    datamodule = build(cfg.data, texts=make_texts(cfg))
-    module = make_module(cfg)
-    last = checkpoint_to_go_on_from(cfg, run_dir)
-    if metrics := metrics_if_done(cfg, run_dir):
-        say("%s is done: raise trainer.max_steps to train on, or choose another name=...", run_dir)
+    datamodule = build(cfg.data, texts=load_text_embeddings(cfg))
+    module = build_module(cfg)
+    last = find_resume_checkpoint(cfg, run_dir)
+    if metrics := read_finished_metrics(cfg, run_dir):
+        log_rank_zero("%s is done: raise trainer.max_steps to train on, or choose another name=...", run_dir)
         return metrics
     if last:
-        say("going on from %s", last)
-    trainer = make_trainer(cfg, run_dir, stopwatch)
-    say("%s", shares_of_a_step(trainer, datamodule, module))
+        log_rank_zero("going on from %s", last)
+    trainer = build_trainer(cfg, run_dir, stopwatch)
+    log_rank_zero("%s", describe_step_split(trainer, datamodule, module))
     rank_zero_only(save_resolved)(cfg, run_dir / "config.yaml")
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
@@ -86,7 +86,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     return finish(cfg, run_dir, trainer, module, seconds=stopwatch.seconds())
 
 
-def shares_of_a_step(trainer: Trainer, datamodule: ShardDataModule, module: SamModule) -> str:
+def describe_step_split(trainer: Trainer, datamodule: ShardDataModule, module: SamModule) -> str:
     """A sentence on who does what of a step. Raises ConfigError when its images cannot be dealt out evenly."""
     devices = trainer.num_devices * trainer.num_nodes
     encoder = module.model.image_encoder
@@ -99,7 +99,7 @@ def shares_of_a_step(trainer: Trainer, datamodule: ShardDataModule, module: SamM
     return f"a step is {datamodule.images_per_step} images: {where}, in {passes} pass{'es' * (passes > 1)}"
 
 
-def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> Path | None:
+def find_resume_checkpoint(cfg: DictConfig, run_dir: Path) -> Path | None:
     """Where a run of this name was killed. Raises ConfigError when that was a run of something else."""
     last = run_dir / "checkpoints" / "last.ckpt"
     if not last.is_file() and not (run_dir / "metrics.json").is_file():
@@ -112,7 +112,7 @@ def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> Path | None:
     return last if last.is_file() else None
 
 
-def metrics_if_done(cfg: DictConfig, run_dir: Path) -> dict[str, float] | None:
+def read_finished_metrics(cfg: DictConfig, run_dir: Path) -> dict[str, float] | None:
     """What metrics.json says of a run that has made its steps; None of one that has not."""
     path = run_dir / "metrics.json"
     if not path.is_file() or not result_path(cfg, run_dir).is_file():
@@ -129,8 +129,8 @@ def result_path(cfg: DictConfig, run_dir: Path) -> Path:
 
 def trained_model(cfg: DictConfig, trainer: Trainer, module: SamModule) -> Sam:
     """The plain model with whole weights, or their running mean; in the first process."""
-    weights = getattr(trainer.strategy, "whole_weights", None) or module.model.state_dict()
-    return plain_model(cfg, {**weights, **(module.average.whole if module.average else {})})
+    weights = getattr(trainer.strategy, "full_weights", None) or module.model.state_dict()
+    return build_inference_model(cfg, {**weights, **(module.ema.whole if module.ema else {})})
 
 
 def finish(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: SamModule, *, seconds: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from sam_train.config import config_dir
-from sam_train.train import main, run
+from sam_train.train import main, train_model
 
 RANK = Path(__file__).with_name("distributed") / "rank.py"
 STEPS = 6
@@ -117,7 +117,7 @@ def _command(overrides: list[str], said: Path) -> None:
 
 def run_alone(overrides: list[str]) -> dict[str, float]:
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        return run(compose("train", overrides=overrides))
+        return train_model(compose("train", overrides=overrides))
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sam_train.cost_model.counting import Device
+from sam_train.cost_model.op_counter import Device
 from sam_train.errors import ConfigError
 
 # Starting a kernel from Python; torch.compile or CUDA graphs would lower it.
@@ -23,7 +23,7 @@ DEVICES = {
 }
 
 
-def device_named(name: str) -> Device:
+def get_device(name: str) -> Device:
     """Raises ConfigError that lists the known names."""
     if name not in DEVICES:
         raise ConfigError(f"plan.gpu={name} is not known: one of {', '.join(DEVICES)}")

@@ -18,8 +18,8 @@ from sam_train.model.transformer import TwoWayBlock
 from sam_train.prompts.rng import PerImageRng
 from sam_train.structures import Batch
 from sam_train.training.frozen_encoder import FrozenEncoder
-from sam_train.training.module import SamModule
-from sam_train.training.step_metrics import StepMetrics
+from sam_train.training.sam_module import SamModule
+from sam_train.training.step_metrics import StepMetricsAccumulator
 
 PER_PICTURE = ("loss", "cosine")
 
@@ -30,11 +30,11 @@ class DistillModule(SamModule):
     The loss of a step is the mean over its pictures; masks and prompts are for the validation, which asks the student's
     embeddings and the teacher's decoder for masks. Padding is compared too: the decoder sees it.
 
-    teacher: gives the embeddings to match; `take_over_decoder` has made the student fit for it.
+    teacher: gives the embeddings to match; `copy_teacher_decoder` has made the student fit for it.
     Other parameters as in `SamModule`.
     """
 
-    on_the_bar = (("loss", "loss"), ("cosine", "cosine"))
+    progress_bar_metrics = (("loss", "loss"), ("cosine", "cosine"))
 
     def __init__(self, *parts: Any, teacher: FrozenEncoder, **values: Any) -> None:
         super().__init__(*parts, **values)
@@ -42,10 +42,10 @@ class DistillModule(SamModule):
         self.model.prompt_encoder.requires_grad_(requires_grad=False)
         self.model.mask_decoder.requires_grad_(requires_grad=False)
 
-    def _new_step_metrics(self, device: torch.device) -> StepMetrics:
-        return StepMetrics(device, PER_PICTURE, per="images")
+    def _new_step_metrics(self, device: torch.device) -> StepMetricsAccumulator:
+        return StepMetricsAccumulator(device, PER_PICTURE, per="images")
 
-    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetrics) -> None:
+    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetricsAccumulator) -> None:
         """Add the gradient of the summed losses of `batch` to what is there."""
         wanted, found = self.teacher(batch).float(), self._encode(batch).float()
         losses = (found - wanted).square().mean((1, 2, 3))
@@ -54,7 +54,7 @@ class DistillModule(SamModule):
         tally.add(0, torch.stack([losses.detach().sum(), cosines.sum()]))
 
 
-def take_over_decoder(student: Sam, teacher: Sam, *, origin: str) -> None:
+def copy_teacher_decoder(student: Sam, teacher: Sam, *, origin: str) -> None:
     """Give the student the teacher's prompt encoder and mask decoder. `origin` names the teacher in messages.
 
     Raises ConfigError when the two see pictures of different sizes or have other attention heads, and CheckpointError when

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from sam_train.training.strategies import share_of
+from sam_train.training.strategies import shard_like
 
 
 class WeightEMA(Callback):
@@ -34,7 +34,7 @@ class WeightEMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights, or with the means of the checkpoint."""
         for name, parameter in parameters(pl_module).items():
-            mean = share_of(self._loaded[name].to(parameter.device), parameter) if self._loaded else parameter.detach().clone()
+            mean = shard_like(self._loaded[name].to(parameter.device), parameter) if self._loaded else parameter.detach().clone()
             self._means[name] = mean.float()
 
     @torch.no_grad()

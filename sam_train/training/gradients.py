@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sam_train.training.step_metrics import world
+from sam_train.training.step_metrics import rank_and_world_size
 
 BUCKET_BYTES = 64 << 20
 
@@ -27,7 +27,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], *, bucket_bytes: int = BUC
     A gradient that only some processes have counts as zero in the others; one that nobody has stays None, so that weight
     decay reaches what it would reach in one process. Sharded parameters (DTensor) are left: their backward pass sums.
     """
-    if world()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return
     plain = [p for p in parameters if not isinstance(p, DTensor)]
     if not plain:

@@ -20,11 +20,11 @@ TAKEN_AWAY_WITHIN_S = 60
 
 
 class Preempted(Exception):
-    """The run was asked to leave and has written its checkpoint. `is_first`: in the first of its processes."""
+    """The run was asked to leave and has written its checkpoint. `is_rank_zero`: in the first of its processes."""
 
-    def __init__(self, message: str, *, is_first: bool) -> None:
+    def __init__(self, message: str, *, is_rank_zero: bool) -> None:
         super().__init__(message)
-        self.is_first = is_first
+        self.is_rank_zero = is_rank_zero
 
 
 class PreemptionCallback(Callback):
@@ -43,14 +43,14 @@ class PreemptionCallback(Callback):
         """Listen. Lightning puts back what was there when training ends."""
 
         def ask(signum: int, frame: Any) -> None:
-            pl_module.asked_to_stop = True  # type: ignore[assignment]
+            pl_module.preemption_requested = True  # type: ignore[assignment]
 
         for number in SIGNALS:
             signal.signal(number, ask)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Checkpoint first."""
-        if pl_module.stopping and trainer.global_step < trainer.max_steps:
+        if pl_module.is_preempted and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.path)
             self._saved = True
 
@@ -58,7 +58,7 @@ class PreemptionCallback(Callback):
         """Leave, when the last step's row is in the logs."""
         if self._saved:
             message = f"asked to leave after step {trainer.global_step}: {self.path} is written, the same command goes on"
-            raise Preempted(message, is_first=trainer.is_global_zero)
+            raise Preempted(message, is_rank_zero=trainer.is_global_zero)
 
 
 def requeue_sweep_job() -> None:

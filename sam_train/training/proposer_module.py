@@ -20,8 +20,8 @@ from sam_train.prompts import PromptSimulator
 from sam_train.prompts.rng import PerImageRng
 from sam_train.structures import Batch
 from sam_train.training.gradients import clip_gradients, divide_gradients, sum_gradients
-from sam_train.training.module import SamModule
-from sam_train.training.step_metrics import StepMetrics, StepSums
+from sam_train.training.sam_module import SamModule
+from sam_train.training.step_metrics import ReducedStepMetrics, StepMetricsAccumulator
 
 PER_OBJECT = ("loss", "focal", "boxes")
 
@@ -33,7 +33,7 @@ class ProposerModule(SamModule):
     Other parameters as in `SamModule`; the image encoder must be frozen.
     """
 
-    on_the_bar = (("loss", "loss"), ("boxes", "boxes"))
+    progress_bar_metrics = (("loss", "loss"), ("boxes", "boxes"))
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ProposerModule(SamModule):
         **values: Any,
     ) -> None:
         super().__init__(model, simulator, SamLoss(), optimizer, **values)  # masks and prompts have no part in it
-        if self.frozen_encoder is None or self.average:
+        if self.frozen_encoder is None or self.ema:
             raise ValueError("a proposer reads a frozen image encoder and keeps no mean: freeze_image_encoder=true, no ema_decay")
         self.model.requires_grad_(requires_grad=False)
         self.proposer, self.box_loss = proposer, loss
@@ -57,7 +57,7 @@ class ProposerModule(SamModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, on the proposer."""
-        make = getattr(self.trainer.strategy, "make_optimizer", None)
+        make = getattr(self.trainer.strategy, "build_optimizer", None)
         optimizer, schedule = self.optimizer_factory.build(self.proposer, self.trainer.max_steps, make)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -82,10 +82,10 @@ class ProposerModule(SamModule):
         self.log("val/box_precision", precision, prog_bar=True, sync_dist=True)
         self.log("val/box_recall", recall, prog_bar=True, sync_dist=True)
 
-    def _new_step_metrics(self, device: torch.device) -> StepMetrics:
-        return StepMetrics(device, PER_OBJECT)
+    def _new_step_metrics(self, device: torch.device) -> StepMetricsAccumulator:
+        return StepMetricsAccumulator(device, PER_OBJECT)
 
-    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetrics) -> None:
+    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetricsAccumulator) -> None:
         """Add the gradient of the summed losses of `batch` to what is there."""
         maps = self.proposer(self._encode(batch))
         truths = masks_to_boxes_xyxy(batch.target_masks)
@@ -97,7 +97,7 @@ class ProposerModule(SamModule):
         self.manual_backward(focal + boxes)
         tally.add(0, torch.stack([focal + boxes, focal, boxes]).detach())
 
-    def _mean_gradients(self, sums: StepSums) -> Float[Tensor, ""]:
+    def _mean_gradients(self, sums: ReducedStepMetrics) -> Float[Tensor, ""]:
         parameters = list(self.proposer.parameters())
         sum_gradients(parameters)
         divide_gradients(parameters, sums.count)

@@ -17,14 +17,14 @@ IOUS = {"true_iou": "iou", "predicted_iou": "predicted_iou"}
 """What is logged of the first and of the last round, and the names it has there."""
 
 
-def world() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(rank of this process, number of processes) of the run; (0, 1) for one that is alone."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
-class StepMetrics:
+class StepMetricsAccumulator:
     """Counts and losses of one step, as sums over masks: sums of several processes add up, means do not.
 
     names: of what is added up in each round.
@@ -51,21 +51,21 @@ class StepMetrics:
             self._rounds.append(torch.zeros_like(sums))
         self._rounds[index] += sums
 
-    def added_up(self) -> StepSums:
+    def reduce(self) -> ReducedStepMetrics:
         """Over all processes; the one exchange of small numbers in a step. Every process must come here."""
         sums = torch.cat([self._counts.to(self._device), *self._rounds])
-        here = sums.clone()
-        if world()[1] > 1:
+        local_sums = sums.clone()
+        if rank_and_world_size()[1] > 1:
             distributed.all_reduce(sums)
-        return StepSums(sums, here, self._names, self._per)
+        return ReducedStepMetrics(sums, local_sums, self._names, self._per)
 
 
 @dataclass(frozen=True, slots=True)
-class StepSums:
+class ReducedStepMetrics:
     """Sums of a step over all processes, and those of this one; names and `per` as in Tally."""
 
     sums: Float[Tensor, " k"]
-    here: Float[Tensor, " k"]
+    local_sums: Float[Tensor, " k"]
     names: tuple[str, ...] = PER_ROUND
     per: str = "masks"
 
@@ -85,9 +85,9 @@ class StepSums:
         return bool(self.sums.isfinite().all())
 
     @property
-    def is_finite_here(self) -> bool:
+    def is_finite_locally(self) -> bool:
         """Whether every loss of this process is a number."""
-        return bool(self.here.isfinite().all())
+        return bool(self.local_sums.isfinite().all())
 
     def metrics(self) -> dict[str, Tensor]:
         """Means over all masks of the step, and over its rounds where the name does not say which."""
@@ -104,6 +104,6 @@ class StepSums:
         """Means over the step's masks, for each round and name."""
         return self.sums[len(COUNTS) :].view(-1, len(self.names)) / self.count
 
-    def losses_of_rounds(self) -> Float[Tensor, " R"]:
+    def loss_per_round(self) -> Float[Tensor, " R"]:
         """Mean loss over the step's masks, for each round."""
         return self.rounds()[:, 0]

@@ -11,10 +11,10 @@ from typing import Any, cast
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from sam_train.training.step_metrics import COUNTS, StepSums
+from sam_train.training.step_metrics import COUNTS, ReducedStepMetrics
 
 
-class Speed(Callback):
+class ThroughputLogger(Callback):
     """Logs, as means over the steps since the last row of the log: images and masks a second (of all devices), the share of
     the time in which a step waited for its batch, and the most memory so far, in GB: the device's, or the process's on a CPU.
     """
@@ -34,7 +34,7 @@ class Speed(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The step is done."""
-        sums = cast(StepSums, pl_module.last_step).sums
+        sums = cast(ReducedStepMetrics, pl_module.last_step_metrics).sums
         counts = dict(zip(COUNTS, sums[: len(COUNTS)].tolist(), strict=True))
         self._images, self._masks, self._ended = self._images + counts["images"], self._masks + counts["masks"], self._clock()
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

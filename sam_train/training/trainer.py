@@ -25,7 +25,7 @@ from sam_train.files import commit_file
 from sam_train.training.checkpoint_io import AtomicCheckpointIO
 from sam_train.training.csv_logger import ResumableCSVLogger
 from sam_train.training.preemption import PreemptionCallback
-from sam_train.training.strategies import ShardedEncoder
+from sam_train.training.strategies import EncoderFSDP2Strategy
 
 NO_NEWS = (
     "Using ModelCheckpoint with manual optimization",  # after the step is where ours are meant to be written
@@ -39,7 +39,7 @@ NO_NEWS = (
 """Warnings of Lightning about which nobody can or should do anything."""
 
 
-def quiet_lightning() -> None:
+def silence_lightning() -> None:
     """Silence Lightning's advertisements, what each of several processes says for itself, and the warnings that are no news."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -48,7 +48,7 @@ def quiet_lightning() -> None:
 
 
 @contextmanager
-def config_errors(group: str) -> Iterator[None]:
+def raise_as_config_error(group: str) -> Iterator[None]:
     """Values that a constructor refuses are the config's mistake."""
     try:
         yield
@@ -56,7 +56,7 @@ def config_errors(group: str) -> Iterator[None]:
         raise ConfigError(f"the values of {group} do not do: {error}") from error
 
 
-def make_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
+def build_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
     """Lightning's trainer with our checkpoints, loggers, callbacks and `more` of them."""
     if not isinstance(cfg.trainer.max_steps, int) or cfg.trainer.max_steps < 1:
         raise ConfigError(f"trainer.max_steps is {cfg.trainer.max_steps}: give the number of steps, the schedule depends on it")
@@ -78,36 +78,36 @@ def make_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
         ),
     ]
     callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
-    strategy = make_strategy(cfg)
-    with config_errors("trainer"):
+    strategy = build_strategy(cfg)
+    with raise_as_config_error("trainer"):
         return Trainer(
             default_root_dir=run_dir,
-            logger=make_loggers(cfg, run_dir),
+            logger=build_loggers(cfg, run_dir),
             callbacks=callbacks,
             strategy=strategy,
-            inference_mode=not isinstance(strategy, ShardedEncoder),  # what it gathers there could not be trained on
-            plugins=make_plugins(),
+            inference_mode=not isinstance(strategy, EncoderFSDP2Strategy),  # what it gathers there could not be trained on
+            plugins=build_plugins(),
             use_distributed_sampler=False,  # ShardDataModule deals the positions out to the ranks itself
             **to_plain(cfg.trainer),
         )
 
 
-def make_plugins() -> list[Any]:
+def build_plugins() -> list[Any]:
     """How checkpoints are written; on SLURM also that signals are ours (PreemptionCallback) and not Lightning's to answer."""
     plugins: list[Any] = [AtomicCheckpointIO()]
     return [*plugins, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else plugins
 
 
-def make_strategy(cfg: DictConfig) -> Any:
+def build_strategy(cfg: DictConfig) -> Any:
     """The config's strategy where there may be several processes; one alone needs none."""
     return "auto" if cfg.trainer.devices == 1 and cfg.trainer.get("num_nodes", 1) == 1 else build(cfg.strategy)
 
 
-def make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     """metrics.csv always; wandb as the config says, offline unless the user is logged in."""
     loggers: list[Logger] = [ResumableCSVLogger(run_dir / "csv")]
     if cfg.wandb.enabled:
-        mode = ("online" if wandb_key_known() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
+        mode = ("online" if has_wandb_api_key() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
         run_id = wandb_run_id(cfg.name, run_dir)
         loggers.append(WandbLogger(project=cfg.wandb.project, name=cfg.name, id=run_id, save_dir=run_dir, mode=mode))
     return loggers
@@ -125,7 +125,7 @@ def wandb_run_id(name: str, run_dir: Path) -> str:
     return run_id
 
 
-def wandb_key_known() -> bool:
+def has_wandb_api_key() -> bool:
     """Whether the user is logged in to wandb on this machine."""
     import wandb
 

@@ -35,7 +35,7 @@ from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
-from sam_train.training.step_metrics import Tally
+from sam_train.training.step_metrics import StepMetricsAccumulator
 
 SIZE = 1024
 
@@ -154,14 +154,14 @@ class Step(SamModule):
 def ours(batch: Batch, model: Sam, points: Points) -> float:
     """The sums that `training_step` makes before it divides; here divided. The loss."""
     module = Step(model, points, SamLoss(), OptimizerFactory())
-    tally = Tally(batch.images.device)
-    tally.count(batch)
-    module._backward(batch, module._draws(batch, 0), tally)
+    accumulator = StepMetricsAccumulator(batch.images.device)
+    accumulator.count(batch)
+    module._backward(batch, module._draws(batch, 0), accumulator)
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad /= len(batch.image_index)
     torch.save(points.seen, points.path)
-    return float(tally.added_up().metrics()["loss"])
+    return float(accumulator.reduce().metrics()["loss"])
 
 
 def reference_of(model: Sam) -> tuple[Any, Any, Any]:

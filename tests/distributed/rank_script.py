@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from sam_train.config import config_dir
-from sam_train.train import run
+from sam_train.train import train_model
 from sam_train.training import SamModule
 from sam_train.training.preemption import Preempted
 
@@ -35,18 +35,18 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
         seen.append((self.global_step, [*batch.keys]))
         if self.global_step == job.get("kill_at"):
             raise KilledError
-        self.asked_to_stop |= self.global_step == job.get("ask_at") and self.global_rank == job["ask_rank"]
+        self.preemption_requested |= self.global_step == job.get("ask_at") and self.global_rank == job["ask_rank"]
         WHOLE_STEP(self, batch, batch_idx)
 
     SamModule.training_step = step  # type: ignore[method-assign]
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         cfg = compose("train", overrides=job["overrides"])
     try:
-        return {"metrics": run(cfg)} | told
+        return {"metrics": train_model(cfg)} | told
     except KilledError:
         return {"killed": True} | told
     except Preempted as error:
-        return {"preempted": str(error), "is_first": error.is_first}
+        return {"preempted": str(error), "is_rank_zero": error.is_rank_zero}
 
 
 def main() -> None:

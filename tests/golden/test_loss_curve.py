@@ -27,7 +27,7 @@ from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import Batch
 from sam_train.training import SamModule
-from sam_train.training.step_metrics import StepSums
+from sam_train.training.step_metrics import ReducedStepMetrics
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 SIZE, STEPS, MASKS_PER_SCENE = 64, 8, 3
@@ -62,7 +62,7 @@ class Stepping(SamModule):
     def lr_schedulers(self) -> Any:
         return self.schedule
 
-    def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
+    def _log_step(self, sums: ReducedStepMetrics, gradient_norm: Tensor) -> None:
         self.losses.append(float(sums.metrics()["loss"]))
 
 

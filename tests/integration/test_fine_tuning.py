@@ -24,9 +24,9 @@ from sam_train.inference import AutomaticMaskGenerator, load_predictor
 from sam_train.model import Sam
 from sam_train.shards import write_shard
 from sam_train.structures import PointLabel, Prompts
-from sam_train.train import run
+from sam_train.train import train_model
 from sam_train.training import SamModule
-from sam_train.training.distillation import take_over_decoder
+from sam_train.training.distillation import copy_teacher_decoder
 
 STEPS = 6
 RUN = [
@@ -73,7 +73,7 @@ def start(shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -
     values = ", ".join(f"{key}: {value}" for key, value in model.items())
     places = [f"data.shards={shards}", f"run_dir={run_dir}", f"model={group}", f"++model={{{values}}}"]
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        return run(compose("train", overrides=[*places, *RUN, *overrides]))
+        return train_model(compose("train", overrides=[*places, *RUN, *overrides]))
 
 
 def killed(at: int, shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -> None:
@@ -210,7 +210,7 @@ def test_a_student_comes_near_its_teacher_who_sees_each_picture_once(
     images = [picture(sample, tmp_path) for sample in samples]
     torch.manual_seed(9)
     untaught: Sam = build(STUDENT)
-    take_over_decoder(untaught, master, origin="the test")
+    copy_teacher_decoder(untaught, master, origin="the test")
     wanted = answers(master, images)
     assert iou(answers(untaught.eval(), images), wanted) < 0.6
     assert iou(answers(student, images), wanted) > 0.75
@@ -236,7 +236,7 @@ def test_a_distillation_that_was_killed_ends_as_the_unbroken_one(teacher: Path, 
         (["teacher={teacher}", "model.image_size=128"], ConfigError, "image_size=64, the student 128: set model.image_size=64"),
         (["teacher={teacher}", "model.decoder_heads=4"], ConfigError, "set model.decoder_heads=2"),
         (["teacher={teacher}", "model.decoder_mlp_dim=32"], CheckpointError, "mlp.lin1.weight has shape"),
-        (["training.text_alignment=1"], ConfigError, "text_alignment teaches words"),
+        (["training.text_alignment_weight=1"], ConfigError, "text_alignment_weight is set"),
         (["teacher={teacher}", "freeze_image_encoder=true"], ConfigError, "leaves nothing to learn"),
         (["lora=attention"], ConfigError, "give init_checkpoint="),
         (["lora=attention", "freeze_image_encoder=true", "init_checkpoint=x"], ConfigError, "leaves nothing to learn"),

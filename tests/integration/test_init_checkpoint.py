@@ -18,7 +18,7 @@ from sam_train.model import Sam
 from sam_train.model.build import build_mobile_sam, build_sam
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.shards import write_shard
-from sam_train.train import run
+from sam_train.train import train_model
 
 RUN = [
     "wandb.enabled=false",
@@ -49,7 +49,7 @@ def train(shards: Path, init: Path, *overrides: str) -> Path:
     run_dir = init.parent / "run"
     places = [f"data.shards={shards}", f"run_dir={run_dir}", f"init_checkpoint={init}"]
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        run(compose("train", overrides=[*RUN, *places, *overrides]))
+        train_model(compose("train", overrides=[*RUN, *places, *overrides]))
     return run_dir / "model.pt"
 
 

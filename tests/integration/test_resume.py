@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from sam_train.config import config_dir
 from sam_train.shards import write_shard
-from sam_train.train import run
+from sam_train.train import train_model
 from sam_train.training import SamModule
 
 MAX_STEPS = 7
@@ -69,7 +69,7 @@ def config(shards: Path, run_dir: Path, *more: str) -> DictConfig:
 @pytest.fixture(scope="module")
 def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("unbroken")
-    run(config(shards, run_dir))
+    train_model(config(shards, run_dir))
     return run_dir
 
 
@@ -113,9 +113,9 @@ def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(
         with pytest.MonkeyPatch.context() as patch:
             kill_at(step, patch)
             with pytest.raises(KilledError):
-                run(config(shards, tmp_path))
+                train_model(config(shards, tmp_path))
         assert not (tmp_path / "metrics.json").exists(), "the mark of a finished run"
-    run(config(shards, tmp_path))
+    train_model(config(shards, tmp_path))
     check_same(tmp_path, unbroken)
 
 
@@ -126,22 +126,22 @@ def test_loader_processes_change_nothing(shards: Path, unbroken: Path, tmp_path:
         with pytest.MonkeyPatch.context() as patch:
             kill_at(step, patch)
             with pytest.raises(KilledError):
-                run(config(shards, tmp_path, f"data.num_workers={num_workers}"))
-    run(config(shards, tmp_path, "data.num_workers=2"))
+                train_model(config(shards, tmp_path, f"data.num_workers={num_workers}"))
+    train_model(config(shards, tmp_path, "data.num_workers=2"))
     check_same(tmp_path, unbroken)
 
 
 def test_other_seeds_give_other_weights(shards: Path, unbroken: Path, tmp_path: Path) -> None:
     """Else the tests above would compare runs that nothing can move."""
-    run(config(shards, tmp_path, "seed=1"))
+    train_model(config(shards, tmp_path, "seed=1"))
     expected, found = weights(unbroken), weights(tmp_path)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] != []
 
 
 def test_finished_run_started_again_stays_as_it_is(shards: Path, tmp_path: Path) -> None:
-    run(config(shards, tmp_path))
+    train_model(config(shards, tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    metrics = run(config(shards, tmp_path))
+    metrics = train_model(config(shards, tmp_path))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert metrics == json.loads((tmp_path / "metrics.json").read_bytes())
     assert "train/loss" in metrics
@@ -151,13 +151,13 @@ def test_finished_run_that_is_given_more_steps_goes_on(shards: Path, tmp_path: P
     """From its end, whatever checkpoint_every_n_steps is; the rates must not depend on the length of the run."""
     more = ["checkpoint_every_n_steps=100", "optim.milestones=[9, 9]"]
     for steps in (3, MAX_STEPS):
-        assert run(config(shards, tmp_path / "longer", f"trainer.max_steps={steps}", *more))["steps"] == steps
-    run(config(shards, tmp_path / "chunk_sizes_for", *more))
-    check_same(tmp_path / "longer", tmp_path / "chunk_sizes_for")
+        assert train_model(config(shards, tmp_path / "longer", f"trainer.max_steps={steps}", *more))["steps"] == steps
+    train_model(config(shards, tmp_path / "at_once", *more))
+    check_same(tmp_path / "longer", tmp_path / "at_once")
 
 
 def test_validation_in_between_moves_nothing(shards: Path, unbroken: Path, tmp_path: Path) -> None:
-    run(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.val_check_interval=3"))
+    train_model(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.val_check_interval=3"))
     expected = weights(unbroken)
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(tmp_path).items())
     assert [row["step"] for row in log_rows(tmp_path) if row["val/miou_at_1"]] == ["2", "5"]
@@ -171,7 +171,7 @@ def test_validation_with_pictures_that_cannot_be_used(shards: Path, tmp_path: Pa
     measured = {}
     for name in ("val", "clean"):
         more = [f"data.val_shards={tmp_path / name}", "trainer.max_steps=2"]
-        measured[name] = run(config(shards, tmp_path / f"run_{name}", *more))
+        measured[name] = train_model(config(shards, tmp_path / f"run_{name}", *more))
     assert (measured["val"]["val/skipped"], measured["clean"]["val/skipped"]) == (3, 0)
     names = [f"val/miou_at_{clicks}" for clicks in (1, 3, 5)]
     assert [measured["val"][name] for name in names] == pytest.approx([measured["clean"][name] for name in names], rel=1e-5)
@@ -181,17 +181,17 @@ def test_seconds_are_those_of_all_processes(shards: Path, tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         kill_at(5, patch)
         with pytest.raises(KilledError):
-            run(config(shards, tmp_path))
+            train_model(config(shards, tmp_path))
     last = tmp_path / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
-    assert 0 < checkpoint["callbacks"]["Stopwatch"]["seconds"] < 100
-    checkpoint["callbacks"]["Stopwatch"]["seconds"] = 1000.0
+    assert 0 < checkpoint["callbacks"]["RunTimer"]["seconds"] < 100
+    checkpoint["callbacks"]["RunTimer"]["seconds"] = 1000.0
     torch.save(checkpoint, last)
-    assert 1000 < run(config(shards, tmp_path))["seconds"] < 1100
+    assert 1000 < train_model(config(shards, tmp_path))["seconds"] < 1100
 
 
 def test_validation_shards_are_looked_at_without_further_words(shards: Path, tmp_path: Path) -> None:
-    metrics = run(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.max_steps=2"))
+    metrics = train_model(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.max_steps=2"))
     assert {"val/miou_at_1", "val/miou_at_3", "val/miou_at_5"} <= metrics.keys()
 
 
@@ -210,10 +210,10 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(KilledError):
-        run(config(shards, tmp_path))
+        train_model(config(shards, tmp_path))
     monkeypatch.undo()
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
-    run(config(shards, tmp_path))
+    train_model(config(shards, tmp_path))
     check_same(tmp_path, unbroken)
 
 
@@ -230,6 +230,6 @@ def test_real_kill(shards: Path, unbroken: Path, tmp_path: Path) -> None:
         message = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, message
     assert not (tmp_path / "metrics.json").exists()
-    run(config(shards, tmp_path))
+    train_model(config(shards, tmp_path))
     # The kill may fall between a checkpoint and the row of its step, which the run that goes on does not do again.
     check_same(tmp_path, unbroken, rows_that_may_miss={"1", "3", "5"})

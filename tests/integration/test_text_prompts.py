@@ -33,7 +33,7 @@ from sam_train.records import Provenance
 from sam_train.shards import iterate_samples, write_shard
 from sam_train.structures import Batch, Prompts
 from sam_train.text import ClipEncoder
-from sam_train.train import run
+from sam_train.train import train_model
 from sam_train.training import SamModule
 
 STEPS = 4
@@ -81,7 +81,9 @@ def composed(root: str, *overrides: str) -> DictConfig:
 
 
 def train(shards: Path, run_dir: Path, *overrides: str) -> dict[str, float]:
-    return run(composed("train", *RUN, f"data.shards={shards}", f"data.val_shards={shards}", f"run_dir={run_dir}", *overrides))
+    return train_model(
+        composed("train", *RUN, f"data.shards={shards}", f"data.val_shards={shards}", f"run_dir={run_dir}", *overrides)
+    )
 
 
 def by_crops(clip: str) -> list[str]:

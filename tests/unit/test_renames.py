@@ -20,7 +20,7 @@ def test_stored_keys_targets_and_override_lists_are_upgraded() -> None:
     }
     assert upgrade_config(stored) == {
         "losses": {"all_candidates_weight": 0.5, "dice_weight": 1.0},
-        "callbacks": {"pictures": {"_target_": "sam_train.training.callbacks.LogMaskImages", "num_images": 4}},
+        "callbacks": {"mask_images": {"_target_": "sam_train.training.callbacks.LogMaskImages", "num_images": 4}},
         "training": ["losses.all_candidates_weight=0.5", "optim.lr=1e-3", "people_weight"],
         3: {"loser_weight": 1},
     }

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from sam_train.config import config_dir
 from sam_train.data.dataset import PositionSampler
 from sam_train.errors import ConfigError
-from sam_train.training.callbacks import Stopwatch
-from sam_train.training.trainer import make_trainer, wandb_run_id
+from sam_train.training.callbacks import RunTimer
+from sam_train.training.trainer import build_trainer, wandb_run_id
 
 
 def test_half_precision_that_needs_a_loss_scale_is_refused(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_half_precision_that_needs_a_loss_scale_is_refused(tmp_path: Path) -> No
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", overrides)
     with pytest.raises(ConfigError, match="take bf16-mixed"):
-        make_trainer(cfg, tmp_path)
+        build_trainer(cfg, tmp_path)
 
 
 def test_wandb_run_goes_on_with_its_folder_and_only_with_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,18 +41,18 @@ def test_wandb_run_goes_on_with_its_folder_and_only_with_that(tmp_path: Path, mo
 def test_wandb_is_given_that_id(tmp_path: Path) -> None:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", ["data.shards=none.tar", "trainer.accelerator=cpu", "wandb.mode=offline", "name=mine"])
-    loggers = [logger for logger in make_trainer(cfg, tmp_path).loggers if isinstance(logger, WandbLogger)]
+    loggers = [logger for logger in build_trainer(cfg, tmp_path).loggers if isinstance(logger, WandbLogger)]
     assert [logger._wandb_init["id"] for logger in loggers] == [(tmp_path / "wandb_id").read_text().strip()]
 
 
 def test_stopwatch_counts_what_stands_once() -> None:
     now = [100.0]
-    first = Stopwatch(lambda: now[0])
+    first = RunTimer(lambda: now[0])
     now[0] = 130.0
     saved = first.state_dict()
     now[0] = 145.0  # killed here: fifteen seconds that are done again
     now[0] = 5.0  # another process, whose clock starts anywhere
-    second = Stopwatch(lambda: now[0])
+    second = RunTimer(lambda: now[0])
     second.load_state_dict(saved)
     now[0] = 25.0
     assert second.seconds() == 30 + 20
@@ -64,7 +64,7 @@ def test_no_sampler_is_put_in_place_of_ours(tmp_path: Path) -> None:
     overrides = ["data.shards=none.tar", "wandb.enabled=false", "trainer.accelerator=cpu"]
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", [*overrides, "trainer.devices=2"])
-    trainer = make_trainer(cfg, tmp_path)
+    trainer = build_trainer(cfg, tmp_path)
     assert trainer._accelerator_connector.is_distributed
     sampler = PositionSampler(start=0, num_positions=None, rank=1, world_size=2)
     loader = DataLoader(list(range(9)), sampler=sampler)

@@ -16,7 +16,7 @@ from sam_train.inference import Predictor
 from sam_train.inference.predictor import prompts_of
 from sam_train.model import Sam
 from sam_train.structures import Prompts
-from sam_train.training.distillation import take_over_decoder
+from sam_train.training.distillation import copy_teacher_decoder
 
 TEXT_DIM = 12
 OLD_CONFIG = {
@@ -137,11 +137,11 @@ def test_weights_with_words_do_not_fit_a_model_without(model: Sam) -> None:
 
 def test_a_student_takes_the_teachers_words(model: Sam) -> None:
     student = small_sam(text_dim=TEXT_DIM)
-    take_over_decoder(student, model, origin="teacher.pt")
+    copy_teacher_decoder(student, model, origin="teacher.pt")
     name = "prompt_encoder.text_projection.weight"
     assert torch.equal(student.state_dict()[name], model.state_dict()[name])
     with pytest.raises(ConfigError, match="text_dim=12"):
-        take_over_decoder(small_sam(), model, origin="teacher.pt")
+        copy_teacher_decoder(small_sam(), model, origin="teacher.pt")
 
 
 def test_the_predictor_takes_words(model: Sam) -> None:

@@ -24,7 +24,7 @@ from sam_train.model import Sam, huggingface
 from sam_train.model.build import build_mobile_sam, build_sam
 from sam_train.model.mae import resize_patches, resize_positions
 from sam_train.model.weights import config_of
-from sam_train.training.factory import fill_with_weights
+from sam_train.training.factory import load_initial_weights
 
 VIT: dict[str, Any] = {
     "image_size": 64,
@@ -243,8 +243,8 @@ def test_training_starts_from_released_weights(model: Sam, tmp_path: Path) -> No
 
 def test_frozen_batch_norms_want_released_weights() -> None:
     with pytest.raises(ConfigError, match=r"give init_checkpoint=, or set model\.freeze_batch_norm=false"):
-        fill_with_weights(build_mobile_sam(**TINY_VIT, freeze_batch_norm=True), None)
-    fill_with_weights(build_mobile_sam(**TINY_VIT), None)
+        load_initial_weights(build_mobile_sam(**TINY_VIT, freeze_batch_norm=True), None)
+    load_initial_weights(build_mobile_sam(**TINY_VIT), None)
 
 
 class FakeMae(nn.Module):

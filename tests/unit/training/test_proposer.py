@@ -28,7 +28,7 @@ from sam_train.metrics.matches import Matches, box_ious
 from sam_train.model.proposer import Proposer, boxes_of
 from sam_train.shards import decode_jpeg, iterate_samples, write_shard
 from sam_train.shards.index import index_shard
-from sam_train.train import run
+from sam_train.train import train_model
 
 
 def test_targets_are_those_of_the_formula_cell_by_cell() -> None:
@@ -141,13 +141,13 @@ def test_from_sam_train_to_masks_of_an_image(
     config: Callable[..., DictConfig], checkpoint: Path, shards: Path, tmp_path: Path
 ) -> None:
     before = {name: value.clone() for name, value in load_checkpoint(checkpoint).state_dict().items()}
-    metrics = run(config())
+    metrics = train_model(config())
     assert {"val/box_precision", "val/box_recall", "steps"} <= set(metrics)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 3
     assert not (tmp_path / "run" / "model.pt").exists()
     assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 4, "each picture is encoded once"
-    assert run(config()) == metrics, "done is done"
-    first, second = (run(config(f"run_dir={tmp_path / name}", "seed=0")) for name in ("a", "b"))
+    assert train_model(config()) == metrics, "done is done"
+    first, second = (train_model(config(f"run_dir={tmp_path / name}", "seed=0")) for name in ("a", "b"))
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
     file, model = tmp_path / "run" / "proposer.pt", load_checkpoint(checkpoint)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -210,4 +210,4 @@ def test_what_is_no_proposer_is_refused(content: Any, checkpoint: Path, tmp_path
 )
 def test_what_cannot_go_together_is_named(config: Callable[..., DictConfig], override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(config(override))
+        train_model(config(override))

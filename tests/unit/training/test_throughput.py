@@ -100,7 +100,7 @@ def test_the_running_mean_is_what_the_formula_says_and_goes_on_as_it_was(
 
 def test_speeds_are_logged_at_the_pace_of_the_log(shards: Path, tmp_path: Path) -> None:
     small = [value for value in SMALL if value != "~callbacks"]
-    speed = ["callbacks.pictures=null", "callbacks.progress=null", "callbacks.lr=null", "trainer.log_every_n_steps=3"]
+    speed = ["callbacks.mask_images=null", "callbacks.progress=null", "callbacks.lr=null", "trainer.log_every_n_steps=3"]
     run_alone([*small, f"data.shards={shards}", f"run_dir={tmp_path}", *speed])
     logged = [row for row in rows(tmp_path) if row["speed/images_per_second"]]
     assert len(logged) == 2

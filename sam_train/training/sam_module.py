@@ -27,11 +27,11 @@ from sam_train.training.ema import WeightEMA
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.gradients import clip_gradients, divide_gradients, sum_gradients
 from sam_train.training.nan_guard import check_finite
-from sam_train.training.step_metrics import StepMetrics, StepSums, world
+from sam_train.training.step_metrics import ReducedStepMetrics, StepMetricsAccumulator, rank_and_world_size
 from sam_train.training.stochastic_depth import draw_drop_paths
 
 VALIDATION_CLICKS = (1, 3, 5)
-WORDS_THEN_CLICK = (Round(0, NextStep.CLICK), Round(1, NextStep.END))
+TEXT_THEN_CLICK = (Round(0, NextStep.CLICK), Round(1, NextStep.END))
 """What validation asks by words: one answer, and one more after a click."""
 
 
@@ -54,13 +54,13 @@ class SamModule(LightningModule):
     ema_decay: of a running mean of the weights, which validation measures and model.pt holds (WeightEMA). None: no mean.
     images_per_pass: the most images that a device takes at once; the rest of its share of a step follows in further passes.
         None takes all. Changes memory, not the result.
-    text_alignment: weight of what teaches words and image embeddings each other in a step that begins with words
+    text_alignment_weight: weight of what teaches words and image embeddings each other in a step that begins with words
         (`alignment_loss`). 0 is the paper; a model from random weights does not learn words without it.
     seed: prompts and dropped paths are drawn from (seed, step, place of the image in the step), so a resumed step draws what
         the unbroken run drew, on any number of devices. Dropout comes from (seed, step, rank): other devices, other draws.
     """
 
-    on_the_bar = (("loss", "loss"), ("iou", "iou_last_round"))
+    progress_bar_metrics = (("loss", "loss"), ("iou", "iou_last_round"))
     """Names on the progress bar, and of what they show."""
 
     def __init__(
@@ -76,7 +76,7 @@ class SamModule(LightningModule):
         compile_encoder: bool = False,
         ema_decay: float | None = None,
         images_per_pass: int | None = None,
-        text_alignment: float = 0.0,
+        text_alignment_weight: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -87,34 +87,38 @@ class SamModule(LightningModule):
         self.automatic_optimization = False  # several backward passes a step
         self.model, self.simulator, self.loss, self.optimizer_factory = model, simulator, loss, optimizer
         self.loss_resolution, self.gradient_clip, self.seed = loss_resolution, gradient_clip, seed
-        self.frozen_encoder, self.images_per_pass, self.text_alignment = frozen_encoder, images_per_pass, text_alignment
-        self.average = WeightEMA(ema_decay) if ema_decay is not None else None
-        self.asked_to_stop = self.stopping = False
+        self.frozen_encoder, self.images_per_pass, self.text_alignment_weight = (
+            frozen_encoder,
+            images_per_pass,
+            text_alignment_weight,
+        )
+        self.ema = WeightEMA(ema_decay) if ema_decay is not None else None
+        self.preemption_requested = self.is_preempted = False
         if compile_encoder:
             model.image_encoder.compile()  # in place: the names of the weights stay
-        self.judge = PromptSimulator(
+        self.val_simulator = PromptSimulator(
             num_corrections=max(VALIDATION_CLICKS) - 1, num_empty_rounds=0, box_probability=0, click="center"
         )
-        self.val_iou, self.val_iou_by_words = ClickIoU(max(VALIDATION_CLICKS)), ClickIoU(len(WORDS_THEN_CLICK))
+        self.val_iou, self.val_iou_from_text = ClickIoU(max(VALIDATION_CLICKS)), ClickIoU(len(TEXT_THEN_CLICK))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimiser step over all rounds of a batch."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         tally, place = self._new_step_metrics(batch.images.device), 0
-        tally.count(batch, stop=self.asked_to_stop)
-        torch.manual_seed(seed_of((self.seed, self.global_step, world()[0], 3)))  # for dropout
+        tally.count(batch, stop=self.preemption_requested)
+        torch.manual_seed(seed_of((self.seed, self.global_step, rank_and_world_size()[0], 3)))  # for dropout
         for part in batch.split(self.images_per_pass or len(batch.keys)):
             draw_drop_paths(self.model.image_encoder, self._seeds(part, place, 4), part.images.device)
             self._backward(part, self._draws(part, place), tally)
             place += len(part.keys)
-        sums = tally.added_up()
+        sums = tally.reduce()
         norm = self._mean_gradients(sums)
         check_finite(sums, norm, batch.keys, step=self.global_step, folder=self._folder())
         self._finish_step(optimizer, sums)
         self._log_step(sums, norm)
 
-    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetrics) -> None:
+    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetricsAccumulator) -> None:
         """Add the gradients of the summed losses of `batch` to what is there."""
         encoded = self._encode(batch)
         embeddings = encoded.detach().requires_grad_(encoded.requires_grad)
@@ -123,7 +127,7 @@ class SamModule(LightningModule):
         for round_ in self.simulator.rounds(seeded((self.seed, self.global_step, 0, 1))):
             prediction = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output)
             terms = self.loss(self._at_loss_resolution(prediction), targets)
-            if self.text_alignment and round_.index == 0 and prompts.text_embeddings is not None:
+            if self.text_alignment_weight and round_.index == 0 and prompts.text_embeddings is not None:
                 terms = self._with_alignment(terms, prompts.text_embeddings, embeddings, batch)
             self.manual_backward(terms.total * len(prompts))
             tally.add_terms(round_.index, terms)
@@ -138,36 +142,36 @@ class SamModule(LightningModule):
     ) -> LossTerms:
         words = self.model.prompt_encoder.embed_text(texts)
         alignment = alignment_loss(words, embeddings, batch.image_index, batch.target_masks)
-        return replace(terms, total=terms.total + self.text_alignment * alignment)
+        return replace(terms, total=terms.total + self.text_alignment_weight * alignment)
 
     def _first(self, batch: Batch, draws: PerImageRng) -> Prompts:
         if batch.text_embeddings is not None and self.simulator.use_text_prompt(seeded((self.seed, self.global_step, 0, 5))):
             return Prompts.from_text(batch.image_index, batch.text_embeddings)
         return self.simulator.first(batch.target_masks, batch.image_index, draws)
 
-    def _mean_gradients(self, sums: StepSums) -> Tensor:
+    def _mean_gradients(self, sums: ReducedStepMetrics) -> Tensor:
         """From this process's summed gradients to the step's mean ones, clipped; their norm before that."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         sum_gradients(parameters)
         divide_gradients(parameters, sums.count)
         return clip_gradients(parameters, self.gradient_clip)
 
-    def _finish_step(self, optimizer: Any, sums: StepSums) -> None:
+    def _finish_step(self, optimizer: Any, sums: ReducedStepMetrics) -> None:
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        if self.average:
-            self.average.update(self)
-        self.stopping, self.last_step = sums.stop, sums
+        if self.ema:
+            self.ema.update(self)
+        self.is_preempted, self.last_step_metrics = sums.stop, sums
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """IoU after each of five careful clicks, and by words and after a click more where masks have words; model frame."""
         generator = torch.Generator().manual_seed(0)
         embeddings = self._encode(batch)
-        clicks = self.judge.first(batch.target_masks, batch.image_index, generator)
-        self.val_iou.update(self._ious(batch, embeddings, clicks, self.judge.rounds(generator), generator))
+        clicks = self.val_simulator.first(batch.target_masks, batch.image_index, generator)
+        self.val_iou.update(self._ious(batch, embeddings, clicks, self.val_simulator.rounds(generator), generator))
         if batch.text_embeddings is not None:
             words = Prompts.from_text(batch.image_index, batch.text_embeddings)
-            self.val_iou_by_words.update(self._ious(batch, embeddings, words, WORDS_THEN_CLICK, generator))
+            self.val_iou_from_text.update(self._ious(batch, embeddings, words, TEXT_THEN_CLICK, generator))
         self.log("val/skipped", float(len(batch.skipped)), reduce_fx="sum", sync_dist=True, batch_size=len(batch.keys))
 
     def _ious(
@@ -184,7 +188,7 @@ class SamModule(LightningModule):
             best = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output).best()
             answers = self._answers(best)
             ious.append(mask_iou(answers, batch.target_masks))
-            prompts = self.judge.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
+            prompts = self.val_simulator.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
         return torch.stack(ious, 1)
 
     def on_validation_epoch_end(self) -> None:
@@ -194,18 +198,18 @@ class SamModule(LightningModule):
         for clicks in VALIDATION_CLICKS:
             self.log(f"val/miou_at_{clicks}", means[clicks - 1], prog_bar=True, sync_dist=True)
         if self.model.prompt_encoder.text_dim is not None:
-            by_words, after_click = self.val_iou_by_words.compute()
-            self.val_iou_by_words.reset()
+            by_words, after_click = self.val_iou_from_text.compute()
+            self.val_iou_from_text.reset()
             self.log("val/miou_by_words", by_words, prog_bar=True, sync_dist=True)
             self.log("val/miou_by_words_and_click", after_click, sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
         """The running mean of the weights, if there is one."""
-        return [self.average] if self.average else []
+        return [self.ema] if self.ema else []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser and its schedule over the trainer's `max_steps`."""
-        make = getattr(self.trainer.strategy, "make_optimizer", None)  # strategies of ours; one process has Lightning's
+        make = getattr(self.trainer.strategy, "build_optimizer", None)  # strategies of ours; one process has Lightning's
         optimizer, schedule = self.optimizer_factory.build(self.model, self.trainer.max_steps, make)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -217,8 +221,8 @@ class SamModule(LightningModule):
     def _encode(self, batch: Batch) -> Float[Tensor, "B E h w"]:
         return self.frozen_encoder(batch) if self.frozen_encoder else self.model.encode_images(batch.images, batch.sizes_hw)
 
-    def _new_step_metrics(self, device: torch.device) -> StepMetrics:
-        return StepMetrics(device)
+    def _new_step_metrics(self, device: torch.device) -> StepMetricsAccumulator:
+        return StepMetricsAccumulator(device)
 
     def _folder(self) -> Path | None:
         return Path(self.trainer.default_root_dir) if self._trainer else None
@@ -232,7 +236,7 @@ class SamModule(LightningModule):
 
         PositionSampler deals the step's images out in turns, so image i of a process is number i x processes + rank.
         """
-        rank, processes = world()
+        rank, processes = rank_and_world_size()
         places = [(first + i) * processes + rank for i in range(len(batch.keys))]
         return [(self.seed, self.global_step, place, stream) for place in places]
 
@@ -255,8 +259,8 @@ class SamModule(LightningModule):
         size = (self.model.image_size, self.model.image_size)
         return F.interpolate(mask_logits, size, mode="bilinear", align_corners=False)
 
-    def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
+    def _log_step(self, sums: ReducedStepMetrics, gradient_norm: Tensor) -> None:
         values, count = sums.metrics(), int(sums.count)
         self.log_dict({f"train/{k}": v for k, v in values.items()} | {"train/gradient_norm": gradient_norm}, batch_size=count)
-        for short, name in self.on_the_bar:
+        for short, name in self.progress_bar_metrics:
             self.log(short, values[name], prog_bar=True, logger=False, batch_size=count)

@@ -10,18 +10,23 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from sam_train.config import build, config_dir, to_plain
-from sam_train.cost_model.counting import Counter, kept_bytes
-from sam_train.cost_model.devices import DEVICES, device_named
-from sam_train.cost_model.estimate import Plan, estimate
-from sam_train.cost_model.step import count_step
+from sam_train.cost_model.cost_estimate import HardwareSpec, estimate_cost
+from sam_train.cost_model.devices import DEVICES, get_device
+from sam_train.cost_model.op_counter import OperationCounter, saved_activation_bytes
+from sam_train.cost_model.step_cost import count_step
 from sam_train.errors import ConfigError
 from sam_train.model.chunk_sizes import ACCELERATOR, override_chunk_sizes
-from sam_train.plan import run
+from sam_train.plan import estimate_run_cost
 from sam_train.structures import Prompts
 
 NUM_MASKS = 3
-PLAN = Plan(
-    device=DEVICES["a100-80gb"], num_gpus=1, share_optimizer=False, share_encoder=False, efficiency=0.5, link_gb_per_s=25.0
+PLAN = HardwareSpec(
+    device=DEVICES["a100-80gb"],
+    num_gpus=1,
+    shard_optimizer=False,
+    shard_encoder=False,
+    efficiency=0.5,
+    interconnect_gb_per_s=25.0,
 )
 
 
@@ -37,27 +42,27 @@ def test_counts_are_those_of_a_real_step(model: str) -> None:
     counted = count_step(plain, num_masks=NUM_MASKS)
     sam = build(plain["model"]).train()
     image = torch.rand(1, 3, sam.image_size, sam.image_size)
-    counter = Counter()
-    with override_chunk_sizes(ACCELERATOR), counter, kept_bytes(sam) as kept:
+    counter = OperationCounter()
+    with override_chunk_sizes(ACCELERATOR), counter, saved_activation_bytes(sam) as kept:
         embeddings = sam.image_encoder(image)
     with counter:
         embeddings.float().sum().backward()
     assert counted.encoder is not None
     assert sum(counted.encoder.work.flops) == sum(counter.work.flops)
-    assert counted.encoder.kept_bytes == kept[0]
+    assert counted.encoder.saved_activation_bytes == kept[0]
 
     leaf = embeddings.detach().requires_grad_()
     index, labels = torch.zeros(NUM_MASKS, dtype=torch.long), torch.ones(NUM_MASKS, 2, dtype=torch.long)
     prompts = Prompts.from_points(index, torch.rand(NUM_MASKS, 2, 2) * sam.image_size, labels)
     prompts = prompts.with_mask(torch.randn(NUM_MASKS, 1, sam.logits_size, sam.logits_size))
     targets = (torch.rand(NUM_MASKS, sam.logits_size, sam.logits_size) > 0.5).float()
-    counter = Counter()
-    with override_chunk_sizes(ACCELERATOR), counter, kept_bytes(sam) as kept:
+    counter = OperationCounter()
+    with override_chunk_sizes(ACCELERATOR), counter, saved_activation_bytes(sam) as kept:
         loss = build(plain["losses"])(sam.decode(leaf, prompts, multimask_output=False), targets).total
     with counter:
         loss.backward()
     assert sum(counted.later_round.work.flops) == sum(counter.work.flops)
-    assert counted.later_round.kept_bytes == kept[0]
+    assert counted.later_round.saved_activation_bytes == kept[0]
     assert counted.parameters["image_encoder"] == sum(p.numel() for p in sam.image_encoder.parameters())
     assert counted.num_later_rounds == 4
 
@@ -72,8 +77,8 @@ def test_checkpointing_half_precision_and_freezing_show() -> None:
     assert plain.encoder is not None
     assert half.encoder is not None
     assert leaner.encoder is not None
-    assert half.encoder.kept_bytes < 0.75 * plain.encoder.kept_bytes
-    assert leaner.encoder.kept_bytes < 0.8 * plain.encoder.kept_bytes
+    assert half.encoder.saved_activation_bytes < 0.75 * plain.encoder.saved_activation_bytes
+    assert leaner.encoder.saved_activation_bytes < 0.8 * plain.encoder.saved_activation_bytes
     assert sum(leaner.encoder.work.flops) > 1.05 * sum(plain.encoder.work.flops)
     assert frozen.encoder is None
     assert frozen.flops() < plain.flops()
@@ -116,24 +121,24 @@ def test_seconds_follow_the_slowest_of_three() -> None:
 def test_more_gpus_share_what_they_are_told_to_share() -> None:
     step = count_step(to_plain(config("model=vit_nano", "prompts.num_corrections=1")), num_masks=1)
     numbers = {"images_per_step": 8, "images_per_pass": 1, "max_steps": 100}
-    alone = estimate(step, PLAN, **numbers)
-    many = estimate(step, replace(PLAN, num_gpus=4), **numbers)
+    alone = estimate_cost(step, PLAN, **numbers)
+    many = estimate_cost(step, replace(PLAN, num_gpus=4), **numbers)
     assert alone.communication_gb == 0
     assert many.communication_gb == pytest.approx(2 * 4 * sum(step.parameters.values()) * 0.75 / 1e9)
     assert many.roofline_s == pytest.approx(alone.roofline_s / 4)
     assert many.step_tflop == alone.step_tflop
     assert many.memory_gb == alone.memory_gb
-    shared = estimate(step, replace(PLAN, num_gpus=4, share_encoder=True), **numbers)
+    shared = estimate_cost(step, replace(PLAN, num_gpus=4, shard_encoder=True), **numbers)
     rest = sum(step.parameters.values()) - step.parameters["image_encoder"]
     assert shared.memory_gb["weights"] == pytest.approx(4 * (rest + step.parameters["image_encoder"] / 4) / 1e9)
-    dealt = estimate(step, replace(PLAN, num_gpus=4, share_optimizer=True), **numbers)
+    dealt = estimate_cost(step, replace(PLAN, num_gpus=4, shard_optimizer=True), **numbers)
     assert dealt.memory_gb["optimizer"] == pytest.approx(alone.memory_gb["optimizer"] / 4)
     assert dealt.memory_gb["weights"] == alone.memory_gb["weights"]
 
 
 def test_the_command_prints_and_writes(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = config("model=vit_nano", "data.max_masks=4", f"plan.out={tmp_path / 'plan.json'}", root="plan")
-    document = run(cfg)
+    document = estimate_run_cost(cfg)
     printed = capsys.readouterr().out
     assert "parameters, image_encoder" in printed
     assert "fits" in printed
@@ -151,8 +156,8 @@ def test_the_command_prints_and_writes(tmp_path: Any, capsys: pytest.CaptureFixt
 )
 def test_what_cannot_be_planned_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(config("model=vit_nano", *overrides, root="plan"))
+        estimate_run_cost(config("model=vit_nano", *overrides, root="plan"))
 
 
 def test_known_devices() -> None:
-    assert device_named("h200-141gb").memory_gb == 141
+    assert get_device("h200-141gb").memory_gb == 141

@@ -31,7 +31,7 @@ class Device:
 
 
 @dataclass(slots=True)
-class Work:
+class OperationLog:
     """What was done: one entry an operation."""
 
     flops: list[float] = field(default_factory=list)
@@ -73,12 +73,12 @@ _ATTENTION = {
 }
 
 
-class Counter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Within it, every operation is added to `work`; views are free."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.work = Work()
+        self.work = OperationLog()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -100,7 +100,7 @@ def _flops(operation: Any, args: Any, kwargs: dict[str, Any], out: Any) -> float
 
 
 @contextmanager
-def kept_bytes(model: nn.Module) -> Iterator[list[int]]:
+def saved_activation_bytes(model: nn.Module) -> Iterator[list[int]]:
     """Within it, what autograd keeps for the backward pass is added up in the list's one number; weights are not counted."""
     weights = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     seen: dict[int, Tensor] = {}
@@ -117,7 +117,7 @@ def kept_bytes(model: nn.Module) -> Iterator[list[int]]:
         yield total
 
 
-def fake(model: nn.Module) -> nn.Module:
+def to_fake_tensors(model: nn.Module) -> nn.Module:
     """A model built on the meta device, with fake CPU tensors in place of its own; to be called within a FakeTensorMode."""
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -12,8 +12,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from sam_train.errors import CheckpointError
-from sam_train.training.checkpoint_io import AtomicCheckpointIO
-from sam_train.training.sharded_checkpoint import FOLDER, save_in_shares
+from sam_train.training.checkpoint_io import TENSOR_FOLDER_KEY, AtomicCheckpointIO, save_sharded
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process writes
 
@@ -28,7 +27,7 @@ CHECKPOINT: dict[str, Any] = {
 
 @pytest.fixture
 def last(tmp_path: Path) -> Path:
-    save_in_shares(CHECKPOINT, tmp_path / "last.ckpt", "step-3-a", is_first=True)
+    save_sharded(CHECKPOINT, tmp_path / "last.ckpt", "step-3-a", is_rank_zero=True)
     return tmp_path / "last.ckpt"
 
 
@@ -37,21 +36,21 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def test_it_comes_back_as_it_was(last: Path) -> None:
-    found = load(last)
-    assert found.pop(FOLDER) == "step-3-a"
-    assert found.keys() == CHECKPOINT.keys()
-    assert found["loops"] == CHECKPOINT["loops"]
+    loaded = load(last)
+    assert loaded.pop(TENSOR_FOLDER_KEY) == "step-3-a"
+    assert loaded.keys() == CHECKPOINT.keys()
+    assert loaded["loops"] == CHECKPOINT["loops"]
     for name, tensor in CHECKPOINT["state_dict"].items():
-        assert torch.equal(found["state_dict"][name], tensor)
-        assert found["state_dict"][name].dtype == tensor.dtype
-    moments = found["optimizer_states"][0]["state"][0]
+        assert torch.equal(loaded["state_dict"][name], tensor)
+        assert loaded["state_dict"][name].dtype == tensor.dtype
+    moments = loaded["optimizer_states"][0]["state"][0]
     assert all(torch.equal(moments[n], t) for n, t in CHECKPOINT["optimizer_states"][0]["state"][0].items())
 
 
 def test_the_next_one_takes_its_place_and_a_torn_one_does_not(last: Path) -> None:
     (last.parent / "step-9-torn").mkdir()  # what a kill before the end leaves
     assert load(last)["loops"]["count"] == 7
-    save_in_shares({**CHECKPOINT, "loops": {"count": 8}}, last, "step-4-b", is_first=True)
+    save_sharded({**CHECKPOINT, "loops": {"count": 8}}, last, "step-4-b", is_rank_zero=True)
     assert load(last)["loops"]["count"] == 8
     assert [path.name for path in last.parent.glob("step-*")] == ["step-4-b"]
     AtomicCheckpointIO().save_checkpoint(CHECKPOINT, last)
@@ -66,14 +65,14 @@ def test_a_folder_that_is_not_whole_is_named(last: Path, damaged: str, gone: boo
         file.unlink()
     else:
         file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"step-3-a, which .*last.ckpt names, is no whole folder of tensors"):
+    with pytest.raises(CheckpointError, match=r"step-3-a, the tensor folder of .*last.ckpt, is missing, incomplete or corrupt"):
         load(last)
 
 
 def test_a_folder_elsewhere_is_refused(last: Path) -> None:
     document = torch.load(last, weights_only=True)
-    torch.save({**document, FOLDER: "../elsewhere"}, last)
-    with pytest.raises(CheckpointError, match=r"'../elsewhere' as the folder beside it"):
+    torch.save({**document, TENSOR_FOLDER_KEY: "../elsewhere"}, last)
+    with pytest.raises(CheckpointError, match=r"'../elsewhere' as its tensor folder"):
         load(last)
 
 
@@ -89,7 +88,7 @@ def test_a_table_of_contents_that_would_run_something_is_refused(
     contents = last.parent / "step-3-a" / ".metadata"
     table = FileSystemReader(contents.parent).read_metadata()
     contents.write_bytes(pickle.dumps([table, Bomb()]))
-    with pytest.raises(CheckpointError, match=r"it holds a (posix|nt|os).mkdir"):
+    with pytest.raises(CheckpointError, match=r"its metadata contains (posix|nt|os).mkdir"):
         load(last)
     assert not Path("ran").exists()
 
@@ -100,5 +99,5 @@ def test_a_table_of_contents_that_names_files_elsewhere_is_refused(last: Path) -
     for info in table.storage_data.values():
         info.relative_path = "../../other"
     contents.write_bytes(pickle.dumps(table))
-    with pytest.raises(CheckpointError, match=r"names a file outside, '../../other'"):
+    with pytest.raises(CheckpointError, match=r"names a file outside the folder, '../../other'"):
         load(last)

@@ -28,7 +28,7 @@ from sam_train.prompts.rng import seeded
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
 from sam_train.training.frozen_encoder import FrozenEncoder
-from sam_train.training.step_metrics import StepSums
+from sam_train.training.step_metrics import ReducedStepMetrics
 from sam_train.training.stochastic_depth import draw_drop_paths
 
 pytestmark = [
@@ -108,7 +108,7 @@ class StepOnly(SamModule):
     def lr_schedulers(self) -> Any:
         return Nothing()
 
-    def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
+    def _log_step(self, sums: ReducedStepMetrics, gradient_norm: Tensor) -> None:
         self.sums, self.gradient_norm = sums, gradient_norm
 
 
@@ -151,7 +151,7 @@ def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
         prompts = simulator.advance(round_, prompts, answers, batch.target_masks, chosen, draws)
     total.backward()
 
-    losses = module.sums.losses_of_rounds()
+    losses = module.sums.loss_per_round()
     assert len(rounds) == len(losses) == 1 + 3 + 2
     assert total.item() == pytest.approx(losses.sum().item(), rel=1e-5)
     expected = {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
@@ -233,7 +233,7 @@ def test_an_image_is_prompted_alike_whoever_is_beside_it(monkeypatch: pytest.Mon
     module, batch = step_only(seed=3), make_batch()
     together = module.simulator.first(batch.target_masks, batch.image_index, module._draws(batch, 0)).points_xy
     for rank, part in enumerate(batch.split(1)):
-        monkeypatch.setattr("sam_train.training.module.world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("sam_train.training.sam_module.rank_and_world_size", lambda rank=rank: (rank, 2))
         alone = module.simulator.first(part.target_masks, part.image_index, module._draws(part, 0)).points_xy
         assert torch.equal(alone, together[batch.image_index == rank])
 
@@ -284,7 +284,7 @@ def quiet_trainer() -> Callable[..., Trainer]:
 class Recorded(SamModule):
     """Keeps the loss of every step."""
 
-    def _log_step(self, sums: StepSums, gradient_norm: Tensor) -> None:
+    def _log_step(self, sums: ReducedStepMetrics, gradient_norm: Tensor) -> None:
         self.__dict__.setdefault("losses", []).append(float(sums.metrics()["loss"]))
         super()._log_step(sums, gradient_norm)
 
@@ -311,7 +311,7 @@ def test_gradients_are_clipped(quiet_trainer: Callable[..., Trainer]) -> None:
         def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
             raise AssertionError("manual optimisation does not come here")
 
-        def _finish_step(self, optimizer: Any, sums: StepSums) -> Tensor:
+        def _finish_step(self, optimizer: Any, sums: ReducedStepMetrics) -> Tensor:
             norm = super()._finish_step(optimizer, sums)
             norms.append(float(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]).norm()))
             return norm
@@ -412,11 +412,11 @@ def test_alignment_of_words_is_added_to_the_first_round_of_a_step_that_begins_wi
     def losses_of(batch: Batch, **values: Any) -> Tensor:
         module = step_only(model=tiny_sam(text_dim=6), **values)
         module.training_step(batch, 0)
-        return module.sums.losses_of_rounds()
+        return module.sums.loss_per_round()
 
     texts = nn.functional.normalize(torch.randn(len(make_batch().image_index), 6), dim=1)
     asked = replace(make_batch(), text_embeddings=texts)
-    plain, aligned = losses_of(asked), losses_of(asked, text_alignment=0.5)
+    plain, aligned = losses_of(asked), losses_of(asked, text_alignment_weight=0.5)
     model = tiny_sam(text_dim=6)
     with torch.no_grad():
         words = model.prompt_encoder.embed_text(texts)
@@ -424,4 +424,4 @@ def test_alignment_of_words_is_added_to_the_first_round_of_a_step_that_begins_wi
         extra = alignment_loss(words, embeddings, make_batch().image_index, make_batch().target_masks)
     assert float(aligned[0] - plain[0]) == pytest.approx(0.5 * float(extra), rel=1e-4)
     assert torch.equal(plain[1:], aligned[1:])
-    assert torch.equal(losses_of(make_batch()), losses_of(make_batch(), text_alignment=0.5)), "clicks know no words"
+    assert torch.equal(losses_of(make_batch()), losses_of(make_batch(), text_alignment_weight=0.5)), "clicks know no words"
