@@ -24,10 +24,10 @@ import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 
-from data_engine.privacy import Privacy, still_there, write_review
-from data_engine.sources import Reference, Source, open_source
+from data_engine.console import console
+from data_engine.privacy import Privacy, count_listed_images, write_privacy_review
+from data_engine.sources import ImageReference, Source, open_source
 from sam_train.config import build, config_dir, config_hash, to_plain
 from sam_train.errors import ConfigError, exit_with_message
 from sam_train.files import commit_file
@@ -42,8 +42,6 @@ HASH_IGNORED_KEYS = (
     "action", "device", "threads", "host", "port", "allowed_hosts", "num_prefetch", "annotators", "reviewers", "out", "privacy",
 )  # fmt: skip
 """What decides no mask. (Privacy decides what is seen: by its `identity`.)"""
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -76,7 +74,7 @@ def check_config(cfg: DictConfig) -> None:
             raise ConfigError(f"{name} is {cfg[name]}: expected seconds above 0")
     if cfg.proposals is not None and (cfg.show_existing_masks or cfg.action == "audit"):
         raise ConfigError(
-            "generator@proposals= and show_existing_masks=true exclude each other: proposed masks come from the model or the corpus"
+            "generator@proposals= and show_existing_masks=true exclude each other: masks come from the model or the corpus"
         )
     if cfg.proposals is not None and cfg.action == "serve" and not cfg.checkpoint:
         raise ConfigError("generator@proposals= wants a model that makes the masks: give checkpoint=")
@@ -181,8 +179,8 @@ def export_shards(cfg: DictConfig) -> None:
     if not shards:
         console.print("nothing is finished that was not written before")
     elif privacy.detectors:
-        console.print(f"what was covered: {write_review(out)}")
-    if cfg.privacy.take_down and (left := still_there(out, Path(cfg.privacy.take_down))):
+        console.print(f"what was covered: {write_privacy_review(out)}")
+    if cfg.privacy.take_down and (left := count_listed_images(out, Path(cfg.privacy.take_down))):
         drop = f"sam-data repair {out} --drop-ids {cfg.privacy.take_down} --out NEW"
         console.print(f"{left} images of {cfg.privacy.take_down} are in shards that were written before: {drop} leaves them out")
 
@@ -223,13 +221,13 @@ def _shown_with(path: Path) -> str:
 
 def open_corpus(cfg: DictConfig, privacy: Privacy) -> Source:
     """The corpus, covered. What it leaves out is said."""
-    source = privacy.over(open_source(cfg.corpus))
+    source = privacy.redact_source(open_source(cfg.corpus))
     for name, reason in source.skipped.items():
         console.print(f"not listed: {name} ({reason})")
     return source
 
 
-def sample_references(source: Source, num_images: int, seed: int) -> list[Reference]:
+def sample_references(source: Source, num_images: int, seed: int) -> list[ImageReference]:
     """Images drawn at random, in the order of the source; the same ones for the same seed. Raises ConfigError without masks."""
     drawn = np.random.default_rng(seed).permutation(len(source.references))[:num_images]
     references = [source.references[place] for place in sorted(drawn.tolist())]

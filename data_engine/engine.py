@@ -10,7 +10,6 @@ shards, their manifests, engine.json (what made them), ledger.json (what became 
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,28 +18,27 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
+from data_engine.console import console
 from data_engine.drivers import Driver
 from data_engine.drivers.progress import ProgressBar
-from data_engine.estimate import estimate
+from data_engine.estimate import estimate_run
 from data_engine.ledger import Ledger, read_ledger, write_ledger
-from data_engine.privacy import Privacy, still_there, write_review
-from data_engine.run_summary import write_report
-from data_engine.slices import Job, Listing, RunFolder, absolute
+from data_engine.privacy import Privacy, count_listed_images, write_privacy_review
+from data_engine.run_summary import write_run_summary
+from data_engine.slices import EngineJob, EngineRunFolder, SliceListing, with_absolute_paths
 from data_engine.sources import Source, open_source
 from data_engine.stages import Stage
 from sam_train.checkpoint import checkpoint_hash
 from sam_train.config import build, config_dir, config_hash, to_plain
 from sam_train.errors import ConfigError, SamTrainError, exit_with_message
 from sam_train.files import file_sha256
+from sam_train.subsets import parse_slice
 
 HASH_IGNORED_KEYS = (
     "device", "threads", "out", "checkpoint", "driver", "slice", "dry_run", "load_ahead", "claim_expires_s", "report", "privacy",
 )  # fmt: skip
 """What decides no byte of the shards. (The checkpoint does, by its hash, and privacy by its `identity`.)"""
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 @hydra.main(config_path=config_dir(), config_name="engine", version_base="1.3")
@@ -48,53 +46,53 @@ console = Console(highlight=False, soft_wrap=True)
 def main(cfg: DictConfig) -> None:
     """Console script `sam-engine`."""
     if cfg.dry_run:
-        dry_run(cfg)
+        print_estimate(cfg)
     else:
-        run(cfg)
+        run_stage(cfg)
 
 
-def run(cfg: DictConfig) -> Ledger:
+def run_stage(cfg: DictConfig) -> Ledger:
     """Run the stage as the config says and return the ledger, which is also written when every slice is there.
 
     Raises SamTrainError when slices were given up.
     """
-    stage = check(cfg)
+    stage = check_config(cfg)
     driver: Driver = build(cfg.driver)
-    job = Job(config=absolute(to_plain(cfg)), made_by=made_by(cfg, stage))
+    job = EngineJob(config=with_absolute_paths(to_plain(cfg)), provenance=run_provenance(cfg, stage))
     folder = job.folder
     listing, was_there = folder.prepare(
-        job.made_by, lambda: opened(cfg), images_per_shard=cfg.images_per_shard, say=console.print
+        job.provenance, lambda: open_selected_images(cfg), images_per_shard=cfg.images_per_shard, say=console.print
     )
     if was_there:
         console.print(f"{cfg.out}: going on with {listing.num_images} images as they were listed on {_date(listing.listed)}")
-    mine = share(len(listing), cfg.slice)
-    left = folder.undone(mine)
-    given_up = follow(driver, job, listing, mine, left, description=stage.name.replace("_", " "))
-    ledger = finish(cfg, folder, listing, changed=bool(left))
-    if given_up:
-        listed = "; ".join(f"slice {index}: {reason}" for index, reason in sorted(given_up.items()))
-        raise SamTrainError(f"{len(given_up)} slices were given up, start the same command again for them: {listed}")
+    mine = select_slices(len(listing), cfg.slice)
+    left = folder.missing_slices(mine)
+    failed = run_with_progress_bar(driver, job, listing, mine, left, description=stage.name.replace("_", " "))
+    ledger = finish_run(cfg, folder, listing, changed=bool(left))
+    if failed:
+        listed = "; ".join(f"slice {index}: {reason}" for index, reason in sorted(failed.items()))
+        raise SamTrainError(f"{len(failed)} slices were given up, start the same command again for them: {listed}")
     return ledger
 
 
-def follow(
-    driver: Driver, job: Job, listing: Listing, mine: Sequence[int], left: Sequence[int], *, description: str
+def run_with_progress_bar(
+    driver: Driver, job: EngineJob, listing: SliceListing, mine: Sequence[int], left: Sequence[int], *, description: str
 ) -> dict[int, str]:
     """Let the driver make what is left of `mine`, behind a bar."""
-    sizes = {index: listing.num_images_of(index) for index in mine}
+    sizes = {index: listing.num_images_in(index) for index in mine}
     num_left = sum(sizes[index] for index in left)
     total = sum(sizes.values())
     with ProgressBar(description=description, num_images=total, num_done=total - num_left, console=console) as bar:
         return driver.run(job, left, bar)
 
 
-def finish(cfg: DictConfig, folder: RunFolder, listing: Listing, *, changed: bool) -> Ledger:
+def finish_run(cfg: DictConfig, folder: EngineRunFolder, listing: SliceListing, *, changed: bool) -> Ledger:
     """Sum up what is there; if that is everything, write the ledger and the report."""
     folder.refresh()
-    num_undone = len(folder.undone(range(len(listing))))
-    ledger = read_ledger(folder.out, folder.worked().values())
-    console.print(summary(ledger, Path(cfg.out), listing.skipped))
-    if cfg.privacy.take_down and (left := still_there(folder.out, Path(cfg.privacy.take_down))):
+    num_undone = len(folder.missing_slices(range(len(listing))))
+    ledger = read_ledger(folder.out, folder.read_slice_log().values())
+    console.print(format_summary(ledger, Path(cfg.out), listing.skipped))
+    if cfg.privacy.take_down and (left := count_listed_images(folder.out, Path(cfg.privacy.take_down))):
         drop = f"sam-data repair {cfg.out} --drop-ids {cfg.privacy.take_down} --out NEW"
         console.print(f"{left} images of {cfg.privacy.take_down} are in shards that were written before: {drop} leaves them out")
     if num_undone:
@@ -102,26 +100,26 @@ def finish(cfg: DictConfig, folder: RunFolder, listing: Listing, *, changed: boo
         return ledger
     report = folder.out / "report"
     if cfg.report and ledger.images and (changed or not report.is_dir()):
-        console.print(f"report: {write_report(folder.out, report, name=Path(cfg.out).name)}")
+        console.print(f"report: {write_run_summary(folder.out, report, name=Path(cfg.out).name)}")
     review = folder.out / "privacy" / "review.html"
     if cfg.privacy.detectors and (changed or not review.is_file()):
-        console.print(f"{covered_line(ledger)}; see {write_review(folder.out)}")
+        console.print(f"{privacy_summary(ledger)}; see {write_privacy_review(folder.out)}")
     write_ledger(folder.out, ledger)
     folder.close()
     return ledger
 
 
-def dry_run(cfg: DictConfig) -> None:
+def print_estimate(cfg: DictConfig) -> None:
     """Say what the run would take, from a few pictures; writes nothing into `out`."""
-    stage = check(cfg)
+    stage = check_config(cfg)
     driver: Driver = build(cfg.driver)
-    job = Job(config=absolute(to_plain(cfg)), made_by=made_by(cfg, stage))
-    job.folder.refuse_another(job.made_by)
-    mine = share(-(-len(opened(cfg).references) // cfg.images_per_shard), cfg.slice)
-    console.print(str(estimate(job, opened(cfg), job.folder.undone(mine), driver)))
+    job = EngineJob(config=with_absolute_paths(to_plain(cfg)), provenance=run_provenance(cfg, stage))
+    job.folder.check_same_provenance(job.provenance)
+    mine = select_slices(-(-len(open_selected_images(cfg).references) // cfg.images_per_shard), cfg.slice)
+    console.print(str(estimate_run(job, open_selected_images(cfg), job.folder.missing_slices(mine), driver)))
 
 
-def check(cfg: DictConfig) -> Stage:
+def check_config(cfg: DictConfig) -> Stage:
     """The stage, if the config has what it needs. Raises ConfigError."""
     for name in ("source", "out"):
         if not cfg[name]:
@@ -137,7 +135,7 @@ def check(cfg: DictConfig) -> Stage:
     return stage
 
 
-def opened(cfg: DictConfig) -> Source:
+def open_selected_images(cfg: DictConfig) -> Source:
     """The part of the source that the config asks for. Raises ConfigError when there is none."""
     source = open_source(cfg.source)
     last = None if cfg.num_images is None else cfg.first_image + cfg.num_images
@@ -147,17 +145,15 @@ def opened(cfg: DictConfig) -> Source:
     return Source(references=references, skipped=source.skipped, max_pixels=source.max_pixels)
 
 
-def share(num_slices: int, which: object) -> range:
-    """The slices of `which` = "I/N": every N-th from the I-th, counted from 0; all without. Raises ConfigError."""
-    if which is None:
-        return range(num_slices)
-    found = re.fullmatch(r"(\d+)/(\d+)", str(which))
-    if not found or not int(found[1]) < int(found[2]):
-        raise ConfigError(f"slice is {which!r}: expected I/N with I from 0 to N - 1, such as 0/8 to 7/8")
-    return range(int(found[1]), num_slices, int(found[2]))
+def select_slices(num_slices: int, part: object) -> range:
+    """Return the slices of share `part` = "I/N": every N-th from the I-th, counted from 0; all slices if it is None.
+
+    Raises ConfigError if `part` is not of that form.
+    """
+    return range(num_slices) if part is None else range(num_slices)[parse_slice(part)]
 
 
-def made_by(cfg: DictConfig, stage: Stage) -> dict[str, str]:
+def run_provenance(cfg: DictConfig, stage: Stage) -> dict[str, str]:
     """What decides the bytes of the shards. A device or a number of threads does not.
 
     Raises ConfigError when privacy lacks a detector's weights or packages: before anything is written.
@@ -175,7 +171,7 @@ def made_by(cfg: DictConfig, stage: Stage) -> dict[str, str]:
     }
 
 
-def covered_line(ledger: Ledger) -> str:
+def privacy_summary(ledger: Ledger) -> str:
     """What privacy covered, for people."""
     counts = {name.removeprefix("privacy/"): f"{number:.0f}" for name, number in ledger.counts.items() if "privacy/" in name}
     images, searched = (counts.pop(name, "0") for name in ("images_covered", "images_searched"))
@@ -183,7 +179,7 @@ def covered_line(ledger: Ledger) -> str:
     return f"privacy: {kinds} covered, in {images} of {searched} images"
 
 
-def summary(ledger: Ledger, out: Path, not_listed: Mapping[str, str]) -> str:
+def format_summary(ledger: Ledger, out: Path, not_listed: Mapping[str, str]) -> str:
     """A line for people, and what became of the masks when there are none. `not_listed` is `Source.skipped`."""
     skipped = Counter(ledger.skipped) + Counter(not_listed.values())
     reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(skipped.items())) or "none"

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from data_engine.drivers import Driver
-from data_engine.slices import Job, Worker
-from data_engine.sources import Reference, Source
+from data_engine.slices import EngineJob, Worker
+from data_engine.sources import ImageReference, Source
 from sam_train.errors import ConfigError, SkipSample
 from sam_train.records import ImageRecord
 from sam_train.shards import write_shard
+from sam_train.subsets import evenly_spaced_indices
 
 SAMPLE = 8
 AT_MOST_S = 120.0
@@ -27,7 +28,7 @@ _WARM_UP_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class RunEstimate:
     """What was measured, and what follows."""
 
     num_images: int
@@ -67,7 +68,7 @@ class Estimate:
         )
 
 
-def estimate(job: Job, source: Source, left: Sequence[int], driver: Driver) -> Estimate:
+def estimate_run(job: EngineJob, source: Source, left: Sequence[int], driver: Driver) -> RunEstimate:
     """Annotate pictures spread over the slices in `left` and count. Raises ConfigError when nothing is left."""
     size = int(job.config["images_per_shard"])
     places = [place for index in left for place in (index * size, min((index + 1) * size, len(source.references)))]
@@ -78,8 +79,8 @@ def estimate(job: Job, source: Source, left: Sequence[int], driver: Driver) -> E
     device = str(job.config["device"])
     worker = Worker(job, device="cuda:0" if device == "cuda" else device, threads=job.config["threads"])
     references = [source.references[place] for place in _spread(spans, num_images)]
-    made, seconds, skipped = _tried(worker, worker.privacy.over(source), references)
-    return Estimate(
+    made, seconds, skipped = _tried(worker, worker.privacy.redact_source(source), references)
+    return RunEstimate(
         num_images=num_images,
         num_slices=len(spans),
         seconds=tuple(seconds),
@@ -93,7 +94,7 @@ def estimate(job: Job, source: Source, left: Sequence[int], driver: Driver) -> E
 def _spread(spans: Sequence[tuple[int, int]], num_images: int) -> list[int]:
     """Places at equal distances over the spans, in an order in which any beginning is spread too."""
     starts = np.cumsum([0] + [end - start for start, end in spans])
-    wanted = [int((k + 0.5) * num_images / SAMPLE) for k in range(SAMPLE)] if num_images > SAMPLE else list(range(num_images))
+    wanted = evenly_spaced_indices(num_images, SAMPLE)
     order = sorted(range(len(wanted)), key=lambda k: int(f"{k:03b}"[::-1], 2))
     found = []
     for position in (wanted[k] for k in order):
@@ -103,7 +104,7 @@ def _spread(spans: Sequence[tuple[int, int]], num_images: int) -> list[int]:
 
 
 def _tried(
-    worker: Worker, source: Source, references: Sequence[Reference]
+    worker: Worker, source: Source, references: Sequence[ImageReference]
 ) -> tuple[list[tuple[ImageRecord, bytes]], list[float], Counter[str]]:
     assert worker.model is not None or not worker.stage.needs_model  # loaded before the clock runs
     began = time.perf_counter()
@@ -118,10 +119,10 @@ def _tried(
     return [r for r in results if not isinstance(r, SkipSample)], [seconds for seconds, _ in tried], skipped
 
 
-def _timed(worker: Worker, source: Source, reference: Reference) -> tuple[float, tuple[ImageRecord, bytes] | SkipSample]:
+def _timed(worker: Worker, source: Source, reference: ImageReference) -> tuple[float, tuple[ImageRecord, bytes] | SkipSample]:
     began = time.perf_counter()
     try:
-        made = worker.begin(source.load(reference))()
+        made = worker.infer_image(source.load(reference))()
         result: tuple[ImageRecord, bytes] | SkipSample = (made.record, made.jpeg)
     except SkipSample as skip:
         result = skip

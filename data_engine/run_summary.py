@@ -15,6 +15,7 @@ from sam_train.shards.drawing import draw_masks
 from sam_train.shards.index import index_shard, read_sample
 from sam_train.shards.maintenance.statistics.measure import Statistics, measure_shard
 from sam_train.shards.tar_members import Sample
+from sam_train.subsets import evenly_spaced_indices
 
 NUM_TILES, COLUMNS = 30, 6
 TILE_HW = (240, 320)
@@ -24,7 +25,7 @@ MAX_MEASURED_IMAGES = 2000
 """Whole shards are measured, spread over the run, until there are as many; `sam-data stats` measures all."""
 
 
-def write_report(out: Path, report: Path, *, name: str) -> Path:
+def write_run_summary(out: Path, report: Path, *, name: str) -> Path:
     """`report`/contact_sheet.jpg, and stats.html and stats.json where there are masks, of the shards in `out`.
 
     Returns the page, or the sheet where there is none. Raises ShardError for shards that do not read.
@@ -57,7 +58,7 @@ def spread(shards: Sequence[Path], sizes: Sequence[int], number: int) -> Iterato
     """At most `number` samples at equal distances over all shards, read by their places. `sizes`: samples of each shard."""
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
-    for position in sorted({int((k + 0.5) * total / number) for k in range(number)} if total > number else range(total)):
+    for position in evenly_spaced_indices(total, number):
         shard = int(np.searchsorted(ends, position, side="right"))
         yield read_sample(index_shard(shards[shard])[position - int(ends[shard]) + sizes[shard]])
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from sam_train.errors import ConfigError
 
-START = "0_start"
+START_STEP = "0_start"
 """The step that a cycle begins with when it has a model or masks to begin with; it annotates nothing."""
-KEYS = ("stage", "repeat", "first_image", "num_images", "train_on", "engine", "training", "budget")
+ENTRY_KEYS = ("stage", "repeat", "first_image", "num_images", "train_on", "engine", "training", "budget")
 TRAIN_ON = ("all", "annotated", "new")
 """All masks so far, those the cycle began with among them; those that its steps wrote, as the paper's stage one; those of the
 step alone."""
@@ -47,7 +47,7 @@ class Step:
     """Hours after which no further step of its entry begins, by name (BUDGETS)."""
 
 
-def steps_of(stages: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
+def parse_steps(stages: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     """The steps in their order. Raises ConfigError for an entry that cannot be one, by its position."""
     steps: list[Step] = []
     for number, entry in enumerate(stages, start=1):
@@ -75,8 +75,8 @@ def _check(entry: Any, number: int) -> None:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("stage"), str):
         raise ConfigError(f"entry {number} of stages names no stage, got {entry!r:.80}: expected {{stage, num_images, ...}}")
     place = f"entry {number} of stages ({entry['stage']})"
-    if unknown := [str(key) for key in entry if key not in KEYS]:
-        raise ConfigError(f"{place} has {', '.join(unknown)}: expected some of {', '.join(KEYS)}")
+    if unknown := [str(key) for key in entry if key not in ENTRY_KEYS]:
+        raise ConfigError(f"{place} has {', '.join(unknown)}: expected some of {', '.join(ENTRY_KEYS)}")
     repeat, first = entry.get("repeat"), entry.get("first_image")
     for key, least in (("repeat", 1), ("first_image", 0), ("num_images", 1)):
         value = entry.get(key)

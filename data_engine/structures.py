@@ -10,9 +10,12 @@ import numpy as np
 from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord, Rle
 
+MASK_IDS_PER_IMAGE = 10_000
+"""Mask ids of an image start at image id x MASK_IDS_PER_IMAGE: unique over the corpus while an image has fewer masks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CoveredBox:
+class RedactedBox:
     """A place made unrecognisable before the picture was annotated or stored. Image frame, right and bottom exclusive."""
 
     kind: str
@@ -41,11 +44,11 @@ class SourceImage:
     """For people: the path relative to the source folder, or `shard.tar/member`."""
     record: ImageRecord | None = None
     """The masks it already has, when the source is a shard."""
-    covered: tuple[CoveredBox, ...] = ()
+    redacted_boxes: tuple[RedactedBox, ...] = ()
     """What privacy covered in it."""
 
 
-class Origin(Enum):
+class MaskOrigin(Enum):
     """How a mask came about."""
 
     GENERATED = auto()
@@ -61,7 +64,7 @@ class Candidate:
     """A mask that somebody or something proposes, with where it comes from. Image frame throughout."""
 
     rle: Rle
-    origin: Origin
+    origin: MaskOrigin
     predicted_iou: float
     """The model's own estimate, about 0..1; 1 for a drawn mask, which no model estimated."""
     stability_score: float
@@ -87,7 +90,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class ReviewVerdict:
     """What a filter says of a candidate. `reason` is a short fixed name by which rejections are counted."""
 
     kept: bool

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summar
 from sam_train.evaluation.result_cache import ResultCache
 from sam_train.files import commit_file
 from sam_train.inference import Predictor
+from sam_train.subsets import evenly_spaced_indices, parse_slice
 
 
 @hydra.main(config_path=config_dir(), config_name="evaluate", version_base="1.3")
@@ -71,18 +71,16 @@ def _spread(subjects: Sequence[Subject], max_images: int | None) -> Sequence[Sub
         return subjects
     if max_images < 1:
         raise ConfigError(f"max_images must be 1 or more, or null for all, got {max_images}")
-    return [subjects[i * len(subjects) // max_images] for i in range(max_images)]
+    return [subjects[i] for i in evenly_spaced_indices(len(subjects), max_images, at="start")]
 
 
 def _slice(subjects: Sequence[Subject], part: str | None, journal: ResultCache | None) -> Sequence[Subject]:
     if part is None:
         return subjects
-    found = re.fullmatch(r"(\d+)/(\d+)", str(part))
-    if not found or int(found[1]) >= int(found[2]):
-        raise ConfigError(f"slice is NUMBER/OF, from 0/4 to 3/4 for four of them, got {part!r}")
+    selection = parse_slice(part)
     if journal is None:
         raise ConfigError("slice= needs journal=FOLDER, where the slices meet")
-    return subjects[int(found[1]) :: int(found[2])]
+    return subjects[selection]
 
 
 def _what(cfg: DictConfig, subjects: Sequence[Subject]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from data_engine.engine import run
+from data_engine.engine import run_stage
 from sam_train.config import config_dir
 
 
@@ -30,7 +30,7 @@ def attempt(config: DictConfig) -> int:
         return child
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
-    run(config)
+    run_stage(config)
     os._exit(0)
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from data_engine.ledger import Counts
-from data_engine.structures import Candidate, SourceImage, Verdict
+from data_engine.structures import Candidate, ReviewVerdict, SourceImage
 from sam_train.inference import Predictor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class AnnotationResult:
     """What an annotator did on one image."""
 
     masks: list[Candidate]
@@ -27,10 +27,10 @@ class Annotator(Protocol):
     name: str
     """Goes into the provenance of each mask."""
 
-    def review(self, image: SourceImage, prefilled: Sequence[Candidate]) -> tuple[list[Verdict], Counts]:
+    def review(self, image: SourceImage, prefilled: Sequence[Candidate]) -> tuple[list[ReviewVerdict], Counts]:
         """A verdict on each mask that was there before the annotator looked, and what looking cost."""
         ...
 
-    def annotate(self, image: SourceImage, predictor: Predictor | None, existing: Sequence[Candidate]) -> Work:
+    def annotate(self, image: SourceImage, predictor: Predictor | None, existing: Sequence[Candidate]) -> AnnotationResult:
         """New masks for what `existing` does not cover. Without a model (`predictor` None) all are drawn by hand."""
         ...

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from data_engine.annotators.base import Work
+from data_engine.annotators.base import AnnotationResult
 from data_engine.ledger import Counts
-from data_engine.structures import Candidate, Origin, SourceImage, Verdict
+from data_engine.structures import Candidate, MaskOrigin, ReviewVerdict, SourceImage
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle, encode_rle, mask_iou, stability_score
@@ -57,7 +57,7 @@ class SimulatedAnnotator:
         self.seconds_to_draw, self.seconds_to_review = seconds_to_draw, seconds_to_review
         self.simulator = PromptSimulator(num_corrections=max_clicks - 1, num_empty_rounds=0, box_probability=0, click="center")
 
-    def review(self, image: SourceImage, prefilled: Sequence[Candidate]) -> tuple[list[Verdict], Counts]:
+    def review(self, image: SourceImage, prefilled: Sequence[Candidate]) -> tuple[list[ReviewVerdict], Counts]:
         """Keep what is close enough to an object, one mask an object; the best comes first and wins."""
         objects = torch.from_numpy(self._objects(image))
         taken: set[int] = set()
@@ -66,15 +66,15 @@ class SimulatedAnnotator:
             ious = mask_iou(torch.from_numpy(candidate.mask)[None], objects)
             best = int(ious.argmax()) if len(ious) else -1
             if best < 0 or ious[best] < self.accept_iou:
-                verdicts.append(Verdict(kept=False, reason="no_object"))
+                verdicts.append(ReviewVerdict(kept=False, reason="no_object"))
             elif best in taken:
-                verdicts.append(Verdict(kept=False, reason="duplicate"))
+                verdicts.append(ReviewVerdict(kept=False, reason="duplicate"))
             else:
                 taken.add(best)
-                verdicts.append(Verdict(kept=True))
+                verdicts.append(ReviewVerdict(kept=True))
         return verdicts, Counts(masks_reviewed=len(prefilled), seconds=self.seconds_to_review * len(prefilled))
 
-    def annotate(self, image: SourceImage, predictor: Predictor | None, existing: Sequence[Candidate]) -> Work:
+    def annotate(self, image: SourceImage, predictor: Predictor | None, existing: Sequence[Candidate]) -> AnnotationResult:
         """Click, look, click again; draw what clicking does not bring. `predictor` already holds the image."""
         wanted = self._wanted(image, existing)
         if predictor is None:
@@ -83,11 +83,11 @@ class SimulatedAnnotator:
             masks = self._clicked(torch.from_numpy(wanted), predictor, image) if len(wanted) else []
         counts = Counts(
             clicks=sum(len(m.prompts) for m in masks),
-            masks_drawn=sum(m.origin is Origin.DRAWN for m in masks),
-            masks_clicked=sum(m.origin is Origin.CLICKED for m in masks),
+            masks_drawn=sum(m.origin is MaskOrigin.DRAWN for m in masks),
+            masks_clicked=sum(m.origin is MaskOrigin.CLICKED for m in masks),
             seconds=sum(m.seconds for m in masks),
         )
-        return Work(masks=masks, counts=counts)
+        return AnnotationResult(masks=masks, counts=counts)
 
     def _clicked(self, wanted: Bool[Tensor, "N H W"], predictor: Predictor, image: SourceImage) -> list[Candidate]:
         """All objects of the image at once, each until its answer is accepted."""
@@ -109,14 +109,14 @@ class SimulatedAnnotator:
             logits = best.mask_logits[left]
             prompts = self.simulator.advance(round_, prompts, answers[left], wanted[open_], logits, generator)
         for i, index in enumerate(open_.tolist()):
-            masks[index] = self._drawn(wanted[index].cpu().numpy(), clicks_of(prompts[i : i + 1]), image)
+            masks[index] = self._drawn(wanted[index].cpu().numpy(), clicks_from_prompts(prompts[i : i + 1]), image)
         return [masks[i] for i in sorted(masks)]
 
     def _accepted(self, answer: Tensor, prompt: Prompts, best: Prediction, i: int, image: SourceImage) -> Candidate:
-        clicks = clicks_of(prompt)
+        clicks = clicks_from_prompts(prompt)
         return Candidate(
             rle=encode_rle(answer.cpu().numpy()),
-            origin=Origin.CLICKED,
+            origin=MaskOrigin.CLICKED,
             predicted_iou=float(best.iou_scores[i, 0]),
             stability_score=float(stability_score(best.mask_logits[i, 0])),
             crop_box=_whole(image),
@@ -128,7 +128,7 @@ class SimulatedAnnotator:
     def _drawn(self, mask: np.ndarray, clicks: list[list[float]], image: SourceImage) -> Candidate:
         return Candidate(
             rle=encode_rle(mask),
-            origin=Origin.DRAWN,
+            origin=MaskOrigin.DRAWN,
             predicted_iou=1.0,  # SA-1B's keys want a number
             stability_score=1.0,
             crop_box=_whole(image),
@@ -156,7 +156,7 @@ class SimulatedAnnotator:
         return np.stack(masks) if masks else np.zeros((0, height, width), bool)
 
 
-def clicks_of(prompts: Prompts) -> list[list[float]]:
+def clicks_from_prompts(prompts: Prompts) -> list[list[float]]:
     """[x, y, label] of the one prompt's clicks, in order, padding left out."""
     points = torch.cat([prompts.points_xy[0], prompts.point_labels[0, :, None].float()], 1).tolist()
     return [p for p in points if p[2] != PointLabel.PADDING]

@@ -12,14 +12,14 @@ from typing import IO, Any
 
 from omegaconf import DictConfig
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from data_engine.console import console
 from data_engine.cycle.overrides import quoted, seen
 from data_engine.cycle.pipeline import folders_of
 from data_engine.cycle.subprocess_runner import Processes
 from data_engine.promote import history
-from data_engine.steps import steps_of
+from data_engine.steps import parse_steps
 from sam_train.errors import ConfigError
 from sam_train.files import commit_file
 
@@ -32,8 +32,6 @@ SETS: Mapping[str, Sequence[str]] = {
 }
 """Figure of the paper's section 7.6: stages 1, 1+2, 1+2+3, and automatic masks only."""
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[str]) -> None:
     """Train and measure once for each of SETS, in run_dir/ablation; writes ablation.json and prints it.
@@ -41,7 +39,7 @@ def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[
     All begin with the cycle's first model and have the training of its last step, changed by `training` (overrides). What is
     measured already is passed over. Raises ConfigError when a stage wrote nothing yet.
     """
-    steps = steps_of(cfg.stages)
+    steps = parse_steps(cfg.stages)
     first = history(run_dir)[:1]
     if not first:
         raise ConfigError(f"{run_dir} has no model yet: run its cycle first")

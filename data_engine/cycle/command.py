@@ -9,8 +9,8 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
+from data_engine.console import console
 from data_engine.cycle.ablation import ablate
 from data_engine.cycle.lock import locked
 from data_engine.cycle.provenance_table import show_ledger
@@ -18,8 +18,6 @@ from data_engine.cycle.run import load_cycle, perform, run
 from data_engine.promote import publish, roll_back
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError, exit_with_message
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -8,11 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rich.console import Console
-
+from data_engine.console import console
 from sam_train.errors import ConfigError
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager

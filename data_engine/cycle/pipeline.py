@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from omegaconf import DictConfig
-from rich.console import Console
 
+from data_engine.console import console
 from data_engine.cycle.budget import budget_exceeded_reason
 from data_engine.cycle.corpus import check_corpus, is_checked, read_corpus
 from data_engine.cycle.overrides import quoted, seen
 from data_engine.promote import is_judged, judge, promoted, publish
-from data_engine.steps import START, Step, steps_of
+from data_engine.steps import START_STEP, Step, parse_steps
 from sam_train.files import atomic_write, commit_file
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 @runtime_checkable  # so that the type checks of the tests can ask
@@ -54,12 +52,12 @@ class Cycle:
 
     def __init__(self, cfg: DictConfig, run_dir: Path, starter: ProcessRunner) -> None:
         self.cfg, self.run_dir, self.starter = cfg, run_dir, starter
-        self.steps = steps_of(cfg.stages)
+        self.steps = parse_steps(cfg.stages)
 
     def actions(self) -> list[Action]:
         """All, in their order."""
-        start = [Action("train", START)] if self.cfg.start.shards else []
-        start += [Action("evaluate", START)] if self.cfg.start.shards or self.cfg.start.checkpoint else []
+        start = [Action("train", START_STEP)] if self.cfg.start.shards else []
+        start += [Action("evaluate", START_STEP)] if self.cfg.start.shards or self.cfg.start.checkpoint else []
         turns = [Action(what, step.name, step) for step in self.steps for what in ("annotate", "train", "evaluate")]
         return [Action("corpus"), *start, *turns, Action("report")]
 

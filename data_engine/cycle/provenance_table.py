@@ -17,16 +17,15 @@ import pyarrow.compute
 from omegaconf import DictConfig
 from pyarrow import parquet
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from data_engine.console import console
 from data_engine.promote import history
-from data_engine.steps import steps_of
+from data_engine.steps import parse_steps
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write
 from sam_train.shards import done_shards, iterate_samples
 
-console = Console(highlight=False, soft_wrap=True)
 STYLE: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
 
 SCHEMA = pa.schema(
@@ -44,7 +43,7 @@ SCHEMA = pa.schema(
 def show_ledger(run_dir: Path, cfg: DictConfig, *, image: str = "", out: Path | None = None) -> None:
     """Write masks.parquet and print what it comes to, or the masks of one image. Raises ConfigError for an image without any."""
     out = out or run_dir / "masks.parquet"
-    names = [step.name for step in steps_of(cfg.stages)]
+    names = [step.name for step in parse_steps(cfg.stages)]
     write_ledger(out, run_dir, names)
     rows = parquet.read_table(out, filters=[("image_key", "=", image)] if image else None)
     if image:

@@ -11,7 +11,7 @@ from data_engine.cycle.pipeline import Cycle
 from data_engine.cycle.slurm_runner import step_processes
 from data_engine.cycle.subprocess_runner import Processes, Steps
 from data_engine.promote import check_measure
-from data_engine.steps import steps_of
+from data_engine.steps import parse_steps
 from sam_train.config import build, changed_keys, config_dir, load_stored, save_resolved
 from sam_train.errors import ConfigError
 from sam_train.shards.maintenance.duplicate_groups import MAX_THRESHOLD
@@ -84,6 +84,6 @@ def check(cfg: DictConfig) -> None:
             f"start.checkpoint is {cfg.start.checkpoint}, and no such file is there: expected model.pt or released weights"
         )
     known = sorted(path.stem for path in (Path(config_dir()) / "stage").glob("*.yaml"))
-    for step in steps_of(cfg.stages):
+    for step in parse_steps(cfg.stages):
         if step.stage not in known:
             raise ConfigError(f"entry {step.entry} of stages is {step.stage!r}, expected one of {', '.join(known)}")

@@ -16,14 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console
-
+from data_engine.console import console
 from data_engine.cycle.pipeline import Action, Cycle
 from data_engine.cycle.subprocess_runner import Processes
 from sam_train.errors import ConfigError
 from sam_train.files import commit_file
-
-console = Console(highlight=False, soft_wrap=True)
 
 SCRIPT = """#!/bin/bash
 # {name}, by sam-cycle steps=slurm; submitted again by the same command when it is not done.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
 import torch
-from rich.console import Console
 
+from data_engine.console import console
 from data_engine.cycle.pipeline import Cycle
 from sam_train.errors import SamTrainError
 from sam_train.files import commit_file
@@ -21,8 +21,6 @@ from sam_train.files import commit_file
 TICK_S = 20.0
 ASKED_TO_LEAVE = 75
 """Exit code of a training that was asked to go and wrote its checkpoint."""
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 @runtime_checkable  # so that the type checks of the tests can ask

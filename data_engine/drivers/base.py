@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from data_engine.slices import Job, Outcome, ProgressListener, SliceStatus, Worker
+from data_engine.slices import EngineJob, ProgressListener, SliceResult, SliceStatus, Worker
 
 PAUSE_S = 1.0
 """Before a slice is asked for again that another process works on."""
@@ -17,7 +17,7 @@ PAUSE_S = 1.0
 class ProgressDisplay(ProgressListener, Protocol):
     """Whoever follows a run."""
 
-    def slice(self, outcome: Outcome, *, told: bool) -> None:
+    def slice(self, outcome: SliceResult, *, told: bool) -> None:
         """A slice is whole. `told`: its pictures were, one by one, by `add`."""
         ...
 
@@ -34,7 +34,7 @@ class Driver(Protocol):
         """Workers at once."""
         ...
 
-    def run(self, job: Job, slices: Sequence[int], audience: ProgressDisplay) -> dict[int, str]:
+    def run(self, job: EngineJob, slices: Sequence[int], display: ProgressDisplay) -> dict[int, str]:
         """Make these slices. Returns those that were given up, each with the reason.
 
         Raises what a worker raises, as far as it concerns all slices.
@@ -66,23 +66,23 @@ class SliceQueue:
         self._later.append((time.monotonic() + PAUSE_S, index))
 
 
-def settle(outcome: Outcome, todo: SliceQueue, audience: ProgressDisplay) -> None:
+def report_or_defer(outcome: SliceResult, todo: SliceQueue, display: ProgressDisplay) -> None:
     """Tell of a slice that a worker gave back, or put it off."""
-    if outcome.became is SliceStatus.HELD:
+    if outcome.status is SliceStatus.HELD:
         todo.later(outcome.index)
         return
-    audience.slice(outcome, told=outcome.became is SliceStatus.WRITTEN)
+    display.slice(outcome, told=outcome.status is SliceStatus.WRITTEN)
 
 
-def work_through(worker: Worker, slices: Sequence[int], audience: ProgressDisplay) -> None:
+def process_slices(worker: Worker, slices: Sequence[int], display: ProgressDisplay) -> None:
     """Make slices in this process, one after the other; waits for those that others hold."""
     todo, said = SliceQueue(slices), False
     while todo:
         index = todo.take()
         if index is None:
             if not said:
-                audience.say(f"waiting for {len(todo)} slices that other processes work on")
+                display.say(f"waiting for {len(todo)} slices that other processes work on")
             said = True
             time.sleep(PAUSE_S / 4)
             continue
-        settle(worker.run(index, audience), todo, audience)
+        report_or_defer(worker.run(index, display), todo, display)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from data_engine.drivers.base import ProgressDisplay, work_through
+from data_engine.drivers.base import ProgressDisplay, process_slices
 from data_engine.drivers.worker_pool import WorkerSpec, run_in_processes
-from data_engine.slices import Job, Worker
+from data_engine.slices import EngineJob, Worker
 from sam_train.errors import ConfigError
 
 
@@ -29,18 +29,18 @@ class LocalDriver:
         """Processes."""
         return self.processes or (max(torch.cuda.device_count(), 1) if device == "cuda" else 1)
 
-    def run(self, job: Job, slices: Sequence[int], audience: ProgressDisplay) -> dict[int, str]:
+    def run(self, job: EngineJob, slices: Sequence[int], display: ProgressDisplay) -> dict[int, str]:
         """In this process if there is one, where an error ends the run; a process of several that dies is replaced."""
         device, threads = str(job.config["device"]), job.config["threads"]
         width = min(self.width(device), len(slices))
         if width <= 1:
             if slices:
-                work_through(Worker(job, device=device, threads=threads), slices, audience)
+                process_slices(Worker(job, device=device, threads=threads), slices, display)
             return {}
-        return run_in_processes(job, slices, audience, seats(device, threads, width))
+        return run_in_processes(job, slices, display, worker_specs(device, threads, width))
 
 
-def seats(device: str, threads: int | None, width: int) -> list[WorkerSpec]:
+def worker_specs(device: str, threads: int | None, width: int) -> list[WorkerSpec]:
     """A device and a number of threads for each of `width` processes."""
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     share = threads or max(1, num_cpus() // width)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data_engine.slices import Outcome, SliceStatus
+from data_engine.slices import SliceResult, SliceStatus
 
 _OVER_S = 600.0
 """Seconds over which the speed is taken: a picture may need minutes."""
@@ -52,7 +52,7 @@ class ProgressBar:
         self._skipped += skipped
         self._progress.update(self._task, advance=images + skipped, masks=self._masks, skipped=self._skipped)
 
-    def slice(self, outcome: Outcome, *, told: bool) -> None:
+    def slice(self, outcome: SliceResult, *, told: bool) -> None:
         """As `ProgressDisplay`."""
         if not told:
             self.add(images=outcome.images, masks=outcome.masks, skipped=outcome.skipped)
@@ -64,7 +64,7 @@ class ProgressBar:
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
-class LogLines:
+class ProgressLog:
     """The audience of a task whose output goes into a log."""
 
     def begin(self, origin: str) -> None:
@@ -73,7 +73,7 @@ class LogLines:
     def add(self, *, images: int, masks: int, skipped: int) -> None:
         """As `ProgressListener`."""
 
-    def slice(self, outcome: Outcome, *, told: bool) -> None:
+    def slice(self, outcome: SliceResult, *, told: bool) -> None:
         """As `ProgressDisplay`."""
         self.say(line(outcome))
 
@@ -82,10 +82,10 @@ class LogLines:
         print(text, flush=True)
 
 
-def line(outcome: Outcome) -> str:
+def line(outcome: SliceResult) -> str:
     """What to print of a slice that is whole."""
     made = f"{outcome.images} images, {outcome.masks} masks, {outcome.skipped} skipped"
-    if outcome.became is not SliceStatus.WRITTEN:
+    if outcome.status is not SliceStatus.WRITTEN:
         return f"slice {outcome.index}: {made}, by another process"
     return f"slice {outcome.index}: {made}, {outcome.seconds:.1f} s"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from data_engine.drivers.base import ProgressDisplay, SliceQueue, settle
-from data_engine.slices import Job, Outcome, SliceStatus, Worker
+from data_engine.drivers.base import ProgressDisplay, SliceQueue, report_or_defer
+from data_engine.slices import EngineJob, SliceResult, SliceStatus, Worker
 from sam_train.errors import ConfigError, SamTrainError, message_of
 
 _POLL_S = 0.5
@@ -34,7 +34,7 @@ class RayDriver:
         room = int(there.get("CPU", 1) // self.cpus_per_task)
         return max(1, min(room, int(there.get("GPU", 0) // self.gpus_per_task)) if self.gpus_per_task else room)
 
-    def run(self, job: Job, slices: Sequence[int], audience: ProgressDisplay) -> dict[int, str]:
+    def run(self, job: EngineJob, slices: Sequence[int], display: ProgressDisplay) -> dict[int, str]:
         """Hand all slices to Ray. Raises SamTrainError with the words of the first task that met an error."""
         if not slices:
             return {}
@@ -43,18 +43,18 @@ class RayDriver:
         task = ray.remote(_make).options(
             num_cpus=self.cpus_per_task, num_gpus=self.gpus_per_task, max_retries=_TRIES_AFTER_DEATH, retry_exceptions=False
         )
-        shared, todo, given_up = ray.put(job), SliceQueue(slices), dict[int, str]()
+        shared, todo, failed = ray.put(job), SliceQueue(slices), dict[int, str]()
         running: dict[Any, int] = {}
         try:
             while todo or running:
                 while (index := todo.take()) is not None:
                     running[task.remote(shared, index, threads)] = index
                 for done in ray.wait(list(running), timeout=_POLL_S)[0] if running else []:
-                    _take(ray, done, running.pop(done), todo, given_up, audience)
+                    _take(ray, done, running.pop(done), todo, failed, display)
         finally:
             for left in running:
                 ray.cancel(left, force=True)
-        return given_up
+        return failed
 
     def _started(self) -> Any:
         try:
@@ -69,25 +69,25 @@ class RayDriver:
         return ray
 
 
-def _take(ray: Any, done: Any, index: int, todo: SliceQueue, given_up: dict[int, str], audience: ProgressDisplay) -> None:
+def _take(ray: Any, done: Any, index: int, todo: SliceQueue, failed: dict[int, str], display: ProgressDisplay) -> None:
     """What became of a task."""
     try:
         outcome, error = ray.get(done)
     except ray.exceptions.RayTaskError as fault:  # of ours: all of it is wanted
         raise SamTrainError(f"a Ray task met an error that nobody expected:\n{fault}") from fault
     except ray.exceptions.RayError as death:
-        given_up[index] = f"its Ray task died, for the second time: {str(death).strip().partition(chr(10))[0]}"
-        audience.say(f"slice {index} is given up: {given_up[index]}")
+        failed[index] = f"its Ray task died, for the second time: {str(death).strip().partition(chr(10))[0]}"
+        display.say(f"slice {index} is given up: {failed[index]}")
         return
     if error:
         raise SamTrainError(error)
-    if outcome.became is SliceStatus.WRITTEN:
-        audience.slice(outcome, told=False)
+    if outcome.status is SliceStatus.WRITTEN:
+        display.slice(outcome, told=False)
     else:
-        settle(outcome, todo, audience)
+        report_or_defer(outcome, todo, display)
 
 
-class _Nobody:
+class _NoProgress:
     """The watch of a task: Ray carries no news of single pictures."""
 
     def begin(self, origin: str) -> None: ...
@@ -99,11 +99,11 @@ _workers: list[Worker] = []
 """The last worker of this process: Ray keeps processes for further tasks, and loading a model takes longer than a picture."""
 
 
-def _make(job: Job, index: int, threads: int) -> tuple[Outcome | None, str]:
+def _make(job: EngineJob, index: int, threads: int) -> tuple[SliceResult | None, str]:
     """What a task does: one slice. Outcome, or the words of an error that is meant to be read."""
     try:
         if not _workers or _workers[0].job != job:
             _workers[:] = [Worker(job, device=str(job.config["device"]), threads=threads)]
-        return _workers[0].run(index, _Nobody()), ""
+        return _workers[0].run(index, _NoProgress()), ""
     except (SamTrainError, OSError) as error:
         return None, message_of(error)

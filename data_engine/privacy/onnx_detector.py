@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_engine.privacy.detections import Detections, merged
-from data_engine.privacy.onnx_session import Network, read_network
-from data_engine.privacy.pyramid import at_all_scales, check_shares
+from data_engine.privacy.detections import Detections, merge_detections
+from data_engine.privacy.onnx_session import OnnxNetwork, read_onnx_file
+from data_engine.privacy.pyramid import check_detector_options, detect_at_all_scales
 from sam_train.errors import ConfigError
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -42,14 +42,14 @@ class OnnxDetector:
         input_px: int = 640,
         overlap: float = 0.2,
     ) -> None:
-        check_shares(threshold=threshold, overlap=overlap)
+        check_detector_options(threshold=threshold, overlap=overlap)
         self.threshold, self.classes, self.overlap = threshold, None if classes is None else list(classes), overlap
-        self.network = Network(Path(file), read_network(Path(file)))
+        self.network = OnnxNetwork(Path(file), read_onnx_file(Path(file)))
         self.input_hw = self._input_hw(input_px)
 
     def detect(self, image: np.ndarray) -> Detections:
         """What the file finds in an HWC uint8 RGB picture of any size."""
-        return at_all_scales(image, self._look, tile_hw=self.input_hw, overlap=self.overlap)
+        return detect_at_all_scales(image, self._look, tile_hw=self.input_hw, overlap=self.overlap)
 
     def identity(self) -> str:
         """Settings and weights."""
@@ -76,7 +76,7 @@ class OnnxDetector:
         if self.classes is not None:
             kept &= np.isin(classes, self.classes)
         self._check(boxes[kept], scores)
-        return merged([Detections(boxes_xyxy=boxes[kept], scores=scores[kept])])
+        return merge_detections([Detections(boxes_xyxy=boxes[kept], scores=scores[kept])])
 
     def _rows(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes XYXY, scores and classes."""

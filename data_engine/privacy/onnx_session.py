@@ -14,7 +14,7 @@ from sam_train.errors import ConfigError
 EXTRA = "pip install 'sam-train[privacy]'"
 
 
-class Network:
+class OnnxNetwork:
     """One input, run with as many threads as torch has. Goes to another process without its session, which is made anew.
 
     `model` is the content of `file`, or what was made of it. Raises ConfigError without onnxruntime and for what is no model.
@@ -60,7 +60,7 @@ class Network:
         return {name: value for name, value in self.__dict__.items() if name != "_session"}
 
 
-def read_network(file: Path) -> bytes:
+def read_onnx_file(file: Path) -> bytes:
     """The bytes of an ONNX file. Raises ConfigError when there is none."""
     if not file.is_file():
         raise ConfigError(f"no such detector: {file}. Expected an ONNX file on this machine; none is ever fetched")

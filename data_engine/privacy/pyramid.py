@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
-from data_engine.privacy.detections import Detections, merged
+from data_engine.privacy.detections import Detections, merge_detections
 from sam_train.errors import ConfigError
 
 
-def at_all_scales(
+def detect_at_all_scales(
     image: np.ndarray, look: Callable[[np.ndarray], Detections], *, tile_hw: tuple[int, int], overlap: float
 ) -> Detections:
     """All that `look` finds in HWC uint8 RGB pictures of at most `tile_hw`, in the frame of `image`, each object once.
@@ -30,7 +30,7 @@ def at_all_scales(
             part = look(np.ascontiguousarray(level[top : top + tile_hw[0], left : left + tile_hw[1]]))
             boxes = (part.boxes_xyxy + np.array([left, top, left, top])) * np.tile(scale_xy, 2)
             found.append(Detections(boxes_xyxy=boxes, scores=part.scores))
-    return merged(found)
+    return merge_detections(found)
 
 
 def levels(image: np.ndarray, tile_hw: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -54,7 +54,7 @@ def _starts(side: int, tile: int, overlap_px: int) -> list[int]:
     return [*range(0, side - tile, tile - overlap_px), side - tile]
 
 
-def check_shares(*, threshold: float, overlap: float) -> None:
+def check_detector_options(*, threshold: float, overlap: float) -> None:
     """Raise ConfigError for a threshold or an overlap of tiles out of range."""
     if not 0 < threshold < 1:
         raise ConfigError(f"a detector's threshold is {threshold}: expected a score above 0 and below 1")

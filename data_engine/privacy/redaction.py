@@ -16,7 +16,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-METHODS = ("blur", "pixelate", "fill")
+REDACTION_METHODS = ("blur", "pixelate", "fill")
 
 MIN_CELL_PX = 4
 GREY = 128
@@ -26,7 +26,7 @@ MIN_DILATE = 1 / (1 - FADE)
 """From here on what was found is covered whole."""
 
 
-def cover(
+def redact_box(
     image: np.ndarray, found_xyxy: np.ndarray, *, method: str, dilate: float, cells: int
 ) -> tuple[int, int, int, int] | None:
     """Cover a box, `dilate` times as large around its middle, of an HWC uint8 RGB picture in place.

@@ -20,11 +20,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_engine.privacy.audit import audit_path, read_audit
-from data_engine.structures import CoveredBox
+from data_engine.structures import RedactedBox
 from sam_train.errors import ShardError
 from sam_train.files import commit_file
 from sam_train.shards import decode_jpeg, done_shards, encode_jpeg, load_manifest
 from sam_train.shards.index import index_shard, read_sample_bytes
+from sam_train.subsets import evenly_spaced_indices
 
 NUM_COVERED, NUM_CLEAR = 96, 48
 CONTEXT = 3.0
@@ -41,7 +42,7 @@ class Tile:
     text: str
 
 
-def write_review(folder: Path) -> Path:
+def write_privacy_review(folder: Path) -> Path:
     """Write the page of the done shards in a folder. Raises ShardError for shards or audits that do not read."""
     shards = done_shards(folder)
     boxes: Counter[str] = Counter()
@@ -65,7 +66,7 @@ def write_review(folder: Path) -> Path:
 _IMAGES = "images with something covered"
 
 
-def _least_sure(shards: Sequence[Path], boxes: Counter[str]) -> Iterator[tuple[Path, str, CoveredBox]]:
+def _least_sure(shards: Sequence[Path], boxes: Counter[str]) -> Iterator[tuple[Path, str, RedactedBox]]:
     """Of each picture the box with the lowest score; counts boxes by kind and pictures on the way."""
     for shard in shards:
         for key, group in groupby(read_audit(shard), key=itemgetter(0)):
@@ -74,7 +75,7 @@ def _least_sure(shards: Sequence[Path], boxes: Counter[str]) -> Iterator[tuple[P
             yield shard, key, min(places, key=attrgetter("score"))
 
 
-def _covered(shown: Sequence[tuple[Path, str, CoveredBox]]) -> list[Tile]:
+def _covered(shown: Sequence[tuple[Path, str, RedactedBox]]) -> list[Tile]:
     wanted: dict[Path, list[str]] = defaultdict(list)
     for shard, key, _ in shown:
         wanted[shard].append(key)
@@ -91,20 +92,14 @@ def _covered(shown: Sequence[tuple[Path, str, CoveredBox]]) -> list[Tile]:
 def _clear(shards: Sequence[Path]) -> list[Tile]:
     """Pictures of shards spread over the run."""
     tiles: list[Tile] = []
-    looked_at = _spread(shards, NUM_CLEAR)
+    looked_at = [shards[i] for i in evenly_spaced_indices(len(shards), NUM_CLEAR)]
     for shard in looked_at:
         covered = {key for key, _ in read_audit(shard)}
         keys = [key for key in load_manifest(shard).keys if key not in covered]
-        for key, jpeg in _jpegs(shard, _spread(keys, -(-NUM_CLEAR // len(looked_at)))):
+        shown = evenly_spaced_indices(len(keys), -(-NUM_CLEAR // len(looked_at)))
+        for key, jpeg in _jpegs(shard, [keys[i] for i in shown]):
             tiles.append(Tile(src=_shown(_decoded(jpeg, key)), key=key, text=""))
     return tiles[:NUM_CLEAR]
-
-
-def _spread(items: Sequence, number: int) -> list:
-    """At most `number` of them, at equal distances."""
-    if len(items) <= number:
-        return list(items)
-    return [items[int((k + 0.5) * len(items) / number)] for k in range(number)]
 
 
 def _jpegs(shard: Path, keys: Iterable[str]) -> list[tuple[str, bytes]]:
@@ -116,7 +111,7 @@ def _decoded(jpeg: bytes, key: str) -> np.ndarray:
     return decode_jpeg(jpeg, key=key)
 
 
-def _around(image: np.ndarray, place: CoveredBox) -> np.ndarray:
+def _around(image: np.ndarray, place: RedactedBox) -> np.ndarray:
     """The box framed, in its surroundings."""
     left, top, right, bottom = place.covered_xyxy
     half = max(right - left, bottom - top, 24) * CONTEXT / 2

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from data_engine.report.comparison import Comparison, compare
@@ -21,6 +19,7 @@ from sam_train.errors import ConfigError
 from sam_train.files import commit_file
 from sam_train.shards import Manifest, Sample, expand_shards
 from sam_train.shards.maintenance.statistics.measure import Statistics
+from sam_train.subsets import evenly_spaced_indices
 
 NUM_GALLERY = 6
 Item = TypeVar("Item")
@@ -84,12 +83,6 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` items at even distances, first and last among them."""
-    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[place] for place in places]
-
-
 def _truth(run: RunFolder, manifests: list[list[Manifest]], notes: list[str]) -> Truth | None:
     if run.truth is None:
         notes.append("The config names no corpus.truth, so nothing says how good the written masks are.")
@@ -108,7 +101,8 @@ def _stages(
     lines: list[StageNumbers] = []
     galleries: list[list[Sample]] = []
     for position, (stage, of_stage) in enumerate(zip(run.stages, manifests, strict=True)):
-        shown = spread([key for manifest in of_stage for key in manifest.keys], NUM_GALLERY)
+        keys = [key for manifest in of_stage for key in manifest.keys]
+        shown = [keys[i] for i in evenly_spaced_indices(len(keys), NUM_GALLERY, at="ends")]
         # By the manifests read before, so that a shard finished meanwhile is in all numbers or in none.
         shards = [stage.folder / "shards" / manifest.shard for manifest in of_stage]
         masks = walk_masks(shards, truth or {}, set(shown))

@@ -19,6 +19,7 @@ from sam_train.masks import encode_rle, mask_iou
 from sam_train.prompts import PromptSimulator
 from sam_train.records import MaskRecord, Rle
 from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples
+from sam_train.subsets import evenly_spaced_indices
 
 NUM_SHOWN = 6
 NUM_WORST = 6
@@ -89,8 +90,7 @@ def compare(run: RunFolder, *, num_images: int, device: torch.device) -> Compari
 def representative(gains: Sequence[float], count: int) -> list[int]:
     """Indices at evenly spaced ranks from the largest gain to the smallest, both included, each once."""
     order = np.argsort(-np.asarray(gains, dtype=float), kind="stable")
-    ranks = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
-    return [int(order[rank]) for rank in ranks]
+    return [int(order[rank]) for rank in evenly_spaced_indices(len(order), count, at="ends")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +117,13 @@ def _first_and_last(run: RunFolder) -> list[Trial]:
 def _spread(shards: list[Path], count: int) -> list[Sample]:
     """`count` samples at even distances. The shards are read twice, so that never more than `count` are held."""
     total = sum(1 for _ in iterate_samples(shards))
-    wanted = set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
+    wanted = set(evenly_spaced_indices(total, count, at="ends"))
     return [sample for index, sample in enumerate(iterate_samples(shards)) if index in wanted]
 
 
 def _objects(sample: Sample) -> list[MaskRecord]:
     large = [mask for mask in sample.record.masks if mask.area >= MIN_AREA_PX]
-    places = np.linspace(0, len(large) - 1, min(MASKS_PER_IMAGE, len(large))).round().astype(int)
-    return [large[place] for place in places]
+    return [large[i] for i in evenly_spaced_indices(len(large), MASKS_PER_IMAGE, at="ends")]
 
 
 def _answer_all(predictor: Predictor, samples: list[Sample]) -> list[_Answer]:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from data_engine.report.curves import figure_svg
 from sam_train.shards.maintenance.statistics.measure import NUM_BINS, Statistics, measure_shard
 from sam_train.shards.maintenance.statistics.reference import MASKS_PER_IMAGE_BINS
+from sam_train.subsets import evenly_spaced_indices
 
 MAX_SHARDS = 40
 """Of a stage with more, so many at even distances are measured."""
@@ -24,10 +25,9 @@ _HISTOGRAMS = (
 
 def measure_stage(shards: Sequence[Path]) -> Statistics:
     """The masks of a stage's shards, JPEGs unread."""
-    places = np.unique(np.linspace(0, len(shards) - 1, min(MAX_SHARDS, len(shards))).round().astype(int))
     whole = Statistics()
-    for place in places:
-        whole.add(measure_shard(shards[place], lambda _: None))
+    for index in evenly_spaced_indices(len(shards), MAX_SHARDS, at="ends"):
+        whole.add(measure_shard(shards[index], lambda _: None))
     return whole
 
 

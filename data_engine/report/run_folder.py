@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_engine.steps import START, steps_of
+from data_engine.steps import START_STEP, parse_steps
 from sam_train.config import load_stored
 from sam_train.errors import ConfigError
 from sam_train.shards import done_shards
@@ -139,11 +139,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _stages(folder: Path, config: Mapping[str, Any], entries: list[Any], path: Path) -> tuple[Stage, ...]:
     try:
-        steps = steps_of(entries)
+        steps = parse_steps(entries)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     start = config.get("start") or {}
-    began = [Stage(step=START, stage="start", folder=folder / START)] if start.get("checkpoint") or start.get("shards") else []
+    began = (
+        [Stage(step=START_STEP, stage="start", folder=folder / START_STEP)]
+        if start.get("checkpoint") or start.get("shards")
+        else []
+    )
     return (*began, *(Stage(step=step.name, stage=step.stage, folder=folder / step.name) for step in steps))
 
 

@@ -8,9 +8,19 @@ listing.py   the source, cut into slices
 folder.py    the run's folder on disk
 """
 
-from data_engine.slices.job import Job, Outcome, ProgressListener, SliceProgress, SliceStatus, absolute
-from data_engine.slices.listing import Listing
-from data_engine.slices.run_folder import RunFolder
+from data_engine.slices.job import EngineJob, ProgressListener, SliceProgress, SliceResult, SliceStatus, with_absolute_paths
+from data_engine.slices.listing import SliceListing
+from data_engine.slices.run_folder import EngineRunFolder
 from data_engine.slices.worker import Worker
 
-__all__ = ["Job", "Listing", "Outcome", "ProgressListener", "RunFolder", "SliceProgress", "SliceStatus", "Worker", "absolute"]
+__all__ = [
+    "EngineJob",
+    "EngineRunFolder",
+    "ProgressListener",
+    "SliceListing",
+    "SliceProgress",
+    "SliceResult",
+    "SliceStatus",
+    "Worker",
+    "with_absolute_paths",
+]

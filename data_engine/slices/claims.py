@@ -33,7 +33,7 @@ from pathlib import Path
 
 from sam_train.errors import SamTrainError
 
-BEATS_PER_EXPIRY = 6
+HEARTBEATS_PER_EXPIRY = 6
 _RELEASED = b"released"
 
 
@@ -60,13 +60,13 @@ class Claims:
             try:
                 return Claim(path, self.expires_s)
             except FileExistsError:
-                if not self._is_gone(path):
+                if not self._holder_is_gone(path):
                     return None
                 generation += 1
             except FileNotFoundError:
                 return None
 
-    def _is_gone(self, path: Path) -> bool:
+    def _holder_is_gone(self, path: Path) -> bool:
         try:
             descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
@@ -92,7 +92,7 @@ class Claim:
         self._expires_s = expires_s
         self._hold(path)
         self._stop = threading.Event()
-        self._beats = threading.Thread(target=self._beat, name=f"claim {path.name}", daemon=True)
+        self._beats = threading.Thread(target=self._heartbeat, name=f"claim {path.name}", daemon=True)
         self._beats.start()
 
     def confirm(self) -> None:
@@ -103,13 +103,13 @@ class Claim:
         except FileExistsError as error:
             message = f"{self._path.name} was taken over: this process was not heard of for {self._expires_s:.0f} s"
             raise ClaimLostError(f"{message}; what it made of the slice is dropped") from error
-        _let_go(before)
+        _mark_released(before)
 
     def release(self) -> None:
         """Let go. The file stays, and whoever wants the slice may follow at once."""
         self._stop.set()
         self._beats.join()
-        _let_go(self._descriptor)
+        _mark_released(self._descriptor)
 
     def __enter__(self) -> Claim:
         return self
@@ -129,13 +129,13 @@ class Claim:
         name, _, generation = self._path.name.rpartition(".")
         return self._path.with_name(f"{name}.{int(generation) + 1}")
 
-    def _beat(self) -> None:
-        while not self._stop.wait(self._expires_s / BEATS_PER_EXPIRY):
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(self._expires_s / HEARTBEATS_PER_EXPIRY):
             with suppress(OSError):  # not heard of then, which `confirm` will tell
                 os.utime(self._path)
 
 
-def _let_go(descriptor: int) -> None:
+def _mark_released(descriptor: int) -> None:
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, _RELEASED, 0)

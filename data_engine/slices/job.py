@@ -10,21 +10,21 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from data_engine.slices.run_folder import RunFolder
+from data_engine.slices.run_folder import EngineRunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class EngineJob:
     """A run in plain values: what a process, a SLURM task or a Ray worker is sent. Paths are absolute."""
 
     config: dict[str, Any]
     """The engine's config, resolved."""
-    made_by: dict[str, str]
+    provenance: dict[str, str]
 
     @property
-    def folder(self) -> RunFolder:
+    def folder(self) -> EngineRunFolder:
         """The run's folder, as a new process sees it."""
-        return RunFolder(Path(self.config["out"]), self.config["claim_expires_s"])
+        return EngineRunFolder(Path(self.config["out"]), self.config["claim_expires_s"])
 
 
 class SliceStatus(Enum):
@@ -38,11 +38,11 @@ class SliceStatus(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class SliceResult:
     """A slice that a worker was given."""
 
     index: int
-    became: SliceStatus
+    status: SliceStatus
     images: int = 0
     masks: int = 0
     skipped: int = 0
@@ -77,17 +77,17 @@ class SliceProgress:
         self._sum.update(images=images, masks=masks, skipped=skipped)
         self._watch.add(images=images, masks=masks, skipped=skipped)
 
-    def take_back(self) -> None:
+    def revert(self) -> None:
         """Nothing of it is done after all."""
         self._watch.add(**{name: -self._sum[name] for name in ("images", "masks", "skipped")})
 
 
-def absolute(config: Mapping[str, Any], names: tuple[str, ...] = ("out", "checkpoint")) -> dict[str, Any]:
+def with_absolute_paths(config: Mapping[str, Any], names: tuple[str, ...] = ("out", "checkpoint")) -> dict[str, Any]:
     """The config with these of its paths, a proposer's and privacy's made absolute: a worker may run in another folder."""
     found = {**config, **{name: os.path.abspath(os.path.expanduser(config[name])) for name in names if config.get(name)}}
     if (stage := config.get("stage")) and stage.get("generator"):
-        found["stage"] = {**stage, "generator": absolute(stage["generator"], ("file",))}
+        found["stage"] = {**stage, "generator": with_absolute_paths(stage["generator"], ("file",))}
     if privacy := config.get("privacy"):
-        detectors = {kind: absolute(detector, ("file",)) for kind, detector in privacy["detectors"].items()}
-        found["privacy"] = {**absolute(privacy, ("take_down",)), "detectors": detectors}
+        detectors = {kind: with_absolute_paths(detector, ("file",)) for kind, detector in privacy["detectors"].items()}
+        found["privacy"] = {**with_absolute_paths(privacy, ("take_down",)), "detectors": detectors}
     return found

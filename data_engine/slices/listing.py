@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_engine.sources import References, Source
+from data_engine.sources import ImageReferences, Source
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write
 
 
 def write_listing(path: Path, source: Source, *, images_per_shard: int) -> None:
     """An Arrow file, a record batch for each slice of `images_per_shard` references, the last one shorter."""
-    assert isinstance(source.references, References)
+    assert isinstance(source.references, ImageReferences)
     table = source.references.table.combine_chunks()
     about = {"images": len(source.references), "listed": time.time(), "skipped": source.skipped, "max_pixels": source.max_pixels}
     schema = table.schema.with_metadata({**(table.schema.metadata or {}), b"about": json.dumps(about).encode()})
@@ -26,7 +26,7 @@ def write_listing(path: Path, source: Source, *, images_per_shard: int) -> None:
         writer.write_table(table.replace_schema_metadata(schema.metadata), max_chunksize=images_per_shard)
 
 
-class Listing:
+class SliceListing:
     """What `write_listing` wrote. Raises ConfigError for a file that is none."""
 
     def __init__(self, path: Path) -> None:
@@ -49,9 +49,9 @@ class Listing:
 
     def slice(self, index: int) -> Source:
         """The source that has the pictures of slice `index` alone."""
-        return replace(self._source, references=References(pa.Table.from_batches([self._file.get_batch(index)])))
+        return replace(self._source, references=ImageReferences(pa.Table.from_batches([self._file.get_batch(index)])))
 
-    def num_images_of(self, index: int) -> int:
+    def num_images_in(self, index: int) -> int:
         """Pictures in slice `index`: all slices but the last have as many."""
         return self._size if index < len(self) - 1 else self.num_images - self._size * (len(self) - 1)
 

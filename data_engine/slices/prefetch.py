@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from data_engine.sources import Reference, Source
+from data_engine.sources import ImageReference, Source
 from data_engine.structures import SourceImage
 
 T = TypeVar("T")
@@ -33,13 +33,13 @@ class BackgroundFinisher(Generic[T]):
         return before
 
 
-def prefetch_images(source: Source, ahead: int) -> Iterator[tuple[Reference, Callable[[], SourceImage]]]:
+def prefetch_images(source: Source, ahead: int) -> Iterator[tuple[ImageReference, Callable[[], SourceImage]]]:
     """The references of a source in order, each with a call that gives its picture; up to `ahead` are loaded meanwhile."""
     if not ahead:
         for reference in source.references:
             yield reference, lambda reference=reference: source.load(reference)  # type: ignore[misc]
         return
-    waiting: deque[tuple[Reference, Future[SourceImage]]] = deque()
+    waiting: deque[tuple[ImageReference, Future[SourceImage]]] = deque()
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="load")
     try:
         for reference in source.references:

@@ -22,7 +22,7 @@ from secrets import token_hex
 from typing import Any
 
 from data_engine.slices.claims import Claim, Claims
-from data_engine.slices.listing import Listing, write_listing
+from data_engine.slices.listing import SliceListing, write_listing
 from data_engine.sources import Source
 from sam_train.errors import ConfigError
 from sam_train.files import commit_file
@@ -31,7 +31,7 @@ from sam_train.shards import manifest_path
 _POLL_S = 0.2
 
 
-class RunFolder:
+class EngineRunFolder:
     """`out=` of a run. claim_expires_s: see `Claims`."""
 
     def __init__(self, out: Path, claim_expires_s: float) -> None:
@@ -41,30 +41,30 @@ class RunFolder:
 
     def prepare(
         self,
-        made_by: Mapping[str, str],
+        provenance: Mapping[str, str],
         open_source: Callable[[], Source],
         *,
         images_per_shard: int,
         say: Callable[[str], None] = lambda _: None,
-    ) -> tuple[Listing, bool]:
+    ) -> tuple[SliceListing, bool]:
         """The listing, and whether it was there: written by one process, the first, and read by all others.
 
         Raises ConfigError if the folder holds shards that something else made, and what `open_source` raises.
         """
         if self.out.is_dir():
             self._refresh(self.out)
-            self.refuse_another(made_by)
-        with self.listing_lock(say):
-            self.refuse_another(made_by)
+            self.check_same_provenance(provenance)
+        with self.acquire_listing_lock(say):
+            self.check_same_provenance(provenance)
             path = self._hidden / "listing.arrow"
             was_there = path.is_file()
             if not was_there:
                 write_listing(path, open_source(), images_per_shard=images_per_shard)
             if not (mark := self.out / "engine.json").is_file():
-                commit_file(mark, (json.dumps(dict(made_by), indent=1) + "\n").encode())
+                commit_file(mark, (json.dumps(dict(provenance), indent=1) + "\n").encode())
         return self.listing(), was_there
 
-    def listing_lock(self, say: Callable[[str], None]) -> Claim:
+    def acquire_listing_lock(self, say: Callable[[str], None]) -> Claim:
         said = False
         while True:
             self.claims.folder.mkdir(parents=True, exist_ok=True)  # again: a process that finished the run removes it
@@ -76,20 +76,20 @@ class RunFolder:
             said = True
             time.sleep(_POLL_S)
 
-    def refuse_another(self, made_by: Mapping[str, str]) -> None:
+    def check_same_provenance(self, provenance: Mapping[str, str]) -> None:
         """Raise ConfigError if the folder holds shards that something else made."""
         path = self.out / "engine.json"
         if path.is_file():
             there = json.loads(path.read_bytes())
-            if there != made_by:
-                changed = sorted(k for k in {*there, *made_by} if there.get(k) != made_by.get(k))
+            if there != provenance:
+                changed = sorted(k for k in {*there, *provenance} if there.get(k) != provenance.get(k))
                 raise ConfigError(f"{self.out} holds shards made with another {', '.join(changed)}: choose another out=")
         elif any(self.out.glob("*.tar")):
             raise ConfigError(f"{self.out} holds tars that this stage did not write: choose another out=")
 
-    def listing(self) -> Listing:
+    def listing(self) -> SliceListing:
         """The pictures of the run, cut into slices."""
-        return Listing(self._hidden / "listing.arrow")
+        return SliceListing(self._hidden / "listing.arrow")
 
     def shard(self, index: int) -> Path:
         """The file of slice `index`."""
@@ -99,7 +99,7 @@ class RunFolder:
         """Whether the slice's shard is whole."""
         return manifest_path(self.shard(index)).is_file()
 
-    def undone(self, slices: Iterable[int]) -> list[int]:
+    def missing_slices(self, slices: Iterable[int]) -> list[int]:
         """Those whose shard is not whole, by one look at the folder."""
         names = set(os.listdir(self.out)) if self.out.is_dir() else set()
         return [index for index in slices if manifest_path(self.shard(index)).name not in names]
@@ -129,7 +129,7 @@ class RunFolder:
         with self._log.open("a") as stream:
             stream.write(json.dumps(dict(entry)) + "\n")
 
-    def worked(self) -> dict[int, dict[str, Any]]:
+    def read_slice_log(self) -> dict[int, dict[str, Any]]:
         """What was logged of each slice, the last line where there are several. A line that a killed process tore is none."""
         found: dict[int, dict[str, Any]] = {}
         for path in sorted((self._hidden / "work").glob("*.jsonl")):
@@ -141,7 +141,7 @@ class RunFolder:
                     continue
         return found
 
-    def scratch(self, name: str) -> Path:
+    def driver_folder(self, name: str) -> Path:
         """A folder for what a driver keeps."""
         path = self._hidden / name
         path.mkdir(parents=True, exist_ok=True)

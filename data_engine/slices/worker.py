@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_engine.annotators import Work
+from data_engine.annotators import AnnotationResult
 from data_engine.ledger import Counts
-from data_engine.privacy import Audit, Privacy
+from data_engine.privacy import Privacy, RedactionAudit
 from data_engine.slices.claims import Claim, ClaimLostError
-from data_engine.slices.job import Job, Outcome, ProgressListener, SliceProgress, SliceStatus
-from data_engine.slices.listing import Listing
+from data_engine.slices.job import EngineJob, ProgressListener, SliceProgress, SliceResult, SliceStatus
+from data_engine.slices.listing import SliceListing
 from data_engine.slices.prefetch import BackgroundFinisher, prefetch_images
 from data_engine.stages import Stage
-from data_engine.structures import CoveredBox, Origin, SourceImage
+from data_engine.structures import MASK_IDS_PER_IMAGE, MaskOrigin, RedactedBox, SourceImage
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build
 from sam_train.errors import SamTrainError, SkipSample
@@ -31,18 +31,17 @@ from sam_train.shards import load_manifest, write_shard
 
 MAX_UNREACHABLE = 20
 """Pictures in a row that cannot be had: then it is the network or a disk that is gone, and not the pictures."""
-_MASK_IDS_PER_IMAGE = 10_000
 _NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
+class FinishedImage:
     """An image that goes into a shard."""
 
     record: ImageRecord
     jpeg: bytes
     counts: Counts
-    covered: tuple[CoveredBox, ...]
+    covered: tuple[RedactedBox, ...]
 
 
 class Worker:
@@ -51,13 +50,13 @@ class Worker:
     device: "cpu", "cuda:1" and so on. threads: of the CPU; None leaves them as they are.
     """
 
-    def __init__(self, job: Job, *, device: str, threads: int | None) -> None:
+    def __init__(self, job: EngineJob, *, device: str, threads: int | None) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.job, self.device, self.folder = job, device, job.folder
         self._unreachable = 0
 
-    def run(self, index: int, watch: ProgressListener) -> Outcome:
+    def run(self, index: int, watch: ProgressListener) -> SliceResult:
         """Annotate a slice and write its shard, unless it is there or another process works on it.
 
         Raises SamTrainError when pictures cannot be had any more, and what loading, annotating and writing raise.
@@ -66,7 +65,7 @@ class Worker:
             return self._there(index)
         claim = self.folder.claim(index)
         if claim is None:
-            return Outcome(index=index, became=SliceStatus.HELD)
+            return SliceResult(index=index, status=SliceStatus.HELD)
         with claim:
             if self.folder.is_done(index):
                 return self._there(index)
@@ -74,17 +73,17 @@ class Worker:
             try:
                 return self._write(index, claim, told)
             except ClaimLostError:
-                told.take_back()
-                return Outcome(index=index, became=SliceStatus.HELD)
+                told.revert()
+                return SliceResult(index=index, status=SliceStatus.HELD)
 
-    def begin(self, image: SourceImage) -> Callable[[], Made]:
+    def infer_image(self, image: SourceImage) -> Callable[[], FinishedImage]:
         """What needs the model is done now, the rest by the call that comes back, in any thread. Raises SkipSample."""
-        rest = self.stage.begin(self.model, image)
+        rest = self.stage.infer(self.model, image)
         hw, blank = image.image.shape[:2], replace(image, image=_NO_PIXELS)  # the rest has no use for the pixels
         return lambda: self._finished(blank, hw, rest())
 
-    def _finished(self, image: SourceImage, hw: tuple[int, ...], work: Work) -> Made:
-        first_id = image.image_id * _MASK_IDS_PER_IMAGE  # unique over the corpus as long as an image has fewer masks
+    def _finished(self, image: SourceImage, hw: tuple[int, ...], work: AnnotationResult) -> FinishedImage:
+        first_id = image.image_id * MASK_IDS_PER_IMAGE
         masks = [
             MaskRecord(
                 id=first_id + number,
@@ -97,9 +96,9 @@ class Worker:
                 point_coords=candidate.point_coords,
                 provenance=Provenance(
                     stage=self.stage.name,
-                    checkpoint=self.job.made_by["checkpoint"],
-                    annotator="automatic" if candidate.origin is Origin.GENERATED else self.stage.annotator_name,
-                    config=self.job.made_by["config"],
+                    checkpoint=self.job.provenance["checkpoint"],
+                    annotator="automatic" if candidate.origin is MaskOrigin.GENERATED else self.stage.annotator_name,
+                    config=self.job.provenance["config"],
                     prompts=candidate.prompts,
                     seconds=candidate.seconds,
                     parent=None if candidate.parent is None else first_id + candidate.parent,
@@ -110,8 +109,8 @@ class Worker:
         ]
         record = ImageRecord(key=image.key, image_id=image.image_id, width=hw[1], height=hw[0], masks=masks)
         counts = Counts(work.counts)
-        counts.add(self.privacy.counts(image.covered))
-        return Made(record=record, jpeg=image.jpeg, counts=counts, covered=image.covered)
+        counts.add(self.privacy.counts(image.redacted_boxes))
+        return FinishedImage(record=record, jpeg=image.jpeg, counts=counts, covered=image.redacted_boxes)
 
     @cached_property
     def stage(self) -> Stage:
@@ -132,37 +131,37 @@ class Worker:
         return load_checkpoint(Path(checkpoint), self.device) if checkpoint else None
 
     @cached_property
-    def _listing(self) -> Listing:
+    def _listing(self) -> SliceListing:
         return self.folder.listing()
 
-    def _there(self, index: int) -> Outcome:
+    def _there(self, index: int) -> SliceResult:
         manifest = load_manifest(self.folder.shard(index))
         numbers = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(manifest.skipped)}
-        return Outcome(index=index, became=SliceStatus.ALREADY_DONE, **numbers)
+        return SliceResult(index=index, status=SliceStatus.ALREADY_DONE, **numbers)
 
-    def _write(self, index: int, claim: Claim, watch: ProgressListener) -> Outcome:
+    def _write(self, index: int, claim: Claim, watch: ProgressListener) -> SliceResult:
         began = time.perf_counter()
         skipped: dict[str, str] = {}
         counts = Counts()
         samples = self._samples(index, claim, skipped, counts, watch)
-        path, made_by = self.folder.shard(index), self.job.made_by
-        manifest = write_shard(path, samples, skipped=skipped, counts=counts, provenance=made_by)
+        path, provenance = self.folder.shard(index), self.job.provenance
+        manifest = write_shard(path, samples, skipped=skipped, counts=counts, provenance=provenance)
         numbers = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(skipped)}
         seconds = time.perf_counter() - began
         node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
         self.folder.log({"slice": index, **numbers, "seconds": round(seconds, 3), "node": node, "ended": round(time.time(), 1)})
-        return Outcome(index=index, became=SliceStatus.WRITTEN, seconds=seconds, **numbers)
+        return SliceResult(index=index, status=SliceStatus.WRITTEN, seconds=seconds, **numbers)
 
     def _samples(
         self, index: int, claim: Claim, skipped: dict[str, str], counts: Counts, watch: ProgressListener
     ) -> Iterator[tuple[ImageRecord, bytes]]:
         """Each sample as it is made, so that a slice of any length needs the memory of a picture or two."""
-        source, audit = self.privacy.over(self._listing.slice(index)), Audit()
-        with BackgroundFinisher[Made]() as finisher:
+        source, audit = self.privacy.redact_source(self._listing.slice(index)), RedactionAudit()
+        with BackgroundFinisher[FinishedImage]() as finisher:
             for reference, load in prefetch_images(source, self.job.config["load_ahead"]):
                 watch.begin(reference.origin)
                 try:
-                    finished = finisher(self.begin(load()))
+                    finished = finisher(self.infer_image(load()))
                 except SkipSample as skip:
                     self._count_unreachable(skip)
                     skipped[reference.origin] = skip.reason
@@ -185,7 +184,9 @@ class Worker:
             raise SamTrainError(f"{MAX_UNREACHABLE} pictures in a row cannot be had, the last one so: {skip}; {what_to_do}")
 
 
-def _told(made: Made | None, counts: Counts, audit: Audit, watch: ProgressListener) -> Iterator[tuple[ImageRecord, bytes]]:
+def _told(
+    made: FinishedImage | None, counts: Counts, audit: RedactionAudit, watch: ProgressListener
+) -> Iterator[tuple[ImageRecord, bytes]]:
     if made is not None:
         counts.add(made.counts)
         audit.add(made.record, made.covered)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_engine.sources.listing import LISTING_REASONS, list_source
-from data_engine.sources.references import Reference, References
-from data_engine.sources.remote import FAR_REASONS, fetch, shard_opener
+from data_engine.sources.references import ImageReference, ImageReferences
+from data_engine.sources.remote import REMOTE_REASONS, fetch, remote_shard_opener
 from data_engine.structures import SourceImage
 from sam_train.errors import SkipSample
 from sam_train.shards import decode_jpeg
@@ -26,22 +26,22 @@ from sam_train.shards.index import IndexedSample, read_sample
 from sam_train.shards.jpeg import strip_metadata
 from sam_train.shards.tar_members import open_local_shard
 
-LOAD_REASONS = (*IMAGE_SKIP_REASONS, "wrong_size", *FAR_REASONS)
+LOAD_REASONS = (*IMAGE_SKIP_REASONS, "wrong_size", *REMOTE_REASONS)
 """Every `reason` of a SkipSample that `Source.load` raises."""
 
-__all__ = ["LISTING_REASONS", "LOAD_REASONS", "Reference", "References", "Source", "open_source"]
+__all__ = ["LISTING_REASONS", "LOAD_REASONS", "ImageReference", "ImageReferences", "Source", "open_source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """All pictures of a source in a fixed order. Small enough to send to a worker, and picklable."""
 
-    references: Sequence[Reference]
+    references: Sequence[ImageReference]
     skipped: dict[str, str] = field(default_factory=dict)
     """What was found but not listed: relative path -> one of LISTING_REASONS."""
     max_pixels: int = MAX_PIXELS
 
-    def load(self, reference: Reference) -> SourceImage:
+    def load(self, reference: ImageReference) -> SourceImage:
         """Read and decode one picture: upright RGB, and the JPEG that decodes to exactly that.
 
         Raises SkipSample for a picture that cannot be used, `reason` one of LOAD_REASONS; ShardError for a record that
@@ -82,9 +82,9 @@ def open_source(source: str | Path, *, max_pixels: int = MAX_PIXELS) -> Source:
     return Source(references=references, skipped=skipped, max_pixels=max_pixels)
 
 
-def _load_sample(reference: Reference, indexed: IndexedSample, max_pixels: int) -> SourceImage:
+def _load_sample(reference: ImageReference, indexed: IndexedSample, max_pixels: int) -> SourceImage:
     far = isinstance(reference.path, str)
-    sample = read_sample(indexed, shard_opener(str(reference.path)) if far else open_local_shard)
+    sample = read_sample(indexed, remote_shard_opener(str(reference.path)) if far else open_local_shard)
     open_image_header(sample.jpeg, key=reference.key, name=reference.origin, max_pixels=max_pixels)
     try:
         # Not turned upright by its EXIF: no reader of shards does, and the record's masks lie on the pixels as stored.

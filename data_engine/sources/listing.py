@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_engine.sources.references import References, printable
-from data_engine.sources.remote import far_names, far_shards, read_far_text
+from data_engine.sources.references import ImageReferences, printable_name
+from data_engine.sources.remote import list_remote_names, list_remote_shards, read_remote_text
 from sam_train.errors import ConfigError
 from sam_train.shards import expand_shards
 from sam_train.shards.image_io import IMAGE_EXTENSIONS
@@ -20,7 +20,7 @@ from sam_train.shards.remote import is_remote
 LISTING_REASONS = ("outside_source", "linked_folder", "not_a_file")
 """Every reason in `Source.skipped`."""
 
-OURS = "engine.json"
+ENGINE_MARKER_FILE = "engine.json"
 """The engine's own mark in a folder of shards, which may then hold pictures too: those of its report."""
 
 _KINDS = (
@@ -29,7 +29,7 @@ _KINDS = (
 )
 
 
-def list_source(name: str) -> tuple[References, dict[str, str]]:
+def list_source(name: str) -> tuple[ImageReferences, dict[str, str]]:
     """References, and what was found but not listed: relative path -> one of LISTING_REASONS. See `open_source`."""
     if is_remote(name):
         return _far_references(name), {}
@@ -42,26 +42,26 @@ def list_source(name: str) -> tuple[References, dict[str, str]]:
     return _glob_references(name)
 
 
-def _far_references(url: str) -> References:
+def _far_references(url: str) -> ImageReferences:
     if url.lower().endswith(".txt"):
         root = url.rpartition("/")[0]
-        named = [(number, line) for number, line in _lines(read_far_text(url))]
-        return References.of_pictures(root, [line for _, line in _not_empty(named, url)])
+        named = [(number, line) for number, line in _lines(read_remote_text(url))]
+        return ImageReferences.from_images(root, [line for _, line in _not_empty(named, url)])
     if url.endswith(".tar"):
-        return References.of_samples(far_shards(url))
-    root, names = far_names(url)
+        return ImageReferences.from_samples(list_remote_shards(url))
+    root, names = list_remote_names(url)
     if any(name.endswith(".tar") for name in names):
-        return References.of_samples(far_shards(url))
+        return ImageReferences.from_samples(list_remote_shards(url))
     pictures = [name for name in names if _is_picture(name)]
     if not pictures:
         raise ConfigError(_nothing_found(url, num_files=len(names), skipped={}))
-    return References.of_pictures(root, pictures)
+    return ImageReferences.from_images(root, pictures)
 
 
 def _holds_shards(folder: str) -> bool:
     if not os.path.isdir(folder) or not any(name.endswith(".tar") for name in os.listdir(folder)):
         return False
-    pictures = () if os.path.exists(os.path.join(folder, OURS)) else (n for n, _ in _walk(folder) if _is_picture(n))
+    pictures = () if os.path.exists(os.path.join(folder, ENGINE_MARKER_FILE)) else (n for n, _ in _walk(folder) if _is_picture(n))
     for picture in pictures:
         raise ConfigError(
             f"{folder} holds shards and pictures (such as {picture}): name '{folder}/*.tar', or put the pictures elsewhere"
@@ -69,28 +69,30 @@ def _holds_shards(folder: str) -> bool:
     return True
 
 
-def _shard_references(shards: Sequence[Path]) -> References:
+def _shard_references(shards: Sequence[Path]) -> ImageReferences:
     indexed = [(os.path.abspath(shard), index_shard(shard)) for shard in shards]
     if not any(len(index) for _, index in indexed):
         raise ConfigError(
             f"no samples in {', '.join(str(shard) for shard in shards[:3])}: expected pairs of KEY.jpg and KEY.json"
         )
-    return References.of_samples([(name, np.char.decode(i.keys, "ascii").tolist(), i.columns) for name, i in indexed if len(i)])
+    return ImageReferences.from_samples(
+        [(name, np.char.decode(i.keys, "ascii").tolist(), i.columns) for name, i in indexed if len(i)]
+    )
 
 
-def _glob_references(pattern: str) -> tuple[References, dict[str, str]]:
+def _glob_references(pattern: str) -> tuple[ImageReferences, dict[str, str]]:
     path = Path(pattern)
     if path.is_file():  # before it is looked at as a pattern: its name may hold a bracket
         return _found(str(path.parent), [(path.name, _kind(pattern))], source=pattern)
     literal = next((i for i, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
     root = str(Path(*path.parts[:literal]))
     matches = (match for match in glob.iglob(pattern, recursive=True) if not os.path.isdir(match))
-    inside = _Inside(root)
+    inside = _LinkChecker(root)
     names = [(os.path.relpath(match, root), inside.kind(match) if _is_picture(match) else "") for match in matches]
     return _found(root, names, source=pattern)
 
 
-def _list_references(name: str) -> References:
+def _list_references(name: str) -> ImageReferences:
     path = Path(name)
     if not path.is_file():
         raise ConfigError(f"no such list: {path}. Expected a text file with the path or URL of one picture a line")
@@ -99,8 +101,8 @@ def _list_references(name: str) -> References:
     folder = os.path.abspath(path.parent)
     for number, line in named:
         if not is_remote(line) and not os.path.isfile(os.path.join(folder, line)):
-            raise ConfigError(f"{path}, line {number}: no such file {printable(line)!r} (relative to {path.parent})")
-    return References.of_pictures(folder, [line if is_remote(line) else os.path.normpath(line) for _, line in named])
+            raise ConfigError(f"{path}, line {number}: no such file {printable_name(line)!r} (relative to {path.parent})")
+    return ImageReferences.from_images(folder, [line if is_remote(line) else os.path.normpath(line) for _, line in named])
 
 
 def _lines(text: str) -> Iterable[tuple[int, str]]:
@@ -119,7 +121,7 @@ def _walk(root: str, below: str = "") -> Iterable[tuple[str, str]]:
 
     What the folder itself says of its entries is believed, so a plain file costs no call of its own.
     """
-    inside, folders = _Inside(root), []
+    inside, folders = _LinkChecker(root), []
     with os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -135,7 +137,7 @@ def _walk(root: str, below: str = "") -> Iterable[tuple[str, str]]:
         yield from _walk(root, folder)
 
 
-class _Inside:
+class _LinkChecker:
     """Whether links lead out of a folder."""
 
     def __init__(self, root: str) -> None:
@@ -159,17 +161,17 @@ class _Inside:
 
 
 def _kind(path: str) -> str:
-    return _Inside(os.path.dirname(path)).kind(path)
+    return _LinkChecker(os.path.dirname(path)).kind(path)
 
 
-def _found(root: str, names: list[tuple[str, str]], *, source: str) -> tuple[References, dict[str, str]]:
+def _found(root: str, names: list[tuple[str, str]], *, source: str) -> tuple[ImageReferences, dict[str, str]]:
     """References and what is left out of the files that a search came upon, each with a reason or "" if there is none."""
     names.sort()
-    skipped = {printable(n): reason for n, reason in names if reason and (reason == "linked_folder" or _is_picture(n))}
+    skipped = {printable_name(n): reason for n, reason in names if reason and (reason == "linked_folder" or _is_picture(n))}
     kept = [name for name, reason in names if not reason and _is_picture(name)]
     if not kept:
         raise ConfigError(_nothing_found(source, num_files=len(names), skipped=skipped))
-    return References.of_pictures(os.path.abspath(root), kept), skipped
+    return ImageReferences.from_images(os.path.abspath(root), kept), skipped
 
 
 def _nothing_found(source: str, *, num_files: int, skipped: dict[str, str]) -> str:

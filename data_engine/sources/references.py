@@ -27,7 +27,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class ImageReference:
     """One picture of a source, not read yet."""
 
     key: str
@@ -42,7 +42,7 @@ class Reference:
     """Where in the shard."""
 
 
-class References(Sequence[Reference]):
+class ImageReferences(Sequence[ImageReference]):
     """References in a fixed order. A part of them costs nothing; picklable."""
 
     def __init__(self, table: pa.Table) -> None:
@@ -50,7 +50,7 @@ class References(Sequence[Reference]):
         self.root = os.fsdecode((table.schema.metadata or {}).get(b"root", b""))
 
     @staticmethod
-    def of_pictures(root: str, names: Sequence[str]) -> References:
+    def from_images(root: str, names: Sequence[str]) -> ImageReferences:
         """Pictures by their names relative to `root` (a folder or a URL), or by URLs of their own.
 
         Raises ConfigError when two have one key or one image id.
@@ -58,13 +58,13 @@ class References(Sequence[Reference]):
         keys = keys_from_paths(names)
         ids = np.fromiter((image_id_from_path(name) for name in names), np.int64, len(names))
         if len(np.unique(ids)) < len(ids):
-            check_unique([(int(number), printable(name)) for number, name in zip(ids, names, strict=True)], "image id")
+            check_unique([(int(number), printable_name(name)) for number, name in zip(ids, names, strict=True)], "image id")
         places = pa.nulls(len(names), _SCHEMA.field("place").type)
         columns = [pa.array(keys, pa.string()), pa.array(ids), _bytes(names), places]
-        return References(_table(root, columns))
+        return ImageReferences(_table(root, columns))
 
     @staticmethod
-    def of_samples(shards: Sequence[tuple[str, list[str], np.ndarray]]) -> References:
+    def from_samples(shards: Sequence[tuple[str, list[str], np.ndarray]]) -> ImageReferences:
         """Samples of shards: for each its name, the keys, and n x 5 int64 (image id, offset and length of JPEG and JSON).
 
         Raises ConfigError when two have one key or one image id.
@@ -77,46 +77,46 @@ class References(Sequence[Reference]):
                 where = (f"{_basename(name)}/{key}.jpg" for name, key in zip(names, keys, strict=True))
                 check_unique(list(zip(values, where, strict=True)), what)
         places = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(columns[:, 1:]).ravel()), 4)
-        return References(_table("", [pa.array(keys, pa.string()), pa.array(columns[:, 0]), _bytes(names), places]))
+        return ImageReferences(_table("", [pa.array(keys, pa.string()), pa.array(columns[:, 0]), _bytes(names), places]))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    def __iter__(self) -> Iterator[Reference]:
+    def __iter__(self) -> Iterator[ImageReference]:
         for start in range(0, len(self), 1024):  # a row at a time would look for its chunk each time
             yield from (self._reference(row) for row in self.table.slice(start, 1024).to_pylist())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, References) and self.root == other.root and bool(self.table.equals(other.table))
+        return isinstance(other, ImageReferences) and self.root == other.root and bool(self.table.equals(other.table))
 
     __hash__ = None  # type: ignore[assignment]
 
     @overload
-    def __getitem__(self, place: int) -> Reference: ...
+    def __getitem__(self, place: int) -> ImageReference: ...
     @overload
-    def __getitem__(self, place: slice) -> References: ...
-    def __getitem__(self, place: int | slice) -> Reference | References:
+    def __getitem__(self, place: slice) -> ImageReferences: ...
+    def __getitem__(self, place: int | slice) -> ImageReference | ImageReferences:
         if isinstance(place, slice):
             start, stop, step = place.indices(len(self))
             if step != 1:
-                return References(self.table.take(list(range(start, stop, step))))
-            return References(self.table.slice(start, max(stop - start, 0)))
+                return ImageReferences(self.table.take(list(range(start, stop, step))))
+            return ImageReferences(self.table.slice(start, max(stop - start, 0)))
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         return self._reference(self.table.slice(place % len(self), 1).to_pylist()[0])
 
-    def _reference(self, row: dict[str, object]) -> Reference:
+    def _reference(self, row: dict[str, object]) -> ImageReference:
         key, image_id, name, place = str(row["key"]), row["image_id"], os.fsdecode(row["name"]), row["place"]  # type: ignore[arg-type]
         assert isinstance(image_id, int)
         where = _joined(self.root, name)
         if not isinstance(place, list):
-            return Reference(key=key, image_id=image_id, path=where, origin=printable(name))
+            return ImageReference(key=key, image_id=image_id, path=where, origin=printable_name(name))
         jpeg, document = ByteRange(offset=place[0], length=place[1]), ByteRange(offset=place[2], length=place[3])
         sample = IndexedSample(shard=Path(where), key=key, image_id=image_id, location=SampleLocation(jpeg=jpeg, json=document))
-        return Reference(key=key, image_id=image_id, path=where, origin=f"{_basename(name)}/{key}.jpg", sample=sample)
+        return ImageReference(key=key, image_id=image_id, path=where, origin=f"{_basename(name)}/{key}.jpg", sample=sample)
 
 
-def printable(name: str) -> str:
+def printable_name(name: str) -> str:
     """The name as text that any terminal and JSON takes, also where the file system's bytes are no UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 

@@ -20,7 +20,7 @@ from sam_train.shards.index import index_from_manifest
 from sam_train.shards.manifest import manifest_path, parse_manifest
 from sam_train.shards.remote import expand_local_and_remote, filesystem_for_url
 
-FAR_REASONS = ("missing", "forbidden", "unreachable")
+REMOTE_REASONS = ("missing", "forbidden", "unreachable")
 """Every `reason` of a SkipSample raised here besides "too_large". A file on this machine can be "missing" too."""
 
 _PAUSES_S = (0.5, 2.0)
@@ -55,7 +55,7 @@ def fetch(url: str, *, max_bytes: int, key: str = "") -> bytes:
     raise AssertionError("the last try returns or raises")
 
 
-def read_far_text(url: str) -> str:
+def read_remote_text(url: str) -> str:
     """A list at a URL. Raises ConfigError when it cannot be read."""
     try:
         return fetch(url, max_bytes=_MAX_LIST_BYTES).decode("utf-8-sig", errors="surrogateescape")
@@ -63,7 +63,7 @@ def read_far_text(url: str) -> str:
         raise ConfigError(f"the list {url} cannot be read: {error}") from error
 
 
-def far_names(url: str) -> tuple[str, list[str]]:
+def list_remote_names(url: str) -> tuple[str, list[str]]:
     """Root and sorted names relative to it of what lies in a folder, matches a glob, or is one picture.
 
     Raises ConfigError when the store cannot be asked.
@@ -85,7 +85,7 @@ def far_names(url: str) -> tuple[str, list[str]]:
     return root, sorted(name for name in inside if not any(part.startswith(".") for part in name.split("/")))
 
 
-def far_shards(pattern: str) -> list[tuple[str, list[str], np.ndarray]]:
+def list_remote_shards(pattern: str) -> list[tuple[str, list[str], np.ndarray]]:
     """URL, keys and places (n x 5 int64) of each shard that a URL, glob, brace range or folder of URLs names.
 
     Read from the manifests alone. Raises ConfigError when there are none, ShardError for a manifest that does not read.
@@ -104,7 +104,7 @@ def far_shards(pattern: str) -> list[tuple[str, list[str], np.ndarray]]:
     return found
 
 
-def shard_opener(url: str) -> Callable[[Path], BinaryIO]:
+def remote_shard_opener(url: str) -> Callable[[Path], BinaryIO]:
     """What `read_sample` opens a shard at a URL with: only the parts that are read are fetched."""
 
     def opened(_: Path) -> BinaryIO:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data_engine.annotators import Annotator, Work
-from data_engine.stages.base import whole
+from data_engine.annotators import AnnotationResult, Annotator
+from data_engine.stages.base import immediate
 from data_engine.structures import SourceImage
 from sam_train.inference import Predictor
 from sam_train.model import Sam
@@ -21,10 +21,10 @@ class AssistedManual:
         self.annotator = annotator
         self.annotator_name = annotator.name
 
-    def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:
+    def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
         """All masks by the annotator."""
         predictor = None
         if model is not None:
             predictor = Predictor(model)
             predictor.set_image(image.image)
-        return whole(self.annotator.annotate(image, predictor, []))
+        return immediate(self.annotator.annotate(image, predictor, []))

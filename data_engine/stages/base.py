@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from data_engine.annotators import Work
+from data_engine.annotators import AnnotationResult
 from data_engine.structures import SourceImage
 from sam_train.model import Sam
 
@@ -19,12 +19,12 @@ class Stage(Protocol):
     """Goes into the provenance of each mask."""
     needs_model: bool
 
-    def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:
+    def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
         """What needs the model is done now. The call that comes back does the rest, in any thread, and gives the image's
         masks and what they cost. Raises SkipSample."""
         ...
 
 
-def whole(work: Work) -> Callable[[], Work]:
+def immediate(work: AnnotationResult) -> Callable[[], AnnotationResult]:
     """For a stage that leaves nothing for later."""
     return lambda: work

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from data_engine.annotators import Work
+from data_engine.annotators import AnnotationResult
 from data_engine.ledger import Counts
-from data_engine.structures import Candidate, Origin, SourceImage
+from data_engine.structures import Candidate, MaskOrigin, SourceImage
 from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskGenerator
 from sam_train.model import Sam
 from sam_train.structures import PointLabel
@@ -23,7 +23,7 @@ class FullyAutomatic:
     def __init__(self, generator: MaskGenerator) -> None:
         self.generator = generator
 
-    def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:
+    def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
         """What the generator keeps; no person spends time. Masks are brought to the size of the image later."""
         if model is None:
             raise ValueError("the fully automatic stage needs a model")
@@ -34,11 +34,11 @@ class FullyAutomatic:
         found = generator.generate(model, image.image)
         return lambda: self._work(*found)
 
-    def _work(self, found: Sequence[GeneratedMask], reasons: Counter[str]) -> Work:
+    def _work(self, found: Sequence[GeneratedMask], reasons: Counter[str]) -> AnnotationResult:
         candidates, dropped = automatic_candidates(found, reasons)
         counts = Counts({f"dropped/{reason}": number for reason, number in dropped.items()})
         counts.add({"masks_automatic": len(candidates)})
-        return Work(masks=candidates, counts=counts)
+        return AnnotationResult(masks=candidates, counts=counts)
 
 
 def automatic_candidates(found: Sequence[GeneratedMask], dropped: Counter[str]) -> tuple[list[Candidate], Counter[str]]:
@@ -46,7 +46,7 @@ def automatic_candidates(found: Sequence[GeneratedMask], dropped: Counter[str]) 
     candidates = [
         Candidate(
             rle=m.rle,
-            origin=Origin.GENERATED,
+            origin=MaskOrigin.GENERATED,
             predicted_iou=m.predicted_iou,
             stability_score=m.stability_score,
             crop_box=[float(v) for v in (m.crop.x, m.crop.y, m.crop.width, m.crop.height)],

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from data_engine.annotators import Annotator, Work
-from data_engine.stages.base import whole
+from data_engine.annotators import AnnotationResult, Annotator
+from data_engine.stages.base import immediate
 from data_engine.stages.fully_automatic import automatic_candidates
 from data_engine.structures import SourceImage
 from sam_train.inference import MaskGenerator, Predictor, generate_masks
@@ -27,7 +27,7 @@ class SemiAutomatic:
         self.annotator, self.generator = annotator, generator
         self.annotator_name = annotator.name
 
-    def begin(self, model: Sam | None, image: SourceImage) -> Callable[[], Work]:
+    def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
         """Prefilled masks that passed the review, then the annotator's own."""
         if model is None:
             raise ValueError("the semi-automatic stage needs a model")
@@ -40,4 +40,4 @@ class SemiAutomatic:
         counts.add(added.counts)
         counts.add(Counter(f"dropped/review_{verdict.reason}" for verdict in verdicts if not verdict.kept))
         counts.add({"masks_prefilled": len(kept)})
-        return whole(Work(masks=kept + added.masks, counts=counts))
+        return immediate(AnnotationResult(masks=kept + added.masks, counts=counts))

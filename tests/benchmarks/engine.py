@@ -27,8 +27,8 @@ from hydra import compose, initialize_config_dir
 from measuring import print_figures
 from omegaconf import OmegaConf
 
-from data_engine.engine import check, made_by, opened, share
-from data_engine.slices import Job, Outcome, Worker, absolute
+from data_engine.engine import check_config, open_selected_images, run_provenance, select_slices
+from data_engine.slices import EngineJob, SliceResult, Worker, with_absolute_paths
 from sam_train.checkpoint import save_checkpoint
 from sam_train.config import build, config_dir, to_plain
 from sam_train.data.synthetic.photographs import load_photographs, random_crop
@@ -92,19 +92,19 @@ def measure(folder: Path, source: Path, size: int, num_images: int) -> dict[str,
     overrides += [f"images_per_shard={IMAGES_PER_SHARD}", "threads=1", "load_ahead=0", *generator]
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         cfg = compose("engine", overrides=overrides)
-    job = Job(config=absolute(to_plain(cfg)), made_by=made_by(cfg, check(cfg)))
+    job = EngineJob(config=with_absolute_paths(to_plain(cfg)), provenance=run_provenance(cfg, check_config(cfg)))
     before = []
     for _ in range(2):
         began = time.process_time()
-        listing, _ = job.folder.prepare(job.made_by, lambda: opened(cfg), images_per_shard=IMAGES_PER_SHARD)
-        left = job.folder.undone(share(len(listing), None))
+        listing, _ = job.folder.prepare(job.provenance, lambda: open_selected_images(cfg), images_per_shard=IMAGES_PER_SHARD)
+        left = job.folder.missing_slices(select_slices(len(listing), None))
         before.append(time.process_time() - began)
     worker, num_slices = Worker(job, device="cpu", threads=1), num_images // IMAGES_PER_SHARD
     wanted = left[:: len(left) // (num_slices + 1)][: num_slices + 1]
     worker.run(wanted[0], Nobody())  # loads the model
     watch, resident = Nobody(), []
     began = time.process_time()
-    made: list[Outcome] = []
+    made: list[SliceResult] = []
     for index in wanted[1:]:
         made.append(worker.run(index, watch))
         resident.append(psutil.Process().memory_info().rss / 1e6)
@@ -120,7 +120,7 @@ def measure(folder: Path, source: Path, size: int, num_images: int) -> dict[str,
 
 def annotate_seconds(worker: Worker, index: int) -> float:
     """Of an image of a slice, without shard, table, manifest and claim."""
-    source = worker.privacy.over(worker.job.folder.listing().slice(index))
+    source = worker.privacy.redact_source(worker.job.folder.listing().slice(index))
     began = time.process_time()
     for reference in source.references:
         worker.begin(source.load(reference))()

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tiny_clip import DIM, write_tiny_clip
 
-from data_engine.engine import run as annotate
+from data_engine.engine import run_stage as annotate
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError

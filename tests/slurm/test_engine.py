@@ -16,7 +16,7 @@ from conftest import make_sample
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from data_engine.engine import run
+from data_engine.engine import run_stage
 from sam_train.checkpoint import save_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.shards import encode_jpeg, write_shard
@@ -52,7 +52,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def ran_here(options: list[str], out: Path) -> Path:
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        run(compose("engine", overrides=[*options, f"out={out}", "report=false"]))
+        run_stage(compose("engine", overrides=[*options, f"out={out}", "report=false"]))
     return out
 
 

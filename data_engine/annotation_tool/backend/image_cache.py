@@ -10,7 +10,7 @@ import numpy as np
 
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.sources import Source
-from data_engine.structures import CoveredBox
+from data_engine.structures import RedactedBox
 from sam_train.errors import ShardError, SkipSample
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg
@@ -29,7 +29,7 @@ class CachedImage:
     width: int
     image_id: int
     record: ImageRecord | None
-    covered: tuple[CoveredBox, ...]
+    covered: tuple[RedactedBox, ...]
     """What privacy covered in it."""
 
 
@@ -76,5 +76,5 @@ class ImageCache:
             width=width,
             image_id=image.image_id,
             record=image.record,
-            covered=image.covered,
+            covered=image.redacted_boxes,
         )

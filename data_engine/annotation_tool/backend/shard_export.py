@@ -15,14 +15,14 @@ from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.annotation_tool.backend.image_cache import GONE, CachedImage, ImageCache
 from data_engine.ledger import Counts
-from data_engine.privacy import Audit, Privacy
+from data_engine.privacy import Privacy, RedactionAudit
+from data_engine.structures import MASK_IDS_PER_IMAGE
 from sam_train.masks import rle_to_box_xywh
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import write_shard
 from sam_train.shards.manifest import manifest_path
 from sam_train.shards.take_down import TAKEN_DOWN
 
-_MASK_IDS_PER_IMAGE = 10_000
 _READY = """SELECT i.key FROM images i JOIN tasks t ON t.image = i.key WHERE i.shard IS NULL
     GROUP BY i.key HAVING max(t.state IN ({ready})) AND NOT max(t.state IN ({open})) ORDER BY i.position"""
 
@@ -75,7 +75,7 @@ class ShardExporter:
                     db.executemany("UPDATE images SET shard = ? WHERE key = ?", [(number, key) for key in part])
 
     def _write(self, path: Path, number: int) -> None:
-        counts, skipped, audit = Counts(), dict[str, str](), Audit()
+        counts, skipped, audit = Counts(), dict[str, str](), RedactionAudit()
         checkpoints: set[str] = set()
         keys = [
             row[0]
@@ -120,7 +120,7 @@ class ShardExporter:
         rle = {"size": [row["height"], row["width"]], "counts": row["counts"]}
         prompts = json.loads(row["prompts"])
         return MaskRecord(
-            id=image_id * _MASK_IDS_PER_IMAGE + number,
+            id=image_id * MASK_IDS_PER_IMAGE + number,
             segmentation=rle,
             bbox=rle_to_box_xywh(rle),
             area=row["area"],

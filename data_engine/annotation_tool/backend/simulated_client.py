@@ -14,11 +14,11 @@ from data_engine.annotation_tool.backend.mask_store import AnnotatedMask
 from data_engine.annotators.simulated import SimulatedAnnotator
 from data_engine.ledger import Counts
 from data_engine.sources import Source
-from data_engine.structures import Candidate, Origin, SourceImage
+from data_engine.structures import Candidate, MaskOrigin, SourceImage
 
 SAME_OBJECT_IOU = 0.5
 """A proposed mask that overlaps an object so much is corrected, and not thrown away for a new one."""
-_ORIGINS = {Origin.CLICKED: "clicked", Origin.DRAWN: "drawn", Origin.GENERATED: "proposed"}
+_ORIGINS = {MaskOrigin.CLICKED: "clicked", MaskOrigin.DRAWN: "drawn", MaskOrigin.GENERATED: "proposed"}
 
 
 class SimulatedClient:
@@ -96,7 +96,7 @@ class SimulatedClient:
         return Counts(counts), standing, wrong
 
     def _work(self, candidate: Candidate) -> AnnotatedMask:
-        drawn = candidate.origin is Origin.DRAWN
+        drawn = candidate.origin is MaskOrigin.DRAWN
         return AnnotatedMask(
             rle=candidate.rle,
             origin=_ORIGINS[candidate.origin],
@@ -127,7 +127,7 @@ def _candidate(mask: Mapping[str, Any]) -> Candidate:
     height, width = mask["rle"]["size"]
     return Candidate(
         rle=mask["rle"],
-        origin={"clicked": Origin.CLICKED, "drawn": Origin.DRAWN}.get(mask["origin"], Origin.GENERATED),
+        origin={"clicked": MaskOrigin.CLICKED, "drawn": MaskOrigin.DRAWN}.get(mask["origin"], MaskOrigin.GENERATED),
         predicted_iou=mask["predicted_iou"],
         stability_score=1.0,
         crop_box=[0.0, 0.0, float(width), float(height)],

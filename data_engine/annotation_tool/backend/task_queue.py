@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.http_errors import HttpError
-from data_engine.sources import Reference
+from data_engine.sources import ImageReference
 
 SKIP_REASONS = ("nothing to annotate", "too hard", "bad picture", "not allowed", "other")
 
@@ -50,7 +50,7 @@ class TaskQueue:
             raise ValueError(f"lease_s is {lease_s}: expected more than 0")
         self.database, self.lease_s, self.now = database, lease_s, now
 
-    def add_images(self, references: Sequence[Reference], *, overlap: int) -> int:
+    def add_images(self, references: Sequence[ImageReference], *, overlap: int) -> int:
         """Put images that are not there yet at the end, `overlap` tasks each; how many were new."""
         if overlap < 1:
             raise ValueError(f"overlap is {overlap}: expected at least 1")

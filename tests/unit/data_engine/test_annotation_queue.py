@@ -13,7 +13,7 @@ from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.annotation_tool.backend.mask_store import MaskStore, ProposedMask
 from data_engine.annotation_tool.backend.task_queue import Task, TaskQueue
-from data_engine.sources import Reference
+from data_engine.sources import ImageReference
 from sam_train.errors import ConfigError
 from sam_train.masks import encode_rle
 
@@ -40,8 +40,8 @@ def database(tmp_path: Path) -> Database:
     return Database(tmp_path / "store.sqlite")
 
 
-def references(num: int) -> list[Reference]:
-    return [Reference(key=f"k{i}", image_id=i, path=Path(f"k{i}.jpg"), origin=f"k{i}.jpg") for i in range(num)]
+def references(num: int) -> list[ImageReference]:
+    return [ImageReference(key=f"k{i}", image_id=i, path=Path(f"k{i}.jpg"), origin=f"k{i}.jpg") for i in range(num)]
 
 
 def filled(database: Database, clock: Clock, num: int = 3, overlap: int = 1) -> TaskQueue:

@@ -20,9 +20,9 @@ from hydra import compose, initialize_config_dir
 import data_engine.drivers
 from data_engine.drivers import Driver, LocalDriver, RayDriver, SlurmDriver
 from data_engine.drivers.base import SliceQueue
-from data_engine.drivers.local import num_cpus, seats
-from data_engine.engine import made_by, open_source, run, share
-from data_engine.slices import Job, Outcome, absolute
+from data_engine.drivers.local import num_cpus, worker_specs
+from data_engine.engine import open_source, run_provenance, run_stage, select_slices
+from data_engine.slices import EngineJob, SliceResult, with_absolute_paths
 from data_engine.stages import Stage
 from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import ConfigError, SamTrainError
@@ -46,7 +46,7 @@ def options(source: Path, out: Path, *more: str) -> list[str]:
 def ran(source: Path, out: Path, *more: str) -> Path:
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         config = compose("engine", overrides=options(source, out, *more))
-    run(config)
+    run_stage(config)
     return out
 
 
@@ -66,7 +66,7 @@ class Heard:
     """An audience that remembers."""
 
     def __init__(self, on_add: Callable[[], None] | None = None) -> None:
-        self.sum, self.slices, self.said = Counter[str](), dict[int, Outcome](), list[str]()
+        self.sum, self.slices, self.said = Counter[str](), dict[int, SliceResult](), list[str]()
         self._on_add = on_add
 
     def begin(self, origin: str) -> None:
@@ -77,27 +77,27 @@ class Heard:
         if images > 0 and self._on_add:
             self._on_add()
 
-    def slice(self, outcome: Outcome, *, told: bool) -> None:
+    def slice(self, outcome: SliceResult, *, told: bool) -> None:
         self.slices[outcome.index] = outcome
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
 
-def job_of(source: Path, out: Path, *more: str) -> Job:
+def job_of(source: Path, out: Path, *more: str) -> EngineJob:
     """A run that is ready to be driven."""
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         config = compose("engine", overrides=options(source, out, *more))
     stage: Stage = build(config.stage)
-    job = Job(config=absolute(to_plain(config)), made_by=made_by(config, stage))
-    job.folder.prepare(job.made_by, lambda: open_source(config.source), images_per_shard=config.images_per_shard)
+    job = EngineJob(config=with_absolute_paths(to_plain(config)), provenance=run_provenance(config, stage))
+    job.folder.prepare(job.provenance, lambda: open_source(config.source), images_per_shard=config.images_per_shard)
     return job
 
 
 def test_all_are_drivers() -> None:
     assert all(isinstance(driver, Driver) for driver in (LocalDriver(), SlurmDriver(tasks=2), RayDriver()))
     assert [LocalDriver(processes=3).width("cpu"), SlurmDriver(tasks=9).width("cpu")] == [3, 9]
-    assert SlurmDriver(tasks=9, chunk_sizes_for=4).width("cpu") == 4
+    assert SlurmDriver(tasks=9, at_once=4).width("cpu") == 4
 
 
 def test_slices_that_others_hold_come_last_and_after_a_pause() -> None:
@@ -111,9 +111,9 @@ def test_slices_that_others_hold_come_last_and_after_a_pause() -> None:
 
 
 def test_processes_share_the_cpus() -> None:
-    assert [seat.threads for seat in seats("cpu", None, 1)] == [num_cpus()]
-    assert [seat.threads for seat in seats("cpu", 3, 2)] == [3, 3]
-    assert {seat.threads for seat in seats("cpu", None, 10_000)} == {1}
+    assert [spec.threads for spec in worker_specs("cpu", None, 1)] == [num_cpus()]
+    assert [spec.threads for spec in worker_specs("cpu", 3, 2)] == [3, 3]
+    assert {spec.threads for spec in worker_specs("cpu", None, 10_000)} == {1}
     with pytest.raises(ConfigError, match=r"driver\.processes is 0"):
         LocalDriver(processes=0)
 
@@ -168,7 +168,7 @@ def test_pods_of_the_kubernetes_job_make_all_slices() -> None:
         arguments = [argument.replace("$(JOB_COMPLETION_INDEX)", str(pod)) for argument in container["args"]]
         with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
             config = compose("engine", overrides=arguments)
-        made += share(100, config.slice)
+        made += select_slices(100, config.slice)
     assert sorted(made) == list(range(100))
 
 
@@ -224,7 +224,7 @@ def test_an_error_in_a_worker_ends_the_run_in_its_words(tmp_path: Path) -> None:
         overrides = options(pictures, tmp_path / "out", "images_per_shard=1", "driver.processes=2")
         config = compose("engine", overrides=overrides)
     with pytest.raises(SamTrainError, match="truth"):  # the simulated annotator knows nothing of plain pictures
-        run(config)
+        run_stage(config)
     assert not list((tmp_path / "out").glob("*.tar"))
     assert not multiprocessing.active_children()
 

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import data_engine.engine
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.engine import run
-from data_engine.estimate import Estimate
+from data_engine.engine import run_stage
+from data_engine.estimate import RunEstimate
 from data_engine.ledger import Ledger
 from data_engine.run_summary import spread
 from data_engine.sources import open_source
@@ -81,7 +81,7 @@ def records(folder: Path) -> list[ImageRecord]:
 
 
 def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    ledger = run(config())
+    ledger = run_stage(config())
     out = tmp_path / "out"
     names = [f"sa_{number:06d}" for number in range(3)]
     assert set(files(out)) == {
@@ -98,7 +98,7 @@ def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path)
 
 
 def test_part_of_a_source(config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    run(config("first_image=1", "num_images=3"))
+    run_stage(config("first_image=1", "num_images=3"))
     assert [record.key for record in records(tmp_path / "out")] == ["sa_000001", "sa_000002", "sa_000003"]
 
 
@@ -106,7 +106,7 @@ def test_part_of_a_source(config: Callable[..., DictConfig], tmp_path: Path) -> 
 def test_again_does_only_what_is_missing(
     config: Callable[..., DictConfig], tmp_path: Path, missing: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(config())
+    run_stage(config())
     out = tmp_path / "out"
     before = files(out)
     for number in missing:
@@ -117,7 +117,7 @@ def test_again_does_only_what_is_missing(
     monkeypatch.setattr(
         SimulatedAnnotator, "annotate", lambda self, image, *rest: seen.append(image.key) or annotate(self, image, *rest)
     )
-    run(config())
+    run_stage(config())
     assert files(out) == before
     assert len(seen) == sum(2 if number < 2 else 1 for number in missing)
 
@@ -135,10 +135,10 @@ def test_error_in_a_slice_leaves_no_part_of_it(
     with monkeypatch.context() as patch:
         patch.setattr(SimulatedAnnotator, "annotate", until_the_fourth)
         with pytest.raises(OSError, match="disk full"):
-            run(config())
+            run_stage(config())
     out = tmp_path / "out"
     assert set(files(out)) == {"engine.json", "sa_000000.tar", "sa_000000.masks.parquet", "sa_000000.manifest.json"}
-    run(config())
+    run_stage(config())
     assert len(records(out)) == 5
 
 
@@ -153,7 +153,7 @@ def test_skipped_image_is_in_the_manifest_with_its_reason(
         return annotate(self, image, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SimulatedAnnotator, "annotate", not_the_second)
-    ledger = run(config())
+    ledger = run_stage(config())
     manifest = load_manifest(tmp_path / "out" / "sa_000000.tar")
     assert (manifest.keys, manifest.skipped) == (["sa_000000"], {"sa_000000.tar/sa_000001.jpg": "too_dark"})
     assert (ledger.images, ledger.skipped) == (4, {"too_dark": 1})
@@ -166,28 +166,28 @@ def test_skipped_image_is_in_the_manifest_with_its_reason(
 def test_another_config_into_the_same_folder_is_refused(
     config: Callable[..., DictConfig], tmp_path: Path, override: str, changed: str
 ) -> None:
-    run(config())
+    run_stage(config())
     before = files(tmp_path / "out")
     with pytest.raises(ConfigError, match=f"made with another {changed}: choose another out="):
-        run(config(override))
+        run_stage(config(override))
     assert files(tmp_path / "out") == before
-    run(config("threads=1"))  # decides no byte
+    run_stage(config("threads=1"))  # decides no byte
 
 
 def test_another_model_into_the_same_folder_is_refused(config: Callable[..., DictConfig], checkpoint: Path) -> None:
-    run(config())
+    run_stage(config())
     with pytest.raises(ConfigError, match="made with another checkpoint"):
-        run(config(f"checkpoint={checkpoint}"))
+        run_stage(config(f"checkpoint={checkpoint}"))
 
 
 def test_folder_with_foreign_tars_is_refused(config: Callable[..., DictConfig], source: Path) -> None:
     with pytest.raises(ConfigError, match="did not write"):
-        run(config(f"out={source}"))
+        run_stage(config(f"out={source}"))
     assert "engine.json" not in files(source)
 
 
 def test_provenance_of_what_a_person_drew(config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    run(config())
+    run_stage(config())
     made_by = json.loads((tmp_path / "out" / "engine.json").read_bytes())
     for record in records(tmp_path / "out"):
         for mask in record.masks:
@@ -200,13 +200,13 @@ def test_provenance_of_what_a_person_drew(config: Callable[..., DictConfig], tmp
 
 def test_what_a_person_did_in_no_time_is_still_theirs(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     free = [f"stage.annotator.seconds_to_{what}=0" for what in ("find", "draw")]
-    run(config(*free))
+    run_stage(config(*free))
     masks = [mask.provenance for record in records(tmp_path / "out") for mask in record.masks if mask.provenance]
     assert {(p.annotator, p.seconds) for p in masks} == {("simulated", 0)}
 
 
 def test_provenance_of_what_the_model_made(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
-    run(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY))
+    run_stage(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY))
     masks = [mask for record in records(tmp_path / "out") for mask in record.masks]
     assert len(masks) >= 5
     for mask in masks:
@@ -218,7 +218,7 @@ def test_provenance_of_what_the_model_made(config: Callable[..., DictConfig], ch
 
 def test_provenance_of_a_mixed_stage(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
     accept = ["stage.annotator.accept_iou=0.01", "stage.annotator.max_masks=99"]  # so that guesses of random weights may pass
-    run(config("stage=semi_automatic", f"checkpoint={checkpoint}", *EASY, *accept))
+    run_stage(config("stage=semi_automatic", f"checkpoint={checkpoint}", *EASY, *accept))
     masks = [mask.provenance for record in records(tmp_path / "out") for mask in record.masks if mask.provenance]
     assert {(p.annotator, p.seconds > 0) for p in masks} <= {("automatic", False), ("simulated", True)}
     assert "automatic" in {p.annotator for p in masks}
@@ -227,7 +227,7 @@ def test_provenance_of_a_mixed_stage(config: Callable[..., DictConfig], checkpoi
 def test_nesting_is_in_the_provenance(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
     """Random weights make masks all over the image; without NMS there are many, and some lie in others."""
     nested = ["stage.generator.nested_share=0.3", "stage.generator.box_nms_thresh=1"]
-    run(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY, *nested))
+    run_stage(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY, *nested))
     chains = 0
     for record in records(tmp_path / "out"):
         masks = {mask.id: decode_rle(mask.segmentation, height=record.height, width=record.width) for mask in record.masks}
@@ -246,7 +246,7 @@ def test_nesting_is_in_the_provenance(config: Callable[..., DictConfig], checkpo
 
 
 def test_ids_are_unique_over_images(config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    run(config())
+    run_stage(config())
     ids = [mask.id for record in records(tmp_path / "out") for mask in record.masks]
     assert len(set(ids)) == len(ids) == 10
     assert ids[:2] == [0, 1]
@@ -279,10 +279,10 @@ def test_the_source_is_listed_once(
     config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever is put into the folder or taken out of it meanwhile: slices do not move."""
-    run(automatic(config, pictures, checkpoint, "slice=0/3"))
+    run_stage(automatic(config, pictures, checkpoint, "slice=0/3"))
     (pictures / "00_new.jpg").write_bytes(make_sample(99)[1])
     (pictures / "15.jpg").unlink()
-    ledger = run(automatic(config, pictures, checkpoint))
+    ledger = run_stage(automatic(config, pictures, checkpoint))
     assert "going on with 25 images as they were listed on 20" in capsys.readouterr().out
     keys = [load_manifest(tmp_path / "out" / f"sa_{number:06d}.tar").keys for number in range(3)]
     assert [key for part in keys for key in part] == [f"{number:02d}" for number in range(25) if number != 15]
@@ -292,12 +292,12 @@ def test_the_source_is_listed_once(
 def test_a_disk_that_went_is_no_reason_to_skip_everything(
     config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    run(automatic(config, pictures, checkpoint, "slice=2/3"))
+    run_stage(automatic(config, pictures, checkpoint, "slice=2/3"))
     moved = pictures.rename(tmp_path / "elsewhere")
     with pytest.raises(SamTrainError, match="20 pictures in a row cannot be had"):
-        run(automatic(config, pictures, checkpoint))
+        run_stage(automatic(config, pictures, checkpoint))
     moved.rename(pictures)
-    assert run(automatic(config, pictures, checkpoint)).images == 15
+    assert run_stage(automatic(config, pictures, checkpoint)).images == 15
 
 
 @pytest.mark.parametrize("ahead", [0, 3])
@@ -305,21 +305,21 @@ def test_reading_ahead_changes_nothing(
     config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, ahead: int
 ) -> None:
     (pictures / "05.jpg").write_bytes(b"torn")
-    run(automatic(config, pictures, checkpoint, f"out={tmp_path / 'expected'}"))
-    run(automatic(config, pictures, checkpoint, f"load_ahead={ahead}"))
+    run_stage(automatic(config, pictures, checkpoint, f"out={tmp_path / 'expected'}"))
+    run_stage(automatic(config, pictures, checkpoint, f"load_ahead={ahead}"))
     assert files(tmp_path / "out") == files(tmp_path / "expected")
     assert load_manifest(tmp_path / "out" / "sa_000000.tar").skipped == {"05.jpg": "unsupported_format"}
 
 
 def test_report_of_a_run(config: Callable[..., DictConfig], source: Path, tmp_path: Path) -> None:
-    run(config("report=true"))
+    run_stage(config("report=true"))
     report = tmp_path / "out" / "report"
     assert sorted(path.name for path in report.iterdir()) == ["contact_sheet.jpg", "stats.html", "stats.json"]
     sheet = decode_jpeg((report / "contact_sheet.jpg").read_bytes())
     assert sheet.shape == (1 * (240 + 18 + 6) + 6, 5 * (320 + 6) + 6, 3), "five pictures in a row"
     assert json.loads((report / "stats.json").read_bytes())["num_masks"] == 10
     before = (report / "stats.html").stat().st_mtime_ns
-    run(config("report=true"))
+    run_stage(config("report=true"))
     assert (report / "stats.html").stat().st_mtime_ns == before, "nothing was done, so nothing is drawn again"
     with_its_pictures = open_source(tmp_path / "out")
     assert len(with_its_pictures.references) == 5, "the folder is still a source for the next stage"
@@ -344,17 +344,17 @@ def test_dry_run_measures_and_writes_nothing(
     told = capsys.readouterr().out
     assert "left: 25 images in 3 slices\nsample of 8: " in told
     assert "3 workers that do not slow each other down: " in told
-    run(automatic(config, pictures, checkpoint, "slice=0/3"))
+    run_stage(automatic(config, pictures, checkpoint, "slice=0/3"))
     capsys.readouterr()
     data_engine.engine.dry_run(wanted)
     assert "left: 15 images in 2 slices" in capsys.readouterr().out
-    run(automatic(config, pictures, checkpoint))
+    run_stage(automatic(config, pictures, checkpoint))
     with pytest.raises(ConfigError, match="nothing is left to do"):
         data_engine.engine.dry_run(wanted)
 
 
 def test_estimate_follows_from_the_sample() -> None:
-    estimate = Estimate(
+    estimate = RunEstimate(
         num_images=7200, num_slices=72, seconds=(1.0, 3.0), num_masks=20, num_bytes=500e3, skipped={"unreadable": 1}, width=4
     )
     assert (estimate.images_per_second, estimate.hours) == (2.0, 1.0)
@@ -364,7 +364,7 @@ def test_estimate_follows_from_the_sample() -> None:
 
 
 def test_line_for_people(config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    ledger = run(config())
+    ledger = run_stage(config())
     ledger = replace(ledger, images_per_machine_second=None)
     assert data_engine.engine.summary(ledger, Path("OUT"), {}) == "OUT: 5 images, 10 masks in 3 shards; images skipped: none"
 

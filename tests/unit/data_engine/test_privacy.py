@@ -15,9 +15,18 @@ from conftest import make_sample
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from data_engine.privacy import METHODS, Audit, CenterFace, Detections, Privacy, audit_path, read_audit, write_review
+from data_engine.privacy import (
+    REDACTION_METHODS,
+    CenterFace,
+    Detections,
+    Privacy,
+    RedactionAudit,
+    audit_path,
+    read_audit,
+    write_privacy_review,
+)
 from data_engine.sources import Source, open_source
-from data_engine.structures import CoveredBox, SourceImage
+from data_engine.structures import RedactedBox, SourceImage
 from sam_train.errors import ConfigError, ShardError, SkipSample
 from sam_train.shards import decode_jpeg, encode_jpeg, write_shard
 from sam_train.shards.jpeg import list_metadata
@@ -60,13 +69,13 @@ def faces() -> CenterFace:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REDACTION_METHODS)
 def test_the_astronaut_is_not_recognised(astronaut: SourceImage, faces: CenterFace, method: Any) -> None:
     before = astronaut.image.copy()
     privacy = Privacy({"faces": faces}, method=method)
-    seen = privacy.protect(astronaut)
-    assert [place.kind for place in seen.covered] == ["faces"]
-    left, top, right, bottom = seen.covered[0].covered_xyxy
+    seen = privacy.redact_image(astronaut)
+    assert [place.kind for place in seen.redacted_boxes] == ["faces"]
+    left, top, right, bottom = seen.redacted_boxes[0].covered_xyxy
     assert (left < 182, top < 58, right > 270, bottom > 178) == (True,) * 4
     assert faces.detect(astronaut.image).scores.max() > 0.9
     assert faces.detect(seen.image).scores.max(initial=0) < 0.35, "a head, perhaps, and no face"
@@ -74,18 +83,18 @@ def test_the_astronaut_is_not_recognised(astronaut: SourceImage, faces: CenterFa
 
 
 def test_what_is_annotated_is_what_is_stored(astronaut: SourceImage) -> None:
-    seen = Privacy({"faces": Fixed([182, 58, 270, 178])}).protect(astronaut)
+    seen = Privacy({"faces": Fixed([182, 58, 270, 178])}).redact_image(astronaut)
     np.testing.assert_array_equal(seen.image, decode_jpeg(seen.jpeg))
     assert (seen.key, seen.image_id, seen.origin) == (astronaut.key, astronaut.image_id, astronaut.origin)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REDACTION_METHODS)
 def test_outside_nothing_changes_but_by_one_more_encoding(astronaut: SourceImage, method: Any) -> None:
     """To the bit: JPEG's blocks of 8 x 8 do not know of each other, without chroma subsampling."""
-    seen = Privacy({"faces": Fixed([182, 58, 270, 178], [400, 300, 430, 340])}, method=method).protect(astronaut)
+    seen = Privacy({"faces": Fixed([182, 58, 270, 178], [400, 300, 430, 340])}, method=method).redact_image(astronaut)
     plain = decode_jpeg(encode_jpeg(astronaut.image))
     touched = np.zeros(plain.shape[:2], bool)
-    for place in seen.covered:
+    for place in seen.redacted_boxes:
         left, top, right, bottom = place.covered_xyxy
         touched[top // 8 * 8 : -(-bottom // 8) * 8, left // 8 * 8 : -(-right // 8) * 8] = True
     np.testing.assert_array_equal(seen.image[~touched], plain[~touched])
@@ -95,23 +104,23 @@ def test_outside_nothing_changes_but_by_one_more_encoding(astronaut: SourceImage
 
 def test_where_nothing_is_found_the_bytes_stay(astronaut: SourceImage) -> None:
     for detectors in ({}, {"faces": Fixed()}, {"faces": Fixed([600, 600, 640, 640])}):  # the last one beside the picture
-        assert Privacy(detectors).protect(astronaut) is astronaut
+        assert Privacy(detectors).redact_image(astronaut) is astronaut
 
 
 def test_boxes_over_each_other_and_of_several_kinds() -> None:
     detectors = {"faces": Fixed([20, 20, 60, 60], [40, 30, 80, 70]), "plates": Fixed([30, 40, 70, 50], score=0.9)}
     privacy = Privacy(detectors, method="fill")
     image = source_image(noise())
-    seen = privacy.protect(image)
-    assert [(p.kind, p.score) for p in seen.covered] == [("faces", 0.5), ("faces", 0.5), ("plates", 0.9)]
+    seen = privacy.redact_image(image)
+    assert [(p.kind, p.score) for p in seen.redacted_boxes] == [("faces", 0.5), ("faces", 0.5), ("plates", 0.9)]
     assert np.abs(seen.image[20:60, 20:60].astype(int) - 128).max() <= 4
-    assert privacy.counts(seen.covered) == {
+    assert privacy.counts(seen.redacted_boxes) == {
         "privacy/images_searched": 1,
         "privacy/images_covered": 1,
         "privacy/faces": 2,
         "privacy/plates": 1,
     }
-    assert privacy.counts(image.covered) == {
+    assert privacy.counts(image.redacted_boxes) == {
         "privacy/images_searched": 1,
         "privacy/images_covered": 0,
         "privacy/faces": 0,
@@ -191,9 +200,9 @@ def test_no_kind_of_file_brings_its_metadata(tmp_path: Path, kind: str, found: b
     raw = path.read_bytes()
     assert kind == "bmp" or PRIVATE.encode() in raw
     privacy = Privacy({"faces": Fixed([20, 20, 50, 50])} if found else {})
-    source = privacy.over(open_source(str(path)))
+    source = privacy.redact_source(open_source(str(path)))
     image = source.load(source.references[0])
-    assert len(image.covered) == found
+    assert len(image.redacted_boxes) == found
     assert list_metadata(image.jpeg) == []
     for secret in (PRIVATE.encode(), b"Exif", b"http://ns.adobe.com", b"Photoshop", b"s\0R\0G\0B\0", b"sRGB"):
         assert secret not in image.jpeg
@@ -217,7 +226,7 @@ def test_taken_down_pictures_are_not_even_read(tmp_path: Path) -> None:
     source = photos(tmp_path / "photos")
     first, second, third, fourth = source.references
     (tmp_path / "ids.txt").write_text(f"{first.image_id}\n{third.key}  # a letter\n\n")
-    private = Privacy({}, take_down=str(tmp_path / "ids.txt")).over(source)
+    private = Privacy({}, take_down=str(tmp_path / "ids.txt")).redact_source(source)
     assert [reference.key for reference in private.references] == ["0", "1", "2", "3"]
     for reference in (first, third):
         (tmp_path / "photos" / reference.origin).unlink()
@@ -232,11 +241,11 @@ def test_taken_down_pictures_are_not_even_read(tmp_path: Path) -> None:
 
 def shard_with(folder: Path, number: int, covered: dict[int, list[tuple[int, int, int, int]]], score: float = 0.5) -> Path:
     """Three pictures, with boxes said to be covered in some."""
-    shard, audit, samples = folder / f"sa_{number:06d}.tar", Audit(), []
+    shard, audit, samples = folder / f"sa_{number:06d}.tar", RedactionAudit(), []
     for place in range(3):
         record, jpeg = make_sample(3 * number + place)
         boxes = tuple(
-            CoveredBox(kind="faces", score=score, found_xyxy=tuple(map(float, box)), covered_xyxy=box, method="blur")  # type: ignore[arg-type]
+            RedactedBox(kind="faces", score=score, found_xyxy=tuple(map(float, box)), covered_xyxy=box, method="blur")  # type: ignore[arg-type]
             for box in covered.get(place, [])
         )
         audit.add(record, boxes)
@@ -281,7 +290,7 @@ def test_audit_that_is_none(tmp_path: Path, line: str) -> None:
 def test_review(tmp_path: Path) -> None:
     shard_with(tmp_path, 0, {0: [(1, 2, 30, 40)], 2: [(0, 0, 9, 9), (5, 5, 20, 20)]})
     shard_with(tmp_path, 1, {0: [(40, 20, 64, 48)]}, score=0.25)
-    page = write_review(tmp_path).read_text()
+    page = write_privacy_review(tmp_path).read_text()
     assert page.count('<img src="data:image/jpeg;base64,') == 3 + 3
     assert page.index("faces 0.25") < page.index("faces 0.50"), "the least certain first"
     assert page.count("http") == 0, "nothing is loaded from anywhere"
@@ -294,18 +303,18 @@ def test_review_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("data_engine.privacy.review.NUM_CLEAR", 2)
     for number in range(4):
         shard_with(tmp_path, number, {0: [(1, 2, 30, 40)], 1: [(1, 2, 30, 40)] * 4})
-    assert write_review(tmp_path).read_text().count("<img") == 5 + 2
+    assert write_privacy_review(tmp_path).read_text().count("<img") == 5 + 2
 
 
 def test_review_of_another_shards_audit(tmp_path: Path) -> None:
     first, second = (shard_with(tmp_path, number, {0: [(1, 2, 30, 40)]}) for number in (0, 1))
     audit_path(first).write_bytes(audit_path(second).read_bytes())
     with pytest.raises(ShardError, match=r"tells of a picture that the shard does not have .*sa_000000.tar, key sa_000003"):
-        write_review(tmp_path)
+        write_privacy_review(tmp_path)
 
 
 def test_review_of_nothing(tmp_path: Path) -> None:
     shard_with(tmp_path, 0, {})
-    assert "Nothing was covered in these images." in write_review(tmp_path).read_text()
+    assert "Nothing was covered in these images." in write_privacy_review(tmp_path).read_text()
     shard_with(tmp_path / "b", 0, {place: [(1, 1, 9, 9)] for place in range(3)})
-    assert "Something was covered in every image." in write_review(tmp_path / "b").read_text()
+    assert "Something was covered in every image." in write_privacy_review(tmp_path / "b").read_text()

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from data_engine.privacy import CenterFace, Detections, Detector, OnnxDetector
-from data_engine.privacy.detections import merged
-from data_engine.privacy.pyramid import at_all_scales, levels, tiles
+from data_engine.privacy.detections import merge_detections
+from data_engine.privacy.pyramid import detect_at_all_scales, levels, tiles
 from sam_train.errors import ConfigError
 
 FACE = np.array([182.0, 58.0, 270.0, 178.0])  # in skimage's astronaut of 512 x 512, drawn by hand
@@ -289,7 +289,7 @@ def test_every_size_at_every_place_is_found_once(seed: int) -> None:
     x, y = int(rng.integers(2, width - side - 2)), int(rng.integers(2, height - side - 2))
     image = np.zeros((height, width, 3), np.uint8)
     image[y : y + side, x : x + side] = 255
-    found = at_all_scales(image, blobs, tile_hw=(128, 160), overlap=0.375)
+    found = detect_at_all_scales(image, blobs, tile_hw=(128, 160), overlap=0.375)
     assert len(found.scores) == 1
     np.testing.assert_allclose(found.boxes_xyxy[0], [x, y, x + side, y + side], atol=9 * side / 78 + 3)
 
@@ -314,7 +314,7 @@ def test_levels_end_with_one_tile() -> None:
 
 def test_a_part_of_a_better_box_goes_and_a_neighbour_stays() -> None:
     boxes = np.array([[0, 0, 100, 100], [20, 20, 50, 50], [90, 90, 130, 130], [101, 0, 140, 60], [2, 2, 98, 102]], dtype=float)
-    found = merged(
+    found = merge_detections(
         [
             Detections(boxes_xyxy=boxes[:2], scores=np.array([0.9, 0.5])),
             Detections(boxes_xyxy=boxes[2:], scores=np.array([0.4, 0.3, 0.8])),

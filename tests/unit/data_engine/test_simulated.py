@@ -10,7 +10,7 @@ from conftest import make_mask_record
 from torch import Tensor
 
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.structures import Candidate, Origin, SourceImage
+from data_engine.structures import Candidate, MaskOrigin, SourceImage
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
 from sam_train.masks import encode_rle, mask_iou
@@ -43,7 +43,7 @@ def image_of(masks: list[np.ndarray] | None) -> SourceImage:
 def candidate(mask: np.ndarray) -> Candidate:
     return Candidate(
         rle=encode_rle(mask),
-        origin=Origin.GENERATED,
+        origin=MaskOrigin.GENERATED,
         predicted_iou=0.9,
         stability_score=0.9,
         crop_box=[],
@@ -124,7 +124,11 @@ def test_clicks_until_accepted_then_never_again() -> None:
 
 def test_a_model_that_is_quite_sure_has_drawn_nothing() -> None:
     work = annotator(max_clicks=1).annotate(image_of(OBJECTS), KnownAnswers([1, 1, NEVER], score=1.0), [])
-    assert [(c.origin, c.predicted_iou) for c in work.masks] == [(Origin.CLICKED, 1), (Origin.DRAWN, 1), (Origin.CLICKED, 1)]
+    assert [(c.origin, c.predicted_iou) for c in work.masks] == [
+        (MaskOrigin.CLICKED, 1),
+        (MaskOrigin.DRAWN, 1),
+        (MaskOrigin.CLICKED, 1),
+    ]
     assert (work.counts["masks_clicked"], work.counts["masks_drawn"]) == (2, 1)
 
 

@@ -9,7 +9,7 @@ from conftest import make_sample
 from hydra import compose, initialize_config_dir
 from server_fixtures import write_nano_checkpoint, write_permissive_proposer
 
-from data_engine.engine import run
+from data_engine.engine import run_stage
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
@@ -34,7 +34,7 @@ def test_a_proposer_in_the_generator_s_place(tmp_path: Path, monkeypatch: pytest
         patch.setattr(
             Sam, "encode_images", lambda model, images, sizes: encoded.append(len(images)) or encode(model, images, sizes)
         )
-        run(config)
+        run_stage(config)
     assert encoded == [1, 1], "a picture is encoded once, for the proposer and for the annotator's clicks"
     (shard,) = (tmp_path / "out").glob("*.tar")
     counts = load_manifest(shard).counts
@@ -44,6 +44,6 @@ def test_a_proposer_in_the_generator_s_place(tmp_path: Path, monkeypatch: pytest
     write_permissive_proposer(Path("proposer.pt"), checkpoint)
     (tmp_path / "proposer.pt").write_bytes((tmp_path / "proposer.pt").read_bytes() + b"\0")
     with pytest.raises(ConfigError, match="another"):
-        run(config)
+        run_stage(config)
     with pytest.raises(ConfigError, match=r"generator\.file"):
-        run(without)
+        run_stage(without)

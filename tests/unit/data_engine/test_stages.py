@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from data_engine.annotators import SimulatedAnnotator
 from data_engine.stages import AssistedManual, FullyAutomatic, SemiAutomatic, Stage
-from data_engine.structures import Origin, SourceImage
+from data_engine.structures import MaskOrigin, SourceImage
 from sam_train.config import build, config_dir
 from sam_train.inference import AutomaticMaskGenerator, GeneratedMask
 from sam_train.inference.automatic import Selection
@@ -89,14 +89,14 @@ def test_all_are_stages() -> None:
 
 
 def test_assisted_manual_begins_without_a_model(image: SourceImage) -> None:
-    work = AssistedManual(SimulatedAnnotator()).begin(None, image)()
+    work = AssistedManual(SimulatedAnnotator()).infer(None, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
     assert work.counts["masks_drawn"] == 3
 
 
 def test_assisted_manual_with_a_model(image: SourceImage, model: Sam) -> None:
     """A model that knows nothing costs all clicks, and the brush still draws the truth."""
-    work = AssistedManual(SimulatedAnnotator(max_clicks=2)).begin(model, image)()
+    work = AssistedManual(SimulatedAnnotator(max_clicks=2)).infer(model, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
     assert (work.counts["masks_drawn"], work.counts["clicks"]) == (3, 6)
 
@@ -104,9 +104,9 @@ def test_assisted_manual_with_a_model(image: SourceImage, model: Sam) -> None:
 def test_semi_automatic_keeps_what_is_right_and_adds_the_rest(image: SourceImage, model: Sam) -> None:
     prefilled = [LARGE, rectangle(20, 4, 20, 19), rectangle(45, 25, 10, 10), MIDDLE]
     stage = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks(prefilled))
-    work = stage.begin(model, image)()
+    work = stage.infer(model, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
-    assert [c.origin for c in work.masks] == [Origin.GENERATED, Origin.GENERATED, Origin.DRAWN]
+    assert [c.origin for c in work.masks] == [MaskOrigin.GENERATED, MaskOrigin.GENERATED, MaskOrigin.DRAWN]
     assert [c.seconds for c in work.masks] == [0, 0, 2 + 1.5 + 34]
     assert [c.predicted_iou for c in work.masks[:2]] == pytest.approx([0.9, 0.6])
     assert work.counts == {
@@ -122,16 +122,16 @@ def test_semi_automatic_keeps_what_is_right_and_adds_the_rest(image: SourceImage
 
 
 def test_semi_automatic_of_a_generator_that_finds_nothing(image: SourceImage, model: Sam) -> None:
-    work = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks([])).begin(model, image)()
+    work = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks([])).infer(model, image)()
     assert len(work.masks) == 3
     assert work.counts["masks_prefilled"] == work.counts["masks_reviewed"] == 0
 
 
 def test_fully_automatic(image: SourceImage, model: Sam) -> None:
-    work = FullyAutomatic(KnownMasks([LARGE, SMALL])).begin(model, image)()
+    work = FullyAutomatic(KnownMasks([LARGE, SMALL])).infer(model, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, SMALL])
     first = work.masks[0]
-    assert first.origin is Origin.GENERATED
+    assert first.origin is MaskOrigin.GENERATED
     assert (first.predicted_iou, first.stability_score, first.seconds) == (0.9, 0.97, 0)
     assert (first.crop_box, first.point_coords, first.prompts) == ([0, 0, WIDTH, HEIGHT], [[3, 4]], [[3, 4, 1]])
     assert work.counts == {"dropped/stability": 7, "dropped/nms": 2, "masks_automatic": 2}
@@ -142,4 +142,4 @@ def test_fully_automatic(image: SourceImage, model: Sam) -> None:
 )
 def test_stage_that_needs_a_model(stage: Stage, image: SourceImage) -> None:
     with pytest.raises(ValueError, match="needs a model"):
-        stage.begin(None, image)()
+        stage.infer(None, image)()

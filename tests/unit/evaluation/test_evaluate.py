@@ -100,8 +100,8 @@ def test_a_journal_of_something_else_is_refused(world: Path, tmp_path: Path, cha
     ("override", "message"),
     [
         ("slice=0/2", "slice= needs journal=FOLDER, where the slices meet"),
-        ("slice=2/2", "slice is NUMBER/OF, from 0/4 to 3/4 for four of them, got '2/2'"),
-        ("slice=half", "slice is NUMBER/OF"),
+        ("slice=2/2", "slice is '2/2': expected I/N with I from 0 to N - 1"),
+        ("slice=half", "slice is 'half': expected I/N"),
         ("max_images=0", "max_images must be 1 or more"),
         ("checkpoint=null", "sam-evaluate needs checkpoint=FILE"),
         ("shards=null", "this protocol measures on shards: give shards=FOLDER"),
