@@ -16,20 +16,19 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from data_engine.commands import ANNOTATE
 from data_engine.console import console
 from data_engine.privacy import Privacy, count_listed_images, write_privacy_review
 from data_engine.sources import ImageReference, Source, open_source
-from sam_train.config import build, config_dir, config_hash, to_plain
-from sam_train.errors import ConfigError, exit_with_message
+from sam_train.config import build, config_hash, to_plain
+from sam_train.errors import ConfigError
 from sam_train.files import commit_file
 
 if TYPE_CHECKING:  # fastapi comes with an extra
@@ -45,15 +44,12 @@ HASH_IGNORED_KEYS = (
 
 
 def main() -> None:
-    """Console script `sam-annotate`."""
-    if sys.argv[1:2] and sys.argv[1] in ACTIONS:
-        sys.argv[1] = f"action={sys.argv[1]}"
-    _main()
+    """Run `sam-annotate` on the process's arguments."""
+    ANNOTATE.main()
 
 
-@hydra.main(config_path=config_dir(), config_name="annotate", version_base="1.3")
-@exit_with_message
-def _main(cfg: DictConfig) -> None:
+def command(cfg: DictConfig) -> None:
+    """Serve, export or summarise as the composed config says."""
     check_config(cfg)
     {"serve": serve, "audit": serve, "export": export_shards, "summary": print_summary}[cfg.action](cfg)
 

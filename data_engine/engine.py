@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
+from data_engine.commands import ENGINE
 from data_engine.console import console
 from data_engine.drivers import Driver
 from data_engine.drivers.progress import ProgressBar
@@ -30,8 +30,8 @@ from data_engine.slices import EngineJob, EngineRunFolder, SliceListing, with_ab
 from data_engine.sources import Source, open_source
 from data_engine.stages import Stage
 from sam_train.checkpoint import checkpoint_hash
-from sam_train.config import build, config_dir, config_hash, to_plain
-from sam_train.errors import ConfigError, SamTrainError, exit_with_message
+from sam_train.config import build, config_hash, to_plain
+from sam_train.errors import ConfigError, SamTrainError
 from sam_train.files import file_sha256
 from sam_train.subsets import parse_slice
 
@@ -41,10 +41,13 @@ HASH_IGNORED_KEYS = (
 """What decides no byte of the shards. (The checkpoint does, by its hash, and privacy by its `identity`.)"""
 
 
-@hydra.main(config_path=config_dir(), config_name="engine", version_base="1.3")
-@exit_with_message
-def main(cfg: DictConfig) -> None:
-    """Console script `sam-engine`."""
+def main() -> None:
+    """Run `sam-engine` on the process's arguments."""
+    ENGINE.main()
+
+
+def command(cfg: DictConfig) -> None:
+    """Run a stage, or estimate it with `dry_run=true`, as the composed config says."""
     if cfg.dry_run:
         print_estimate(cfg)
     else:

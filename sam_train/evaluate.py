@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich import box
@@ -24,8 +23,9 @@ from rich.progress import track
 from rich.table import Table
 
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
-from sam_train.config import build, config_dir, to_plain
-from sam_train.errors import ConfigError, exit_with_message
+from sam_train.cli.commands import EVALUATE
+from sam_train.config import build, to_plain
+from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary
 from sam_train.evaluation.result_cache import ResultCache
 from sam_train.files import commit_file
@@ -33,10 +33,13 @@ from sam_train.inference import Predictor
 from sam_train.subsets import evenly_spaced_indices, parse_slice
 
 
-@hydra.main(config_path=config_dir(), config_name="evaluate", version_base="1.3")
-@exit_with_message
-def main(cfg: DictConfig) -> None:
-    """Console script `sam-evaluate`."""
+def main() -> None:
+    """Run `sam-evaluate` on the process's arguments."""
+    EVALUATE.main()
+
+
+def command(cfg: DictConfig) -> None:
+    """Do what the composed config says."""
     run(cfg)
 
 

@@ -14,25 +14,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint, save_released
-from sam_train.config import config_dir
-from sam_train.errors import ConfigError, exit_with_message
+from sam_train.cli.commands import EXPORT
+from sam_train.errors import ConfigError
 from sam_train.model import Sam
 
 LAST = "checkpoints/last.ckpt"
 RELEASED = {"pth": "model.pth", "safetensors": "model.safetensors", "huggingface": "huggingface"}
 
 
-@hydra.main(config_path=config_dir(), config_name="export", version_base="1.3")
-@exit_with_message
-def main(cfg: DictConfig) -> None:
-    """Console script `sam-export`."""
+def main() -> None:
+    """Run `sam-export` on the process's arguments."""
+    EXPORT.main()
+
+
+def command(cfg: DictConfig) -> None:
+    """Do what the composed config says."""
     run(cfg)
 
 

@@ -13,27 +13,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from sam_train.config import config_dir, to_plain
+from sam_train.cli.commands import PLAN
+from sam_train.config import to_plain
 from sam_train.cost_model.cost_estimate import CostEstimate, HardwareSpec, estimate_cost
 from sam_train.cost_model.devices import get_device
 from sam_train.cost_model.step_cost import StepCost, count_step
-from sam_train.errors import exit_with_message
 from sam_train.files import commit_file
 
 FEWER_MASKS = (1, 2, 4, 8)
 """The table of what fits divides data.max_masks by these."""
 
 
-@hydra.main(config_path=config_dir(), config_name="plan", version_base="1.3")
-@exit_with_message
-def main(cfg: DictConfig) -> None:
-    """`sam-train plan`."""
+def main() -> None:
+    """Run `sam-train plan` on the process's arguments."""
+    PLAN.main()
+
+
+def command(cfg: DictConfig) -> None:
+    """Do what the composed config says."""
     estimate_run_cost(cfg)
 
 

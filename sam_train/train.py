@@ -16,16 +16,16 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.utilities import rank_zero_only
 
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
-from sam_train.config import build, changed_keys, config_dir, config_hash, save_resolved, to_plain
+from sam_train.cli.commands import TRAIN
+from sam_train.config import build, changed_keys, config_hash, save_resolved, to_plain
 from sam_train.data.datamodule import ShardDataModule
-from sam_train.errors import CheckpointError, ConfigError, exit_with_message
+from sam_train.errors import CheckpointError, ConfigError
 from sam_train.files import commit_file
 from sam_train.inference.box_mask_generator import save_proposer
 from sam_train.model import Sam
@@ -46,10 +46,13 @@ RESUME_KEYS = (
 """What a run that goes on must have as it was. Steps, devices, loader processes and loggers may change."""
 
 
-@hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
-@exit_with_message
-def main(cfg: DictConfig) -> None:
-    """Console script `sam-train`. A run that was asked to leave exits with code 75, in its first process."""
+def main() -> None:
+    """Run `sam-train` on the process's arguments."""
+    TRAIN.main()
+
+
+def command(cfg: DictConfig) -> None:
+    """Train as the composed config says. The first process of a preempted run exits with code 75 (EX_TEMPFAIL)."""
     try:
         train_model(cfg)
     except Preempted as error:

@@ -29,8 +29,7 @@ budget.py    when a stage has had enough      masks.py      the ledger of masks
 ablation.py  stages against each other
 """
 
-from data_engine.cycle.command import main
 from data_engine.cycle.slurm_runner import SlurmSteps
 from data_engine.cycle.subprocess_runner import LocalSteps
 
-__all__ = ["LocalSteps", "SlurmSteps", "main"]
+__all__ = ["LocalSteps", "SlurmSteps"]

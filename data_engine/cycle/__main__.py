@@ -1,6 +1,6 @@
-"""`python -m data_engine.cycle`: what `sam-cycle` does."""
+"""`python -m data_engine.cycle` is `sam-cycle`."""
 
-from data_engine.cycle.command import main
+from data_engine.commands import CYCLE
 
 if __name__ == "__main__":
-    main()
+    CYCLE.main()

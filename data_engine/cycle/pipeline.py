@@ -79,7 +79,7 @@ class Cycle:
             self._corpus()
         elif action.what == "report":
             publish(self.run_dir)
-            self.starter.start("report", "data_engine.report", "--run", str(self.run_dir))
+            self.starter.start("report", "data_engine.report", f"run={self.run_dir}")
         elif action.what == "evaluate":
             self._evaluate(action)
         elif action.what == "train":

@@ -10,7 +10,7 @@ import pytest
 
 PUBLIC = {
     "data_engine.annotators": ["AnnotationResult", "Annotator", "SimulatedAnnotator"],
-    "data_engine.cycle": ["LocalSteps", "SlurmSteps", "main"],
+    "data_engine.cycle": ["LocalSteps", "SlurmSteps"],
     "data_engine.drivers": ["Driver", "LocalDriver", "ProgressDisplay", "RayDriver", "SlurmDriver"],
     "data_engine.privacy": [
         "CenterFace",
@@ -39,6 +39,7 @@ PUBLIC = {
     ],
     "data_engine.sources": ["ImageReference", "ImageReferences", "LISTING_REASONS", "LOAD_REASONS", "Source", "open_source"],
     "data_engine.stages": ["AssistedManual", "FullyAutomatic", "SemiAutomatic", "Stage"],
+    "sam_train.cli": ["ArgumentParser", "FunctionCommand", "HydraCommand"],
     "sam_train.data.synthetic": ["Scene", "compose_scene", "write_corpus"],
     "sam_train.inference": [
         "AutomaticMaskGenerator",

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from data_engine.annotate import ACTIONS
-from data_engine.cycle.command import WORDS, values_of
-from data_engine.report.__main__ import parsed
+from data_engine import commands as engine_commands
+from sam_train.cli import FunctionCommand, HydraCommand
+from sam_train.cli import commands as train_commands
+from sam_train.cli.data_command import parser
+from sam_train.cli.overrides import checked_config, readable
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
-from sam_train.shards.cli import parser
 
 README = Path(config_dir()).parent / "README.md"
-ROOTS = {
-    "sam-train": "train",
-    "sam-evaluate": "evaluate",
-    "sam-engine": "engine",
-    "sam-annotate": "annotate",
-    "sam-cycle": "cycle",
-    "sam-export": "export",
-} | {"sam-train plan": "plan"}
+COMMANDS: dict[str, HydraCommand | FunctionCommand] = {
+    command.name: command
+    for module in (train_commands, engine_commands)
+    for command in vars(module).values()
+    if isinstance(command, (HydraCommand, FunctionCommand))
+}
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -34,23 +33,21 @@ def commands(text: str) -> list[str]:
     return [line.removeprefix("$ ").strip() for line in lines if re.match(r"(\$ )?sam-[a-z]+\b", line)]
 
 
-def check(command: str) -> None:
-    name, *arguments = shlex.split(command, comments=True)
-    if (name, arguments[:1]) == ("sam-train", ["plan"]):
-        name, arguments = "sam-train plan", arguments[1:]
+def check(line: str) -> None:
+    name, *arguments = shlex.split(line, comments=True)
     if name == "sam-data":
         parser().parse_args(arguments)
         return
-    if name == "sam-report":
-        parsed(arguments)
+    if arguments and f"{name} {arguments[0]}" in COMMANDS:
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
+    command = COMMANDS[name]
+    if isinstance(command, FunctionCommand):
+        replace(command, paths=()).values_of(arguments)
         return
-    if name == "sam-cycle" and arguments and arguments[0] in WORDS:
-        values_of(WORDS[arguments[0]], arguments[1:])
-        return
-    if name == "sam-annotate" and arguments[0] in ACTIONS:
-        arguments[0] = f"action={arguments[0]}"
-    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        compose(ROOTS[name], overrides=[argument for argument in arguments if argument not in ("-m", "--multirun", "--help")])
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [*command.preset, *(readable(argument) for argument in arguments if argument not in flags)]
+    assert set(flags) <= {"-m", "--multirun", "--help", "--version", "--list-experiments"}
+    checked_config(command, overrides, Path(config_dir()), multirun=bool({"-m", "--multirun"} & set(flags)))
 
 
 @pytest.mark.parametrize("command", commands(README.read_text()))
@@ -70,7 +67,7 @@ def test_wrong_command_is_noticed(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["sam-report run=runs/quickstart", "sam-cycle rollback run=RUN step=STEP because=WHY", "sam-cycle ledger run=RUN"]
+    "command", ["sam-report run=runs/quickstart", "sam-cycle rollback run=RUN step=STEP reason=WHY", "sam-cycle ledger run=RUN"]
 )
 def test_words_of_other_commands_are_taken(command: str) -> None:
     check(command)

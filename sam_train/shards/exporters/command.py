@@ -1,4 +1,4 @@
-"""`sam-data export KIND --shards ... --out DIR`: shards to a form of others (a command of `sam_train.shards.cli`)."""
+"""`sam-data export KIND --shards ... --out DIR`: shards to a form of others (a command of `sam_train.cli.data_command`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sam-data import KIND --out DIR ...`: a data set to shards (a command of `sam_train.shards.cli`)."""
+"""`sam-data import KIND --out DIR ...`: a data set to shards (a command of `sam_train.cli.data_command`)."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from starlette.testclient import TestClient
 
 from data_engine import annotate
 from data_engine.privacy import CenterFace, read_audit
+from sam_train.cli.commands import data as sam_data
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
 from sam_train.masks import encode_rle
 from sam_train.shards import decode_jpeg, iterate_samples, load_manifest
-from sam_train.shards.cli import main as sam_data
 
 FACE = (182, 58, 270, 178)
 

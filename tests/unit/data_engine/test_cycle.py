@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import data_engine.cycle.lock
-from data_engine.cycle.command import main
+from data_engine.commands import cycle as main
 from data_engine.cycle.lock import locked
 from data_engine.cycle.overrides import quoted
 from data_engine.cycle.run import refuse_another, run

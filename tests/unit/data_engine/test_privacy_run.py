@@ -20,10 +20,10 @@ from data_engine.privacy import CenterFace, read_audit
 from data_engine.stages import FullyAutomatic
 from data_engine.structures import SourceImage
 from sam_train.checkpoint import save_checkpoint
+from sam_train.cli.commands import data as sam_data
 from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError
 from sam_train.shards import decode_jpeg, iterate_samples
-from sam_train.shards.cli import main as sam_data
 
 FACE = (182, 58, 270, 178)
 EASY = [  # thresholds that random weights pass

@@ -11,8 +11,8 @@ import pytest
 from conftest import make_sample
 from omegaconf import OmegaConf
 
+from data_engine.commands import cycle as main
 from data_engine.cycle.ablation import SETS, table_of
-from data_engine.cycle.command import main
 from data_engine.cycle.provenance_table import write_ledger
 from sam_train.records import ImageRecord, Provenance
 from sam_train.shards import write_shard

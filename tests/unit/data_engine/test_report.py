@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
+from data_engine.commands import REPORT
 from data_engine.report import write_report
-from data_engine.report.__main__ import main
 from data_engine.report.comparison import compare, representative
 from data_engine.report.curves import training_svg
 from data_engine.report.mask_distributions import data_svg, measure_stage
@@ -421,7 +421,7 @@ def test_representative_takes_both_ends_and_even_ranks() -> None:
     ("name", "content", "message"),
     [
         ("config.yaml", None, "has no config.yaml"),
-        ("config.yaml", "a: [", "is not YAML"),
+        ("config.yaml", "a: [", "is not a YAML config"),
         ("config.yaml", "- a\n", "holds no mapping"),
         ("config.yaml", "name: x\n", "no list `stages`"),
         ("config.yaml", "stages: []\n", "no list `stages`"),
@@ -500,26 +500,23 @@ def test_window_shows_all_of_the_masks(box: tuple[int, int, int, int]) -> None:
     assert 0 <= window.top < window.bottom <= HEIGHT
 
 
-def test_command_line(finished: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--run", str(finished.folder), "--heldout-images", "2"])
+def test_command_prints_the_stage_table(finished: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    REPORT.run([f"run={finished.folder}", "heldout_images=1"])
     printed = capsys.readouterr().out
     for step in STEPS:
         assert step in printed
     assert "report.html" in printed
     assert "0.458" in printed
-
-
-def test_command_line_in_the_words_of_the_other_commands(finished: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    main([f"run={finished.folder}", "heldout_images=1"])
-    assert "report.html" in capsys.readouterr().out
     assert json.loads((finished.folder / "report.json").read_bytes())["comparison"]["num_images"] == 1
 
 
-def test_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["--run", str(tmp_path / "nothing")])
-    assert exit_.value.code == 1
-    assert "is no folder: give the folder that sam-cycle wrote" in capsys.readouterr().err
+def test_command_rejects_a_missing_folder_and_a_number_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing: no such file or folder: give the folder of the cycle"):
+        REPORT.run([f"run={tmp_path / 'nothing'}"])
+    with pytest.raises(ConfigError, match="heldout_images=0: expected a whole number of at least 1"):
+        REPORT.run([f"run={tmp_path}", "heldout_images=0"])
+    with pytest.raises(ConfigError, match=r"does not take '--run': give run=\.\.\. "):
+        REPORT.run(["--run", str(tmp_path)])
 
 
 def test_command_to_run_again_quotes_the_folder(finished: FakeRun) -> None:

@@ -16,13 +16,13 @@ from conftest import make_mask_record, make_sample
 from fake_sam import SIZE, Candidates, Oracle
 from omegaconf import OmegaConf
 
+from sam_train.cli.data_command import parser
 from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError
 from sam_train.evaluation.clicks import ClickProtocol
 from sam_train.evaluation.sa23 import Sa23Protocol
 from sam_train.inference import Predictor
 from sam_train.shards import write_shard
-from sam_train.shards.cli import parser
 
 TABLE = OmegaConf.to_container(OmegaConf.load(Path(config_dir()) / "protocol" / "sa23.yaml"))["datasets"]
 ENTRY = {"title": "A", "images": 5, "masks": 7, "over_ritm": 1.5, "get": "somewhere", "import": "yolo --out ROOT/a"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_train.cli.commands import data as main
 from sam_train.data.collate import collate
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.record_parser import Outlines, parse_outlines
@@ -22,7 +23,6 @@ from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import Sample, expand_shards, iterate_samples, write_shard
 from sam_train.shards.class_names import ClassNumbering, parse_category_names, read_class_names
-from sam_train.shards.cli import main
 from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.mask_table import mask_table_path
 

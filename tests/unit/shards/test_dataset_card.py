@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import make_sample
 
+from sam_train.cli.commands import data as main
 from sam_train.records import Provenance
 from sam_train.shards import write_shard
-from sam_train.shards.cli import main
 from sam_train.shards.maintenance.dataset_card.facts import Maker, read_facts
 from sam_train.shards.maintenance.dataset_card.readme import cell, code
 from sam_train.shards.mask_table import MASK_TABLE_COLUMNS, mask_table_path

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from corruptions import DAMAGES, members_of, write_members
 
+from sam_train.cli.commands import data as main
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import encode_jpeg, write_shard
-from sam_train.shards.cli import main
 from sam_train.shards.maintenance.statistics.figures import binned, draw_all
 from sam_train.shards.maintenance.statistics.measure import HEAT_SIDE, Statistics, measure_shard
 

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from sam_train.cli.commands import data as main
 from sam_train.records import ImageRecord
 from sam_train.shards import encode_jpeg, expand_shards, iterate_samples, load_manifest, write_shard
-from sam_train.shards.cli import main
 from sam_train.shards.maintenance.dedupe import find_duplicates
 from sam_train.shards.maintenance.duplicate_groups import (
     DEFAULT_THRESHOLD,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_train.cli.commands import data as main
 from sam_train.errors import ShardError
 from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
 from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples, load_manifest
-from sam_train.shards.cli import main
 from sam_train.shards.importers import IMPORTERS, import_label_maps
 from sam_train.shards.importers.label_maps import read_label_map
 from sam_train.shards.split_hash import is_held_out

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_train.cli.commands import data as main
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg, encode_jpeg, expand_shards, iterate_samples, load_manifest
-from sam_train.shards.cli import main
 from sam_train.shards.importers.sa1b import import_sa1b
 
 Pair = tuple[ImageRecord, bytes]

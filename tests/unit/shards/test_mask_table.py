@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sam_train.cli.commands import data as main
 from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import iterate_samples, write_shard
-from sam_train.shards.cli import main
 from sam_train.shards.mask_table import MASK_TABLE_COLUMNS, encode_mask_table, mask_table_path
 
 Samples = list[tuple[ImageRecord, bytes]]

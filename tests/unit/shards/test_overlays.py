@@ -10,10 +10,10 @@ import pytest
 from conftest import make_mask_record
 from PIL import Image
 
+from sam_train.cli.commands import data as main
 from sam_train.errors import ConfigError
 from sam_train.records import ImageRecord
 from sam_train.shards import Sample, encode_jpeg
-from sam_train.shards.cli import main
 from sam_train.shards.drawing import draw_masks, mask_colour
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.exporters.overlays import export_overlays

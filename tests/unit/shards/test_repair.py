@@ -11,9 +11,9 @@ import pytest
 from conftest import make_sample
 from corruptions import DAMAGES, Members, edited, members_of, write_members
 
+from sam_train.cli.commands import data as main
 from sam_train.records import ImageRecord
 from sam_train.shards import Sample, decode_jpeg, iterate_samples, load_manifest, write_shard
-from sam_train.shards.cli import main
 from sam_train.shards.maintenance.validate import validate
 
 Samples = list[tuple[ImageRecord, bytes]]

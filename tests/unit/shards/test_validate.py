@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from corruptions import DAMAGES, edited, members_of, write_members
 
+from sam_train.cli.commands import data as main
 from sam_train.records import ImageRecord
 from sam_train.shards import write_shard
-from sam_train.shards.cli import main
 from sam_train.shards.maintenance.findings import NOTES, printable
 from sam_train.shards.maintenance.validate import validate
 

@@ -1,0 +1,22 @@
+"""Suggestions for a misspelled name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean a or b?" for the names nearest to `name`, an empty string if none is near.
+
+    Dotted keys are compared as a whole and by their last part, so that `shards` suggests `data.shards`.
+    """
+    names = list(dict.fromkeys(known))
+    near = get_close_matches(name, names, n=3, cutoff=0.66)
+    leaves: dict[str, list[str]] = {}
+    for known_name in names:
+        leaves.setdefault(known_name.rpartition(".")[2], []).append(known_name)
+    for leaf in get_close_matches(name.rpartition(".")[2], list(leaves), n=2, cutoff=0.8):
+        near += leaves[leaf]
+    unique = list(dict.fromkeys(near))[:3]
+    return f"did you mean {' or '.join(unique)}?" if unique else ""
