@@ -29,7 +29,7 @@ from data_engine.privacy import Privacy, count_listed_images, write_privacy_revi
 from data_engine.sources import ImageReference, Source, open_source
 from sam_train.config import build, config_hash, to_plain
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 
 if TYPE_CHECKING:  # fastapi comes with an extra
     from fastapi import FastAPI
@@ -197,7 +197,7 @@ def build_privacy(cfg: DictConfig) -> Privacy:
     privacy: Privacy = build(cfg.privacy)
     path, now = Path(cfg.out) / "privacy.json", privacy.identity()
     if not path.with_name("store.sqlite").exists():
-        commit_file(path, (json.dumps({"privacy": now}) + "\n").encode())
+        atomic_write_bytes(path, (json.dumps({"privacy": now}) + "\n").encode())
     elif (before := _shown_with(path)) != now:
         wanted = "privacy=none" if before == "none" else "the privacy=... and values of it that they were shown with"
         message = f"the pictures in {cfg.out} were shown with privacy {before}, this is {now}"

@@ -15,7 +15,7 @@ import numpy as np
 from data_engine.drivers import Driver
 from data_engine.slices import EngineJob, Worker
 from data_engine.sources import ImageReference, Source
-from sam_train.errors import ConfigError, SkipSample
+from sam_train.errors import ConfigError, SkipSampleError
 from sam_train.records import ImageRecord
 from sam_train.shards import write_shard
 from sam_train.subsets import evenly_spaced_indices
@@ -115,16 +115,18 @@ def _tried(
             break
         tried.append(_timed(worker, source, reference))
     results = [result for _, result in tried]
-    skipped = Counter(result.reason for result in results if isinstance(result, SkipSample))
-    return [r for r in results if not isinstance(r, SkipSample)], [seconds for seconds, _ in tried], skipped
+    skipped = Counter(result.reason for result in results if isinstance(result, SkipSampleError))
+    return [r for r in results if not isinstance(r, SkipSampleError)], [seconds for seconds, _ in tried], skipped
 
 
-def _timed(worker: Worker, source: Source, reference: ImageReference) -> tuple[float, tuple[ImageRecord, bytes] | SkipSample]:
+def _timed(
+    worker: Worker, source: Source, reference: ImageReference
+) -> tuple[float, tuple[ImageRecord, bytes] | SkipSampleError]:
     began = time.perf_counter()
     try:
         made = worker.infer_image(source.load(reference))()
-        result: tuple[ImageRecord, bytes] | SkipSample = (made.record, made.jpeg)
-    except SkipSample as skip:
+        result: tuple[ImageRecord, bytes] | SkipSampleError = (made.record, made.jpeg)
+    except SkipSampleError as skip:
         result = skip
     return time.perf_counter() - began, result
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.shards import done_shards, load_manifest
 
 
@@ -65,4 +65,4 @@ def read_ledger(folder: Path, worked: Iterable[Mapping[str, float]] = ()) -> Led
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
     """`ledger.json` in the folder; the mark that the stage is done."""
-    commit_file(folder / "ledger.json", (json.dumps(asdict(ledger), indent=1) + "\n").encode())
+    atomic_write_bytes(folder / "ledger.json", (json.dumps(asdict(ledger), indent=1) + "\n").encode())

@@ -16,7 +16,7 @@ from typing import Any
 
 from sam_train.checkpoint import checkpoint_hash
 from sam_train.errors import ConfigError
-from sam_train.files import atomic_write, commit_file
+from sam_train.files import atomic_write, atomic_write_bytes
 
 MEASURES = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
 """What sam-evaluate measures and a model may be promoted by."""
@@ -61,7 +61,7 @@ def judge(
     )
     if better:
         pointer |= {"checkpoint": name, "sha256": sha256}
-    commit_file(run_dir / "promoted.json", (json.dumps(pointer, indent=1) + "\n").encode())
+    atomic_write_bytes(run_dir / "promoted.json", (json.dumps(pointer, indent=1) + "\n").encode())
     return better
 
 
@@ -84,7 +84,7 @@ def roll_back(run_dir: Path, *, step: str, because: str = "") -> str:
     kept = {key: entry[key] for key in ("step", "checkpoint", "sha256", "evaluation")}
     pointer["history"].append({**kept, "promoted": True, "rolled_back_from": working["step"], "because": because})
     pointer |= {"checkpoint": entry["checkpoint"], "sha256": entry["sha256"]}
-    commit_file(run_dir / "promoted.json", (json.dumps(pointer, indent=1) + "\n").encode())
+    atomic_write_bytes(run_dir / "promoted.json", (json.dumps(pointer, indent=1) + "\n").encode())
     return str(working["step"])
 
 

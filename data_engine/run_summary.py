@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.shards import decode_jpeg, done_shards, encode_jpeg, load_manifest
 from sam_train.shards.drawing import draw_masks
 from sam_train.shards.index import index_shard, read_sample
@@ -33,7 +33,7 @@ def write_run_summary(out: Path, report: Path, *, name: str) -> Path:
     shards = done_shards(out)
     sizes = [len(load_manifest(shard).keys) for shard in shards]
     sheet = report / "contact_sheet.jpg"
-    commit_file(sheet, encode_jpeg(contact_sheet(list(spread(shards, sizes, NUM_TILES))), quality=88))
+    atomic_write_bytes(sheet, encode_jpeg(contact_sheet(list(spread(shards, sizes, NUM_TILES))), quality=88))
     return _write_statistics(shards, sizes, report, name) or sheet
 
 
@@ -82,6 +82,6 @@ def _write_statistics(shards: Sequence[Path], sizes: Sequence[int], report: Path
     if not whole.num_masks:
         return None
     about = name if step == 1 else f"{name}: {len(measured)} of {len(shards)} shards"
-    commit_file(report / "stats.json", (json.dumps(as_document(whole), indent=1) + "\n").encode())
-    commit_file(report / "stats.html", render(whole, draw_all(whole), name=about).encode())
+    atomic_write_bytes(report / "stats.json", (json.dumps(as_document(whole), indent=1) + "\n").encode())
+    atomic_write_bytes(report / "stats.html", render(whole, draw_all(whole), name=about).encode())
     return report / "stats.html"

@@ -19,12 +19,21 @@ import torch
 
 from sam_train.config import build
 from sam_train.errors import CheckpointError, ConfigError
-from sam_train.files import atomic_write, commit_file, file_sha256
+from sam_train.files import atomic_write, atomic_write_bytes, file_sha256
 from sam_train.model import Sam, huggingface
-from sam_train.model.mae import load_mae
+from sam_train.model.mae import load_mae_encoder
 from sam_train.model.sam import PIXEL_MEAN, PIXEL_STD
 from sam_train.model.transformer import TwoWayBlock
-from sam_train.model.weights import ACCEPTED, RELEASED, Names, check_shapes, config_of, names_of, shape_mismatches, to_our_names
+from sam_train.model.weights import (
+    ACCEPTED_CHECKPOINTS,
+    RELEASED_WEIGHTS,
+    NamingScheme,
+    check_shapes,
+    convert_released_state,
+    detect_naming_scheme,
+    infer_config,
+    shape_mismatches,
+)
 from sam_train.renames import upgrade_config
 
 FORMAT = "sam-train/1"
@@ -34,12 +43,12 @@ _WORDS = "prompt_encoder.text_projection."
 
 def save_checkpoint(path: Path, model: Sam, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
     """Write the model with its config, whole or not at all."""
-    write_checkpoint_atomically(
+    atomic_torch_save(
         path, {"format": FORMAT, "model": _plain_state(model), "config": dict(config), "provenance": dict(provenance)}
     )
 
 
-def write_checkpoint_atomically(path: Path, document: Mapping[str, Any]) -> None:
+def atomic_torch_save(path: Path, document: Mapping[str, Any]) -> None:
     """`torch.save`, whole or not at all."""
     try:
         with atomic_write(path) as stream:
@@ -50,7 +59,7 @@ def write_checkpoint_atomically(path: Path, document: Mapping[str, Any]) -> None
         raise
 
 
-def save_released(model: Sam, path: Path) -> None:
+def export_weights(model: Sam, path: Path) -> None:
     """Write the bare weights for other programs; what `path` ends in says for which.
 
     ".pth", ".safetensors": one file with the names of segment-anything (or MobileSAM). No ending: a folder that
@@ -65,9 +74,9 @@ def save_released(model: Sam, path: Path) -> None:
         raise CheckpointError(f"it normalises pixels by each image's own mean and deviation: {what_to_do}")
     state = {name: tensor for name, tensor in _plain_state(model).items() if not name.startswith(_WORDS)}
     if path.suffix == ".pth":
-        write_checkpoint_atomically(path, state)
+        atomic_torch_save(path, state)
     elif path.suffix == ".safetensors":
-        commit_file(path, safetensors.torch.save(state, {"format": "pt"}))
+        atomic_write_bytes(path, safetensors.torch.save(state, {"format": "pt"}))
     elif path.suffix:
         raise ValueError(f"{path.name} ends in {path.suffix}: expected .pth, .safetensors, or none for a Hugging Face folder")
     else:
@@ -75,16 +84,16 @@ def save_released(model: Sam, path: Path) -> None:
 
 
 def _save_huggingface(model: Sam, state: dict[str, torch.Tensor], folder: Path) -> None:
-    if names_of(state) is not Names.SEGMENT_ANYTHING or "image_encoder.blocks.0.attn.rel_pos_h" not in state:
+    if detect_naming_scheme(state) is not NamingScheme.SEGMENT_ANYTHING or "image_encoder.blocks.0.attn.rel_pos_h" not in state:
         wanted = "transformers.SamModel has a ViT encoder with linear patches and relative positions"
         raise CheckpointError(f"this model cannot be written for Hugging Face: {wanted}; write .pth or .safetensors instead")
     heads = cast(TwoWayBlock, model.mask_decoder.transformer.layers[0]).self_attn.num_heads
-    config = huggingface.config_json(config_of(state, origin="this model", decoder_heads=heads))
-    processor = huggingface.preprocessor_json(model.image_size, model.logits_size, PIXEL_MEAN, PIXEL_STD)
+    config = huggingface.sam_model_config(infer_config(state, origin="this model", decoder_heads=heads))
+    processor = huggingface.sam_processor_config(model.image_size, model.logits_size, PIXEL_MEAN, PIXEL_STD)
     for name, document in (("config.json", config), ("preprocessor_config.json", processor)):
-        commit_file(folder / name, (json.dumps(document, indent=1) + "\n").encode())
-    weights = safetensors.torch.save(huggingface.to_their_names(state), {"format": "pt"})
-    commit_file(folder / HUGGING_FACE_WEIGHTS, weights)
+        atomic_write_bytes(folder / name, (json.dumps(document, indent=1) + "\n").encode())
+    weights = safetensors.torch.save(huggingface.convert_to_huggingface(state), {"format": "pt"})
+    atomic_write_bytes(folder / HUGGING_FACE_WEIGHTS, weights)
 
 
 def _plain_state(model: Sam) -> dict[str, torch.Tensor]:
@@ -92,7 +101,7 @@ def _plain_state(model: Sam) -> dict[str, torch.Tensor]:
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Sam:
-    """The model of a checkpoint, ours or released (see `ACCEPTED` in model/weights.py), in eval mode.
+    """The model of a checkpoint, ours or released (see `ACCEPTED_CHECKPOINTS` in model/weights.py), in eval mode.
 
     Raises CheckpointError when the file is none, ConfigError for the device.
     """
@@ -101,8 +110,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Sam:
     if _is_ours(document, path):
         state, config = document["model"], upgrade_config(document["config"])
     else:
-        state = to_our_names(_bare_state(document, path), origin=str(path))
-        config = config_of(state, origin=str(path), decoder_heads=_decoder_heads(path))
+        state = convert_released_state(_bare_state(document, path), origin=str(path))
+        config = infer_config(state, origin=str(path), decoder_heads=_decoder_heads(path))
     try:
         model = build(config, allowed=("sam_train.model",))
     except ConfigError as error:
@@ -113,7 +122,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Sam:
     return model.eval().to(device)
 
 
-def init_weights(model: Sam, path: Path) -> str:
+def initialize_from_checkpoint(model: Sam, path: Path) -> str:
     """Fill a model that is to be trained with a checkpoint's weights, or its encoder with a masked auto-encoder's.
 
     A projection of words stays as chance made it where the checkpoint has none: released ones do not.
@@ -122,9 +131,9 @@ def init_weights(model: Sam, path: Path) -> str:
     document = _read(path)
     if not _is_ours(document, path):
         state = _bare_state(document, path)
-        if names_of(state) is Names.MAE:
-            return f"{path}: image encoder alone, {load_mae(model.image_encoder, state, origin=str(path))}"
-        document = {"model": to_our_names(state, origin=str(path)), "config": {}}
+        if detect_naming_scheme(state) is NamingScheme.MAE:
+            return f"{path}: image encoder alone, {load_mae_encoder(model.image_encoder, state, origin=str(path))}"
+        document = {"model": convert_released_state(state, origin=str(path)), "config": {}}
     statistics = document["config"].get("pixel_statistics", "released")
     if statistics != model.pixel_statistics:
         wanted = f"it saw pixels normalised by pixel_statistics={statistics}, this model has {model.pixel_statistics}"
@@ -157,7 +166,7 @@ def _read(path: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way in which a file is wrong
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckpointError(f"{path} is no checkpoint ({reason}): give {ACCEPTED}") from error
+        raise CheckpointError(f"{path} is no checkpoint ({reason}): give {ACCEPTED_CHECKPOINTS}") from error
 
 
 def _is_ours(document: Any, path: Path) -> bool:
@@ -165,7 +174,9 @@ def _is_ours(document: Any, path: Path) -> bool:
     if not isinstance(document, dict) or "format" not in document:
         return False
     if document["format"] != FORMAT:
-        raise CheckpointError(f"{path} is of format {document['format']!r}, this version reads {FORMAT!r}: give {ACCEPTED}")
+        raise CheckpointError(
+            f"{path} is of format {document['format']!r}, this version reads {FORMAT!r}: give {ACCEPTED_CHECKPOINTS}"
+        )
     for part in ("model", "config"):
         if not isinstance(document.get(part), dict):
             raise CheckpointError(f"{path}: its {part!r} is missing or no dictionary; give the model.pt that sam-train wrote")
@@ -180,7 +191,7 @@ def _bare_state(document: Any, path: Path) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, no weights: give {ACCEPTED}")
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, no weights: give {ACCEPTED_CHECKPOINTS}")
     _refuse_strangers(state, path)
     return state
 
@@ -198,8 +209,8 @@ def _decoder_heads(path: Path) -> int:
     try:
         document = json.loads(config.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{config} is no JSON ({error}): give {ACCEPTED}") from error
-    return huggingface.decoder_heads(document, origin=str(config))
+        raise CheckpointError(f"{config} is no JSON ({error}): give {ACCEPTED_CHECKPOINTS}") from error
+    return huggingface.read_decoder_heads(document, origin=str(config))
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -214,6 +225,6 @@ def _weights_file(path: Path) -> Path:
     file = path / HUGGING_FACE_WEIGHTS if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(
-            f"no checkpoint at {path}: give the model.pt of a run, for example runs/<name>/model.pt, or {RELEASED}"
+            f"no checkpoint at {path}: give the model.pt of a run, for example runs/<name>/model.pt, or {RELEASED_WEIGHTS}"
         )
     return file

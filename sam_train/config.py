@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from sam_train.errors import ConfigError, SamTrainError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.renames import upgrade_config
 
 ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning.callbacks")
@@ -146,4 +146,4 @@ def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]
 
 def save_resolved(cfg: DictConfig, path: Path) -> None:
     """Write the resolved config beside a run, so that the run can be read without Hydra."""
-    commit_file(path, OmegaConf.to_yaml(cfg, resolve=True).encode())
+    atomic_write_bytes(path, OmegaConf.to_yaml(cfg, resolve=True).encode())

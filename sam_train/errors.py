@@ -3,7 +3,7 @@
     SamTrainError
     ├── ConfigError        names something that is not there, or values that cannot go together
     ├── ShardError         a shard or record is not what the schema says (shard, key, field)
-    │   └── SkipSample     this sample only; counted by reason, fatal after N in a row
+    │   └── SkipSampleError     this sample only; counted by reason, fatal after N in a row
     ├── CheckpointError    a file that cannot be a model of ours, or misses weights (which)
     └── TrainingError      a loss is no number any more
 
@@ -37,7 +37,7 @@ class ShardError(SamTrainError):
         self.shard, self.key, self.field = shard, key, field
 
 
-class SkipSample(ShardError):
+class SkipSampleError(ShardError):
     """One sample cannot be used. `reason` is a short fixed name by which such samples are counted."""
 
     def __init__(self, reason: str, message: str = "", *, shard: str = "", key: str = "", field: str = "") -> None:
@@ -81,7 +81,7 @@ def exit_with_message(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except (SamTrainError, OSError) as error:
-            print(f"error: {message_of(error)}", file=sys.stderr)
+            print(f"error: {format_error(error)}", file=sys.stderr)
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             print("interrupted: start the same command again to go on", file=sys.stderr)
@@ -90,7 +90,7 @@ def exit_with_message(main: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def message_of(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """What to print of an error: for the person who started the command, without the way the error came."""
     if isinstance(error, OSError):
         what_to_do = _WHAT_TO_DO.get(error.errno or 0)

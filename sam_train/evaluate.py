@@ -28,7 +28,7 @@ from sam_train.config import build, to_plain
 from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary
 from sam_train.evaluation.result_cache import ResultCache
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor
 from sam_train.subsets import evenly_spaced_indices, parse_slice
 
@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> Mapping[str, float]:
     summary = protocol.summary(measured)
     if cfg.out:
         document = _document(checkpoint_hash(Path(cfg.checkpoint)), summary)
-        commit_file(Path(cfg.out), (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write_bytes(Path(cfg.out), (json.dumps(document, indent=1) + "\n").encode())
     _print(summary)
     return summary.measures
 

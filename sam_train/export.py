@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint, save_released
+from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint, save_checkpoint
 from sam_train.cli.commands import EXPORT
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
@@ -54,7 +54,7 @@ def run(cfg: DictConfig) -> list[Path]:
         save_checkpoint(path, *_of_run(checkpoint))
     else:
         path = Path(cfg.out) / RELEASED[cfg.format]
-        save_released(_load(checkpoint), path)
+        export_weights(_load(checkpoint), path)
     Console().print(f"wrote {path}", soft_wrap=True)
     return [path]
 

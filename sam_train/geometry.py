@@ -20,11 +20,11 @@ from torch.nn import functional as F
 Resampling = Literal["area", "bilinear"]
 
 # Pixels that Pillow is handed at once: it copies what it is given, at four bytes a pixel.
-PIXELS_AT_ONCE = 1 << 24
+MAX_CHUNK_PIXELS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class Taps:
+class InterpolationTaps:
     """An axis of an image on a coarser grid: each of n pixels is a mean of three neighbours."""
 
     first: np.ndarray
@@ -71,7 +71,7 @@ class Resize:
             return cut
         return F.interpolate(cut, (self.height, self.width), mode="bilinear", align_corners=False)
 
-    def taps(self, grid: int) -> tuple[Taps, Taps]:
+    def interpolation_taps(self, grid: int) -> tuple[InterpolationTaps, InterpolationTaps]:
         """Rows and columns of `logits_to_image` for logits on `grid` x `grid`: its two steps in one, an axis at a time.
 
         Raises ValueError for a grid finer than the model frame, where three neighbours would not do.
@@ -79,9 +79,9 @@ class Resize:
         if grid > self.size:
             raise ValueError(f"logits on {grid} x {grid} are finer than the model frame of {self.size} x {self.size}")
         height, width = self.scaled_hw
-        return self._taps(grid, height, self.height), self._taps(grid, width, self.width)
+        return self._axis_taps(grid, height, self.height), self._axis_taps(grid, width, self.width)
 
-    def _taps(self, grid: int, scaled: int, length: int) -> Taps:
+    def _axis_taps(self, grid: int, scaled: int, length: int) -> InterpolationTaps:
         # To the model frame: its pixel u lies between the grid's `left` and the next. From it, cut off at `scaled`: pixel n
         # lies between u and the next, and these two have three of the grid's between them.
         left, right_share = _between(grid, self.size)
@@ -93,7 +93,7 @@ class Resize:
         for at, share in ((u, 1 - next_share), (following, next_share)):
             weights[pixel, left[at] - first] += share * (1 - right_share[at])
             weights[pixel, left[at] - first + 1] += share * right_share[at]
-        return Taps(first, weights)
+        return InterpolationTaps(first, weights)
 
 
 def _between(num_from: int, num_to: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +125,9 @@ def _pillow_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     def resized(part: np.ndarray, rows: int) -> np.ndarray:
         return np.asarray(Image.fromarray(part).resize((width, rows), Image.Resampling.BILINEAR))
 
-    if image.shape[0] * image.shape[1] <= PIXELS_AT_ONCE:
+    if image.shape[0] * image.shape[1] <= MAX_CHUNK_PIXELS:
         return resized(image, height)
-    num_rows = max(1, PIXELS_AT_ONCE // image.shape[1])
+    num_rows = max(1, MAX_CHUNK_PIXELS // image.shape[1])
     parts = [image[row : row + num_rows] for row in range(0, image.shape[0], num_rows)]
     return resized(np.concatenate([resized(part, len(part)) for part in parts]), height)
 

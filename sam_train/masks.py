@@ -30,7 +30,7 @@ def encode_rle(mask: np.ndarray) -> Rle:
     return {"size": [int(s) for s in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def rle_of_runs(runs: Int[np.ndarray, " R"], height: int, width: int) -> Rle:
+def run_lengths_to_rle(runs: Int[np.ndarray, " R"], height: int, width: int) -> Rle:
     """COCO compressed RLE from the lengths of its runs, the first one of background."""
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
@@ -57,12 +57,12 @@ def decode_rle(rle: Rle, *, height: int, width: int, shard: str = "", key: str =
         message = f"{height} x {width} pixels are more than the {MAX_PIXELS} that are decoded: scale or cut the image"
         raise ShardError(message, shard=shard, key=key, field="segmentation.size")
     # pycocotools trusts `counts`: runs that pass the end write outside the array, so they are summed first.
-    if rle_pixels(rle["counts"]) != height * width:
+    if rle_total_pixels(rle["counts"]) != height * width:
         raise ShardError("RLE runs do not add up to the image's pixels", shard=shard, key=key, field="segmentation.counts")
     return coco_mask.decode({"size": [height, width], "counts": rle["counts"].encode("ascii")}).astype(bool)
 
 
-def rle_pixels(counts: str) -> int:
+def rle_total_pixels(counts: str) -> int:
     """Pixels that a COCO compressed count string covers, or -1 when it is malformed (maskApi.c, rleFrString)."""
     runs: list[int] = []
     position, length = 0, len(counts)
@@ -99,11 +99,11 @@ def mask_to_box_xywh(mask: np.ndarray) -> list[float]:
 
 def masks_to_boxes_xyxy(masks: Bool[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
     """XYXY boxes, right and bottom exclusive; zeros for an empty mask."""
-    (top, bottom), (left, right) = spans(masks.any(2)), spans(masks.any(1))
+    (top, bottom), (left, right) = extent_per_row(masks.any(2)), extent_per_row(masks.any(1))
     return torch.stack([left, top, right, bottom], 1).float()
 
 
-def spans(some: Bool[Tensor, "N L"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+def extent_per_row(some: Bool[Tensor, "N L"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
     """The first place of each row that is set, and the one after the last; zeros where none is."""
     places = some.int()
     ends = (some.shape[1] - places.flip(1).argmax(1)) * some.any(1)
@@ -137,7 +137,7 @@ def remove_small_regions(mask: np.ndarray, min_area: int, *, keep_largest: bool 
     return _largest_component(filled) if keep_largest and filled.any() else None
 
 
-def clean_rle(rle: Rle, min_area: int, *, keep_largest: bool = False) -> Rle | None:
+def remove_small_regions_rle(rle: Rle, min_area: int, *, keep_largest: bool = False) -> Rle | None:
     """`remove_small_regions` of an RLE, never decoded where rlemasklib is installed. An equal one if nothing is small."""
     library = _rlemasklib()
     if library is None:
@@ -220,7 +220,7 @@ def _greedy(scores: Float[Tensor, " N"], overlaps: Callable[[int, np.ndarray], n
     return torch.tensor(kept, dtype=torch.long)
 
 
-def parents(rles: Sequence[Rle], share: float) -> list[int | None]:
+def find_parent_masks(rles: Sequence[Rle], share: float) -> list[int | None]:
     """For each mask the smallest of the larger ones that `share` of it lies in, or None: whole, part and sub-part are a chain."""
     if not rles:
         return []

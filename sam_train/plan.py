@@ -23,7 +23,7 @@ from sam_train.config import to_plain
 from sam_train.cost_model.cost_estimate import CostEstimate, HardwareSpec, estimate_cost
 from sam_train.cost_model.devices import get_device
 from sam_train.cost_model.step_cost import StepCost, count_step
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 
 FEWER_MASKS = (1, 2, 4, 8)
 """The table of what fits divides data.max_masks by these."""
@@ -60,7 +60,7 @@ def estimate_run_cost(cfg: DictConfig) -> dict[str, Any]:
         console.print(table)
     document = {"plan": plain["plan"] | {"gpu": device.name}, "parameters": step.parameters, **asdict(result), "fits": fits}
     if out:
-        commit_file(Path(out), (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write_bytes(Path(out), (json.dumps(document, indent=1) + "\n").encode())
     return document
 
 

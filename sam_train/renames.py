@@ -14,6 +14,8 @@ from sam_train.errors import ConfigError
 
 KEYS: Mapping[str, str] = {
     "losses.loser_weight": "losses.all_candidates_weight",
+    "details": "high_res_features",
+    "model.details": "model.high_res_features",
     "num_ahead": "num_prefetch",
     "people_weight": "human_mask_weight",
     "prefill": "show_existing_masks",

@@ -26,7 +26,7 @@ from sam_train.cli.commands import TRAIN
 from sam_train.config import build, changed_keys, config_hash, save_resolved, to_plain
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.errors import CheckpointError, ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.inference.box_mask_generator import save_proposer
 from sam_train.model import Sam
 from sam_train.model.tiny_vit import TinyViT
@@ -150,7 +150,7 @@ def finish(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: SamModule, 
             save_proposer(path, module.proposer, module.model, provenance)
         else:
             save_checkpoint(path, trained_model(cfg, trainer, module), to_plain(cfg.model), provenance)
-        commit_file(run_dir / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+        atomic_write_bytes(run_dir / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
         log.info("%s: %s", path, ", ".join(f"{k} {v:.3f}" for k, v in sorted(metrics.items())))
     return metrics
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_train.model import Sam
-from sam_train.model.mask_decoder import Decoding
+from sam_train.model.mask_decoder import DecodeJob
 from sam_train.structures import Prediction, Prompts
 
 SIZE = 64
@@ -43,14 +43,14 @@ class Oracle(Sam):
         logits = torch.stack([torch.stack([logits_of(mask) for mask, _ in candidates]) for candidates in answers])
         return Prediction(mask_logits=logits, iou_scores=torch.tensor([[s for _, s in candidates] for candidates in answers]))
 
-    def decodings(
+    def decode_jobs(
         self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
-    ) -> Iterator[Decoding]:
+    ) -> Iterator[DecodeJob]:
         def answer(rows: Tensor) -> tuple[Tensor, Tensor]:
             prediction = self.decode(image_embeddings, prompts[rows], multimask_output=multimask_output)
             return prediction.mask_logits, prediction.iou_scores
 
-        yield Decoding(torch.arange(len(prompts)), len(prompts), answer)
+        yield DecodeJob(torch.arange(len(prompts)), len(prompts), answer)
 
 
 def points_of(prompts: Prompts) -> list[list[tuple[float, float, int]]]:

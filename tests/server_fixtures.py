@@ -26,7 +26,7 @@ from tiny_clip import write_tiny_clip
 from sam_train.checkpoint import load_checkpoint, save_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.inference.box_mask_generator import save_proposer
-from sam_train.model.proposer import Proposer, embedding_dim
+from sam_train.model.proposer import Proposer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def write_permissive_proposer(path: Path, checkpoint: Path, place: str = "propos
     proposes five masks an image."""
     torch.manual_seed(0)
     model = load_checkpoint(checkpoint)
-    save_proposer(path, Proposer(embedding_dim=embedding_dim(model), width=16), model, {})
+    save_proposer(path, Proposer(embedding_dim=model.image_embedding_dim, width=16), model, {})
     anything = ["score_thresh=0", "pred_iou_thresh=-100", "stability_score_thresh=-1", "mask_nms_thresh=1", "box_nms_thresh=1"]
     return [f"generator@{place}=proposer", *(f"{place}.{value}" for value in [f"file={path}", *anything, "max_boxes=5"])]
 

@@ -21,7 +21,7 @@ from data_engine.cycle.subprocess_runner import Processes
 from data_engine.promote import history
 from data_engine.steps import parse_steps
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 
 STAGES = ("assisted_manual", "semi_automatic", "fully_automatic")
 SETS: Mapping[str, Sequence[str]] = {
@@ -70,7 +70,7 @@ def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[
             asked += [f"out={quoted(folder / 'evaluation.json')}", *cfg.evaluation]
             processes.start(f"ablation {name}: evaluate", "sam_train.evaluate", *asked)
         found[name] = {"steps": [step.name for step in chosen], **json.loads((folder / "evaluation.json").read_bytes())}
-    commit_file(run_dir / "ablation.json", (json.dumps(found, indent=1) + "\n").encode())
+    atomic_write_bytes(run_dir / "ablation.json", (json.dumps(found, indent=1) + "\n").encode())
     console.print(table_of(found))
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from data_engine.steps import Step
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.shards import expand_shards
 from sam_train.shards.index import index_shard
 from sam_train.shards.maintenance.dedupe import find_duplicates
@@ -49,7 +49,7 @@ def check_corpus(cfg: DictConfig, run_dir: Path, steps: Sequence[Step], say: Cal
         "num_unreadable": len(found.unreadable),
         "leak_bits": cfg.corpus.leak_bits,
     }
-    commit_file(run_dir / "corpus.json", (json.dumps(document, indent=1) + "\n").encode())
+    atomic_write_bytes(run_dir / "corpus.json", (json.dumps(document, indent=1) + "\n").encode())
     unread = f", {len(found.unreadable)} do not decode" if found.unreadable else ""
     say(f"corpus: {num_images} images; none of {document['num_heldout']} held-out ones is among them{unread}")
 

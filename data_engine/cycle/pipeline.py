@@ -17,7 +17,7 @@ from data_engine.cycle.corpus import check_corpus, is_checked, read_corpus
 from data_engine.cycle.overrides import quoted, seen
 from data_engine.promote import is_judged, judge, promoted, publish
 from data_engine.steps import START_STEP, Step, parse_steps
-from sam_train.files import atomic_write, commit_file
+from sam_train.files import atomic_write, atomic_write_bytes
 
 
 @runtime_checkable  # so that the type checks of the tests can ask
@@ -103,7 +103,7 @@ class Cycle:
         """Nothing when its stage has had enough. What was begun goes on all the same."""
         folder = self.run_dir / step.name
         if not (folder / "shards").exists() and (why := self._why_left_out(step)):
-            commit_file(folder / "left_out.json", (json.dumps({"why": why}) + "\n").encode())
+            atomic_write_bytes(folder / "left_out.json", (json.dumps({"why": why}) + "\n").encode())
             console.print(f"{step.name}: left out, {why}")
             return
         current = promoted(self.run_dir)

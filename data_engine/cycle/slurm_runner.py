@@ -20,7 +20,7 @@ from data_engine.console import console
 from data_engine.cycle.pipeline import Action, Cycle
 from data_engine.cycle.subprocess_runner import Processes
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 
 SCRIPT = """#!/bin/bash
 # {name}, by sam-cycle steps=slurm; submitted again by the same command when it is not done.
@@ -81,7 +81,7 @@ class SlurmSteps:
         for action in cycle.actions():
             if not cycle.is_done(action):
                 jobs[self._submit(cycle, action, list(jobs))] = action.name
-        commit_file(cycle.run_dir / "jobs.json", (json.dumps(jobs, indent=1) + "\n").encode())
+        atomic_write_bytes(cycle.run_dir / "jobs.json", (json.dumps(jobs, indent=1) + "\n").encode())
         numbers = list(jobs)
         console.print(f"jobs submitted, one after the other: {', '.join(numbers)}; scripts and logs in {folder}")
         console.print("the same command says which are left, and submits what failed; scancel ends one and those behind it")
@@ -96,7 +96,7 @@ class SlurmSteps:
 
     def _submit(self, cycle: Cycle, action: Action, before: Sequence[str]) -> str:
         script = cycle.run_dir / "jobs" / f"{action.name.replace('/', '-')}.sbatch"
-        commit_file(script, self.script(cycle.run_dir, action).encode())
+        atomic_write_bytes(script, self.script(cycle.run_dir, action).encode())
         wait = [f"--dependency=afterok:{before[-1]}"] if before else []
         try:
             done = subprocess.run(["sbatch", "--parsable", *wait, str(script)], capture_output=True, text=True, check=False)  # noqa: S607

@@ -16,7 +16,7 @@ import torch
 from data_engine.console import console
 from data_engine.cycle.pipeline import Cycle
 from sam_train.errors import SamTrainError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 
 TICK_S = 20.0
 ASKED_TO_LEAVE = 75
@@ -108,7 +108,7 @@ class Clock:
         times = self.times()
         before = times.get(title, {}).get("seconds", 0.0)
         times[title] = {"seconds": round(before + seconds, 3), "devices": num_devices()}
-        commit_file(self.path, (json.dumps(times, indent=1) + "\n").encode())
+        atomic_write_bytes(self.path, (json.dumps(times, indent=1) + "\n").encode())
 
     def times(self) -> dict[str, dict[str, float]]:
         """What it told so far."""

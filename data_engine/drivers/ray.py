@@ -7,7 +7,7 @@ from typing import Any
 
 from data_engine.drivers.base import ProgressDisplay, SliceQueue, report_or_defer
 from data_engine.slices import EngineJob, SliceResult, SliceStatus, Worker
-from sam_train.errors import ConfigError, SamTrainError, message_of
+from sam_train.errors import ConfigError, SamTrainError, format_error
 
 _POLL_S = 0.5
 _TRIES_AFTER_DEATH = 1
@@ -106,4 +106,4 @@ def _make(job: EngineJob, index: int, threads: int) -> tuple[SliceResult | None,
             _workers[:] = [Worker(job, device=str(job.config["device"]), threads=threads)]
         return _workers[0].run(index, _NoProgress()), ""
     except (SamTrainError, OSError) as error:
-        return None, message_of(error)
+        return None, format_error(error)

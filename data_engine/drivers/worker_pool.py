@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 
 from data_engine.drivers.base import ProgressDisplay, SliceQueue, report_or_defer
 from data_engine.slices import EngineJob, SliceProgress, SliceResult, Worker
-from sam_train.errors import SamTrainError, message_of
+from sam_train.errors import SamTrainError, format_error
 
 DEATHS_PER_SLICE = 2
 DEATHS_IN_A_ROW = 6
@@ -192,7 +192,7 @@ def _serve(job: EngineJob, spec: WorkerSpec, pipe: Connection) -> None:
             while True:
                 ear.tell("outcome", worker.run(ear.hear(), ear))
         except (SamTrainError, OSError) as error:
-            ear.tell("error", message_of(error))
+            ear.tell("error", format_error(error))
         except _ParentGoneError:
             raise
         except Exception:  # a fault of ours: all of it is wanted

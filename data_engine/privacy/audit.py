@@ -10,7 +10,7 @@ from typing import Any
 
 from data_engine.structures import RedactedBox
 from sam_train.errors import ShardError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.records import ImageRecord
 
 
@@ -31,7 +31,7 @@ class RedactionAudit:
 
     def write(self, shard: Path) -> None:
         """The file, whole, also when nothing was covered. Before the shard's manifest, so a shard that is done has its audit."""
-        commit_file(audit_path(shard), "".join(line + "\n" for line in self._lines).encode())
+        atomic_write_bytes(audit_path(shard), "".join(line + "\n" for line in self._lines).encode())
 
 
 def read_audit(shard: Path) -> Iterator[tuple[str, RedactedBox]]:

@@ -15,7 +15,7 @@ from data_engine.privacy.detections import Detector
 from data_engine.privacy.redaction import MIN_DILATE, REDACTION_METHODS, redact_box
 from data_engine.sources import ImageReference, Source
 from data_engine.structures import RedactedBox, SourceImage
-from sam_train.errors import ConfigError, SkipSample
+from sam_train.errors import ConfigError, SkipSampleError
 from sam_train.shards import decode_jpeg, done_shards, encode_jpeg, load_manifest
 from sam_train.shards.take_down import TAKEN_DOWN, TakeDownList, read_take_down_list
 
@@ -49,7 +49,7 @@ class Privacy:
         self.take_down = read_take_down_list(Path(take_down)) if take_down else TakeDownList()
 
     def redact_source(self, source: Source) -> Source:
-        """The same pictures, each covered as soon as it is loaded; loading one that is taken down raises SkipSample."""
+        """The same pictures, each covered as soon as it is loaded; loading one that is taken down raises SkipSampleError."""
         return _RedactedSource(references=source.references, skipped=source.skipped, max_pixels=source.max_pixels, privacy=self)
 
     def redact_image(self, image: SourceImage) -> SourceImage:
@@ -117,7 +117,7 @@ class _RedactedSource(Source):
     def load(self, reference: ImageReference) -> SourceImage:
         """As `Source.load`; one reason more, TAKEN_DOWN."""
         if self.privacy.take_down.contains(key=reference.key, image_id=reference.image_id):
-            raise SkipSample(TAKEN_DOWN, f"{reference.origin} is on the take-down list", key=reference.key)
+            raise SkipSampleError(TAKEN_DOWN, f"{reference.origin} is on the take-down list", key=reference.key)
         return self.privacy.redact_image(Source.load(self, reference))
 
 

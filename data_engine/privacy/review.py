@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_engine.privacy.audit import audit_path, read_audit
 from data_engine.structures import RedactedBox
 from sam_train.errors import ShardError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.shards import decode_jpeg, done_shards, encode_jpeg, load_manifest
 from sam_train.shards.index import index_shard, read_sample_bytes
 from sam_train.subsets import evenly_spaced_indices
@@ -59,7 +59,7 @@ def write_privacy_review(folder: Path) -> Path:
         clear=_clear(shards),
     )
     path = folder / "privacy" / "review.html"
-    commit_file(path, page.encode())
+    atomic_write_bytes(path, page.encode())
     return path
 
 

@@ -16,7 +16,7 @@ from data_engine.report.run_folder import RunFolder, read_run
 from data_engine.report.stage_statistics import StageNumbers, Truth, load_manifests, read_truth, stage_numbers, walk_masks
 from data_engine.report.training_log import read_log
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.shards import Manifest, Sample, expand_shards
 from sam_train.shards.maintenance.statistics.measure import Statistics
 from sam_train.subsets import evenly_spaced_indices
@@ -73,8 +73,8 @@ def write_report(folder: Path, *, heldout_images: int = 24, device: torch.device
         notes=notes,
     )
     report = Report(stages=stages, notes=notes, json_path=folder / "report.json", html_path=folder / "report.html")
-    commit_file(report.html_path, render(page).encode())
-    commit_file(report.json_path, _to_json(report, comparison))
+    atomic_write_bytes(report.html_path, render(page).encode())
+    atomic_write_bytes(report.json_path, _to_json(report, comparison))
     return report
 
 

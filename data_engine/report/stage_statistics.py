@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from data_engine.ledger import Counts
 from data_engine.report.run_folder import MIOU_KEYS, RunFolder, Stage
 from sam_train.errors import ShardError
-from sam_train.masks import rle_pixels
+from sam_train.masks import rle_total_pixels
 from sam_train.records import ImageRecord, Rle
 from sam_train.shards import Manifest, Sample, iterate_samples, load_manifest
 
@@ -145,6 +145,6 @@ def _ratio(total: float | None, number: int | None) -> float | None:
 
 def _checked(rle: Rle, hw: list[int], key: str) -> Rle:
     # pycocotools compares two RLEs of different sizes without a word, and trusts the runs.
-    if list(rle["size"]) != hw or rle_pixels(rle["counts"]) != hw[0] * hw[1]:
+    if list(rle["size"]) != hw or rle_total_pixels(rle["counts"]) != hw[0] * hw[1]:
         raise ShardError(f"a mask is no RLE of the image's {hw}: truth and written shards differ in size", key=key)
     return {"size": hw, "counts": rle["counts"].encode("ascii")}

@@ -23,7 +23,7 @@ from data_engine.stages import Stage
 from data_engine.structures import MASK_IDS_PER_IMAGE, MaskOrigin, RedactedBox, SourceImage
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build
-from sam_train.errors import SamTrainError, SkipSample
+from sam_train.errors import SamTrainError, SkipSampleError
 from sam_train.masks import rle_area, rle_to_box_xywh
 from sam_train.model import Sam
 from sam_train.records import ImageRecord, MaskRecord, Provenance
@@ -77,7 +77,7 @@ class Worker:
                 return SliceResult(index=index, status=SliceStatus.HELD)
 
     def infer_image(self, image: SourceImage) -> Callable[[], FinishedImage]:
-        """What needs the model is done now, the rest by the call that comes back, in any thread. Raises SkipSample."""
+        """What needs the model is done now, the rest by the call that comes back, in any thread. Raises SkipSampleError."""
         rest = self.stage.infer(self.model, image)
         hw, blank = image.image.shape[:2], replace(image, image=_NO_PIXELS)  # the rest has no use for the pixels
         return lambda: self._finished(blank, hw, rest())
@@ -162,7 +162,7 @@ class Worker:
                 watch.begin(reference.origin)
                 try:
                     finished = finisher(self.infer_image(load()))
-                except SkipSample as skip:
+                except SkipSampleError as skip:
                     self._count_unreachable(skip)
                     skipped[reference.origin] = skip.reason
                     watch.add(images=0, masks=0, skipped=1)
@@ -177,7 +177,7 @@ class Worker:
         if self.privacy.detectors:
             audit.write(self.folder.shard(index))
 
-    def _count_unreachable(self, skip: SkipSample) -> None:
+    def _count_unreachable(self, skip: SkipSampleError) -> None:
         self._unreachable = self._unreachable + 1 if skip.reason in ("missing", "unreachable") else 0
         if self._unreachable == MAX_UNREACHABLE:
             what_to_do = "see whether the disk or the network is there and start the same command again"

@@ -19,7 +19,7 @@ from data_engine.sources.listing import LISTING_REASONS, list_source
 from data_engine.sources.references import ImageReference, ImageReferences
 from data_engine.sources.remote import REMOTE_REASONS, fetch, remote_shard_opener
 from data_engine.structures import SourceImage
-from sam_train.errors import SkipSample
+from sam_train.errors import SkipSampleError
 from sam_train.shards import decode_jpeg
 from sam_train.shards.image_io import IMAGE_SKIP_REASONS, MAX_PIXELS, decode_image, load_image, open_image_header
 from sam_train.shards.index import IndexedSample, read_sample
@@ -27,7 +27,7 @@ from sam_train.shards.jpeg import strip_metadata
 from sam_train.shards.tar_members import open_local_shard
 
 LOAD_REASONS = (*IMAGE_SKIP_REASONS, "wrong_size", *REMOTE_REASONS)
-"""Every `reason` of a SkipSample that `Source.load` raises."""
+"""Every `reason` of a SkipSampleError that `Source.load` raises."""
 
 __all__ = ["LISTING_REASONS", "LOAD_REASONS", "ImageReference", "ImageReferences", "Source", "open_source"]
 
@@ -44,7 +44,7 @@ class Source:
     def load(self, reference: ImageReference) -> SourceImage:
         """Read and decode one picture: upright RGB, and the JPEG that decodes to exactly that.
 
-        Raises SkipSample for a picture that cannot be used, `reason` one of LOAD_REASONS; ShardError for a record that
+        Raises SkipSampleError for a picture that cannot be used, `reason` one of LOAD_REASONS; ShardError for a record that
         the schema does not know or a tar that changed since it was listed; OSError where the disk or a permission fails.
         """
         if reference.sample is not None:
@@ -57,7 +57,7 @@ class Source:
             try:
                 picture = load_image(reference.path, key=reference.key, max_pixels=self.max_pixels)
             except FileNotFoundError as error:  # it was there when the source was listed
-                raise SkipSample("missing", f"{reference.origin} is not there any more", key=reference.key) from error
+                raise SkipSampleError("missing", f"{reference.origin} is not there any more", key=reference.key) from error
         return SourceImage(
             key=reference.key, image_id=reference.image_id, image=picture.image, jpeg=picture.jpeg, origin=reference.origin
         )
@@ -90,12 +90,12 @@ def _load_sample(reference: ImageReference, indexed: IndexedSample, max_pixels: 
         # Not turned upright by its EXIF: no reader of shards does, and the record's masks lie on the pixels as stored.
         image = decode_jpeg(sample.jpeg, shard=str(indexed.shard), key=reference.key)
         jpeg = strip_metadata(sample.jpeg)
-    except (SkipSample, ValueError) as error:
-        raise SkipSample("unreadable", f"{reference.origin} does not decode: {error}") from error
+    except (SkipSampleError, ValueError) as error:
+        raise SkipSampleError("unreadable", f"{reference.origin} does not decode: {error}") from error
     record = sample.record
     if image.shape[:2] != (record.height, record.width):
         message = f"the JPEG is {image.shape[1]} x {image.shape[0]}, its record says {record.width} x {record.height}"
-        raise SkipSample("wrong_size", message, shard=str(indexed.shard), key=reference.key)
+        raise SkipSampleError("wrong_size", message, shard=str(indexed.shard), key=reference.key)
     return SourceImage(
         key=reference.key, image_id=record.image_id, image=image, jpeg=jpeg, origin=reference.origin, record=record
     )

@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sam_train.errors import ConfigError, ShardError, SkipSample
+from sam_train.errors import ConfigError, ShardError, SkipSampleError
 from sam_train.shards.image_io import IMAGE_EXTENSIONS
 from sam_train.shards.index import index_from_manifest
 from sam_train.shards.manifest import manifest_path, parse_manifest
 from sam_train.shards.remote import expand_local_and_remote, filesystem_for_url
 
 REMOTE_REASONS = ("missing", "forbidden", "unreachable")
-"""Every `reason` of a SkipSample raised here besides "too_large". A file on this machine can be "missing" too."""
+"""Every `reason` of a SkipSampleError raised here besides "too_large". A file on this machine can be "missing" too."""
 
 _PAUSES_S = (0.5, 2.0)
 """Between tries; so there are three."""
@@ -38,7 +38,7 @@ class _TooLargeError(Exception):
 def fetch(url: str, *, max_bytes: int, key: str = "") -> bytes:
     """The bytes of a URL, tried three times where a later try may help.
 
-    Raises SkipSample: "missing" and "forbidden" as the server says, "too_large" above `max_bytes`, "unreachable" for every
+    Raises SkipSampleError: "missing" and "forbidden" as the server says, "too_large" above `max_bytes`, "unreachable" for every
     other failure; ConfigError for a protocol that nobody here speaks.
     """
     read = _from_web if url.startswith(_WEB) else _from_store
@@ -46,11 +46,11 @@ def fetch(url: str, *, max_bytes: int, key: str = "") -> bytes:
         try:
             return read(url, max_bytes)
         except _TooLargeError as error:
-            raise SkipSample("too_large", f"{url}: {error}", key=key) from error
+            raise SkipSampleError("too_large", f"{url}: {error}", key=key) from error
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a URL that is none
             reason = _reason(error)
             if pause is None or reason != "unreachable" or isinstance(error, ValueError):
-                raise SkipSample(reason, f"{url}: {type(error).__name__}: {error}", key=key) from error
+                raise SkipSampleError(reason, f"{url}: {type(error).__name__}: {error}", key=key) from error
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
@@ -59,7 +59,7 @@ def read_remote_text(url: str) -> str:
     """A list at a URL. Raises ConfigError when it cannot be read."""
     try:
         return fetch(url, max_bytes=_MAX_LIST_BYTES).decode("utf-8-sig", errors="surrogateescape")
-    except SkipSample as error:
+    except SkipSampleError as error:
         raise ConfigError(f"the list {url} cannot be read: {error}") from error
 
 
@@ -95,7 +95,7 @@ def list_remote_shards(pattern: str) -> list[tuple[str, list[str], np.ndarray]]:
         beside = url[: -len(Path(url).name)] + manifest_path(Path(Path(url).name)).name
         try:
             manifest = parse_manifest(fetch(beside, max_bytes=_MAX_LIST_BYTES), shard=url)
-        except SkipSample as error:
+        except SkipSampleError as error:
             raise ConfigError(f"{url} has no manifest that can be read ({error}): bring the tar here to annotate it") from error
         if manifest.places is None:
             raise ShardError("its manifest does not say where samples lie: bring the tar here to annotate it", shard=url)

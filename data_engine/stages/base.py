@@ -21,7 +21,7 @@ class Stage(Protocol):
 
     def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
         """What needs the model is done now. The call that comes back does the rest, in any thread, and gives the image's
-        masks and what they cost. Raises SkipSample."""
+        masks and what they cost. Raises SkipSampleError."""
         ...
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
@@ -25,7 +24,7 @@ from sam_train.cost_model.op_counter import (
 )
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
-from sam_train.model.chunk_sizes import ACCELERATOR, override_chunk_sizes
+from sam_train.model.chunk_sizes import ACCELERATOR_CHUNK_SIZES, override_chunk_sizes
 from sam_train.structures import Prediction, Prompts
 
 
@@ -75,7 +74,7 @@ def count_step(cfg: dict[str, Any], *, num_masks: int) -> StepCost:
     half = str(cfg["trainer"]["precision"]).startswith("bf16")
     full = cfg["training"]["loss_resolution"] == "full"
     corrections = prompts.get("num_corrections", 8)
-    with FakeTensorMode(), FusedAttention(), override_chunk_sizes(ACCELERATOR):
+    with FakeTensorMode(), FusedAttention(), override_chunk_sizes(ACCELERATOR_CHUNK_SIZES):
         to_fake_tensors(model).train()
         encoder = None if cfg["freeze_image_encoder"] else _encoder(model, _precision(half=half))
         rounds = [
@@ -138,8 +137,6 @@ def _round(
 
 
 def _embedding_shape(model: Sam) -> tuple[int, int, int]:
-    """Channels and grid of the image embeddings; `details` are channels too."""
-    channels = model.prompt_encoder.no_mask_embed.weight.shape[1]
-    details = isinstance(getattr(model.image_encoder, "details", None), nn.Module)
+    """Return channels, height and width of the image embeddings."""
     grid = model.prompt_encoder.grid_size
-    return (4 if details else 1) * channels, grid, grid
+    return model.image_embedding_dim, grid, grid

@@ -18,7 +18,7 @@ from sam_train.data.record_parser import Outlines, parse_outlines
 from sam_train.data.sampler import SampleOrder
 from sam_train.data.sources import ShardSet
 from sam_train.data.transforms import TrainingSample, Transform
-from sam_train.errors import ShardError, SkipSample
+from sam_train.errors import ShardError, SkipSampleError
 from sam_train.shards.index import IndexedSample, read_sample_bytes
 from sam_train.text import TextEmbeddingStore
 
@@ -79,7 +79,7 @@ class ShardDataset(Dataset[TrainingSample]):
         while len(skipped) < self.max_skips:
             try:
                 return self._load(self.entry(position + len(skipped)), position, tuple(skipped))
-            except SkipSample as skip:
+            except SkipSampleError as skip:
                 self._tell(skip)
                 skipped.append(skip.reason)
         raise too_many(skipped)
@@ -88,7 +88,7 @@ class ShardDataset(Dataset[TrainingSample]):
         entry = self.entry(position)
         try:
             sample = self._load(entry, position, ())
-        except SkipSample as skip:
+        except SkipSampleError as skip:
             self._tell(skip)
             self._left_empty[f"{entry.shard}/{entry.key}"] = skip.reason
             if len(self._left_empty) == self.max_skips:
@@ -98,7 +98,7 @@ class ShardDataset(Dataset[TrainingSample]):
         return sample
 
     def _load(self, entry: IndexedSample, position: int, skipped: tuple[str, ...]) -> TrainingSample:
-        """Raises SkipSample for whatever is wrong with this one sample."""
+        """Raises SkipSampleError for whatever is wrong with this one sample."""
         try:
             jpeg, document = read_sample_bytes(entry, self.shards.open_shard)
             record = parse_outlines(document, key=entry.key, shard=str(entry.shard), names=self.transform.names)
@@ -108,29 +108,29 @@ class ShardDataset(Dataset[TrainingSample]):
             rng = np.random.default_rng([self.seed, position])
             record = record if self.texts is None else self._with_words(record, entry, position)
             return self.transform.from_jpeg(jpeg, record, rng, shard=str(entry.shard), skipped=skipped)
-        except SkipSample:
+        except SkipSampleError:
             raise
         except ShardError as error:
             # `annotations[3].area` is a place; what is counted is the kind of thing that stands there.
             reason = f"bad_{error.field.rpartition('.')[2] or 'sample'}"
             place = {"shard": error.shard or str(entry.shard), "key": entry.key}
-            raise SkipSample(reason, str(error), **({} if error.shard else place)) from error
+            raise SkipSampleError(reason, str(error), **({} if error.shard else place)) from error
 
     def _with_words(self, record: Outlines, entry: IndexedSample, position: int) -> Outlines:
-        """Those masks that have words, with one embedding each. Raises SkipSample when there are none."""
+        """Those masks that have words, with one embedding each. Raises SkipSampleError when there are none."""
         assert self.texts is not None
         found = self.texts.of(entry.shard, entry.image_id)
         rows = {mask_id: row for row, mask_id in enumerate(found.mask_ids.tolist())}
         places = [place for place, mask_id in enumerate(record.mask_ids) if mask_id in rows]
         if not places:
-            raise SkipSample("no_words", shard=str(entry.shard), key=entry.key)
+            raise SkipSampleError("no_words", shard=str(entry.shard), key=entry.key)
         num = found.embeddings.shape[1]
         drawn = np.random.default_rng([self.seed, position, 1]).integers(num, size=len(places))
         if not self.replace_unusable:  # what is measured must not be drawn
             drawn = np.zeros(len(places), int)
         return record.only(places, found.embeddings[[rows[record.mask_ids[place]] for place in places], drawn])
 
-    def _tell(self, skip: SkipSample) -> None:
+    def _tell(self, skip: SkipSampleError) -> None:
         if len(self._told) < _TOLD and str(skip) not in self._told:
             self._told.add(str(skip))
             more = "; of further ones only the number is kept" if len(self._told) == _TOLD else ""

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from sam_train.data.record_parser import Outlines
-from sam_train.errors import SkipSample
+from sam_train.errors import SkipSampleError
 from sam_train.geometry import resize_image
 from sam_train.records import MAX_PIXELS
 
@@ -22,7 +22,7 @@ _SLIGHT = 1.25
 def size_of(jpeg: bytes, record: Outlines, *, shard: str = "") -> tuple[int, int]:
     """Height and width that the JPEG's header has, before any memory is asked for.
 
-    Raises SkipSample: "undecodable_jpeg" for what is none, and as `check_size`.
+    Raises SkipSampleError: "undecodable_jpeg" for what is none, and as `check_size`.
     """
     try:
         full = simplejpeg.decode_jpeg_header(jpeg)[:2]
@@ -35,7 +35,7 @@ def size_of(jpeg: bytes, record: Outlines, *, shard: str = "") -> tuple[int, int
 def decode_for(jpeg: bytes, record: Outlines, height: int, width: int, *, shard: str = "") -> np.ndarray:
     """The whole picture as HWC uint8 RGB, as small as the decoder makes it but at least height x width, if it is that large.
 
-    Its size is the record's, see `size_of`. Raises SkipSample("undecodable_jpeg") for what is no whole JPEG.
+    Its size is the record's, see `size_of`. Raises SkipSampleError("undecodable_jpeg") for what is no whole JPEG.
     """
     full = record.height, record.width
     factor = next((f for f in _FACTORS if -(-full[0] // f) >= height and -(-full[1] // f) >= width), 1)
@@ -46,21 +46,21 @@ def decode_for(jpeg: bytes, record: Outlines, height: int, width: int, *, shard:
         raise _undecodable(error, record, shard) from error
 
 
-def _undecodable(error: ValueError, record: Outlines, shard: str) -> SkipSample:
+def _undecodable(error: ValueError, record: Outlines, shard: str) -> SkipSampleError:
     message = f"the JPEG does not decode: {error}"
-    return SkipSample("undecodable_jpeg", message, shard=shard, key=record.key, field="jpg")
+    return SkipSampleError("undecodable_jpeg", message, shard=shard, key=record.key, field="jpg")
 
 
 def check_size(full: tuple[int, int], record: Outlines, *, shard: str = "") -> None:
-    """Raise SkipSample unless a picture of this height and width may be decoded as that of the record: "too_large" for more
+    """Raise SkipSampleError unless a picture of this height and width may be decoded as that of the record: "too_large" for more
     than MAX_SIDE or MAX_PIXELS, "wrong_size" for another size than the record's."""
     place = {"shard": shard, "key": record.key, "field": "image.width"}
     said = f"the JPEG is {full[1]} x {full[0]}"
     if max(full) > MAX_SIDE or full[0] * full[1] > MAX_PIXELS:
         limit = f"sides of at most {MAX_SIDE} and {MAX_PIXELS} pixels"
-        raise SkipSample("too_large", f"{said}: expected {limit}, shrink or cut it", **place)
+        raise SkipSampleError("too_large", f"{said}: expected {limit}, shrink or cut it", **place)
     if full != (record.height, record.width):
-        raise SkipSample("wrong_size", f"{said}, its record says {record.width} x {record.height}", **place)
+        raise SkipSampleError("wrong_size", f"{said}, its record says {record.width} x {record.height}", **place)
 
 
 def fit_picture(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from sam_train.data.jpeg_decoding import decode_for, fit_picture, size_of
 from sam_train.data.mask_crops import MaskCrops, patch_of
 from sam_train.data.mask_targets import resize_rles
 from sam_train.data.record_parser import Outlines
-from sam_train.errors import SkipSample
+from sam_train.errors import SkipSampleError
 from sam_train.geometry import Resize, pad_to_square
 from sam_train.records import ImageRecord, Rle
 
@@ -139,7 +139,7 @@ class Transform:
     def __call__(
         self, image: np.ndarray, record: ImageRecord, rng: np.random.Generator, *, skipped: tuple[str, ...] = ()
     ) -> TrainingSample:
-        """Raises SkipSample when no mask is left, and ShardError for an RLE that does not fit the record's size."""
+        """Raises SkipSampleError when no mask is left, and ShardError for an RLE that does not fit the record's size."""
         outlines = Outlines.of(record, names=self.names)
         plan, patches = self._patches(outlines, self.plan(outlines, rng))
         return self._sample(image, outlines, plan, patches, skipped)
@@ -156,7 +156,7 @@ class Transform:
         return self._sample(decode_for(jpeg, record, *plan.scaled_hw, shard=shard), record, plan, patches, skipped)
 
     def plan(self, record: Outlines, rng: np.random.Generator) -> Plan:
-        """Draw all that is random. Raises SkipSample("no_mask") when there is none to draw."""
+        """Draw all that is random. Raises SkipSampleError("no_mask") when there is none to draw."""
         drawn = self._draw_masks(record, rng)
         turns = int(rng.integers(4)) if self.quarter_turns else 0
         flip = self.flip and rng.random() < 0.5
@@ -184,7 +184,7 @@ class Transform:
         limit = self.max_area_fraction * record.width * record.height
         wanted = [i for i, area in enumerate(record.areas) if 0 < area <= limit]
         if not wanted:
-            raise SkipSample("no_mask", key=record.key)
+            raise SkipSampleError("no_mask", key=record.key)
         return [wanted[i] for i in rng.permutation(len(wanted))[: self.max_masks]]
 
     def _patches(self, record: Outlines, plan: Plan) -> tuple[Plan, MaskCrops]:
@@ -193,7 +193,7 @@ class Transform:
         placed = self._placed(patches, plan)
         kept = placed.of_at_least(self.min_area_px)
         if not len(kept):
-            raise SkipSample("no_mask_left", key=record.key)
+            raise SkipSampleError("no_mask_left", key=record.key)
         return plan.of_masks(placed.areas >= self.min_area_px), kept
 
     def _sample(

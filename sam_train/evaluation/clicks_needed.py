@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sam_train.errors import ConfigError, ShardError, SkipSample
+from sam_train.errors import ConfigError, ShardError, SkipSampleError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, mean, sample_of, shard_subjects
 from sam_train.inference import Predictor
 from sam_train.inference.predictor import prompts_of
@@ -183,5 +183,5 @@ def _gray(path: Path) -> np.ndarray:
     try:
         header = open_image_header(path.read_bytes(), name=path.name)
         return np.asarray(header.convert("RGB")).max(2)
-    except (SkipSample, OSError, SyntaxError, ValueError) as error:
+    except (SkipSampleError, OSError, SyntaxError, ValueError) as error:
         raise ShardError(f"{path} cannot be read as a mask: {error}") from error

@@ -18,8 +18,8 @@ from torch import Tensor
 from sam_train.errors import ConfigError
 from sam_train.evaluation.edge_maps import EdgeMap
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary
-from sam_train.files import commit_file
-from sam_train.geometry import Resize, Taps
+from sam_train.files import atomic_write_bytes
+from sam_train.geometry import InterpolationTaps, Resize
 from sam_train.inference import Predictor
 from sam_train.inference.grids import point_grid
 from sam_train.inference.predictor import clicks
@@ -90,7 +90,7 @@ class EdgeProtocol(Protocol):
         strength = self.edges(predictor, load_image_or_raise(image, key=subject.name).image)
         if self.maps:
             _, png = cv2.imencode(".png", np.rint(strength * 255).astype(np.uint8))
-            commit_file(Path(self.maps) / f"{subject.name}.png", png.tobytes())
+            atomic_write_bytes(Path(self.maps) / f"{subject.name}.png", png.tobytes())
         counts = edge_counts(strength, people, num_thresholds=self.num_thresholds, max_distance=self.max_distance)
         return {"counts": counts.tolist()}
 
@@ -128,12 +128,12 @@ def in_image(logits: Float[Tensor, "N h w"], resize: Resize) -> Iterator[Float[T
 
     Its two bilinear steps are linear along each axis, so they are one matrix for the rows and one for the columns.
     """
-    rows, columns = (_matrix(taps, logits.shape[-1]).to(logits) for taps in resize.taps(logits.shape[-1]))
+    rows, columns = (_matrix(taps, logits.shape[-1]).to(logits) for taps in resize.interpolation_taps(logits.shape[-1]))
     for part in logits.split(max(1, PIXELS_AT_ONCE // (resize.height * resize.width))):
         yield rows @ part @ columns.T
 
 
-def _matrix(taps: Taps, grid: int) -> Float[Tensor, "n grid"]:
+def _matrix(taps: InterpolationTaps, grid: int) -> Float[Tensor, "n grid"]:
     matrix = np.zeros((len(taps.first), grid))
     for neighbour in range(3):
         place = (taps.first + neighbour).clip(0, grid - 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor
 from sam_train.inference.predictor import prompts_of
 from sam_train.masks import encode_rle
@@ -113,7 +113,7 @@ class InstanceProtocol(Protocol):
         assert self.annotations is not None
         found = [{"image_id": m["image_id"], **result} for m in measurements for result in m["results"]]
         if self.results:
-            commit_file(Path(self.results), json.dumps(found, separators=(",", ":")).encode())
+            atomic_write_bytes(Path(self.results), json.dumps(found, separators=(",", ":")).encode())
         images = [m["image_id"] for m in measurements]
         scores = coco_scores(Path(self.annotations), found, images, engine=self.engine, rules=self.rules, iou=self.iou)
         paper = PAPER[self.rules] if self.iou == "mask" else {}

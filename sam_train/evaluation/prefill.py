@@ -13,7 +13,7 @@ import torch
 from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
 from sam_train.inference import MaskGenerator, Predictor
-from sam_train.metrics.matches import num_matched
+from sam_train.metrics.precision_recall import count_matches
 from sam_train.metrics.recall import proposal_ious
 from sam_train.shards import decode_jpeg
 
@@ -35,7 +35,7 @@ class PrefillProtocol(Protocol):
         masks, _ = self.generator.generate(predictor.model, image)
         truths = [mask.segmentation for mask in sample.record.masks]
         ious = torch.from_numpy(proposal_ious([mask.rle for mask in masks], truths))
-        return {"found": len(masks), "there": len(truths), "matched": [num_matched(ious, least) for least in IOUS]}
+        return {"found": len(masks), "there": len(truths), "matched": [count_matches(ious, least) for least in IOUS]}
 
     def summary(self, measurements: Sequence[Measurement]) -> Summary:
         found, there = (sum(m[name] for m in measurements) for name in ("found", "there"))

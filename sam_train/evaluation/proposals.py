@@ -16,7 +16,7 @@ import numpy as np
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
 from sam_train.inference import AutomaticMaskGenerator, Predictor
-from sam_train.metrics.recall import AREAS, average_recall, matched_truths, proposal_ious
+from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objects, proposal_ious
 from sam_train.records import ImageRecord, MaskRecord, Rle
 from sam_train.shards import decode_jpeg
 from sam_train.shards.importers.instances_json import integer_field, read_json_object
@@ -84,7 +84,7 @@ class ProposalProtocol(Protocol):
         ious = proposal_ious([proposal.rle for proposal in proposals], truths)
         return {
             "num_proposals": len(proposals),
-            "groups": {name: [len(of), matched_truths(ious[:, of]).tolist()] for name, of in groups.items()},
+            "groups": {name: [len(of), count_recalled_objects(ious[:, of]).tolist()] for name, of in groups.items()},
         }
 
     def summary(self, measurements: Sequence[Measurement]) -> Summary:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import Measurement, Subject
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 
 
 class ResultCache:
@@ -31,7 +31,7 @@ class ResultCache:
                 other = sorted(key for key in {*kept, *what} if kept.get(key) != what.get(key))
                 raise ConfigError(f"{folder} holds measurements with another {' and '.join(other)}: name another journal=FOLDER")
         else:
-            commit_file(header, (json.dumps(what, indent=1) + "\n").encode())
+            atomic_write_bytes(header, (json.dumps(what, indent=1) + "\n").encode())
 
     def load(self, subject: Subject) -> Measurement | None:
         """The measurement of a subject, None when it was not made yet. Raises ConfigError for a file that is none."""
@@ -40,7 +40,7 @@ class ResultCache:
 
     def save(self, subject: Subject, measurement: Measurement) -> None:
         """Keep it, whole or not at all. Raises ValueError for what JSON cannot hold, NaN among it."""
-        commit_file(self._path(subject), json.dumps(measurement, separators=(",", ":"), allow_nan=False).encode())
+        atomic_write_bytes(self._path(subject), json.dumps(measurement, separators=(",", ":"), allow_nan=False).encode())
 
     def _path(self, subject: Subject) -> Path:
         return self.folder / f"{subject.number:06d}_{subject.name}.json"

@@ -22,7 +22,7 @@ from sam_train.data.record_parser import parse_outlines
 from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, mean, sample_of, shard_subjects
 from sam_train.evaluation.text_figures import draw_answers
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle, mask_iou
 from sam_train.prompts import NextStep, PromptSimulator, Round
@@ -163,7 +163,7 @@ class TextProtocol(Protocol):
             truths = [own.cpu().numpy() for own in targets.values()]
             drawn = draw_answers(image, list(targets), list(asked.answers.cpu().numpy()), truths, asked.ious)
             _, png = cv2.imencode(".png", drawn[..., ::-1])
-            commit_file(Path(self.pictures) / f"{subject.name}.png", png.tobytes())
+            atomic_write_bytes(Path(self.pictures) / f"{subject.name}.png", png.tobytes())
 
     def _targets(self, record: ImageRecord) -> dict[str, Bool[Tensor, "n H W"]]:
         """The masks of each name."""

@@ -21,7 +21,7 @@ from sam_train.inference.grids import crops, point_grid
 from sam_train.inference.mask_filters import CropFilter, FilteredCandidate, Filters
 from sam_train.inference.predictor import Predictor, clicks
 from sam_train.inference.prompt_batching import PromptBatcher
-from sam_train.masks import mask_nms, nms, parents
+from sam_train.masks import find_parent_masks, mask_nms, nms
 from sam_train.model import Sam
 from sam_train.structures import Prompts
 
@@ -123,7 +123,7 @@ class AutomaticMaskGenerator:
             masks = self._without_small_regions(masks, dropped)
         masks.sort(key=lambda m: -m.predicted_iou)
         if self.nested_share is not None:
-            found_in = parents([m.rle for m in masks], self.nested_share)
+            found_in = find_parent_masks([m.rle for m in masks], self.nested_share)
             masks = [replace(m, parent=parent) for m, parent in zip(masks, found_in, strict=True)]
         return masks, dropped
 
@@ -136,7 +136,7 @@ class AutomaticMaskGenerator:
         for own in self._prompts(crop, prompts, predictor.device):
             # More than a click or a box is not ambiguous: one mask is the answer (paper, section A).
             ambiguous = own.points_xy.shape[1] <= 2
-            for decoding in predictor.decodings(own, multimask_output=ambiguous, min_iou=self.min_iou):
+            for decoding in predictor.decode_jobs(own, multimask_output=ambiguous, min_iou=self.min_iou):
                 sieve = CropFilter(
                     filters=self.filters, prompts=own, decoding=decoding, crop=crop, image_hw=image_hw, resize=resize
                 )

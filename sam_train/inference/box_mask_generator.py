@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sam_train.checkpoint import write_checkpoint_atomically
+from sam_train.checkpoint import atomic_torch_save
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.geometry import Resize
 from sam_train.inference.generator_types import GeneratedMask
 from sam_train.inference.grids import crops
 from sam_train.inference.predictor import Predictor
-from sam_train.masks import clean_rle, encode_rle, mask_nms, rle_area, rle_to_box_xywh, stability_score
+from sam_train.masks import encode_rle, mask_nms, remove_small_regions_rle, rle_area, rle_to_box_xywh, stability_score
 from sam_train.model import Sam
 from sam_train.model.proposer import Proposer, encoder_hash
 from sam_train.structures import PointLabel, Prompts
@@ -125,7 +125,9 @@ class BoxMaskGenerator:
             pixels = resize.logits_to_image(mask_logits[start : start + CHUNK_SIZE])[:, 0] > 0
             for number, mask in enumerate(pixels.cpu().numpy(), start):
                 rle = encode_rle(mask)
-                cleaned = clean_rle(rle, self.min_region_area_px) if self.min_region_area_px and mask.any() else rle
+                cleaned = (
+                    remove_small_regions_rle(rle, self.min_region_area_px) if self.min_region_area_px and mask.any() else rle
+                )
                 if cleaned is None or not mask.any():
                     dropped["small_region" if mask.any() else "empty"] += 1
                     continue
@@ -150,7 +152,7 @@ def save_proposer(path: Path, proposer: Proposer, model: Sam, provenance: Mappin
     """Write proposer.pt, whole or not at all. model: whose embeddings it reads."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in proposer.state_dict().items()}
     document = {"format": FORMAT, "proposer": state, "config": proposer.config, "encoder": encoder_hash(model)}
-    write_checkpoint_atomically(path, {**document, "provenance": dict(provenance)})
+    atomic_torch_save(path, {**document, "provenance": dict(provenance)})
 
 
 def load_proposer(path: Path) -> tuple[Proposer, str]:

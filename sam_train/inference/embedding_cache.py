@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 
 FORMAT = "sam-train/embedding-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -75,7 +75,7 @@ class EmbeddingCache:
                 f"an embedding with values up to {embedding.abs().max():.3g} does not fit {self.dtype}: take float32"
             )
         path = self.path_of(image)
-        commit_file(path, safetensors.torch.save({"embedding": stored}, self._metadata(path.stem, stored)))
+        atomic_write_bytes(path, safetensors.torch.save({"embedding": stored}, self._metadata(path.stem, stored)))
         return stored.float()
 
     def _metadata(self, image: str, stored: Tensor) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sam_train.inference.grids import Crop
 from sam_train.inference.mask_filters import FilteredCandidate, Point
-from sam_train.masks import clean_rle, decode_rle, rle_area, rle_to_box_xywh
+from sam_train.masks import decode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh
 from sam_train.model import Sam
 from sam_train.records import Rle
 
@@ -94,7 +94,7 @@ class GeneratedMask:
 
     def cleaned(self, min_area: int, *, keep_largest: bool) -> GeneratedMask | None:
         """Without small regions (masks.remove_small_regions), itself if it has none, None if it has nothing else."""
-        rle = clean_rle(self.rle, min_area, keep_largest=keep_largest)
+        rle = remove_small_regions_rle(self.rle, min_area, keep_largest=keep_largest)
         if rle is None or rle == self.rle:
             return None if rle is None else self
         x, y, width, height = (int(side) for side in rle_to_box_xywh(rle))

@@ -13,8 +13,8 @@ from torch import Tensor
 from sam_train.geometry import Resize
 from sam_train.inference.grids import Crop
 from sam_train.inference.mask_rasterizer import Cut, LogitPatch, MaskRasterizer
-from sam_train.masks import rle_of_runs
-from sam_train.model.mask_decoder import Decoding
+from sam_train.masks import run_lengths_to_rle
+from sam_train.model.mask_decoder import DecodeJob
 from sam_train.records import Rle
 from sam_train.structures import PointLabel, Prompts
 
@@ -47,7 +47,7 @@ class FilteredCandidate:
     @cached_property
     def rle(self) -> Rle:
         """The mask in the image frame."""
-        return rle_of_runs(self.cells.runs(self.patch, self.crop.x, self.crop.y, self.image_hw), *self.image_hw)
+        return run_lengths_to_rle(self.cells.runs(self.patch, self.crop.x, self.crop.y, self.image_hw), *self.image_hw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class CropFilter:
 
     filters: Filters
     prompts: Prompts
-    decoding: Decoding
+    decoding: DecodeJob
     """Of these prompts."""
     crop: Crop
     image_hw: tuple[int, int]
@@ -118,7 +118,7 @@ class CropFilter:
     def __call__(self, rows: Int[Tensor, " n"]) -> tuple[list[FilteredCandidate], Counter[str]]:
         """What passes of the masks that answer some prompts, and how many do not by reason."""
         dropped: Counter[str] = Counter()
-        answers, answer_scores = self.decoding.answer(rows)
+        answers, answer_scores = self.decoding.decode(rows)
         logits, scores, least = answers.flatten(0, 1), answer_scores.flatten(), self.filters.pred_iou_thresh
         sure = scores > least if least > 0 else torch.ones_like(scores, dtype=torch.bool)
         passed = _passed(sure, dropped, "predicted_iou")

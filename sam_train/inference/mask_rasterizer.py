@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from sam_train.geometry import Resize, Taps
-from sam_train.masks import spans
+from sam_train.geometry import InterpolationTaps, Resize
+from sam_train.masks import extent_per_row
 
 # Pixels that are computed at once: half a megabyte, so that a CPU does it within its caches.
 VALUES_AT_ONCE = 1 << 17
@@ -42,7 +42,7 @@ class Axis:
     """Of the three neighbours for each pixel; NaN past the last one, which is above no threshold."""
 
     @staticmethod
-    def of(taps: Taps, grid: int, device: torch.device) -> Axis:
+    def of(taps: InterpolationTaps, grid: int, device: torch.device) -> Axis:
         """From what `geometry` says of each pixel."""
         cell = taps.first + 1  # the first cell lies before the middle of the grid's first place
         length = np.bincount(cell, minlength=grid + 1)
@@ -91,7 +91,7 @@ class MaskRasterizer:
     @lru_cache(maxsize=64)
     def of(resize: Resize, grid: int, device: torch.device) -> MaskRasterizer:
         """Those of an image for logits on `grid` x `grid`."""
-        rows, columns = (Axis.of(taps, grid, device) for taps in resize.taps(grid))
+        rows, columns = (Axis.of(taps, grid, device) for taps in resize.interpolation_taps(grid))
         return MaskRasterizer(rows, columns)
 
     @staticmethod
@@ -132,14 +132,14 @@ class MaskRasterizer:
             pixel_rows[n[k], self.rows.start[i[k]] + p - first_row] = True
             q, k = above.any(0).nonzero().unbind(1)
             pixel_columns[n[k], self.columns.start[j[k]] + q - first_column] = True
-        (top, bottom), (left, right) = spans(pixel_rows), spans(pixel_columns)
+        (top, bottom), (left, right) = extent_per_row(pixel_rows), extent_per_row(pixel_columns)
         corners = torch.stack([left + first_column, top + first_row, right + first_column, bottom + first_row], 1)
         return corners * (right > left)[:, None]
 
     def patch(self, padded: Float[Tensor, "h w"], cut: Cut) -> LogitPatch:
         """What `runs` needs of a mask, on the CPU. `cut` is that mask's at 0, not empty."""
         touched = cut.above[0] | cut.mixed[0]
-        (top, bottom), (left, right) = (tuple(int(x) for x in spans(touched.any(axis)[None])) for axis in (1, 0))
+        (top, bottom), (left, right) = (tuple(int(x) for x in extent_per_row(touched.any(axis)[None])) for axis in (1, 0))
         return LogitPatch(top, left, padded[top : bottom + 2, left : right + 2].cpu().clone())
 
     def window(self, rows: slice, columns: slice) -> MaskRasterizer:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sam_train.geometry import Resampling, Resize, pad_to_square, resize_image
 from sam_train.inference.embedding_cache import EmbeddingCache
 from sam_train.model import Sam
-from sam_train.model.mask_decoder import Decoding
+from sam_train.model.mask_decoder import DecodeJob
 from sam_train.structures import PointLabel, Prediction, Prompts
 
 Array = np.ndarray | Tensor
@@ -81,10 +81,10 @@ class Predictor:
         return self.model.decode(self._set(), in_model_frame, multimask_output=multimask_output, min_iou=min_iou)
 
     @torch.inference_mode()
-    def decodings(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> list[Decoding]:
+    def decode_jobs(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> list[DecodeJob]:
         """`predict` for callers that need not have all answers at once: for each image that has prompts, what answers them."""
         in_model_frame = self._in_model_frame(prompts)
-        return list(self.model.decodings(self._set(), in_model_frame, multimask_output=multimask_output, min_iou=min_iou))
+        return list(self.model.decode_jobs(self._set(), in_model_frame, multimask_output=multimask_output, min_iou=min_iou))
 
     def _in_model_frame(self, prompts: Prompts) -> Prompts:
         num_images, index = len(self._set()), prompts.image_index

@@ -16,7 +16,7 @@ from sam_train.geometry import Resize
 from sam_train.inference.generator_types import GeneratedMask
 from sam_train.inference.grids import Crop, crops
 from sam_train.inference.predictor import Predictor, prompts_of
-from sam_train.masks import clean_rle, encode_rle, rle_area, rle_to_box_xywh, stability_score
+from sam_train.masks import encode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh, stability_score
 from sam_train.model import Sam
 from sam_train.text import TextEncoder, check_text_encoder
 
@@ -88,7 +88,7 @@ class TextMaskGenerator:
         if not bool(mask.any()):
             return None
         rle = encode_rle(mask.cpu().numpy())
-        cleaned = clean_rle(rle, self.min_region_area_px) if self.min_region_area_px else rle
+        cleaned = remove_small_regions_rle(rle, self.min_region_area_px) if self.min_region_area_px else rle
         if cleaned is None:
             return None
         x, y, width, height = (int(side) for side in rle_to_box_xywh(cleaned))

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from sam_train.model.proposer import BoxMaps, boxes_of
+from sam_train.model.proposer import BoxMaps, decode_boxes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +44,10 @@ class BoxLoss:
         self, maps: BoxMaps, index: int, boxes_xyxy: Float[Tensor, "N 4"], sizes: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Focal and weighted box loss of image `index`, whose N true boxes are given in cells."""
-        logits = maps.middle_logits[index].float()
+        logits = maps.center_logits[index].float()
         targets = self.targets(boxes_xyxy, sizes, logits.shape)
         size, y, x = (targets.owner >= 0).nonzero(as_tuple=True)
-        found = boxes_of(maps.log_distances[index].float())[size, :, y, x]
+        found = decode_boxes(maps.log_distances[index].float())[size, :, y, x]
         giou = generalized_iou(found, boxes_xyxy[targets.owner[size, y, x]])
         return self.focal(logits, targets.heat), self.box_weight * ((1 - giou) * targets.weight[size, y, x]).sum()
 

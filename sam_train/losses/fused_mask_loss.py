@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from sam_train.model.chunk_sizes import chunk_sizes_for
 
 
-class MaskTerms(NamedTuple):
+class MaskLossTerms(NamedTuple):
     """Of N prompts with M candidates each. `iou` carries no gradient."""
 
     focal: Float[Tensor, "N M"]
@@ -27,9 +27,9 @@ class MaskTerms(NamedTuple):
     iou: Float[Tensor, "N M"]
 
 
-def mask_terms(
+def fused_mask_loss(
     logits: Float[Tensor, "N M p"], targets: Float[Tensor, "N p"], *, alpha: float, gamma: float, normalize: str = "pixels"
-) -> MaskTerms:
+) -> MaskLossTerms:
     """What candidates over p pixels are worth; `targets` in {0, 1}.
 
     focal: alpha_t (1 - p_t)^gamma CE (Lin et al. 2017), its mean over the pixels ("pixels") or its sum over that of their
@@ -37,10 +37,10 @@ def mask_terms(
     dice: 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1); the 1 is SAM 2's smoothing.
     iou: of the logits above 0; 0 where both are empty.
     """
-    return MaskTerms(*_MaskTerms.apply(logits, targets, alpha, gamma, normalize == "weights"))
+    return MaskLossTerms(*_FusedMaskLoss.apply(logits, targets, alpha, gamma, normalize == "weights"))
 
 
-class _MaskTerms(torch.autograd.Function):
+class _FusedMaskLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, alpha: float, gamma: float, by_weights: bool) -> tuple[Tensor, ...]:
         focal, hardness, answered, overlap, area, in_both = (logits.new_empty(logits.shape[:2]) for _ in range(6))
@@ -90,7 +90,7 @@ class _MaskTerms(torch.autograd.Function):
 
 def _pieces(logits: Tensor) -> Iterator[slice]:
     """So many prompts at a time that their maps stay in the cache."""
-    num = max(1, chunk_sizes_for(logits.device).loss // (logits.shape[1] * logits.shape[2]))
+    num = max(1, chunk_sizes_for(logits.device).mask_loss // (logits.shape[1] * logits.shape[2]))
     yield from (slice(i, i + num) for i in range(0, len(logits), num))
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sam_train.losses.fused_mask_loss import mask_terms
+from sam_train.losses.fused_mask_loss import fused_mask_loss
 from sam_train.structures import Prediction
 
 
@@ -70,7 +70,7 @@ class SamLoss:
 
     def __call__(self, prediction: Prediction, targets: Float[Tensor, "N h w"]) -> LossTerms:
         """`targets` in {0, 1} at the resolution of the logits."""
-        focal, dice, ious = mask_terms(
+        focal, dice, ious = fused_mask_loss(
             prediction.mask_logits.flatten(2).float(),
             targets.flatten(1).float(),
             alpha=self.focal_alpha,

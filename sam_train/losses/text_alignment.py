@@ -11,7 +11,7 @@ from torch.nn import functional as F
 PRIOR_LOGIT = -3.0
 
 
-def alignment_loss(
+def text_alignment_loss(
     words: Float[Tensor, "N C"],
     image_embeddings: Float[Tensor, "B E h w"],
     image_index: Int[Tensor, " N"],

@@ -27,10 +27,10 @@ from sam_train.metrics.boundary_iou import boundary
 ENGINES = ("hotcoco", "pycocotools")
 RULES = ("coco", "lvis")
 IOUS = ("mask", "boundary")
-MEASURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-LVIS_MEASURES = dict(
+METRIC_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+LVIS_METRIC_NAMES = dict(
     zip(
-        (*MEASURES, "ap_frequent", "ap_common", "ap_rare"),
+        (*METRIC_NAMES, "ap_frequent", "ap_common", "ap_rare"),
         ("AP", "AP50", "AP75", "APs", "APm", "APl", "APf", "APc", "APr"),
         strict=True,
     )
@@ -87,7 +87,7 @@ def _by_pycocotools(truth: Path, results: Sequence[Result], images: Sequence[int
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {name: float(value) for name, value in zip(MEASURES, evaluation.stats, strict=False)}
+    return {name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=False)}
 
 
 def _by_hotcoco(truth: Path, results: Sequence[Result], images: Sequence[int], rules: str) -> dict[str, float]:
@@ -101,8 +101,8 @@ def _by_hotcoco(truth: Path, results: Sequence[Result], images: Sequence[int], r
         evaluation.run()
     if rules == "lvis":
         found = evaluation.get_results()
-        return {name: float(found[theirs]) for name, theirs in LVIS_MEASURES.items()}
-    return {name: float(value) for name, value in zip(MEASURES, evaluation.stats, strict=False)}
+        return {name: float(found[theirs]) for name, theirs in LVIS_METRIC_NAMES.items()}
+    return {name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=False)}
 
 
 def _hotcoco() -> ModuleType:

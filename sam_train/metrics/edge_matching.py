@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite
 _HUNDREDTHS = 100
 _UNMATCHED = 100
 
-ASKERS_AT_ONCE = 200
+PIXELS_PER_SOLVE = 200
 """Lines that have nothing to do with each other are solved together up to so many pixels: starting the solver costs, too."""
 
 
@@ -70,7 +70,7 @@ def _parts(askers: Int[np.ndarray, " N"], asked: Int[np.ndarray, " N"]) -> list[
     graph = csr_array((np.ones(len(row), np.int8), (row, len(rows) + column)), shape=shape)
     _, component = connected_components(graph, directed=False)
     askers_up_to = np.cumsum(np.bincount(component[: len(rows)]))
-    part = (askers_up_to // ASKERS_AT_ONCE)[component[row]]
+    part = (askers_up_to // PIXELS_PER_SOLVE)[component[row]]
     order = part.argsort(kind="stable")
     return np.split(order, np.flatnonzero(np.diff(part[order])) + 1)
 

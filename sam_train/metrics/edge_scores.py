@@ -22,7 +22,7 @@ MAX_DISTANCE = 0.0075
 _EPS = np.finfo(np.float64).eps
 
 
-def thresholds(num_thresholds: int = NUM_THRESHOLDS) -> Float[np.ndarray, " K"]:
+def edge_thresholds(num_thresholds: int = NUM_THRESHOLDS) -> Float[np.ndarray, " K"]:
     """K values evenly between 0 and 1, without either: 0.01, 0.02 ... 0.99."""
     return np.linspace(1 / (num_thresholds + 1), 1 - 1 / (num_thresholds + 1), num_thresholds)
 
@@ -42,7 +42,7 @@ def edge_counts(
     distance = max_distance * float(np.hypot(*strength.shape))
     counts = np.zeros((4, num_thresholds), np.int64)
     before: np.ndarray | None = None
-    for k, threshold in enumerate(thresholds(num_thresholds)):
+    for k, threshold in enumerate(edge_thresholds(num_thresholds)):
         lines = thin(strength >= threshold)
         if before is not None and np.array_equal(lines, before):
             counts[:, k] = counts[:, k - 1]
@@ -64,7 +64,7 @@ def edge_scores(counts: Int[np.ndarray, "N 4 K"]) -> dict[str, float]:
     AP is the sum of the precisions at recalls 0, 0.01 ... 1 that the curve reaches, over 100, as the toolbox has it. R50 is
     the recall where precision is 0.5, 0 if precision never is so high.
     """
-    cuts = thresholds(counts.shape[2])
+    cuts = edge_thresholds(counts.shape[2])
     recall, precision, _ = _rates(counts.sum(0))
     ods = _best_between(cuts, recall, precision)
     best = np.array([image[:, _rates(image)[2].argmax()] for image in counts]).reshape(-1, 4)

@@ -27,7 +27,7 @@ def proposal_ious(proposals: Sequence[Rle], truths: Sequence[Rle]) -> Float[np.n
     return np.asarray(coco_mask.iou(list(proposals), list(truths), [0] * len(truths)))
 
 
-def matched_truths(ious: Float[np.ndarray, "N G"]) -> Int[np.ndarray, " T"]:
+def count_recalled_objects(ious: Float[np.ndarray, "N G"]) -> Int[np.ndarray, " T"]:
     """How many of G true objects are matched at each of the ten thresholds, by N proposals, best first.
 
     As COCOeval matches: each proposal in turn takes the free object of highest IoU, of equal ones the last, if that reaches the
@@ -45,5 +45,5 @@ def matched_truths(ious: Float[np.ndarray, "N G"]) -> Int[np.ndarray, " T"]:
 
 
 def average_recall(matched: Sequence[Sequence[int]], num_truths: int) -> float:
-    """Mean over thresholds of the share matched, from each image's `matched_truths`; 0 when there is no true object."""
+    """Mean over thresholds of the share matched, from each image's `count_recalled_objects`; 0 when there is no true object."""
     return float(np.sum(np.reshape(matched, (-1, len(IOU_THRESHOLDS))), 0).mean() / max(1, num_truths))

@@ -49,14 +49,14 @@ class Attention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 4, 1, 2, 5).unbind(0)
         k, v = k.flatten(2, 3), v.flatten(2, 3)
         if self.use_rel_pos:
-            tables = relative_positions(self.rel_pos_h, q.shape[2]), relative_positions(self.rel_pos_w, q.shape[3])
-            x = attend_with_positions(q, k, v, *tables)
+            tables = relative_position_table(self.rel_pos_h, q.shape[2]), relative_position_table(self.rel_pos_w, q.shape[3])
+            x = relative_position_attention(q, k, v, *tables)
         else:
             x = F.scaled_dot_product_attention(q.flatten(2, 3), k, v)
         return x.transpose(1, 2).reshape(*qkv.shape[:3], -1)
 
 
-def attend_with_positions(
+def relative_position_attention(
     q: Float[Tensor, "W n q c d"],
     k: Float[Tensor, "W n L d"],
     v: Float[Tensor, "W n L d"],
@@ -69,12 +69,12 @@ def attend_with_positions(
     Split along W, n or q until the bias of a piece is small enough.
     """
     maps, heads, rows, columns, _ = q.shape
-    rows_at_once = chunk_sizes_for(q.device).bias // (columns * k.shape[2])
+    rows_at_once = chunk_sizes_for(q.device).attention_bias // (columns * k.shape[2])
     if maps * heads * rows <= max(1, rows_at_once):
         if torch.is_grad_enabled():
             # Scores and bias of a piece are made again in the backward pass: kept, they would be alive all at once.
-            return checkpoint(_attend_at_once, q, k, v, table_h, table_w, use_reentrant=False, preserve_rng_state=False)
-        return _attend_at_once(q, k, v, table_h, table_w)
+            return checkpoint(_attend_unchunked, q, k, v, table_h, table_w, use_reentrant=False, preserve_rng_state=False)
+        return _attend_unchunked(q, k, v, table_h, table_w)
     dim, size = (0, rows_at_once // (heads * rows)) if maps > 1 else (1, rows_at_once // rows) if heads > 1 else (2, rows_at_once)
     size = max(1, size)
     pieces = zip(
@@ -84,10 +84,10 @@ def attend_with_positions(
         table_h.split(size) if dim == 2 else repeat(table_h),
         strict=False,  # repeat() has no end
     )
-    return torch.cat([attend_with_positions(*piece, table_w) for piece in pieces], dim)
+    return torch.cat([relative_position_attention(*piece, table_w) for piece in pieces], dim)
 
 
-def _attend_at_once(
+def _attend_unchunked(
     q: Float[Tensor, "W n q c d"],
     k: Float[Tensor, "W n L d"],
     v: Float[Tensor, "W n L d"],
@@ -101,7 +101,7 @@ def _attend_at_once(
     return F.scaled_dot_product_attention(q.flatten(2, 3), k, v, attn_mask=bias)
 
 
-def relative_positions(table: Float[Tensor, "R d"], size: int) -> Float[Tensor, "size size d"]:
+def relative_position_table(table: Float[Tensor, "R d"], size: int) -> Float[Tensor, "size size d"]:
     """The table's entry for every (query, key) distance along one axis, linearly interpolated if the size differs."""
     distances = 2 * size - 1
     if len(table) != distances:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from sam_train.errors import ConfigError
 from sam_train.model.image_encoder import ImageEncoder
-from sam_train.model.layers import checkpoint_activations
+from sam_train.model.layers import apply_activation_checkpointing
 from sam_train.model.mask_decoder import MaskDecoder
 from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.model.sam import Sam
-from sam_train.model.tiny_vit import MERGE_STRIDES, STRIDE, TinyViT
+from sam_train.model.tiny_vit import ENCODER_STRIDE, MERGE_STRIDES, TinyViT
 from sam_train.model.transformer import TwoWayTransformer
 
 
@@ -31,7 +31,7 @@ def build_sam(
     iou_sigmoid: bool = False,
     use_rel_pos: bool = True,
     stem: str = "linear",
-    details: bool = False,
+    high_res_features: bool = False,
     drop_path_rate: float = 0.0,
     activation_checkpointing: str = "none",
     pixel_statistics: str = "released",
@@ -40,7 +40,7 @@ def build_sam(
 ) -> Sam:
     """A SAM with a ViT encoder.
 
-    `details` lets the decoder see what the convolutional stem saw, see `ImageEncoder`; `iou_sigmoid` is SAM 2's, see
+    `high_res_features` lets the decoder see what the convolutional stem saw, see `ImageEncoder`; `iou_sigmoid` is SAM 2's, see
     `MaskDecoder`; `pixel_statistics` (released, image) are what pixels are normalised by, see `Sam`.
     `activation_checkpointing` (none, torch, fairscale): whether and by which library the inner activations of the
     encoder's blocks are computed again in the backward pass instead of being kept.
@@ -56,7 +56,7 @@ def build_sam(
         raise ConfigError(f"stem must be 'linear' or 'conv', got {stem!r}")
     if pixel_statistics not in ("released", "image"):
         raise ConfigError(f"pixel_statistics must be 'released' or 'image', got {pixel_statistics!r}")
-    if details and (stem != "conv" or patch_size < 8):
+    if high_res_features and (stem != "conv" or patch_size < 8):
         raise ConfigError(f"details need stem 'conv' and patches of 8 pixels or more, got stem {stem!r} and {patch_size} pixels")
     if not set(global_attn_indexes) <= set(range(depth)):
         raise ConfigError(f"global_attn_indexes {list(global_attn_indexes)} must lie in 0 ... {depth - 1}, the {depth} blocks")
@@ -72,7 +72,7 @@ def build_sam(
         use_rel_pos=use_rel_pos,
         drop_path_rate=drop_path_rate,
         stem=stem,
-        details=details,
+        high_res_features=high_res_features,
     )
     return _assemble(
         encoder,
@@ -116,8 +116,8 @@ def build_mobile_sam(
     stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "window_sizes": window_sizes}
     if any(len(numbers) != len(MERGE_STRIDES) + 1 or min(numbers) < 1 for numbers in stages.values()):
         raise ConfigError(f"an encoder of four stages needs four positive numbers of each of {', '.join(stages)}: got {stages}")
-    if image_size % STRIDE or prompt_dim % 16:
-        raise ConfigError(f"image_size {image_size} must be a multiple of {STRIDE}, and prompt_dim {prompt_dim} of 16")
+    if image_size % ENCODER_STRIDE or prompt_dim % 16:
+        raise ConfigError(f"image_size {image_size} must be a multiple of {ENCODER_STRIDE}, and prompt_dim {prompt_dim} of 16")
     if any(dim % heads for dim, heads in zip(embed_dims[1:], num_heads[1:], strict=True)):
         raise ConfigError(f"embed_dims {list(embed_dims)} must be multiples of num_heads {list(num_heads)} from the second on")
     if activation_checkpointing == "torch" and not freeze_batch_norm:
@@ -135,7 +135,7 @@ def build_mobile_sam(
     )
     return _assemble(
         encoder,
-        grid_size=image_size // STRIDE,
+        grid_size=image_size // ENCODER_STRIDE,
         prompt_dim=prompt_dim,
         mlp_dim=decoder_mlp_dim,
         depth=decoder_depth,
@@ -166,7 +166,7 @@ def _assemble(
     """The encoder with a prompt encoder and a mask decoder of its width."""
     if prompt_dim % (2 * heads):
         raise ConfigError(f"prompt_dim {prompt_dim} must be a multiple of twice decoder_heads {heads}")
-    checkpoint_activations(encoder.blocks, activation_checkpointing)
+    apply_activation_checkpointing(encoder.blocks, activation_checkpointing)
     transformer = TwoWayTransformer(depth=depth, dim=prompt_dim, num_heads=heads, mlp_dim=mlp_dim, dropout=dropout)
     return Sam(
         encoder,

@@ -47,13 +47,13 @@ _TO_OURS = [(re.compile(re.escape(theirs).replace(r"\#", r"(\d+)")), ours.replac
 _TO_THEIRS = [(re.compile(re.escape(ours).replace(r"\#", r"(\d+)")), theirs.replace("#", r"\1")) for ours, theirs in _RENAMED]
 
 
-def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A SamModel's state dict under our names; names that are not theirs stay as they are."""
     once = {(_SHARED if name == _SHARED_AGAIN else name): tensor for name, tensor in state.items()}
     return {_translated(name, _TO_OURS): tensor for name, tensor in once.items()}
 
 
-def to_their_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a Sam with a ViT encoder as SamModel's files hold it: the shared matrix once."""
     return {_translated(name, _TO_THEIRS): tensor for name, tensor in state.items()}
 
@@ -65,7 +65,7 @@ def _translated(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
     return name
 
 
-def decoder_heads(config: Mapping[str, Any], *, origin: str) -> int:
+def read_decoder_heads(config: Mapping[str, Any], *, origin: str) -> int:
     """The mask decoder's attention heads in a parsed config.json. Raises CheckpointError when it is not SamModel's."""
     if config.get("model_type") != "sam":
         raise CheckpointError(
@@ -74,7 +74,7 @@ def decoder_heads(config: Mapping[str, Any], *, origin: str) -> int:
     return int((config.get("mask_decoder_config") or {}).get("num_attention_heads", 8))
 
 
-def config_json(config: Mapping[str, Any]) -> dict[str, Any]:
+def sam_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of SamModel for a config of `build_sam`."""
     size, dim, patch = config["image_size"], config["prompt_dim"], config["patch_size"]
     vision = {
@@ -115,7 +115,7 @@ def config_json(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def preprocessor_json(image_size: int, mask_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+def sam_processor_config(image_size: int, mask_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
     """The preprocessor_config.json of SamProcessor: longest side to `image_size`, pixels of 0 ... 255 by `mean` and `std`."""
     return {
         "image_processor_type": "SamImageProcessor",

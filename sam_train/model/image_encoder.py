@@ -48,7 +48,7 @@ class ImageEncoder(nn.Module):
         use_rel_pos: bool = True,
         drop_path_rate: float = 0.0,
         stem: str = "linear",
-        details: bool = False,
+        high_res_features: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -60,7 +60,7 @@ class ImageEncoder(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            Block(
+            ViTBlock(
                 embed_dim,
                 num_heads,
                 window_size=0 if i in global_attn_indexes else window_size,
@@ -76,7 +76,7 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False),
             LayerNorm2d(out_chans),
         )
-        self.details = Details(self.patch_embed, out_chans) if details else None
+        self.details = HighResFeatures(self.patch_embed, out_chans) if high_res_features else None
         self.apply(_init_weights)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
@@ -134,7 +134,7 @@ class ConvStem(nn.Module):
         return [*seen[:-1], x.permute(0, 2, 3, 1)]
 
 
-class Details(nn.Module):
+class HighResFeatures(nn.Module):
     """What the stem sees at a half and a quarter of a patch, folded into the channels of the image tokens.
 
     On the way from the tokens to the finer grids each grid takes what the one above knows and is convolved once more: a
@@ -179,7 +179,7 @@ class PyramidLevel(nn.Module):
         return x + self.convs(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """A pre-norm transformer block; window_size 0 means global attention."""
 
     def __init__(

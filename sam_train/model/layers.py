@@ -40,7 +40,7 @@ class MLP(nn.Module):
         for layer in self.layers:
             nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
 
-    def init_last(self, *, gain: float, bias: float) -> None:
+    def init_last_layer(self, *, gain: float, bias: float) -> None:
         """Scale the weights of the last layer by `gain` and set its bias: what the MLP answers at first."""
         last = cast(nn.Linear, self.layers[-1])
         last.weight.data.mul_(gain)
@@ -68,12 +68,12 @@ class MLPBlock(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth: a whole residual branch of a sample is dropped with probability `rate` while training.
 
-    A sample is kept where its number in `uniform`, drawn from [0, 1), is at least the rate. Whoever wants a sample to meet
+    A sample is kept where its number in `uniform_draws`, drawn from [0, 1), is at least the rate. Whoever wants a sample to meet
     the same fate on any device and in any batch sets these numbers; None draws them here, from torch's generator. One module
     for each branch: a branch that is computed again in the backward pass must find its own numbers.
     """
 
-    uniform: Tensor | None = None
+    uniform_draws: Tensor | None = None
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -82,12 +82,12 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        uniform = torch.rand(len(x), device=x.device) if self.uniform is None else self.uniform
-        keep = (uniform >= self.rate).view(-1, *[1] * (x.ndim - 1))
+        uniform_draws = torch.rand(len(x), device=x.device) if self.uniform_draws is None else self.uniform_draws
+        keep = (uniform_draws >= self.rate).view(-1, *[1] * (x.ndim - 1))
         return x * keep / (1 - self.rate)
 
 
-def checkpoint_activations(blocks: Iterable[nn.Module], how: str) -> None:
+def apply_activation_checkpointing(blocks: Iterable[nn.Module], how: str) -> None:
     """Compute the blocks' inner activations again in the backward pass instead of keeping them; in place, names stay.
 
     how: "torch" (`torch.utils.checkpoint`), "fairscale" (its `checkpoint_wrapper`) or "none".

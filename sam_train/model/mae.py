@@ -26,7 +26,7 @@ _OURS_ALONE = re.compile(r"neck\.|blocks\.\d+\.attn\.rel_pos_[hw]$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class MaeLoadReport:
     """What became of the names: taken from the file, dropped of it, left as they were in the model."""
 
     loaded: tuple[str, ...]
@@ -42,7 +42,7 @@ def _some(names: tuple[str, ...]) -> str:
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
-def load_mae(encoder: torch.nn.Module, state: Mapping[str, Tensor], *, origin: str) -> Loaded:
+def load_mae_encoder(encoder: torch.nn.Module, state: Mapping[str, Tensor], *, origin: str) -> MaeLoadReport:
     """Fill a ViT `ImageEncoder`; relative positions and neck stay as they are, a decoder and a classifier are dropped.
 
     Raises CheckpointError, which begins with `origin`, when anything else is missing, unexpected or of another shape.
@@ -50,23 +50,23 @@ def load_mae(encoder: torch.nn.Module, state: Mapping[str, Tensor], *, origin: s
     own = encoder.state_dict()
     found = {_our_name(name): tensor for name, tensor in state.items() if not _DROPPED.match(name)}
     if "pos_embed" in found and "pos_embed" in own:
-        found["pos_embed"] = resize_positions(found["pos_embed"], own["pos_embed"].shape[1])
+        found["pos_embed"] = resize_position_embeddings(found["pos_embed"], own["pos_embed"].shape[1])
     kernel = "patch_embed.proj.weight"
     if kernel in found and kernel in own:
-        found[kernel] = resize_patches(found[kernel], own[kernel].shape[-1])
+        found[kernel] = resize_patch_kernel(found[kernel], own[kernel].shape[-1])
     kept = {name: tensor for name, tensor in own.items() if _OURS_ALONE.match(name)}
     hint = ": a masked auto-encoder fits an image encoder of its width and depth with model.stem=linear"
     check_shapes(shape_mismatches(own, kept | found), origin=origin, hint=hint)
     encoder.load_state_dict(kept | found)
     dropped = tuple(name for name in state if _DROPPED.match(name))
-    return Loaded(loaded=tuple(found), dropped=dropped, initialised=tuple(name for name in kept if name not in found))
+    return MaeLoadReport(loaded=tuple(found), dropped=dropped, initialised=tuple(name for name in kept if name not in found))
 
 
 def _our_name(name: str) -> str:
     return name.replace(".mlp.fc1.", ".mlp.lin1.").replace(".mlp.fc2.", ".mlp.lin2.")
 
 
-def resize_positions(positions: Float[Tensor, "1 L C"], grid: int) -> Float[Tensor, "1 grid grid C"]:
+def resize_position_embeddings(positions: Float[Tensor, "1 L C"], grid: int) -> Float[Tensor, "1 grid grid C"]:
     """A row a token, perhaps a class token first, to a map of `grid` x `grid` tokens; a map of that size is left as it is.
 
     Raises CheckpointError when the rows are no square map.
@@ -82,7 +82,7 @@ def resize_positions(positions: Float[Tensor, "1 L C"], grid: int) -> Float[Tens
     return resized.permute(0, 2, 3, 1).to(positions.dtype)
 
 
-def resize_patches(kernel: Float[Tensor, "C i p q"], size: int) -> Float[Tensor, "C i size size"]:
+def resize_patch_kernel(kernel: Float[Tensor, "C i p q"], size: int) -> Float[Tensor, "C i size size"]:
     """The kernel for patches of `size` whose answer to a resized patch is nearest to that of `kernel` to the patch."""
     old = kernel.shape[-1]
     if old == size:

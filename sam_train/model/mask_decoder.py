@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sam_train.model.chunk_sizes import chunk_sizes_for
 from sam_train.model.layers import MLP, LayerNorm2d
-from sam_train.model.low_rank_stream import DenseStream, Projection, PromptStream, SharedStream
-from sam_train.model.prompt_encoder import DensePrompts
-from sam_train.model.transformer import ImageSide, TwoWayTransformer
+from sam_train.model.low_rank_image_tokens import DenseImageTokens, LowRankImageTokens, SharedImageTokens, StreamProjection
+from sam_train.model.prompt_encoder import DensePromptEmbedding
+from sam_train.model.transformer import ImageProjections, TwoWayTransformer
 from sam_train.structures import Prediction
 
 NUM_MULTIMASK_OUTPUTS = 3
@@ -35,8 +35,8 @@ PRIOR_IOU_LOGIT = -3.0
 
 # The image stream of a prompt stays of low rank while its rank is below this share of the channels (see image_stream).
 # What it shares between prompts has to be made first, which pays for so many prompts of an image.
-LOW_RANK = 0.7
-MANY_PROMPTS = 8
+MAX_LOW_RANK_SHARE = 0.7
+MIN_PROMPTS_FOR_LOW_RANK = 8
 
 # glibc hands memory back once twice the largest block that was ever freed lies idle, and every page that comes again is a
 # fault: a quarter of a decoding. After one block of just under 32 MiB, its limit, it keeps 64 MiB. This one is never touched.
@@ -44,23 +44,23 @@ torch.empty(31 << 20, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class _PreparedImage:
     """An image as the decoder uses it: seen by the transformer, under the first upscaling, and finer details to add to it."""
 
-    side: ImageSide
-    up: Projection
+    side: ImageProjections
+    up: StreamProjection
     details: Float[Tensor, "L E"] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class DecodeJob:
     """The prompts of one image, of which all that depends on the image alone is done. Any of them, in any order and thread."""
 
     rows: Int[Tensor, " n"]
     """Which of all the prompts they are."""
     chunk_size: int
     """How many to answer together: what the caches hold, or enough to keep a GPU busy."""
-    answer: Callable[[Int[Tensor, " k"]], tuple[Float[Tensor, "k M H W"], Float[Tensor, "k M"]]]
+    decode: Callable[[Int[Tensor, " k"]], tuple[Float[Tensor, "k M H W"], Float[Tensor, "k M"]]]
     """Mask logits and IoU scores of some of the rows."""
 
 
@@ -98,8 +98,8 @@ class MaskDecoder(nn.Module):
         for upscale in (self.output_upscaling[0], self.output_upscaling[3]):
             nn.init.normal_(upscale.weight, std=len(upscale.weight) ** -0.5)  # type: ignore[arg-type]
         for mlp in self.output_hypernetworks_mlps:
-            cast(MLP, mlp).init_last(gain=0.3, bias=PRIOR_LOGIT / upscaled_dim)
-        self.iou_prediction_head.init_last(gain=0.02, bias=PRIOR_IOU_LOGIT if self.iou_sigmoid else 0.0)
+            cast(MLP, mlp).init_last_layer(gain=0.3, bias=PRIOR_LOGIT / upscaled_dim)
+        self.iou_prediction_head.init_last_layer(gain=0.02, bias=PRIOR_IOU_LOGIT if self.iou_sigmoid else 0.0)
 
     def forward(
         self,
@@ -107,7 +107,7 @@ class MaskDecoder(nn.Module):
         image_index: Int[Tensor, " N"],
         image_pe: Float[Tensor, "C h w"],
         sparse: Float[Tensor, "N P C"],
-        dense: DensePrompts,
+        dense: DensePromptEmbedding,
         multimask_output: bool,
         min_iou: float | None = None,
     ) -> Prediction:
@@ -124,10 +124,10 @@ class MaskDecoder(nn.Module):
             mask_logits=sparse.new_empty(len(sparse), num_masks, 4 * h, 4 * w),
             iou_scores=sparse.new_empty(len(sparse), num_masks),
         )
-        for decoding in self.decodings(image_embeddings, image_index, image_pe, sparse, dense, multimask_output, min_iou):
+        for decoding in self.decode_jobs(image_embeddings, image_index, image_pe, sparse, dense, multimask_output, min_iou):
             chunks = decoding.rows.split(decoding.chunk_size)
             for rows in chunks:
-                decode = partial(decoding.answer, rows)
+                decode = partial(decoding.decode, rows)
                 if not torch.is_grad_enabled():
                     for into, part in zip((together.mask_logits, together.iou_scores), decode(), strict=True):
                         into.index_copy_(0, rows, part.to(into.dtype))
@@ -140,57 +140,57 @@ class MaskDecoder(nn.Module):
         mask_logits, iou_scores = (torch.cat(parts)[torch.cat(order).argsort()] for parts in zip(*answers, strict=True))
         return Prediction(mask_logits=mask_logits, iou_scores=iou_scores)
 
-    def decodings(
+    def decode_jobs(
         self,
         image_embeddings: Float[Tensor, "B E h w"],
         image_index: Int[Tensor, " N"],
         image_pe: Float[Tensor, "C h w"],
         sparse: Float[Tensor, "N P C"],
-        dense: DensePrompts,
+        dense: DensePromptEmbedding,
         multimask_output: bool,
         min_iou: float | None = None,
-    ) -> Iterator[Decoding]:
+    ) -> Iterator[DecodeJob]:
         """As `forward`, for callers that need not have all answers at once: image by image, those that have prompts."""
         hw, num_masks = (image_pe.shape[1], image_pe.shape[2]), NUM_MULTIMASK_OUTPUTS if multimask_output else 1
         tokens = self._tokens(sparse)
-        narrow = self.transformer.rank(tokens.shape[1]) < LOW_RANK * image_pe.shape[0]
+        narrow = self.transformer.rank(tokens.shape[1]) < MAX_LOW_RANK_SHARE * image_pe.shape[0]
         positions = self.transformer.positions(image_pe.flatten(1))
-        chunk_size = max(1, chunk_sizes_for(image_pe.device).stream // image_pe.numel())
+        chunk_size = max(1, chunk_sizes_for(image_pe.device).image_tokens // image_pe.numel())
         for i, own in _rows_by_image(image_index, len(image_embeddings)):
-            low_rank = narrow and len(own) >= MANY_PROMPTS
+            low_rank = narrow and len(own) >= MIN_PROMPTS_FOR_LOW_RANK
             image = self._prepare(image_embeddings[i], dense, positions, low_rank)
-            stream = PromptStream if low_rank else DenseStream
-            yield Decoding(own, chunk_size, partial(self._answer, image, tokens, stream, dense, hw, num_masks, min_iou))
+            stream = LowRankImageTokens if low_rank else DenseImageTokens
+            yield DecodeJob(own, chunk_size, partial(self._answer, image, tokens, stream, dense, hw, num_masks, min_iou))
 
     def _tokens(self, sparse: Float[Tensor, "N P C"]) -> Float[Tensor, "N T C"]:
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         return torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
 
     def _prepare(
-        self, image: Float[Tensor, "E h w"], dense: DensePrompts, positions: list[Float[Tensor, "I L"]], low_rank: bool
-    ) -> _Prepared:
+        self, image: Float[Tensor, "E h w"], dense: DensePromptEmbedding, positions: list[Float[Tensor, "I L"]], low_rank: bool
+    ) -> _PreparedImage:
         """All that depends on the image alone, up to the first upscaling."""
         dim = len(dense.constant)
         if len(image) not in (dim, 4 * dim):
             raise ValueError(f"image embeddings have {len(image)} channels, expected {dim}, or {4 * dim} with details")
-        shared = SharedStream(image[:dim].flatten(1) + dense.constant[:, None], dense.maps, dense=not low_rank)
+        shared = SharedImageTokens(image[:dim].flatten(1) + dense.constant[:, None], dense.maps, dense=not low_rank)
         side = self.transformer.prepare(shared, positions)
         up = shared.project(self._upscaling()[0].weight.permute(2, 3, 1, 0).flatten(0, 2), 1)
-        return _Prepared(side, up, image[dim:].flatten(1).T.contiguous() if len(image) > dim else None)
+        return _PreparedImage(side, up, image[dim:].flatten(1).T.contiguous() if len(image) > dim else None)
 
     def _answer(
         self,
-        image: _Prepared,
+        image: _PreparedImage,
         all_tokens: Float[Tensor, "N T C"],
-        stream_type: type[PromptStream],
-        dense: DensePrompts,
+        stream_type: type[LowRankImageTokens],
+        dense: DensePromptEmbedding,
         grid_hw: tuple[int, int],
         num_masks: int,
         min_iou: float | None,
         rows: Int[Tensor, " n"],
     ) -> tuple[Float[Tensor, "n M H W"], Float[Tensor, "n M"]]:
         """The answers to some prompts of one image."""
-        stream = stream_type(dense.features_of(rows))
+        stream = stream_type(dense.select_features(rows))
         tokens = self.transformer(all_tokens[rows], stream, image.side)
         wanted = range(1) if num_masks == 1 else range(1, 1 + num_masks)
         iou = self.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
@@ -207,12 +207,12 @@ class MaskDecoder(nn.Module):
         return logits, iou
 
     def _mask_logits(
-        self, stream: PromptStream, image: _Prepared, weights: Float[Tensor, "N M D"], grid_hw: tuple[int, int]
+        self, stream: LowRankImageTokens, image: _PreparedImage, weights: Float[Tensor, "N M D"], grid_hw: tuple[int, int]
     ) -> Float[Tensor, "N M H W"]:
         """Upscale four times, a part that fits the cache at a time, and take the product with the mask weights."""
         bias = self._upscaling()[0].bias
         assert bias is not None
-        num_tokens = max(1, chunk_sizes_for(weights.device).upscaled // (len(weights) * image.up.weight.shape[1]))
+        num_tokens = max(1, chunk_sizes_for(weights.device).upscaling // (len(weights) * image.up.weight.shape[1]))
         details = repeat(None) if image.details is None else image.details.split(num_tokens)
         parts = zip(stream.outputs(image.up, bias.repeat(4), num_tokens), details, strict=False)
         return _grid(torch.cat([weights @ self._upscale(x, more).mT for x, more in parts], 2), grid_hw)

@@ -18,7 +18,7 @@ from sam_train.structures import PointLabel, Prompts
 
 
 @dataclass(frozen=True, slots=True)
-class DensePrompts:
+class DensePromptEmbedding:
     """What mask prompts add to the image tokens: `features^T @ maps[0] + constant`, K = 16 features a token.
 
     Without mask prompts there are no features, and the constant is the "no mask" embedding.
@@ -28,7 +28,7 @@ class DensePrompts:
     maps: tuple[Float[Tensor, "K C"], ...]
     constant: Float[Tensor, " C"]
 
-    def features_of(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n K L"] | None:
+    def select_features(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n K L"] | None:
         """The features of some prompts."""
         return None if self.features is None else self.features[rows]
 
@@ -79,20 +79,20 @@ class PromptEncoder(nn.Module):
         """E, or None of a model without words."""
         return None if self.text_projection is None else self.text_projection.in_features
 
-    def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N T C"], DensePrompts]:
+    def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N T C"], DensePromptEmbedding]:
         """Sparse and dense embeddings. Raises ValueError for words that the model does not take."""
         sparse = self._embed_points(prompts)
         if prompts.text_embeddings is not None:
             sparse = torch.cat([sparse, self.embed_text(prompts.text_embeddings)[:, None].to(sparse.dtype)], 1)
         if prompts.mask_logits is None:
-            return sparse, DensePrompts(None, (), self.no_mask_embed.weight[0])
+            return sparse, DensePromptEmbedding(None, (), self.no_mask_embed.weight[0])
         *downscaling, last = self.mask_downscaling
         features = prompts.mask_logits
         for layer in downscaling:
             features = layer(features)
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        return sparse, DensePrompts(features.flatten(2), (last.weight[:, :, 0, 0].mT,), last.bias)
+        return sparse, DensePromptEmbedding(features.flatten(2), (last.weight[:, :, 0, 0].mT,), last.bias)
 
     def embed_text(self, text_embeddings: Float[Tensor, "N E"]) -> Float[Tensor, "N C"]:
         """The token that words become. Raises ValueError for words that the model does not take."""

@@ -28,7 +28,7 @@ PRIOR = 0.01
 class BoxMaps:
     """S sizes of object; a cell of h w is half an image token wide."""
 
-    middle_logits: Float[Tensor, "B S h w"]
+    center_logits: Float[Tensor, "B S h w"]
     log_distances: Float[Tensor, "B S 4 h w"]
     """Logarithm of the distances from the cell's middle to left, top, right and bottom, in cells."""
 
@@ -66,9 +66,9 @@ class Proposer(nn.Module):
     def forward(self, image_embeddings: Float[Tensor, "B E h w"]) -> BoxMaps:
         x = self.doubled(self.body(image_embeddings))
         distances = self.distances(x).unflatten(1, (self.num_sizes, 4))
-        return BoxMaps(middle_logits=self.middles(x), log_distances=distances)
+        return BoxMaps(center_logits=self.middles(x), log_distances=distances)
 
-    def sizes_of(self, boxes_xyxy: Float[Tensor, "N 4"], image_size: int) -> Int[Tensor, " N"]:
+    def size_classes(self, boxes_xyxy: Float[Tensor, "N 4"], image_size: int) -> Int[Tensor, " N"]:
         """Which of the S maps a box of the model frame belongs to."""
         sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(1).sqrt() / image_size
         return torch.bucketize(sides, torch.tensor(self.size_bounds, device=sides.device), right=True)
@@ -89,11 +89,11 @@ class Proposer(nn.Module):
         score_thresh, max_boxes, nms_thresh: the least score, the most boxes, the IoU above which the lesser of two goes.
         """
         maps = self(image_embeddings)
-        scores = maps.middle_logits[0].sigmoid()
+        scores = maps.center_logits[0].sigmoid()
         peaks = scores * (scores == F.max_pool2d(scores[None], 3, stride=1, padding=1)[0])
         best, places = peaks.flatten().topk(min(4 * max_boxes, peaks.numel()))
         places = places[best >= score_thresh]
-        cells = boxes_of(maps.log_distances[0]).permute(0, 2, 3, 1).reshape(-1, 4)[places]
+        cells = decode_boxes(maps.log_distances[0]).permute(0, 2, 3, 1).reshape(-1, 4)[places]
         limits = torch.tensor([image_hw[1], image_hw[0]] * 2, device=cells.device, dtype=cells.dtype)
         boxes = torch.minimum((cells * (image_size / scores.shape[2])).clamp(min=0), limits)
         sound = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
@@ -102,19 +102,13 @@ class Proposer(nn.Module):
         return boxes[kept], best[kept]
 
 
-def boxes_of(log_distances: Float[Tensor, "... 4 h w"]) -> Float[Tensor, "... 4 h w"]:
+def decode_boxes(log_distances: Float[Tensor, "... 4 h w"]) -> Float[Tensor, "... 4 h w"]:
     """XYXY boxes in cells, one for each cell."""
     height, width = log_distances.shape[-2:]
     y, x = (torch.arange(n, device=log_distances.device, dtype=log_distances.dtype) + 0.5 for n in (height, width))
     middle = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
     distances = log_distances.clamp(max=8).exp()  # 8: beyond any grid, and no overflow
     return torch.cat([middle - distances[..., :2, :, :], middle + distances[..., 2:, :, :]], -3)
-
-
-def embedding_dim(model: Sam) -> int:
-    """Channels of the model's image embeddings: four times the decoder's with the encoder's details."""
-    channels = model.prompt_encoder.no_mask_embed.embedding_dim
-    return 4 * channels if getattr(model.image_encoder, "details", None) is not None else channels
 
 
 def encoder_hash(model: Sam) -> str:

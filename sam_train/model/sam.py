@@ -9,14 +9,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from sam_train.model.image_encoder import ImageEncoder
-from sam_train.model.mask_decoder import Decoding, MaskDecoder
+from sam_train.model.mask_decoder import DecodeJob, MaskDecoder
 from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.structures import Prediction, Prompts
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-LEAST_DEVIATION = 4.0
+STD_EPSILON = 4.0
 """Added to an image's own deviation, of 255."""
 
 
@@ -55,6 +55,16 @@ class Sam(nn.Module):
         """Side of the decoder's grid, four cells for each image token."""
         return 4 * self.prompt_encoder.grid_size
 
+    @property
+    def has_high_res_features(self) -> bool:
+        """Whether the image embeddings also carry the features of the finer grids of a convolutional stem."""
+        return getattr(self.image_encoder, "details", None) is not None
+
+    @property
+    def image_embedding_dim(self) -> int:
+        """Number of channels of the image embeddings: the decoder's C, or 4 C with `high_res_features`."""
+        return self.prompt_encoder.no_mask_embed.embedding_dim * (4 if self.has_high_res_features else 1)
+
     def encode_images(self, images: UInt8[Tensor, "B 3 H W"], sizes_hw: Int[Tensor, "B 2"]) -> Float[Tensor, "B E h w"]:
         """RGB in [0, 255], model frame, to image embeddings of E = C channels, or 4 C with the encoder's details.
 
@@ -88,18 +98,18 @@ class Sam(nn.Module):
         positions = self.prompt_encoder.dense_positions()
         return self.mask_decoder(image_embeddings, prompts.image_index, positions, sparse, dense, multimask_output, min_iou)
 
-    def decodings(
+    def decode_jobs(
         self,
         image_embeddings: Float[Tensor, "B E h w"],
         prompts: Prompts,
         *,
         multimask_output: bool,
         min_iou: float | None = None,
-    ) -> Iterator[Decoding]:
+    ) -> Iterator[DecodeJob]:
         """`decode` for callers that need not have all answers at once: for each image that has prompts, what answers them."""
         sparse, dense = self.prompt_encoder(prompts)
         positions = self.prompt_encoder.dense_positions()
-        return self.mask_decoder.decodings(
+        return self.mask_decoder.decode_jobs(
             image_embeddings, prompts.image_index, positions, sparse, dense, multimask_output, min_iou
         )
 
@@ -108,4 +118,4 @@ def _standardised(x: Float[Tensor, "B 3 H W"], inside: Bool[Tensor, "B 1 H W"]) 
     """Each image less the mean of what is inside it, over the deviation of that; noise in an even picture stays small."""
     count = 3 * inside.sum((1, 2, 3), keepdim=True)
     centred = (x - (x * inside).sum((1, 2, 3), keepdim=True) / count) * inside
-    return centred / ((centred.square().sum((1, 2, 3), keepdim=True) / count).sqrt() + LEAST_DEVIATION)
+    return centred / ((centred.square().sum((1, 2, 3), keepdim=True) / count).sqrt() + STD_EPSILON)

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from sam_train.model.attention import window_partition, window_unpartition
 from sam_train.model.layers import DropPath, LayerNorm2d
 
-STRIDE = 16
+ENCODER_STRIDE = 16
 """Pixels of an image token: the stem takes 4, two of the three merges 2 each."""
 MERGE_STRIDES = (2, 2, 1)
-EXPANSION = 4
+EXPANSION_RATIO = 4
 """An MBConv and an MLP are this many times as wide inside."""
 
 
@@ -50,14 +50,15 @@ class TinyViT(nn.Module):
         super().__init__()
         self.image_size, self.depths, self.frozen_batch_norm = image_size, tuple(depths), freeze_batch_norm
         rates = iter([drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))])
-        self.patch_embed = PatchEmbed(embed_dims[0])
+        self.patch_embed = TinyViTPatchEmbed(embed_dims[0])
         self.layers = nn.ModuleList()
         for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
             blocks: list[nn.Module] = [
-                Block(dim, num_heads[i], window_sizes[i], next(rates)) if i else MBConv(dim, next(rates)) for _ in range(depth)
+                TinyViTBlock(dim, num_heads[i], window_sizes[i], next(rates)) if i else MBConv(dim, next(rates))
+                for _ in range(depth)
             ]
             merge = PatchMerging(dim, embed_dims[i + 1], MERGE_STRIDES[i]) if i + 1 < len(depths) else None
-            self.layers.append(Stage(blocks, merge))
+            self.layers.append(TinyViTStage(blocks, merge))
         self.neck = nn.Sequential(
             nn.Conv2d(embed_dims[-1], out_chans, 1, bias=False),
             LayerNorm2d(out_chans),
@@ -68,7 +69,7 @@ class TinyViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-            if isinstance(module, BatchNorm2d):
+            if isinstance(module, FreezableBatchNorm2d):
                 module.frozen = freeze_batch_norm
 
     @property
@@ -77,8 +78,8 @@ class TinyViT(nn.Module):
         return [block for stage in self.layers for block in stage.blocks]  # type: ignore[union-attr]
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
-            raise ValueError(f"an image of {x.shape[2]} x {x.shape[3]} does not do: both sides must be multiples of {STRIDE}")
+        if x.shape[2] % ENCODER_STRIDE or x.shape[3] % ENCODER_STRIDE:
+            raise ValueError(f"an image of {x.shape[2]} x {x.shape[3]}: both sides must be multiples of {ENCODER_STRIDE}")
         # Channels last: half of the layers are attention and linear maps over channels, and none has to copy.
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         for stage in self.layers:
@@ -86,25 +87,25 @@ class TinyViT(nn.Module):
         return self.neck(x)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class FreezableBatchNorm2d(nn.BatchNorm2d):
     """A batch norm that, `frozen`, uses its running statistics in training too and leaves them as they are."""
 
     frozen = False
 
 
-class ConvNorm(nn.Sequential):
+class ConvBatchNorm(nn.Sequential):
     """A convolution without bias and the batch norm that gives it one.
 
     A norm that uses its running statistics is a factor and a summand for each channel: they go into the convolution.
     """
 
     c: nn.Conv2d
-    bn: BatchNorm2d
+    bn: FreezableBatchNorm2d
 
     def __init__(self, i: int, o: int, kernel: int, *, stride: int = 1, groups: int = 1, norm_weight: float = 1.0) -> None:
         super().__init__()
         self.add_module("c", nn.Conv2d(i, o, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False))
-        norm = BatchNorm2d(o)
+        norm = FreezableBatchNorm2d(o)
         nn.init.constant_(norm.weight, norm_weight)
         self.add_module("bn", norm)
 
@@ -119,18 +120,18 @@ class ConvNorm(nn.Sequential):
         return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-class PatchEmbed(nn.Module):
+class TinyViTPatchEmbed(nn.Module):
     """Two convolutions of stride 2."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.seq = nn.Sequential(ConvNorm(3, dim // 2, 3, stride=2), nn.GELU(), ConvNorm(dim // 2, dim, 3, stride=2))
+        self.seq = nn.Sequential(ConvBatchNorm(3, dim // 2, 3, stride=2), nn.GELU(), ConvBatchNorm(dim // 2, dim, 3, stride=2))
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         return self.seq(x)
 
 
-class Stage(nn.Module):
+class TinyViTStage(nn.Module):
     """Blocks of one width, then the merge that leads to the next stage."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
@@ -149,10 +150,10 @@ class MBConv(nn.Module):
 
     def __init__(self, dim: int, drop_path: float) -> None:
         super().__init__()
-        hidden = EXPANSION * dim
-        self.conv1 = ConvNorm(dim, hidden, 1)
-        self.conv2 = ConvNorm(hidden, hidden, 3, groups=hidden)
-        self.conv3 = ConvNorm(hidden, dim, 1, norm_weight=0.0)
+        hidden = EXPANSION_RATIO * dim
+        self.conv1 = ConvBatchNorm(dim, hidden, 1)
+        self.conv2 = ConvBatchNorm(hidden, hidden, 3, groups=hidden)
+        self.conv3 = ConvBatchNorm(hidden, dim, 1, norm_weight=0.0)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
@@ -165,23 +166,23 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(dim, out_dim, 1)
-        self.conv2 = ConvNorm(out_dim, out_dim, 3, stride=stride, groups=out_dim)
-        self.conv3 = ConvNorm(out_dim, out_dim, 1)
+        self.conv1 = ConvBatchNorm(dim, out_dim, 1)
+        self.conv2 = ConvBatchNorm(out_dim, out_dim, 3, stride=stride, groups=out_dim)
+        self.conv3 = ConvBatchNorm(out_dim, out_dim, 1)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D i j"]:
         return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
 
 
-class Block(nn.Module):
+class TinyViTBlock(nn.Module):
     """Windowed attention, a depthwise convolution that joins the windows, and an MLP."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, drop_path: float) -> None:
         super().__init__()
         self.window_size = window_size
-        self.attn = Attention(dim, num_heads, window_size)
-        self.local_conv = ConvNorm(dim, dim, 3, groups=dim)
-        self.mlp = Mlp(dim)
+        self.attn = TinyViTAttention(dim, num_heads, window_size)
+        self.local_conv = ConvBatchNorm(dim, dim, 3, groups=dim)
+        self.mlp = TinyViTMlp(dim)
         self.drop_path, self.mlp_drop_path = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
@@ -194,7 +195,7 @@ class Block(nn.Module):
         return (tokens + self.mlp_drop_path(self.mlp(tokens))).permute(0, 3, 1, 2)
 
 
-class Attention(nn.Module):
+class TinyViTAttention(nn.Module):
     """Multi-head attention in a square window, with a learnt bias for each |row| and |column| distance."""
 
     bias_index: Tensor
@@ -206,7 +207,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
-        self.register_buffer("bias_index", distance_index(window_size), persistent=False)
+        self.register_buffer("bias_index", relative_distance_index(window_size), persistent=False)
 
     def forward(self, x: Float[Tensor, "W s s C"]) -> Float[Tensor, "W s s C"]:
         # Released weights keep query, key and value of a head together.
@@ -217,20 +218,20 @@ class Attention(nn.Module):
         return self.proj(x)
 
 
-class Mlp(nn.Module):
+class TinyViTMlp(nn.Module):
     """The feed-forward half, its norm inside."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, EXPANSION * dim)
-        self.fc2 = nn.Linear(EXPANSION * dim, dim)
+        self.fc1 = nn.Linear(dim, EXPANSION_RATIO * dim)
+        self.fc2 = nn.Linear(EXPANSION_RATIO * dim, dim)
 
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w C"]:
         return self.fc2(F.gelu(self.fc1(self.norm(x))))
 
 
-def distance_index(size: int) -> Int[Tensor, "L L"]:
+def relative_distance_index(size: int) -> Int[Tensor, "L L"]:
     """For each pair of the L = size^2 places of a window: size * |row distance| + |column distance|."""
     place = torch.arange(size)
     distance = (place[:, None] - place).abs()

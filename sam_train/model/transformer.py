@@ -16,26 +16,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_train.model.layers import MLPBlock
-from sam_train.model.low_rank_stream import Normalization, Projection, PromptStream, SharedStream
+from sam_train.model.low_rank_image_tokens import LowRankImageTokens, SharedImageTokens, StreamNorm, StreamProjection
 
 
 @dataclass(frozen=True, slots=True)
-class BlockSide:
+class BlockImageProjections:
     """The image's side of a block: under the maps that its two cross attentions take of it, and before its norm."""
 
-    keys: Projection
-    values: Projection
-    queries: Projection
-    norm: Normalization
+    keys: StreamProjection
+    values: StreamProjection
+    queries: StreamProjection
+    norm: StreamNorm
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSide:
+class ImageProjections:
     """The image's side of the whole transformer."""
 
-    blocks: list[BlockSide]
-    keys: Projection
-    values: Projection
+    blocks: list[BlockImageProjections]
+    keys: StreamProjection
+    values: StreamProjection
 
 
 class TwoWayTransformer(nn.Module):
@@ -46,7 +46,7 @@ class TwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(
             TwoWayBlock(dim, num_heads, mlp_dim, dropout=dropout, skip_first_layer_pe=i == 0) for i in range(depth)
         )
-        self.final_attn_token_to_image = TokenToImage(dim, num_heads, downsample=2)
+        self.final_attn_token_to_image = TokenToImageAttention(dim, num_heads, downsample=2)
         self.norm_final_attn = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -64,13 +64,15 @@ class TwoWayTransformer(nn.Module):
         maps = [m for b in self.blocks for m in (b.cross_attn_token_to_image.k_proj, b.cross_attn_image_to_token.q_proj)]
         return [torch.addmm(m.bias[:, None], m.weight, image_pe) for m in (*maps, self.final_attn_token_to_image.k_proj)]
 
-    def prepare(self, shared: SharedStream, positions: list[Float[Tensor, "I L"]]) -> ImageSide:
+    def prepare(self, shared: SharedImageTokens, positions: list[Float[Tensor, "I L"]]) -> ImageProjections:
         """The image's side of every attention and norm; `shared` goes through and is left as what comes out."""
         blocks = [block.prepare(shared, *positions[2 * i : 2 * i + 2]) for i, block in enumerate(self.blocks)]
         final = self.final_attn_token_to_image
-        return ImageSide(blocks, final.project_keys(shared, positions[-1]), final.project_values(shared))
+        return ImageProjections(blocks, final.project_keys(shared, positions[-1]), final.project_values(shared))
 
-    def forward(self, tokens: Float[Tensor, "N T C"], stream: PromptStream, side: ImageSide) -> Float[Tensor, "N T C"]:
+    def forward(
+        self, tokens: Float[Tensor, "N T C"], stream: LowRankImageTokens, side: ImageProjections
+    ) -> Float[Tensor, "N T C"]:
         """The tokens after the last attention; `stream` goes through and is left as what comes out."""
         queries = tokens
         for block, block_side in zip(self.blocks, side.blocks, strict=True):
@@ -88,27 +90,33 @@ class TwoWayBlock(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, dropout: float, skip_first_layer_pe: bool) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(dim, num_heads)
+        self.self_attn = TokenSelfAttention(dim, num_heads)
         self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = TokenToImage(dim, num_heads, downsample=2)
+        self.cross_attn_token_to_image = TokenToImageAttention(dim, num_heads, downsample=2)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLPBlock(dim, mlp_dim, nn.ReLU)
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = ImageToToken(dim, num_heads, downsample=2)
+        self.cross_attn_image_to_token = ImageToTokenAttention(dim, num_heads, downsample=2)
         self.dropout = nn.Dropout(dropout)
         self.skip_first_layer_pe = skip_first_layer_pe
 
-    def prepare(self, shared: SharedStream, key_pe: Float[Tensor, "I L"], query_pe: Float[Tensor, "I L"]) -> BlockSide:
+    def prepare(
+        self, shared: SharedImageTokens, key_pe: Float[Tensor, "I L"], query_pe: Float[Tensor, "I L"]
+    ) -> BlockImageProjections:
         """The image's side; `shared` goes through."""
         keys = self.cross_attn_token_to_image.project_keys(shared, key_pe)
         values = self.cross_attn_token_to_image.project_values(shared)
         queries = self.cross_attn_image_to_token.project_queries(shared, query_pe)
         self.cross_attn_image_to_token.extend(shared)
-        return BlockSide(keys, values, queries, shared.normalize(self.norm4))
+        return BlockImageProjections(keys, values, queries, shared.normalize(self.norm4))
 
     def forward(
-        self, queries: Float[Tensor, "N T C"], query_pe: Float[Tensor, "N T C"], stream: PromptStream, side: BlockSide
+        self,
+        queries: Float[Tensor, "N T C"],
+        query_pe: Float[Tensor, "N T C"],
+        stream: LowRankImageTokens,
+        side: BlockImageProjections,
     ) -> Float[Tensor, "N T C"]:
         if self.skip_first_layer_pe:  # no residual here either: as released
             queries = self.dropout(self.self_attn(queries, queries))
@@ -123,7 +131,7 @@ class TwoWayBlock(nn.Module):
         return queries
 
 
-class TokenAttention(nn.Module):
+class DecoderAttention(nn.Module):
     """The parameters of an attention whose inner width is `dim / downsample`, as released."""
 
     def __init__(self, dim: int, num_heads: int, downsample: int = 1) -> None:
@@ -146,7 +154,7 @@ class TokenAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-class SelfAttention(TokenAttention):
+class TokenSelfAttention(DecoderAttention):
     """Among the tokens of a prompt."""
 
     def forward(self, q_and_k: Float[Tensor, "N T C"], v: Float[Tensor, "N T C"]) -> Float[Tensor, "N T C"]:
@@ -154,38 +162,38 @@ class SelfAttention(TokenAttention):
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class TokenToImage(TokenAttention):
+class TokenToImageAttention(DecoderAttention):
     """Tokens read the image: keys are image + positions, values the image."""
 
-    def project_keys(self, shared: SharedStream, positions: Float[Tensor, "I L"]) -> Projection:
+    def project_keys(self, shared: SharedImageTokens, positions: Float[Tensor, "I L"]) -> StreamProjection:
         """The image's keys."""
         return shared.project(self.k_proj.weight, self.num_heads, positions)
 
-    def project_values(self, shared: SharedStream) -> Projection:
+    def project_values(self, shared: SharedImageTokens) -> StreamProjection:
         """The image's values, without v_proj's bias: the weights of a query sum to 1, so it is added to what is mixed."""
         return shared.project(self.v_proj.weight, self.num_heads)
 
     def forward(
-        self, tokens: Float[Tensor, "N T C"], stream: PromptStream, keys: Projection, values: Projection
+        self, tokens: Float[Tensor, "N T C"], stream: LowRankImageTokens, keys: StreamProjection, values: StreamProjection
     ) -> Float[Tensor, "N T C"]:
         q = self._heads(self.q_proj(tokens)) * self.scale
         mixed = stream.mix(values, stream.scores(keys, q).softmax(-1))
         return self.out_proj(mixed.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
 
-class ImageToToken(TokenAttention):
+class ImageToTokenAttention(DecoderAttention):
     """The image reads the tokens: queries are image + positions."""
 
-    def project_queries(self, shared: SharedStream, positions: Float[Tensor, "I L"]) -> Projection:
+    def project_queries(self, shared: SharedImageTokens, positions: Float[Tensor, "I L"]) -> StreamProjection:
         """The image's queries."""
         return shared.project(self.q_proj.weight, self.num_heads, positions)
 
-    def extend(self, shared: SharedStream) -> None:
+    def extend(self, shared: SharedImageTokens) -> None:
         """What `forward` adds to the image are weights times values under `out_proj`."""
         shared.add(self.out_proj.weight.T, self.out_proj.bias)
 
     def forward(
-        self, stream: PromptStream, queries: Projection, keys: Float[Tensor, "N T C"], values: Float[Tensor, "N T C"]
+        self, stream: LowRankImageTokens, queries: StreamProjection, keys: Float[Tensor, "N T C"], values: Float[Tensor, "N T C"]
     ) -> None:
         k = self._heads(self.k_proj(keys)) * self.scale
         stream.add(stream.scores(queries, k).softmax(2), self._heads(self.v_proj(values)))

@@ -21,14 +21,14 @@ from sam_train.model import huggingface
 
 StateDict = Mapping[str, Tensor]
 
-RELEASED = (
+RELEASED_WEIGHTS = (
     "released weights (.pth or .safetensors of Meta's sam_vit_b, _l, _h or of MobileSAM, a folder of Hugging Face's SamModel)"
 )
-ACCEPTED = f"the model.pt that sam-train wrote, or {RELEASED}"
+ACCEPTED_CHECKPOINTS = f"the model.pt that sam-train wrote, or {RELEASED_WEIGHTS}"
 """What a checkpoint may be, for messages."""
 
 
-class Names(Enum):
+class NamingScheme(Enum):
     """Whose names a state dict has."""
 
     SEGMENT_ANYTHING = "segment-anything"
@@ -38,44 +38,46 @@ class Names(Enum):
 
 
 _MARKS = {
-    "image_encoder.patch_embed.proj.weight": Names.SEGMENT_ANYTHING,
-    "image_encoder.patch_embed.seq.0.c.weight": Names.MOBILE_SAM,
-    "vision_encoder.patch_embed.projection.weight": Names.HUGGING_FACE,
-    "patch_embed.proj.weight": Names.MAE,
+    "image_encoder.patch_embed.proj.weight": NamingScheme.SEGMENT_ANYTHING,
+    "image_encoder.patch_embed.seq.0.c.weight": NamingScheme.MOBILE_SAM,
+    "vision_encoder.patch_embed.projection.weight": NamingScheme.HUGGING_FACE,
+    "patch_embed.proj.weight": NamingScheme.MAE,
 }
 
 # Constants that some forks save, and the classifier with which TinyViT was trained before it became an image encoder.
 _UNUSED = re.compile(r"pixel_(mean|std)$|image_encoder\.(norm_head|head)\.(weight|bias)$")
 
 
-def names_of(state: StateDict) -> Names | None:
+def detect_naming_scheme(state: StateDict) -> NamingScheme | None:
     """Whose names these are, by the first layer; None of anything else."""
     return next((names for mark, names in _MARKS.items() if mark in state), None)
 
 
-def to_our_names(state: StateDict, *, origin: str) -> dict[str, Tensor]:
+def convert_released_state(state: StateDict, *, origin: str) -> dict[str, Tensor]:
     """A whole model's state dict under our names, without what no model of ours has.
 
     Raises CheckpointError, which begins with `origin`, when it is none.
     """
-    names = names_of(state)
-    if names is Names.MAE:
+    names = detect_naming_scheme(state)
+    if names is NamingScheme.MAE:
         raise CheckpointError(f"{origin} is an image encoder alone (a masked auto-encoder): train from it by init_checkpoint=")
     if names is None:
         first = ", ".join(list(state)[:3]) or "nothing"
-        raise CheckpointError(f"{origin} holds {len(state)} tensors ({first} ...) but is no model known here: give {ACCEPTED}")
-    named = huggingface.to_our_names(state) if names is Names.HUGGING_FACE else state
+        raise CheckpointError(
+            f"{origin} holds {len(state)} tensors ({first} ...) but is no model known here: give {ACCEPTED_CHECKPOINTS}"
+        )
+    named = huggingface.convert_from_huggingface(state) if names is NamingScheme.HUGGING_FACE else state
     return {name: tensor for name, tensor in named.items() if not _UNUSED.match(name)}
 
 
-def config_of(state: StateDict, *, origin: str, decoder_heads: int = 8) -> dict[str, Any]:
+def infer_config(state: StateDict, *, origin: str, decoder_heads: int = 8) -> dict[str, Any]:
     """The config whose model a state dict of our names fills, read off the shapes.
 
     decoder_heads: attention heads of the mask decoder, which no shape tells; all released models have 8.
     Raises CheckpointError, which begins with `origin`, when shapes are missing or contradict each other.
     """
     try:
-        tiny = names_of(state) is Names.MOBILE_SAM
+        tiny = detect_naming_scheme(state) is NamingScheme.MOBILE_SAM
         config = _tiny_vit_config(state) if tiny else _vit_config(state)
         transformer = "mask_decoder.transformer.layers."
         return config | {
@@ -85,7 +87,7 @@ def config_of(state: StateDict, *, origin: str, decoder_heads: int = 8) -> dict[
             "decoder_heads": decoder_heads,
         }
     except KeyError as error:
-        raise CheckpointError(f"{origin} misses {error.args[0]}: give {ACCEPTED}") from error
+        raise CheckpointError(f"{origin} misses {error.args[0]}: give {ACCEPTED_CHECKPOINTS}") from error
     except ValueError as error:
         raise CheckpointError(f"{origin}: {error}") from error
 

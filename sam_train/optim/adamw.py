@@ -86,7 +86,7 @@ class OptimizerFactory:
         """Parameters grouped by learning rate, weight decay and optimiser; the encoder's apart, because a strategy may shard
         them, and AdamW's operations over a group take one kind of tensor."""
         groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
-        depths, matrices = stage_depths(model), set() if self.muon_lr is None else matrices_of(model)
+        depths, matrices = stage_depths(model), set() if self.muon_lr is None else muon_weight_names(model)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -106,7 +106,7 @@ def _plain(kind: Callable[..., Optimizer], groups: list[dict[str, Any]], **value
     return kind(groups, **values)
 
 
-def matrices_of(model: nn.Module) -> set[str]:
+def muon_weight_names(model: nn.Module) -> set[str]:
     """Names of the weights of linear maps with at least 16 inputs and outputs: what has fewer is no matrix to speak of."""
     linear = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     return {name for name, m in linear.items() if min(m.in_features, m.out_features) >= 16}

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW
 
-QUINTIC = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the iteration s -> a s + b s^3 + c s^5 on singular values: five of them take any of (0.01, 1) into (0.68, 1.13)."""
-ITERATIONS = 5
+NEWTON_SCHULZ_STEPS = 5
 
 
 class Muon(AdamW):
@@ -61,21 +61,21 @@ class Muon(AdamW):
             state["step"] = torch.tensor(0.0)  # which AdamW expects of every state that it loads
         state["step"] += 1
         state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
-        direction = orthogonal(gradient.lerp(state["momentum_buffer"], self.momentum))
+        direction = orthogonalize(gradient.lerp(state["momentum_buffer"], self.momentum))
         parameter.mul_(1 - lr * weight_decay)
         # As large an update as AdamW's usual one (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
         parameter.add_(direction, alpha=-0.2 * math.sqrt(max(parameter.shape)) * lr)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """The matrix U S V^T with its singular values S brought near 1. A share of one (FSDP2) is gathered and shared out again."""
     if isinstance(matrix, DTensor):
-        return distribute_tensor(orthogonal(matrix.full_tensor()), matrix.device_mesh, matrix.placements)
+        return distribute_tensor(orthogonalize(matrix.full_tensor()), matrix.device_mesh, matrix.placements)
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if is_tall else matrix).to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     x = x / x.norm().clamp(min=1e-7)
-    a, b, c = QUINTIC
-    for _ in range(ITERATIONS):
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if is_tall else x).to(matrix.dtype)

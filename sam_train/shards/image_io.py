@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from sam_train.errors import SkipSample
+from sam_train.errors import SkipSampleError
 from sam_train.records import MAX_PIXELS
 from sam_train.shards.jpeg import decode_jpeg, encode_jpeg, strip_metadata
 
@@ -29,7 +29,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What a folder is searched for, in lower case. What a file *is* is decided by its first bytes."""
 
 IMAGE_SKIP_REASONS = ("empty_file", "unreadable", "unsupported_format", "too_large", "too_small")
-"""Every `reason` of a SkipSample raised here."""
+"""Every `reason` of a SkipSampleError raised here."""
 
 MIN_SIDE_PX = 8
 MAX_SIDE_PX = 65_500  # libjpeg's limit
@@ -61,11 +61,11 @@ class _UnknownKindError(Exception):
 def load_image(path: Path, *, key: str = "", max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """`decode_image` of a file, whose size is looked at before its bytes are.
 
-    Raises SkipSample as `decode_image` does. An OSError (no permission, a failing disk) passes: it concerns the run.
+    Raises SkipSampleError as `decode_image` does. An OSError (no permission, a failing disk) passes: it concerns the run.
     """
     num_bytes = path.stat().st_size
     if num_bytes > 16 * max_pixels + (1 << 20):  # no picture of so few pixels needs more: 4 channels of 32 bits
-        raise SkipSample("too_large", f"{path.name}: {num_bytes} bytes are more than {max_pixels} pixels can need", key=key)
+        raise SkipSampleError("too_large", f"{path.name}: {num_bytes} bytes are more than {max_pixels} pixels can need", key=key)
     return decode_image(path.read_bytes(), key=key, name=path.name, max_pixels=max_pixels)
 
 
@@ -80,7 +80,7 @@ def decode_image(data: bytes, *, key: str = "", name: str = "", max_pixels: int 
     - Alpha is composited over white. CMYK is converted without its colour profile; no profile is applied to others.
     - Of an animation or a multi-page file the first frame is taken.
 
-    `name` is for messages. Raises SkipSample, `reason` one of IMAGE_SKIP_REASONS. A JPEG whose data the decoder only warns
+    `name` is for messages. Raises SkipSampleError, `reason` one of IMAGE_SKIP_REASONS. A JPEG whose data the decoder only warns
     about (bytes left over, a premature end) counts as unreadable: no decoder can say how much of it is garbage.
     """
     header = open_image_header(data, key=key, name=name, max_pixels=max_pixels)
@@ -92,33 +92,33 @@ def decode_image(data: bytes, *, key: str = "", name: str = "", max_pixels: int 
         jpeg = encode_jpeg(_upright(pixels, exif_orientation(header)))
         return DecodedImage(image=decode_jpeg(jpeg, max_pixels=max_pixels), jpeg=jpeg)
     except _UnknownKindError as error:
-        raise SkipSample("unsupported_format", f"{name or 'the picture'} {error}", key=key) from error
+        raise SkipSampleError("unsupported_format", f"{name or 'the picture'} {error}", key=key) from error
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything for bytes they do not understand
-        raise SkipSample("unreadable", f"{name or 'the picture'} does not decode: {error}", key=key) from error
+        raise SkipSampleError("unreadable", f"{name or 'the picture'} does not decode: {error}", key=key) from error
 
 
 def open_image_header(data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """A Pillow image of which only the header has been read and found acceptable; `load` decodes it.
 
-    Raises SkipSample, `reason` one of IMAGE_SKIP_REASONS.
+    Raises SkipSampleError, `reason` one of IMAGE_SKIP_REASONS.
     """
     name = name or "the picture"
     if not data:
-        raise SkipSample("empty_file", f"{name} is empty", key=key)
+        raise SkipSampleError("empty_file", f"{name} is empty", key=key)
     plugin = next((plugin for magic, plugin in _FORMATS if data.startswith(magic)), None)
     if plugin is None or (plugin is WebPImageFile and data[8:12] != b"WEBP"):
-        raise SkipSample("unsupported_format", f"{name} is none of JPEG, PNG, WebP, BMP, TIFF: convert it", key=key)
+        raise SkipSampleError("unsupported_format", f"{name} is none of JPEG, PNG, WebP, BMP, TIFF: convert it", key=key)
     try:
         # Not Image.open: its own pixel limit is a process-wide global, lower than ours.
         header = plugin(BytesIO(data))
     except Image.DecompressionBombError as error:
-        raise SkipSample("too_large", f"{name}: {error}", key=key) from error
+        raise SkipSampleError("too_large", f"{name}: {error}", key=key) from error
     except MemoryError:
         raise
     except Exception as error:
-        raise SkipSample("unreadable", f"{name} has no readable header: {error}", key=key) from error
+        raise SkipSampleError("unreadable", f"{name} has no readable header: {error}", key=key) from error
     _check_size(*header.size, name=name, key=key, max_pixels=max_pixels)
     return header
 
@@ -126,9 +126,9 @@ def open_image_header(data: bytes, *, key: str = "", name: str = "", max_pixels:
 def _check_size(width: int, height: int, *, name: str, key: str, max_pixels: int) -> None:
     if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
         limits = f"{max_pixels} pixels and sides of {MAX_SIDE_PX}"
-        raise SkipSample("too_large", f"{name} is {width} x {height}, at most {limits} are taken: scale or cut it", key=key)
+        raise SkipSampleError("too_large", f"{name} is {width} x {height}, at most {limits} are taken: scale or cut it", key=key)
     if min(width, height) < MIN_SIDE_PX:
-        raise SkipSample("too_small", f"{name} is {width} x {height}: no side may be below {MIN_SIDE_PX} pixels", key=key)
+        raise SkipSampleError("too_small", f"{name} is {width} x {height}: no side may be below {MIN_SIDE_PX} pixels", key=key)
 
 
 def _pixels_of_storable_jpeg(header: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:

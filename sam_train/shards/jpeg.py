@@ -10,7 +10,7 @@ from itertools import repeat
 import numpy as np
 import simplejpeg
 
-from sam_train.errors import SkipSample
+from sam_train.errors import SkipSampleError
 from sam_train.records import MAX_PIXELS
 from sam_train.shards.icc import strip_icc_chunk_texts
 
@@ -33,31 +33,31 @@ _KINDS = (
 def decode_jpeg(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a JPEG to HWC uint8 RGB.
 
-    Raises SkipSample as `check_jpeg_header` does, and with the reason "undecodable_jpeg" if the data do not decode completely.
+    Raises SkipSampleError as `check_jpeg_header` does, and as "undecodable_jpeg" if the data do not decode completely.
     """
     check_jpeg_header(data, shard=shard, key=key, max_pixels=max_pixels)
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
-        raise SkipSample("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
+        raise SkipSampleError("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
 
 
 def check_jpeg_header(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> None:
     """Look at the size that a JPEG claims before memory is taken for it: a few bytes can claim 12 GB.
 
-    Raises SkipSample: "undecodable_jpeg" when the bytes are none, or fewer than the claimed pixels need (each block of 8 x 8
+    Raises SkipSampleError: "undecodable_jpeg" when the bytes are none, or fewer than the claimed pixels need (each block of 8 x 8
     takes a bit at least); "too_large" above `max_pixels`.
     """
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
-        raise SkipSample("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
+        raise SkipSampleError("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
     if height * width > max_pixels:
         message = f"the JPEG is {width} x {height}, at most {max_pixels} pixels are decoded: scale or cut it"
-        raise SkipSample("too_large", message, shard=shard, key=key)
+        raise SkipSampleError("too_large", message, shard=shard, key=key)
     if (height // 8) * (width // 8) > 8 * len(data):
         message = f"the JPEG is said to be {width} x {height}, which {len(data)} bytes cannot hold: replace it"
-        raise SkipSample("undecodable_jpeg", message, shard=shard, key=key)
+        raise SkipSampleError("undecodable_jpeg", message, shard=shard, key=key)
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import webdataset as wds
 
 from sam_train.errors import ShardError
-from sam_train.files import atomic_write, commit_file, file_sha256
+from sam_train.files import atomic_write, atomic_write_bytes, file_sha256
 from sam_train.records import ImageRecord
 from sam_train.shards.manifest import PLACES_COLUMNS, Manifest, manifest_path
 from sam_train.shards.mask_table import MaskTable, mask_table_path
@@ -36,7 +36,7 @@ def write_shard(
         stream.flush()
         for of_an_older_shard in (manifest_path(path), mask_table_path(path)):  # would call this one done too early
             of_an_older_shard.unlink(missing_ok=True)
-    commit_file(mask_table_path(path), table.to_parquet())
+    atomic_write_bytes(mask_table_path(path), table.to_parquet())
     manifest = Manifest(
         shard=path.name,
         sha256=file_sha256(path),
@@ -48,7 +48,7 @@ def write_shard(
         provenance=dict(provenance or {}),
         places=_places(path, sizes),
     )
-    commit_file(manifest_path(path), manifest.to_json())
+    atomic_write_bytes(manifest_path(path), manifest.to_json())
     return manifest
 
 

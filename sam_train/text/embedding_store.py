@@ -17,7 +17,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.files import commit_file, file_sha256
+from sam_train.files import atomic_write_bytes, file_sha256
 from sam_train.shards import iterate_samples, load_manifest, manifest_path
 from sam_train.text.prompts import MaskPrompts, Texts
 
@@ -95,7 +95,7 @@ class TextEmbeddingStore:
             "embeddings": np.concatenate([r.embeddings for r in rows]).astype(np.float16) if rows else np.zeros((0, 1, self.dim)),
         }
         metadata = {"format": FORMAT, "shard": sha256, "prompts": self.prompts.sha256, "num_masks": str(len(image_ids))}
-        commit_file(self.path_of(shard), safetensors.numpy.save(tensors, metadata))
+        atomic_write_bytes(self.path_of(shard), safetensors.numpy.save(tensors, metadata))
         _opened.cache_clear()  # this process may have the old one open
         return len(image_ids)
 

@@ -21,7 +21,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
-from sam_train.checkpoint import write_checkpoint_atomically
+from sam_train.checkpoint import atomic_torch_save
 from sam_train.errors import CheckpointError
 from sam_train.renames import CALLBACKS
 
@@ -59,7 +59,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError("storage_options are for remote file systems, but checkpoints are written to a local folder")
-        write_checkpoint_atomically(Path(path), checkpoint)
+        atomic_torch_save(Path(path), checkpoint)
         remove_tensor_folders(Path(path))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path, folder: str, *, is_r
     dcp.save(tensors, checkpoint_id=path.parent / folder)  # returns after all processes have written
     if not is_rank_zero:
         return
-    write_checkpoint_atomically(path, {**document, TENSOR_FOLDER_KEY: folder})
+    atomic_torch_save(path, {**document, TENSOR_FOLDER_KEY: folder})
     remove_tensor_folders(path, keep=folder)
 
 

@@ -64,7 +64,7 @@ def copy_teacher_decoder(student: Sam, teacher: Sam, *, origin: str) -> None:
         ("image_size", teacher.image_size, student.image_size),
         ("decoder_heads", _decoder_heads(teacher), _decoder_heads(student)),
         ("iou_sigmoid", teacher.mask_decoder.iou_sigmoid, student.mask_decoder.iou_sigmoid),
-        ("details", _has_details(teacher), _has_details(student)),
+        ("high_res_features", teacher.has_high_res_features, student.has_high_res_features),
         ("text_dim", teacher.prompt_encoder.text_dim, student.prompt_encoder.text_dim),
     ):
         if wanted != there:
@@ -75,7 +75,3 @@ def copy_teacher_decoder(student: Sam, teacher: Sam, *, origin: str) -> None:
 
 def _decoder_heads(model: Sam) -> int:
     return cast(TwoWayBlock, model.mask_decoder.transformer.layers[0]).self_attn.num_heads
-
-
-def _has_details(model: Sam) -> bool:
-    return getattr(model.image_encoder, "details", None) is not None

@@ -12,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from sam_train.checkpoint import checkpoint_hash, init_weights, load_checkpoint, load_weights
+from sam_train.checkpoint import checkpoint_hash, initialize_from_checkpoint, load_checkpoint, load_weights
 from sam_train.config import build, config_hash, load_stored, to_plain
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.inference import EmbeddingCache
 from sam_train.losses.box_loss import BoxLoss
 from sam_train.model import Sam
 from sam_train.model.lora import Lora
-from sam_train.model.proposer import Proposer, embedding_dim
+from sam_train.model.proposer import Proposer
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.text import TextEmbeddingStore
 from sam_train.training.checkpoint_io import AtomicCheckpointIO
@@ -89,7 +89,7 @@ def load_text_embeddings(cfg: DictConfig) -> TextEmbeddingStore | None:
 def load_initial_weights(model: Sam, init_checkpoint: str | None) -> None:
     """Start from a checkpoint, ours or released, if the config names one."""
     if init_checkpoint:
-        log_rank_zero("starting from %s", init_weights(model, Path(init_checkpoint)))
+        log_rank_zero("starting from %s", initialize_from_checkpoint(model, Path(init_checkpoint)))
     elif isinstance(model.image_encoder, TinyViT) and model.image_encoder.frozen_batch_norm:
         what_to_do = "give init_checkpoint=, or set model.freeze_batch_norm=false"
         raise ConfigError(f"batch norms that stay as they are normalise nothing in a model of random weights: {what_to_do}")
@@ -114,7 +114,7 @@ def build_proposer_module(cfg: DictConfig, parts: tuple[Any, ...], values: dict[
     model, loss = parts[0], parts[2]
     if not isinstance(loss, BoxLoss):
         raise ConfigError(f"proposer= learns by boxes, not by {type(loss).__name__}: set losses=boxes")
-    proposer: Proposer = build(cfg.proposer, embedding_dim=embedding_dim(model))
+    proposer: Proposer = build(cfg.proposer, embedding_dim=model.image_embedding_dim)
     frozen = FrozenEncoder(model, embedding_cache(cfg, cfg.init_checkpoint))
     return ProposerModule(*parts, proposer=proposer, frozen_encoder=frozen, **values)
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_train.errors import TrainingError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.training.step_metrics import ReducedStepMetrics, rank_and_world_size
 
 
@@ -36,7 +36,7 @@ def check_finite(
             "gradient_norm": str(float(norm)),
             "sums": [str(v) for v in sums.local_sums.tolist()],
         }
-        commit_file(path, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
         where = f" (all in {path})"
     shown = ", ".join(keys[:8])
     what_to_do = "look at these pictures, or lower optim.lr; the last checkpoint is from before"

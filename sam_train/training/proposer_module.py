@@ -12,7 +12,7 @@ from torch import Tensor
 from sam_train.losses import SamLoss
 from sam_train.losses.box_loss import BoxLoss
 from sam_train.masks import masks_to_boxes_xyxy
-from sam_train.metrics.matches import Matches, box_ious
+from sam_train.metrics.precision_recall import PrecisionRecall, pairwise_box_iou
 from sam_train.model import Sam
 from sam_train.model.proposer import Proposer
 from sam_train.optim import OptimizerFactory
@@ -53,7 +53,7 @@ class ProposerModule(SamModule):
         self.model.requires_grad_(requires_grad=False)
         self.proposer, self.box_loss = proposer, loss
         self.score_thresh, self.max_boxes = score_thresh, max_boxes
-        self.val_matches = Matches()
+        self.val_matches = PrecisionRecall()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, on the proposer."""
@@ -73,7 +73,7 @@ class ProposerModule(SamModule):
                 max_boxes=self.max_boxes,
                 nms_thresh=0.6,
             )
-            self.val_matches.update(box_ious(boxes, truths[batch.image_index == i]))
+            self.val_matches.update(pairwise_box_iou(boxes, truths[batch.image_index == i]))
 
     def on_validation_epoch_end(self) -> None:
         """Log precision and recall."""
@@ -89,8 +89,8 @@ class ProposerModule(SamModule):
         """Add the gradient of the summed losses of `batch` to what is there."""
         maps = self.proposer(self._encode(batch))
         truths = masks_to_boxes_xyxy(batch.target_masks)
-        sizes = self.proposer.sizes_of(truths, self.model.image_size)
-        in_cells = truths * (maps.middle_logits.shape[-1] / self.model.image_size)
+        sizes = self.proposer.size_classes(truths, self.model.image_size)
+        in_cells = truths * (maps.center_logits.shape[-1] / self.model.image_size)
         of_images = [batch.image_index == i for i in range(len(batch.keys))]
         losses = [self.box_loss(maps, i, in_cells[these], sizes[these]) for i, these in enumerate(of_images)]
         focal, boxes = (torch.stack(parts).sum() for parts in zip(*losses, strict=True))

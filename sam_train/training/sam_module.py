@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from sam_train.losses import LossTerms, SamLoss, alignment_loss
+from sam_train.losses import LossTerms, SamLoss, text_alignment_loss
 from sam_train.masks import mask_iou
 from sam_train.metrics import ClickIoU
 from sam_train.model import Sam
@@ -55,7 +55,7 @@ class SamModule(LightningModule):
     images_per_pass: the most images that a device takes at once; the rest of its share of a step follows in further passes.
         None takes all. Changes memory, not the result.
     text_alignment_weight: weight of what teaches words and image embeddings each other in a step that begins with words
-        (`alignment_loss`). 0 is the paper; a model from random weights does not learn words without it.
+        (`text_alignment_loss`). 0 is the paper; a model from random weights does not learn words without it.
     seed: prompts and dropped paths are drawn from (seed, step, place of the image in the step), so a resumed step draws what
         the unbroken run drew, on any number of devices. Dropout comes from (seed, step, rank): other devices, other draws.
     """
@@ -141,7 +141,7 @@ class SamModule(LightningModule):
         self, terms: LossTerms, texts: Float[Tensor, "N E"], embeddings: Float[Tensor, "B C h w"], batch: Batch
     ) -> LossTerms:
         words = self.model.prompt_encoder.embed_text(texts)
-        alignment = alignment_loss(words, embeddings, batch.image_index, batch.target_masks)
+        alignment = text_alignment_loss(words, embeddings, batch.image_index, batch.target_masks)
         return replace(terms, total=terms.total + self.text_alignment_weight * alignment)
 
     def _first(self, batch: Batch, draws: PerImageRng) -> Prompts:

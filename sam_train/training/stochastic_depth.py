@@ -16,6 +16,6 @@ def draw_drop_paths(encoder: nn.Module, seeds: Sequence[tuple[int, ...]], device
     paths = [module for module in encoder.modules() if isinstance(module, DropPath) and module.rate]
     if not paths:
         return
-    uniform = torch.stack([torch.rand(len(paths), generator=seeded(seed)) for seed in seeds], 1).to(device)
-    for path, numbers in zip(paths, uniform, strict=True):
-        path.uniform = numbers
+    uniform_draws = torch.stack([torch.rand(len(paths), generator=seeded(seed)) for seed in seeds], 1).to(device)
+    for path, numbers in zip(paths, uniform_draws, strict=True):
+        path.uniform_draws = numbers

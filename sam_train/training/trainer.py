@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from sam_train.config import build, to_plain
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.training.checkpoint_io import AtomicCheckpointIO
 from sam_train.training.csv_logger import ResumableCSVLogger
 from sam_train.training.preemption import PreemptionCallback
@@ -121,7 +121,7 @@ def wandb_run_id(name: str, run_dir: Path) -> str:
     if path.is_file():
         return path.read_text().strip()
     run_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:100]}-{token_hex(4)}"
-    rank_zero_only(commit_file)(path, f"{run_id}\n".encode())  # the others log nothing
+    rank_zero_only(atomic_write_bytes)(path, f"{run_id}\n".encode())  # the others log nothing
     return run_id
 
 

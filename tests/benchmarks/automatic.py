@@ -24,10 +24,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from measuring import from_own_process, peak_mb, print_figures
+from measurement import peak_mb, print_figures, run_in_subprocess
 from omegaconf import OmegaConf
-from peers import reference_mobile_sam, segment_anything
 from pycocotools import mask as coco_mask
+from reference_models import reference_mobile_sam, segment_anything
 
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build, config_dir
@@ -55,8 +55,8 @@ def main() -> None:
         print(json.dumps(answer(arguments.side, arguments.image, arguments.weights)))
         return
     command = (__file__, "--image", str(arguments.image), "--weights", str(arguments.weights), "--side")
-    ours = from_own_process(*command, "ours")
-    theirs = json.loads(arguments.theirs.read_text()) if arguments.theirs else from_own_process(*command, "theirs")
+    ours = run_in_subprocess(*command, "ours")
+    theirs = json.loads(arguments.theirs.read_text()) if arguments.theirs else run_in_subprocess(*command, "theirs")
     print_figures(compared(ours, theirs))
 
 
@@ -101,7 +101,7 @@ def ours(weights: Path, parts: dict[str, float]) -> Generate:
     """This project's, as sam-engine stage.generator=released has it."""
     model = load_checkpoint(weights, "cpu")
     threads = torch.get_num_threads()
-    for place, name, part, chunk_sizes_for in (
+    for place, name, part, num_threads in (
         (Predictor, "set_image", "encoder", 1),
         (MaskDecoder, "_prepare", "decoder", 1),
         (MaskDecoder, "_answer", "decoder", threads),
@@ -111,7 +111,7 @@ def ours(weights: Path, parts: dict[str, float]) -> Generate:
         (MaskRasterizer, "runs", "rle", 1),
         (AutomaticMaskGenerator, "_distinct", "nms", 1),
     ):
-        watch(place, name, part, parts, chunk_sizes_for)
+        watch(place, name, part, parts, num_threads)
     generator = build(OmegaConf.load(Path(config_dir()) / "generator" / "released.yaml"))
     return lambda pixels: [mask.rle for mask in generator.generate(model, pixels)[0]]
 

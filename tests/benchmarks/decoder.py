@@ -23,12 +23,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import from_own_process, memory_of, print_figures, timed
-from peers import reference_mask_decoder
+from measurement import measure_memory, print_figures, run_in_subprocess, timed
+from reference_models import reference_mask_decoder
 from torch import Tensor, nn
 
 from sam_train.model.mask_decoder import MaskDecoder
-from sam_train.model.prompt_encoder import DensePrompts
+from sam_train.model.prompt_encoder import DensePromptEmbedding
 from sam_train.model.transformer import TwoWayTransformer
 
 CHANNELS, GRID, HEADS, MLP = 256, 64, 8, 2048
@@ -53,7 +53,7 @@ def main() -> None:
     figures = measure_speed(inputs, arguments.rounds) | measure_training(inputs)
     for prefix, train in (("", []), ("train_", ["--train"])):
         command = (__file__, "--prompts", str(arguments.prompts), *train, "--memory")
-        (ours, our_process), (theirs, their_process) = (from_own_process(*command, which) for which in ("ours", "theirs"))
+        (ours, our_process), (theirs, their_process) = (run_in_subprocess(*command, which) for which in ("ours", "theirs"))
         figures |= {f"{prefix}memory_ratio": ours / theirs, f"{prefix}memory_mb": [ours, theirs]}
         figures |= {f"{prefix}process_memory_ratio": our_process / their_process}
     print_figures(figures | {"threads": torch.get_num_threads()})
@@ -78,7 +78,7 @@ def build() -> tuple[MaskDecoder, nn.Module]:
 
 def call_ours(decoder: nn.Module, x: Inputs) -> tuple[Tensor, Tensor]:
     """Mask logits and IoU scores."""
-    answer = decoder(x.image, x.index, x.positions, x.sparse, DensePrompts(None, (), x.no_mask), multimask_output=True)
+    answer = decoder(x.image, x.index, x.positions, x.sparse, DensePromptEmbedding(None, (), x.no_mask), multimask_output=True)
     return answer.mask_logits, answer.iou_scores
 
 
@@ -142,9 +142,9 @@ def peak_memory_mb(which: str, x: Inputs, *, train: bool) -> tuple[float, float]
     """Of one call above what was there before it, and of the process."""
     decoder, call = dict(zip(("ours", "theirs"), zip(build(), (call_ours, call_theirs), strict=True), strict=True))[which]
     if train:
-        return memory_of(lambda: train_step(decoder, call, x))
+        return measure_memory(lambda: train_step(decoder, call, x))
     with torch.inference_mode():
-        return memory_of(lambda: call(decoder, x))
+        return measure_memory(lambda: call(decoder, x))
 
 
 if __name__ == "__main__":

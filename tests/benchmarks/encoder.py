@@ -19,8 +19,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import from_own_process, memory_of, print_figures, timed
-from peers import reference_image_encoder
+from measurement import measure_memory, print_figures, run_in_subprocess, timed
+from reference_models import reference_image_encoder
 from torch import Tensor, nn
 
 from sam_train.model.image_encoder import ImageEncoder
@@ -47,7 +47,9 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(peak_memory_mb(build(arguments.memory))))
         return
-    (ours, our_process), (theirs, their_process) = (from_own_process(__file__, "--memory", which) for which in ("ours", "theirs"))
+    (ours, our_process), (theirs, their_process) = (
+        run_in_subprocess(__file__, "--memory", which) for which in ("ours", "theirs")
+    )
     figures = measure_speed(arguments.rounds) | {
         "memory_ratio": ours / theirs,
         "process_memory_ratio": our_process / their_process,
@@ -109,7 +111,7 @@ def peak_memory_mb(encoder: nn.Module) -> tuple[float, float]:
     """Of one forward pass above what was there before it, and of the process."""
     image = picture()
     with torch.inference_mode():
-        return memory_of(lambda: encoder(image))
+        return measure_memory(lambda: encoder(image))
 
 
 def picture() -> Tensor:

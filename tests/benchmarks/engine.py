@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import torch
 from hydra import compose, initialize_config_dir
-from measuring import print_figures
+from measurement import print_figures
 from omegaconf import OmegaConf
 
 from data_engine.engine import check_config, open_selected_images, run_provenance, select_slices

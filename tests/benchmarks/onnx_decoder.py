@@ -27,8 +27,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from measuring import print_figures, timed
-from peers import reference_sam, segment_anything
+from measurement import print_figures, timed
+from reference_models import reference_sam, segment_anything
 from torch import nn
 
 from sam_train.inference.export import Options, decoder_model

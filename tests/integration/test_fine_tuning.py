@@ -17,7 +17,7 @@ from conftest import make_sample
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint, save_released
+from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint, save_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.inference import AutomaticMaskGenerator, load_predictor
@@ -109,7 +109,7 @@ def check_same(broken: Path, unbroken: Path) -> None:
 @pytest.mark.parametrize("numbers", [MOBILE_SAM, VIT], ids=["mobile_sam", "vit"])
 def test_lora_ends_in_a_plain_model(numbers: dict[str, Any], shards: Path, samples: list[Any], tmp_path: Path) -> None:
     before: Sam = build(numbers)
-    save_released(before, tmp_path / "sam.pth")
+    export_weights(before, tmp_path / "sam.pth")
     options = ["lora=attention", "lora.rank=2", f"init_checkpoint={tmp_path / 'sam.pth'}", "optim.warmup_steps=1"]
     start(shards, tmp_path / "run", numbers, *options)
 

@@ -11,7 +11,7 @@ import torch
 from conftest import make_sample
 from hydra import compose, initialize_config_dir
 
-from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_released
+from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
@@ -58,7 +58,7 @@ def test_mobile_sam_without_learning_stays_as_released(shards: Path, tmp_path: P
     released = build_mobile_sam(
         embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_heads=[2, 2, 2, 2], prompt_dim=16, decoder_mlp_dim=16
     )
-    save_released(released, tmp_path / "mobile_sam.pth")
+    export_weights(released, tmp_path / "mobile_sam.pth")
     path = train(shards, tmp_path / "mobile_sam.pth", *MOBILE_SAM, "optim.lr=0")
     trained = load_checkpoint(path)
     assert isinstance(trained.image_encoder, TinyViT)
@@ -94,7 +94,7 @@ def small_vit() -> Sam:
 def test_the_decoder_alone_is_fine_tuned(shards: Path, tmp_path: Path) -> None:
     """On embeddings that are kept; the model that comes out is whole, and its encoder the one that went in."""
     before = small_vit()
-    save_released(before, tmp_path / "sam.pth")
+    export_weights(before, tmp_path / "sam.pth")
     frozen = ["freeze_image_encoder=true", f"embedding_cache={tmp_path / 'embeddings'}", "trainer.max_steps=2"]
     after = load_checkpoint(train(shards, tmp_path / "sam.pth", *VIT, *frozen))
     encoders = (model.image_encoder.state_dict().values() for model in (before, after))
@@ -111,6 +111,6 @@ def test_the_decoder_alone_is_fine_tuned(shards: Path, tmp_path: Path) -> None:
     ],
 )
 def test_freezing_that_makes_no_sense_is_refused(shards: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
-    save_released(small_vit(), tmp_path / "sam.pth")
+    export_weights(small_vit(), tmp_path / "sam.pth")
     with pytest.raises(ConfigError, match=message):
         train(shards, tmp_path / "sam.pth", *VIT, *overrides)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from peers import reference_mobile_sam, segment_anything
 from pycocotools import mask as coco_mask
+from reference_models import reference_mobile_sam, segment_anything
 from torch import Tensor, nn
 
 from sam_train.checkpoint import load_checkpoint
@@ -22,7 +22,7 @@ from sam_train.inference.grids import crops, point_grid
 from sam_train.inference.mask_filters import touches_inner_edge
 from sam_train.masks import stability_score
 from sam_train.model import Sam
-from sam_train.model.mask_decoder import Decoding
+from sam_train.model.mask_decoder import DecodeJob
 from sam_train.model.sam import PIXEL_MEAN, PIXEL_STD
 from sam_train.prompts.sampling import noisy_boxes
 from sam_train.structures import Prompts
@@ -129,12 +129,12 @@ class FakeSam(Sam):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD)[:, None, None])
         self.pixel_statistics = "released"
 
-    def decodings(
+    def decode_jobs(
         self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
-    ) -> Iterator[Decoding]:
+    ) -> Iterator[DecodeJob]:
         assert multimask_output
         rows = torch.arange(len(prompts))
-        yield Decoding(rows, 5, lambda some: answers(image_embeddings[0], prompts.points_xy[some, 0]))
+        yield DecodeJob(rows, 5, lambda some: answers(image_embeddings[0], prompts.points_xy[some, 0]))
 
 
 def picture(height: int, width: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from peers import reference_image_encoder
+from reference_models import reference_image_encoder
 from torch import Tensor, nn
 
 from sam_train.model import chunk_sizes
@@ -95,7 +95,7 @@ def window(position: int, size: int) -> range:
 @pytest.mark.parametrize("limit", [1, 100, 400, 2**22])
 def test_attention_written_out(monkeypatch: pytest.MonkeyPatch, limit: int, window_size: int, use_rel_pos: bool) -> None:
     """Answers and all gradients, whether the bias is made at once or for some windows, heads or rows at a time."""
-    monkeypatch.setattr(chunk_sizes, "CPU", replace(chunk_sizes.CPU, bias=limit))
+    monkeypatch.setattr(chunk_sizes, "CPU_CHUNK_SIZES", replace(chunk_sizes.CPU_CHUNK_SIZES, attention_bias=limit))
     module = Attention(8, 2, window_size=window_size, input_size=5, use_rel_pos=use_rel_pos).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter)

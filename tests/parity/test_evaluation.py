@@ -23,7 +23,7 @@ from skimage.morphology import thin
 from sam_train.evaluation.edges import outlines
 from sam_train.metrics.coco_scores import coco_scores
 from sam_train.metrics.edge_scores import edge_counts, edge_scores
-from sam_train.metrics.recall import AREAS, average_recall, matched_truths, proposal_ious
+from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objects, proposal_ious
 from sam_train.shards.importers.bsds500 import read_bsds_segmentations
 
 MAX_DISTANCE = 0.0075
@@ -192,6 +192,6 @@ def test_recall_is_pycocotools_also_of_each_frequency(lvis: tuple[Path, dict[str
             for image in document["images"]:
                 here = [a["segmentation"] for a in asked if a["image_id"] == image["id"]]
                 best_first = sorted((r for r in results if r["image_id"] == image["id"]), key=lambda r: -r["score"])
-                matched.append(matched_truths(proposal_ious([r["segmentation"] for r in best_first], here)).tolist())
+                matched.append(count_recalled_objects(proposal_ious([r["segmentation"] for r in best_first], here)).tolist())
             theirs = evaluation.eval["recall"][:, 0, index, 0].mean()
             assert average_recall(matched, len(asked)) == pytest.approx(max(theirs, 0), abs=1e-9), (wanted, name)

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam_train.losses import SamLoss
-from sam_train.losses.fused_mask_loss import mask_terms
-from sam_train.model.chunk_sizes import CPU, override_chunk_sizes
+from sam_train.losses.fused_mask_loss import fused_mask_loss
+from sam_train.model.chunk_sizes import CPU_CHUNK_SIZES, override_chunk_sizes
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import NextStep, PromptSimulator
 from sam_train.prompts.sampling import central_points, noisy_boxes, uniform_points
@@ -66,7 +66,7 @@ def round_of(num_prompts: int, num_masks: int) -> tuple[Prediction, Tensor]:
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 2.0), (0.8, 0.0), (0.25, 3.0)])
 def test_focal_loss(alpha: float, gamma: float, normalize: str) -> None:
     prediction, targets = round_of(3, 2)
-    actual = mask_terms(
+    actual = fused_mask_loss(
         prediction.mask_logits.flatten(2), targets.flatten(1), alpha=alpha, gamma=gamma, normalize=normalize
     ).focal
     for n in range(3):
@@ -79,7 +79,7 @@ def test_focal_loss(alpha: float, gamma: float, normalize: str) -> None:
 def test_focal_loss_over_the_weights_of_a_sure_answer_stays_finite() -> None:
     """Their sum falls to nothing; it counts as 1, so neither the loss nor its gradient grows without bound."""
     logits = torch.full((1, 1, 20), -30.0, requires_grad=True)
-    loss = mask_terms(logits, torch.zeros(1, 20), alpha=0.25, gamma=2.0, normalize="weights").focal
+    loss = fused_mask_loss(logits, torch.zeros(1, 20), alpha=0.25, gamma=2.0, normalize="weights").focal
     loss.sum().backward()
     assert logits.grad is not None
     assert 0 <= loss.item() < 1e-20
@@ -88,7 +88,7 @@ def test_focal_loss_over_the_weights_of_a_sure_answer_stays_finite() -> None:
 
 def test_dice_loss() -> None:
     prediction, targets = round_of(3, 2)
-    actual = mask_terms(prediction.mask_logits.flatten(2), targets.flatten(1), alpha=0.25, gamma=2.0).dice
+    actual = fused_mask_loss(prediction.mask_logits.flatten(2), targets.flatten(1), alpha=0.25, gamma=2.0).dice
     for n in range(3):
         for m in range(2):
             expected = dice_by_hand(prediction.mask_logits[n, m].flatten().tolist(), targets[n].flatten().tolist())
@@ -116,8 +116,8 @@ def test_mask_terms_and_their_gradient_in_pieces(alpha: float, gamma: float, nor
     logits = (torch.randn(5, 3, 60) * 4).double()
     logits[4] = -50
     given, expected_of = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    with override_chunk_sizes(replace(CPU, loss=prompts_at_once * 3 * 60)):
-        actual = mask_terms(given, targets, alpha=alpha, gamma=gamma, normalize=normalize)
+    with override_chunk_sizes(replace(CPU_CHUNK_SIZES, mask_loss=prompts_at_once * 3 * 60)):
+        actual = fused_mask_loss(given, targets, alpha=alpha, gamma=gamma, normalize=normalize)
         (actual.focal * torch.arange(15).view(5, 3) + actual.dice.square()).sum().backward()
     expected = plain_terms(expected_of, targets, alpha=alpha, gamma=gamma, normalize=normalize)
     (expected[0] * torch.arange(15).view(5, 3) + expected[1].square()).sum().backward()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_train.checkpoint import load_checkpoint, save_released
+from sam_train.checkpoint import export_weights, load_checkpoint
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 from sam_train.structures import Prompts
@@ -43,7 +43,7 @@ def pair(request: pytest.FixtureRequest, transformers: Any, tmp_path_factory: py
     folder: Path = tmp_path_factory.mktemp("weights") / "sam"
     if request.param == "ours to theirs":
         ours = shaken(build_sam(image_size=SIZE, **NUMBERS))
-        save_released(ours, folder)
+        export_weights(ours, folder)
         theirs, report = transformers.SamModel.from_pretrained(folder, output_loading_info=True)
         assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     else:
@@ -135,7 +135,7 @@ def test_a_mask_fed_back(pair: tuple[Any, Sam], pixels: Tensor) -> None:
 
 def test_their_processor_reads_our_folder(transformers: Any, tmp_path: Path) -> None:
     """The frame: longest side to the model's own size, then padding."""
-    save_released(build_sam(image_size=SIZE, **NUMBERS), tmp_path)
+    export_weights(build_sam(image_size=SIZE, **NUMBERS), tmp_path)
     processor = transformers.SamProcessor.from_pretrained(tmp_path)
     picture = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8).numpy()
     inputs = processor(images=picture, input_points=[[[10, 20]]], return_tensors="pt")

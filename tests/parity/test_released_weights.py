@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from peers import reference_mask_decoder, reference_prompt_encoder
+from reference_models import reference_mask_decoder, reference_prompt_encoder
 from torch import Tensor
 
 from sam_train.inference import Predictor, load_predictor

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peers import reference_sam
+from reference_models import reference_sam
 from torch import Tensor, nn
 
 from sam_train.model import Sam
@@ -38,7 +38,7 @@ def pair() -> tuple[nn.Module, Sam]:
 @pytest.fixture(params=[1, 1000], ids=["low rank", "dense"])
 def stream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both forms of the decoder's image stream, whatever the number of prompts."""
-    monkeypatch.setattr("sam_train.model.mask_decoder.MANY_PROMPTS", request.param)
+    monkeypatch.setattr("sam_train.model.mask_decoder.MIN_PROMPTS_FOR_LOW_RANK", request.param)
 
 
 @pytest.fixture(scope="module")

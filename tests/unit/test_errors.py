@@ -4,12 +4,12 @@ import pickle
 
 import pytest
 
-from sam_train.errors import CheckpointError, ConfigError, SamTrainError, ShardError, SkipSample, exit_with_message
+from sam_train.errors import CheckpointError, ConfigError, SamTrainError, ShardError, SkipSampleError, exit_with_message
 
 
 def test_the_tree_is_the_one_drawn() -> None:
     assert {ConfigError, ShardError, CheckpointError} <= set(SamTrainError.__subclasses__())
-    assert SkipSample.__bases__ == (ShardError,)
+    assert SkipSampleError.__bases__ == (ShardError,)
     assert not issubclass(SamTrainError, ValueError)
 
 
@@ -25,12 +25,12 @@ def test_shard_error_leaves_out_what_it_does_not_know() -> None:
 
 
 def test_skip_sample_falls_back_to_its_reason() -> None:
-    assert str(SkipSample("no_masks", key="sa_1")) == "no_masks (key sa_1)"
-    assert str(SkipSample("no_masks", "the image has none")) == "the image has none"
+    assert str(SkipSampleError("no_masks", key="sa_1")) == "no_masks (key sa_1)"
+    assert str(SkipSampleError("no_masks", "the image has none")) == "the image has none"
 
 
 @pytest.mark.parametrize(
-    "error", [ShardError("torn", shard="a.tar", key="k", field="f"), SkipSample("reason", "words", shard="a.tar", key="k")]
+    "error", [ShardError("torn", shard="a.tar", key="k", field="f"), SkipSampleError("reason", "words", shard="a.tar", key="k")]
 )
 def test_errors_survive_the_way_out_of_a_worker_process(error: ShardError) -> None:
     returned = pickle.loads(pickle.dumps(error))  # noqa: S301 (what was just pickled)
@@ -40,7 +40,7 @@ def test_errors_survive_the_way_out_of_a_worker_process(error: ShardError) -> No
 
 
 @pytest.mark.parametrize(
-    "error", [ConfigError("no such experiment"), OSError("disk full"), SkipSample("r", "no such experiment")]
+    "error", [ConfigError("no such experiment"), OSError("disk full"), SkipSampleError("r", "no such experiment")]
 )
 def test_expected_errors_end_with_one_line_and_code_one(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     @exit_with_message

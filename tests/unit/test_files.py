@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_train.files import atomic_write, commit_file, file_sha256
+from sam_train.files import atomic_write, atomic_write_bytes, file_sha256
 
 
 def names(folder: Path) -> list[str]:
@@ -41,7 +41,7 @@ def test_content_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.bin"
-    commit_file(path, b"one")
+    atomic_write_bytes(path, b"one")
 
     def fail() -> None:
         with atomic_write(path) as stream:
@@ -56,14 +56,14 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, erro
 
 def test_a_file_that_does_not_reach_the_disk_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bin"
-    commit_file(path, b"one")
+    atomic_write_bytes(path, b"one")
 
     def no_space(_: int) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="no space left"):
-        commit_file(path, b"two")
+        atomic_write_bytes(path, b"two")
     assert path.read_bytes() == b"one"
     assert names(tmp_path) == ["a.bin"]
 
@@ -76,7 +76,7 @@ def test_file_and_folder_are_synced_in_that_order(tmp_path: Path, monkeypatch: p
         synced.append((os.path.isdir(f"/proc/self/fd/{descriptor}"), path.exists()))
 
     monkeypatch.setattr(os, "fsync", note)
-    commit_file(path, b"one")
+    atomic_write_bytes(path, b"one")
     assert synced == [(False, False), (True, True)]
 
 
@@ -86,7 +86,7 @@ def test_the_aside_of_a_dead_process_goes_with_the_next_write(tmp_path: Path) ->
     others = [leftover(tmp_path / "b.bin"), leftover(path, host="another-machine"), tmp_path / "a[1].bin.tmp"]
     for aside in (of_this_file, *others):
         aside.write_bytes(b"half")
-    commit_file(path, b"whole")
+    atomic_write_bytes(path, b"whole")
     assert names(tmp_path) == sorted([path.name, *(aside.name for aside in others)])
 
 
@@ -95,7 +95,7 @@ def test_the_aside_of_a_living_writer_stays(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     with atomic_write(path) as slow:
         slow.write(b"slow")
-        commit_file(path, b"quick")
+        atomic_write_bytes(path, b"quick")
         assert path.read_bytes() == b"quick"
     assert path.read_bytes() == b"slow"
     assert names(tmp_path) == ["a.bin"]
@@ -105,8 +105,8 @@ def test_a_killed_process(tmp_path: Path) -> None:
     program = """
         import sys, time
         from pathlib import Path
-        from sam_train.files import written_whole
-        with written_whole(Path(sys.argv[1])) as stream:
+        from sam_train.files import atomic_write
+        with atomic_write(Path(sys.argv[1])) as stream:
             print("writing", flush=True)
             time.sleep(60)
     """
@@ -115,11 +115,11 @@ def test_a_killed_process(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "writing\n"
-        commit_file(path, b"one")
+        atomic_write_bytes(path, b"one")
         assert len(names(tmp_path)) == 2, "it lives, so its aside stays"
         process.send_signal(signal.SIGKILL)
     assert len(names(tmp_path)) == 2
-    commit_file(path, b"two")
+    atomic_write_bytes(path, b"two")
     assert names(tmp_path) == ["a.bin"]
 
 
@@ -135,7 +135,7 @@ def test_an_aside_that_was_taken_for_a_leftover_before_it_was_locked(tmp_path: P
 
     monkeypatch.setattr("sam_train.files.token_hex", token)
     monkeypatch.setattr("fcntl.flock", flock)
-    commit_file(tmp_path / "a.bin", b"one")
+    atomic_write_bytes(tmp_path / "a.bin", b"one")
     assert next(tokens, None) is None, "it began again"
     assert names(tmp_path) == ["a.bin"]
 
@@ -147,7 +147,7 @@ def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path: Path, 
     monkeypatch.setattr("fcntl.flock", flock)
     left = leftover(tmp_path / "a.bin")
     left.write_bytes(b"half")
-    commit_file(tmp_path / "a.bin", b"one")
+    atomic_write_bytes(tmp_path / "a.bin", b"one")
     assert names(tmp_path) == [left.name, "a.bin"]
 
 

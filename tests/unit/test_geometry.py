@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from sam_train import geometry
-from sam_train.geometry import Resize, Taps, pad_to_square, resize_image, resize_masks
+from sam_train.geometry import InterpolationTaps, Resize, pad_to_square, resize_image, resize_masks
 
 side = st.integers(1, 4000)
 
@@ -122,7 +122,7 @@ def test_pad_refuses_what_does_not_fit() -> None:
         pad_to_square(np.ones((5, 3), bool), 4)
 
 
-def matrix(taps: Taps, grid: int) -> Tensor:
+def matrix(taps: InterpolationTaps, grid: int) -> Tensor:
     """What the taps do, as pixels x grid; beyond an end is the end."""
     places = (taps.first[:, None] + np.arange(3)).clip(0, grid - 1)
     found = np.zeros((len(taps.first), grid))
@@ -138,7 +138,7 @@ def matrix(taps: Taps, grid: int) -> Tensor:
 def test_taps_are_the_two_steps_in_one(height: int, width: int, grid: int) -> None:
     resize = Resize(height, width, 64)
     logits = torch.randn(2, 1, grid, grid, dtype=torch.float64)
-    rows, columns = resize.taps(grid)
+    rows, columns = resize.interpolation_taps(grid)
     assert (np.diff(rows.first) >= 0).all()
     assert (np.diff(columns.first) >= 0).all()
     assert rows.weights.min() >= 0
@@ -147,7 +147,7 @@ def test_taps_are_the_two_steps_in_one(height: int, width: int, grid: int) -> No
 
 def test_logits_finer_than_the_model_frame_have_no_taps() -> None:
     with pytest.raises(ValueError, match="65 x 65 are finer than the model frame of 64 x 64"):
-        Resize(5, 5, 64).taps(65)
+        Resize(5, 5, 64).interpolation_taps(65)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_logits_finer_than_the_model_frame_have_no_taps() -> None:
     [(20, 31, 1), (20, 31, 700), (20, 31, 4199), (20, 31, 4200), (59, 1, 700), (7, 90, 4200), (150, 211, 4200), (60, 70, 1)],
 )
 def test_bilinear_is_pillows_in_any_pieces(monkeypatch: pytest.MonkeyPatch, height: int, width: int, pixels_at_once: int) -> None:
-    monkeypatch.setattr(geometry, "PIXELS_AT_ONCE", pixels_at_once)
+    monkeypatch.setattr(geometry, "MAX_CHUNK_PIXELS", pixels_at_once)
     image = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     assert np.array_equal(resize_image(image, height, width, "bilinear"), expected)

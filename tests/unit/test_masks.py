@@ -14,20 +14,20 @@ from pycocotools import mask as coco_mask
 from sam_train import masks as module
 from sam_train.errors import ShardError
 from sam_train.masks import (
-    clean_rle,
     decode_rle,
     encode_rle,
+    find_parent_masks,
     mask_iou,
     mask_nms,
     mask_to_box_xywh,
     masks_to_boxes_xyxy,
     nms,
-    parents,
     remove_small_regions,
+    remove_small_regions_rle,
     rle_area,
-    rle_of_runs,
-    rle_pixels,
     rle_to_box_xywh,
+    rle_total_pixels,
+    run_lengths_to_rle,
     stability_score,
 )
 
@@ -56,7 +56,7 @@ def test_rle_round_trip_agrees_with_pycocotools(mask: np.ndarray) -> None:
     rle = encode_rle(mask)
     assert rle["size"] == [height, width]
     assert isinstance(rle["counts"], str)
-    assert rle_pixels(rle["counts"]) == height * width
+    assert rle_total_pixels(rle["counts"]) == height * width
     assert int(coco_mask.area(rle)) == mask.sum()
     decoded = decode_rle(rle, height=height, width=width)
     assert decoded.dtype == bool
@@ -72,7 +72,7 @@ def test_what_is_measured_on_an_rle(mask: np.ndarray) -> None:
     pixels = mask.T.ravel()
     changes = np.flatnonzero(np.diff(pixels, prepend=False))
     runs = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    rle = rle_of_runs(runs, *mask.shape)
+    rle = run_lengths_to_rle(runs, *mask.shape)
     assert rle == encode_rle(mask)
     assert rle_area(rle) == mask.sum()
     assert rle_to_box_xywh(rle) == mask_to_box_xywh(mask)
@@ -81,7 +81,7 @@ def test_what_is_measured_on_an_rle(mask: np.ndarray) -> None:
 @given(st.lists(st.integers(0, 2**28), min_size=1, max_size=30))
 def test_rle_pixels_is_the_sum_of_the_runs(runs: list[int]) -> None:
     counts = "".join(number(run - runs[i - 2] if i > 2 else run, 6) for i, run in enumerate(runs))
-    assert rle_pixels(counts) == sum(runs)
+    assert rle_total_pixels(counts) == sum(runs)
 
 
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=115), max_size=12))
@@ -92,7 +92,7 @@ def test_no_count_string_does_worse_than_a_shard_error(counts: str) -> None:
     try:
         mask = decode_rle({"size": [5, 8], "counts": counts}, height=5, width=8)
     except ShardError:
-        assert rle_pixels(counts) != 40
+        assert rle_total_pixels(counts) != 40
     else:
         assert mask.shape == (5, 8)
         assert mask.sum() == coco_mask.area({"size": [5, 8], "counts": counts.encode()})
@@ -224,7 +224,9 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(("before", "min_area", "after"), REGIONS)
 def test_clean_rle(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
-    assert clean_rle(encode_rle(picture(*before)), min_area) == (None if after is None else encode_rle(picture(*after)))
+    assert remove_small_regions_rle(encode_rle(picture(*before)), min_area) == (
+        None if after is None else encode_rle(picture(*after))
+    )
 
 
 @pytest.mark.usefixtures("library")
@@ -236,7 +238,7 @@ def test_an_rle_is_cleaned_as_the_mask_is(density: float, keep_largest: bool) ->
         mask = rng.random((17, 23)) < density
         for min_area in (2, 5, 20, 500):
             expected = remove_small_regions(mask, min_area, keep_largest=keep_largest)
-            found = clean_rle(encode_rle(mask), min_area, keep_largest=keep_largest)
+            found = remove_small_regions_rle(encode_rle(mask), min_area, keep_largest=keep_largest)
             if expected is None or found is None:
                 assert found is None
                 assert expected is None
@@ -260,7 +262,7 @@ def test_the_largest_island_is_kept_when_told_so(before: tuple[str, ...], min_ar
     result = remove_small_regions(picture(*before), min_area, keep_largest=True)
     assert (result is None) == (expected is None)
     assert result is None or np.array_equal(result, expected)
-    rle = clean_rle(encode_rle(picture(*before)), min_area, keep_largest=True)
+    rle = remove_small_regions_rle(encode_rle(picture(*before)), min_area, keep_largest=True)
     assert rle == (None if expected is None else encode_rle(expected))
 
 
@@ -269,7 +271,9 @@ def test_without_rlemasklib_it_says_so_once(monkeypatch: pytest.MonkeyPatch, cap
     module._rlemasklib.cache_clear()
     try:
         rle = encode_rle(picture("###..", "#.#.#", "###.."))
-        assert [clean_rle(rle, 2), clean_rle(rle, 2)] == [encode_rle(picture("###..", "###..", "###.."))] * 2
+        assert [remove_small_regions_rle(rle, 2), remove_small_regions_rle(rle, 2)] == [
+            encode_rle(picture("###..", "###..", "###.."))
+        ] * 2
     finally:
         module._rlemasklib.cache_clear()
     assert len([r for r in caplog.records if "rlemasklib is not installed" in r.message]) == 1
@@ -354,11 +358,11 @@ def test_parents_by_loops() -> None:
     for mask in masks:
         larger = [j for j, m in enumerate(masks) if m.sum() > mask.sum() and (m & mask).sum() >= 0.8 * mask.sum()]
         expected.append(min(larger, key=lambda j: (masks[j].sum(), j)) if larger else None)
-    assert parents([encode_rle(m) for m in masks], 0.8) == expected
+    assert find_parent_masks([encode_rle(m) for m in masks], 0.8) == expected
     assert 5 < sum(p is not None for p in expected) < 30
 
 
 def test_the_same_mask_twice_is_not_its_own_parent() -> None:
     rle = encode_rle(np.ones((4, 4), bool))
-    assert parents([rle, rle], 0.9) == [None, None]
-    assert parents([], 0.9) == []
+    assert find_parent_masks([rle, rle], 0.9) == [None, None]
+    assert find_parent_masks([], 0.9) == []

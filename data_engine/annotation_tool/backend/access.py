@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.records import KEY_PATTERN
 
 ROLES = ("annotator", "reviewer")
@@ -68,7 +68,7 @@ def read_tokens(path: Path, annotators: Sequence[str], reviewers: Sequence[str])
         document = {name: {"token": token, "role": role} for name, (token, role) in tokens.items()}
         before = os.umask(0o077)
         try:
-            commit_file(path, (json.dumps(document, indent=1) + "\n").encode())
+            atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
         finally:
             os.umask(before)
     return tokens

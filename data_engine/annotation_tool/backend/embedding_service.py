@@ -18,7 +18,7 @@ from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.annotation_tool.backend.image_cache import ImageCache
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.errors import CheckpointError, SamTrainError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.geometry import Resize
 from sam_train.inference import EmbeddingCache, EmbeddingMaskGenerator, GeneratedMask, MaskGenerator, Predictor, generate_masks
 from sam_train.structures import PointLabel, Prediction, Prompts
@@ -146,7 +146,7 @@ class EmbeddingService:
         metadata = {"checkpoint_sha256": self.checkpoint, "image_size": str(sam.image_size)}
         data = decoder_model(sam, Options(), full_size=False, metadata=metadata).SerializeToString()
         _check(data, sam)
-        commit_file(path, data)
+        atomic_write_bytes(path, data)
         return path
 
     def _work(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.sources import Source
 from data_engine.structures import RedactedBox
-from sam_train.errors import ShardError, SkipSample
+from sam_train.errors import ShardError, SkipSampleError
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg
 from sam_train.shards.take_down import TAKEN_DOWN
@@ -67,7 +67,7 @@ class ImageCache:
         try:
             image = self.source.load(self.references[key])
         except ShardError as error:
-            taken_down = isinstance(error, SkipSample) and error.reason == TAKEN_DOWN
+            taken_down = isinstance(error, SkipSampleError) and error.reason == TAKEN_DOWN
             raise HttpError(GONE if taken_down else 422, str(error)) from error
         height, width = image.image.shape[:2]
         return CachedImage(

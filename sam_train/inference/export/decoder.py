@@ -27,7 +27,6 @@ from sam_train.inference.export.mask_upscaler import MAP_NORM_EPS, Upscaling
 from sam_train.inference.export.onnx_transformer import TwoWay
 from sam_train.inference.export.postprocess import upsampled
 from sam_train.model import Sam
-from sam_train.model.image_encoder import ImageEncoder
 from sam_train.model.mask_decoder import NUM_MULTIMASK_OUTPUTS
 
 NUM_MASKS = NUM_MULTIMASK_OUTPUTS + 1
@@ -69,9 +68,8 @@ def decoder_model(
 
 
 def embedding_channels(sam: Sam) -> int:
-    """E: C, or 4 C with the encoder's details."""
-    detailed = isinstance(sam.image_encoder, ImageEncoder) and sam.image_encoder.details is not None
-    return sam.prompt_encoder.no_mask_embed.weight.shape[1] * (4 if detailed else 1)
+    """Return E, the number of channels of the image embeddings: C, or 4 C with `high_res_features`."""
+    return sam.image_embedding_dim
 
 
 class _Decoder:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.records import ImageRecord
 
 DONE = "export.json"
@@ -46,7 +46,7 @@ class ExportFolder:
         """Write out/name whole. Raises ShardError when a file of another content is there."""
         path = self.out / name
         if not path.exists():
-            commit_file(path, data)
+            atomic_write_bytes(path, data)
         elif path.read_bytes() != data:
             raise ShardError(f"{path} is there with other content: give an empty --out")
         self._written.add(path)
@@ -56,4 +56,4 @@ class ExportFolder:
         for folder in sorted({path.parent for path in self._written} - {self.out}):
             if more := sorted(path for path in folder.iterdir() if path not in self._written and not path.name.startswith(".")):
                 raise ShardError(f"{more[0]} and {len(more) - 1} more are not of this export: give an empty --out")
-        commit_file(self.out / DONE, (json.dumps(report, indent=1) + "\n").encode())
+        atomic_write_bytes(self.out / DONE, (json.dumps(report, indent=1) + "\n").encode())

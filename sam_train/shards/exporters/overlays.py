@@ -21,8 +21,8 @@ def export_overlays(samples: Iterable[Sample], folder: ExportFolder, counts: Cou
     A mask has a colour of its own, by its place in the record, `opacity` (0 to 1) of it inside and all of it on the border;
     smaller masks lie on larger ones. An image without masks has its overlay too, counted as "image_without_masks".
 
-    Raises ConfigError for an opacity out of range, SkipSample for a JPEG that does not decode, ShardError for an RLE that does
-    not fit its image.
+    Raises ConfigError for an opacity out of range, SkipSampleError for a JPEG that does not decode, ShardError for an RLE that
+    does not fit its image.
     """
     if not 0 <= opacity <= 1:
         raise ConfigError(f"--opacity is {opacity}: expected 0 (borders alone) to 1")

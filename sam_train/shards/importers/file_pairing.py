@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from sam_train.errors import ShardError, SkipSample
+from sam_train.errors import ShardError, SkipSampleError
 from sam_train.shards.image_io import (
     IMAGE_EXTENSIONS,
     DecodedImage,
@@ -80,7 +80,7 @@ def load_image_or_raise(path: Path, *, key: str) -> DecodedImage:
     """`load_image`: upright. Raises ShardError, naming the file, for one that cannot be used: an import is whole or stops."""
     try:
         return load_image(path, key=key)
-    except SkipSample as error:
+    except SkipSampleError as error:
         raise ShardError(f"{path}: {error}; mend it, or take it and its masks away") from error
 
 
@@ -99,7 +99,7 @@ def decode_annotated_image(data: bytes, *, width: int, height: int, name: str, k
                 raise ShardError(f"{name} has an EXIF orientation and is {header.format}: save it without, as it is stored")
             data = strip_metadata(data)
         picture = decode_image(data, key=key, name=name)
-    except (SkipSample, ValueError) as error:
+    except (SkipSampleError, ValueError) as error:
         raise ShardError(f"{name}: {error}; mend it, or take it and its masks away") from error
     found = (picture.image.shape[1], picture.image.shape[0])
     if found != (width, height):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam_train.errors import ShardError, SkipSample
+from sam_train.errors import ShardError, SkipSampleError
 from sam_train.records import ImageRecord
 from sam_train.shards.class_names import parse_class_name
 from sam_train.shards.image_io import open_image_header
@@ -68,7 +68,7 @@ def read_png(path: Path, modes: tuple[str, ...], *, expected: str) -> np.ndarray
         if header.format != "PNG" or not (header.mode in modes or ("I;16" in modes and header.mode.startswith("I;16"))):
             raise ShardError(f"{path} is {header.format} of mode {header.mode}: {expected}")
         header.load()
-    except SkipSample as error:
+    except SkipSampleError as error:
         raise ShardError(f"{path}: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ShardError(f"{path} does not decode: {error}") from error

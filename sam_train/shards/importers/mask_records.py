@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from sam_train.errors import ShardError
-from sam_train.masks import encode_rle, rle_pixels
+from sam_train.masks import encode_rle, rle_total_pixels
 from sam_train.records import MaskRecord, Provenance, Rle
 
 
@@ -64,7 +64,7 @@ def parse_rle(value: dict[str, Any], *, height: int, width: int, place: str) -> 
     if size != [height, width]:
         raise ShardError(f"{place}: RLE size {str(size)[:80]} is not the image's [{height}, {width}]")
     if isinstance(counts, str):
-        num_pixels = rle_pixels(counts)
+        num_pixels = rle_total_pixels(counts)
     elif isinstance(counts, list) and all(type(run) is int and 0 <= run <= height * width for run in counts):
         num_pixels = sum(counts)
     else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 
 
 def carry_audit(old: Path, new: Path, image_ids: Mapping[str, int]) -> int:
@@ -21,7 +21,7 @@ def carry_audit(old: Path, new: Path, image_ids: Mapping[str, int]) -> int:
     lines = source.read_bytes().splitlines()
     entries = [entry for line in lines for entry in _parsed(line)]
     kept = [{**entry, "image_id": image_ids[entry["key"]]} for entry in entries if entry["key"] in image_ids]
-    commit_file(target, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+    atomic_write_bytes(target, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
     return len(lines) - len(entries)
 
 

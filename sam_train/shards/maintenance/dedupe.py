@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.files import commit_file, file_sha256
+from sam_train.files import atomic_write_bytes, file_sha256
 from sam_train.records import ImageRecord
 from sam_train.shards.maintenance.duplicate_groups import DEFAULT_THRESHOLD, MAX_THRESHOLD, NUM_BITS, DuplicateGroups, distances
 from sam_train.shards.maintenance.parallel import add_workers
@@ -82,7 +82,7 @@ def run_dedupe(arguments: argparse.Namespace) -> None:
     found = find_duplicates(shards, against, threshold=arguments.threshold, workers=arguments.workers)
     if arguments.json:
         document = as_document(found, arguments.threshold)
-        commit_file(arguments.json, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write_bytes(arguments.json, (json.dumps(document, indent=1) + "\n").encode())
     leaks = [item for item in found.duplicates if item.leak]
     for item in leaks[:20] + [item for item in found.duplicates if not item.leak][:20]:
         what = "is also in the other set" if item.leak else "is there twice"

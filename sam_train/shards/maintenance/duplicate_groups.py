@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from sam_train.errors import SkipSample
+from sam_train.errors import SkipSampleError
 from sam_train.shards.jpeg import check_jpeg_header
 
 NUM_BITS = 256
@@ -34,13 +34,13 @@ Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def fingerprint(jpeg: bytes, *, shard: str = "", key: str = "") -> np.ndarray:
-    """256 bits of a JPEG as uint64, shape (4,). Raises SkipSample as `decode_jpeg` does."""
+    """256 bits of a JPEG as uint64, shape (4,). Raises SkipSampleError as `decode_jpeg` does."""
     check_jpeg_header(jpeg, shard=shard, key=key)
     try:
         # Large pictures are decoded at a fraction of their size, which is where the time goes.
         pixels = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_DECODED_SIDE, min_width=_DECODED_SIDE)
     except ValueError as error:
-        raise SkipSample("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
+        raise SkipSampleError("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
     small = cv2.resize(pixels.reshape(pixels.shape[:2]), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW].ravel()
     low[0] = -np.inf  # brightness

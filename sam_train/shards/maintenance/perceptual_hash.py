@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam_train.errors import ShardError, SkipSample
+from sam_train.errors import ShardError, SkipSampleError
 from sam_train.shards.maintenance.duplicate_groups import fingerprint
 from sam_train.shards.maintenance.parallel import Advance, over_shards
 from sam_train.shards.maintenance.tar_recovery import read_span, scan
@@ -55,7 +55,7 @@ def prints_of_shard(shard: Path, advance: Advance) -> Prints:
             try:
                 found.fingerprints.append(fingerprint(read_span(stream, span), shard=str(shard), key=key))
                 found.places.append(place)
-            except SkipSample:
+            except SkipSampleError:
                 found.unreadable.append(place)
             advance(max(span.offset + span.length - position, 0))
             position = max(span.offset + span.length, position)

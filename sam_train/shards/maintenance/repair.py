@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sam_train.errors import ConfigError, ShardError, SkipSample
+from sam_train.errors import ConfigError, ShardError, SkipSampleError
 from sam_train.files import file_sha256
 from sam_train.records import KEY_PATTERN, ImageRecord
 from sam_train.shards.index import index_shard
@@ -121,7 +121,7 @@ class Repairer:
                     record, jpeg = self._sample(stream, key, places, done)
                     kept[key] = record.image_id
                     yield record, jpeg
-                except SkipSample as error:
+                except SkipSampleError as error:
                     skipped[printable(key)] = error.reason
                 end = max(span.offset + span.length for spans in places.values() for span in spans)
                 advance(max(end - position, 0))
@@ -133,21 +133,21 @@ class Repairer:
     def _sample(
         self, stream: BinaryIO, key: str, places: dict[str, list[ByteRange]], done: Counter[str]
     ) -> tuple[ImageRecord, bytes]:
-        """Raises SkipSample."""
+        """Raises SkipSampleError."""
         if not KEY_PATTERN.fullmatch(key):
-            raise SkipSample("bad_key")
+            raise SkipSampleError("bad_key")
         for extension in ("jpg", "json"):
             if extension not in places:
-                raise SkipSample(f"missing_{extension}")
+                raise SkipSampleError(f"missing_{extension}")
         if any(span.length > MAX_MEMBER_BYTES for spans in places.values() for span in spans):
-            raise SkipSample("too_large")
+            raise SkipSampleError("too_large")
         if key in self.keys:
-            raise SkipSample("duplicate_key")
+            raise SkipSampleError("duplicate_key")
         # The last of two members with one name is what unpacking would leave.
         jpegs, documents = ((read_span(stream, span) for span in reversed(places[kind])) for kind in ("jpg", "json"))
         mended = repair_sample(key, jpegs=jpegs, documents=documents)
         if self.drop.contains(key=key, image_id=mended.record.image_id):
-            raise SkipSample(TAKEN_DOWN)
+            raise SkipSampleError(TAKEN_DOWN)
         record = self._with_image_id(mended.record, done)
         done += mended.counts
         done["members_dropped_duplicate"] += sum(len(spans) - 1 for spans in places.values())
@@ -160,7 +160,7 @@ class Repairer:
             return record
         image_id = image_id_from_path(record.key)
         if image_id in self.image_ids:
-            raise SkipSample("duplicate_image_id")
+            raise SkipSampleError("duplicate_image_id")
         done["image_id_renewed"] += 1
         return replace(record, image_id=image_id)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from sam_train.errors import ShardError, SkipSample
+from sam_train.errors import ShardError, SkipSampleError
 from sam_train.records import ImageRecord, MaskRecord
 from sam_train.shards.jpeg import strip_metadata
 from sam_train.shards.maintenance.rle_geometry import segments_of
@@ -31,7 +31,7 @@ def repair_sample(key: str, *, jpegs: Iterable[bytes], documents: Iterable[bytes
     - Annotations that the schema refuses and masks whose RLE is broken or of another size go; area and box are measured anew.
     - Of two masks with one id the second goes if it is the same mask, and gets a new id if not.
 
-    Raises SkipSample, reason "undecodable_jpeg", "bad_record" or "wrong_size", when nothing can be kept.
+    Raises SkipSampleError, reason "undecodable_jpeg", "bad_record" or "wrong_size", when nothing can be kept.
     """
     counts: Counter[str] = Counter()
     jpeg, size = _first_jpeg(key, jpegs, counts)
@@ -50,7 +50,7 @@ def _first_jpeg(key: str, jpegs: Iterable[bytes], counts: Counter[str]) -> tuple
             continue
         counts["metadata_removed"] += bare != jpeg
         return bare, size
-    raise SkipSample("undecodable_jpeg", "no JPEG of this key decodes", key=key)
+    raise SkipSampleError("undecodable_jpeg", "no JPEG of this key decodes", key=key)
 
 
 def _first_record(key: str, documents: Iterable[bytes], counts: Counter[str]) -> ImageRecord:
@@ -61,7 +61,7 @@ def _first_record(key: str, documents: Iterable[bytes], counts: Counter[str]) ->
         except ShardError:
             partial = partial or _readable_annotations(key, document)
     if partial is None:
-        raise SkipSample("bad_record", "no JSON of this key is a record", key=key)
+        raise SkipSampleError("bad_record", "no JSON of this key is a record", key=key)
     counts["mask_dropped_bad_record"] += partial[1]
     return partial[0]
 
@@ -93,7 +93,7 @@ def _with_size(record: ImageRecord, size: tuple[int, int], counts: Counter[str])
         return record
     if record.masks and not any(mask.segmentation["size"] == [height, width] for mask in record.masks):
         message = f"the JPEG is {width} x {height}, and no mask is of that size"
-        raise SkipSample("wrong_size", message, key=record.key)
+        raise SkipSampleError("wrong_size", message, key=record.key)
     counts["size_corrected"] += 1
     return replace(record, height=height, width=width)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sam_train.errors import ShardError, SkipSample
+from sam_train.errors import ShardError, SkipSampleError
 from sam_train.records import ImageRecord, MaskRecord
 from sam_train.shards.jpeg import decode_jpeg, list_metadata
 from sam_train.shards.maintenance.findings import Finding, finding
@@ -41,7 +41,7 @@ def size_of(jpeg: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG that decodes to its last pixel, None for any other bytes."""
     try:
         height, width, _ = decode_jpeg(jpeg).shape
-    except SkipSample:
+    except SkipSampleError:
         return None
     return height, width
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from sam_train.errors import ShardError
-from sam_train.files import commit_file, file_sha256
+from sam_train.files import atomic_write_bytes, file_sha256
 from sam_train.records import check_key
 from sam_train.shards.maintenance.findings import NOTES, REASONS, Finding, as_documents, by_reason, finding
 from sam_train.shards.maintenance.parallel import Advance, add_workers, over_shards
@@ -63,7 +63,7 @@ def run_validate(arguments: argparse.Namespace) -> None:
             "findings": as_documents(wrong),
             "notes": as_documents(notes),
         }
-        commit_file(arguments.json, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write_bytes(arguments.json, (json.dumps(document, indent=1) + "\n").encode())
     for item in wrong[:_SHOWN]:
         print(item)
     if len(wrong) > _SHOWN:

@@ -15,7 +15,7 @@ from sam_train.cost_model.devices import DEVICES, get_device
 from sam_train.cost_model.op_counter import OperationCounter, saved_activation_bytes
 from sam_train.cost_model.step_cost import count_step
 from sam_train.errors import ConfigError
-from sam_train.model.chunk_sizes import ACCELERATOR, override_chunk_sizes
+from sam_train.model.chunk_sizes import ACCELERATOR_CHUNK_SIZES, override_chunk_sizes
 from sam_train.plan import estimate_run_cost
 from sam_train.structures import Prompts
 
@@ -43,7 +43,7 @@ def test_counts_are_those_of_a_real_step(model: str) -> None:
     sam = build(plain["model"]).train()
     image = torch.rand(1, 3, sam.image_size, sam.image_size)
     counter = OperationCounter()
-    with override_chunk_sizes(ACCELERATOR), counter, saved_activation_bytes(sam) as kept:
+    with override_chunk_sizes(ACCELERATOR_CHUNK_SIZES), counter, saved_activation_bytes(sam) as kept:
         embeddings = sam.image_encoder(image)
     with counter:
         embeddings.float().sum().backward()
@@ -57,7 +57,7 @@ def test_counts_are_those_of_a_real_step(model: str) -> None:
     prompts = prompts.with_mask(torch.randn(NUM_MASKS, 1, sam.logits_size, sam.logits_size))
     targets = (torch.rand(NUM_MASKS, sam.logits_size, sam.logits_size) > 0.5).float()
     counter = OperationCounter()
-    with override_chunk_sizes(ACCELERATOR), counter, saved_activation_bytes(sam) as kept:
+    with override_chunk_sizes(ACCELERATOR_CHUNK_SIZES), counter, saved_activation_bytes(sam) as kept:
         loss = build(plain["losses"])(sam.decode(leaf, prompts, multimask_output=False), targets).total
     with counter:
         loss.backward()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sam_train.data.transforms import Transform
-from sam_train.errors import ShardError, SkipSample
+from sam_train.errors import ShardError, SkipSampleError
 from sam_train.records import ImageRecord, MaskRecord
 
 Record = Callable[..., MaskRecord]
@@ -161,13 +161,13 @@ def test_small_is_measured_in_the_model_frame(mask_record: Record) -> None:
 def test_a_sample_without_a_mask_is_skipped_by_name(
     masks: list[np.ndarray], values: dict[str, Any], reason: str, mask_record: Record
 ) -> None:
-    with pytest.raises(SkipSample, match="key sa_1") as skip:
+    with pytest.raises(SkipSampleError, match="key sa_1") as skip:
         areas(Transform(image_size=64, **values), image_record(masks, mask_record))
     assert skip.value.reason == reason
 
 
 def test_an_image_without_records_is_skipped() -> None:
-    with pytest.raises(SkipSample) as skip:
+    with pytest.raises(SkipSampleError) as skip:
         areas(Transform(image_size=64), ImageRecord(key="sa_1", image_id=1, width=64, height=64, masks=[]))
     assert skip.value.reason == "no_mask"
 
@@ -176,7 +176,7 @@ def test_a_mask_of_another_image_is_an_error_not_a_skip(mask_record: Record) -> 
     stray = mask_record(blob(20, 30))
     with pytest.raises(ShardError, match=r"RLE size \[20, 30\] is not the image's \[64, 64\]") as error:
         areas(Transform(image_size=64), ImageRecord(key="sa_1", image_id=1, width=64, height=64, masks=[stray]))
-    assert not isinstance(error.value, SkipSample)
+    assert not isinstance(error.value, SkipSampleError)
 
 
 @pytest.mark.parametrize("values", [{"min_area_px": 0}, {"max_masks": 0}])

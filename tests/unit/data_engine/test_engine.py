@@ -23,7 +23,7 @@ from data_engine.run_summary import spread
 from data_engine.sources import open_source
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
 from sam_train.config import build, config_dir
-from sam_train.errors import ConfigError, SamTrainError, SkipSample
+from sam_train.errors import ConfigError, SamTrainError, SkipSampleError
 from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg, iterate_samples, load_manifest, write_shard
@@ -149,7 +149,7 @@ def test_skipped_image_is_in_the_manifest_with_its_reason(
 
     def not_the_second(self: SimulatedAnnotator, image: object, *rest: object) -> object:
         if image.key == "sa_000001":  # type: ignore[attr-defined]
-            raise SkipSample("too_dark")
+            raise SkipSampleError("too_dark")
         return annotate(self, image, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SimulatedAnnotator, "annotate", not_the_second)

@@ -27,7 +27,7 @@ from data_engine.privacy import (
 )
 from data_engine.sources import Source, open_source
 from data_engine.structures import RedactedBox, SourceImage
-from sam_train.errors import ConfigError, ShardError, SkipSample
+from sam_train.errors import ConfigError, ShardError, SkipSampleError
 from sam_train.shards import decode_jpeg, encode_jpeg, write_shard
 from sam_train.shards.jpeg import list_metadata
 
@@ -230,7 +230,7 @@ def test_taken_down_pictures_are_not_even_read(tmp_path: Path) -> None:
     assert [reference.key for reference in private.references] == ["0", "1", "2", "3"]
     for reference in (first, third):
         (tmp_path / "photos" / reference.origin).unlink()
-        with pytest.raises(SkipSample, match="is on the take-down list") as caught:
+        with pytest.raises(SkipSampleError, match="is on the take-down list") as caught:
             private.load(reference)
         assert caught.value.reason == "taken_down"
     assert [private.load(reference).key for reference in (second, fourth)] == ["1", "3"]

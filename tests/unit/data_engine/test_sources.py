@@ -22,7 +22,7 @@ from PIL import Image
 
 from data_engine.sources import LISTING_REASONS, LOAD_REASONS, Source, open_source, remote
 from data_engine.structures import SourceImage
-from sam_train.errors import ConfigError, ShardError, SkipSample
+from sam_train.errors import ConfigError, ShardError, SkipSampleError
 from sam_train.records import KEY_PATTERN, ImageRecord
 from sam_train.shards import decode_jpeg, encode_jpeg, write_shard
 
@@ -141,7 +141,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
 
 
 def test_jpeg_that_readers_of_shards_refuse_is_encoded_anew(tmp_path: Path) -> None:
-    with pytest.raises(SkipSample):
+    with pytest.raises(SkipSampleError):
         decode_jpeg(RARE_SUBSAMPLING)
     assert_close(load(tmp_path, "a.jpg", RARE_SUBSAMPLING).image, np.full((8, 24, 3), [200, 30, 30]))
 
@@ -187,7 +187,7 @@ def test_flat_16_bit_and_float_pictures(tmp_path: Path) -> None:
     ramp = np.linspace(-1, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
     assert load(tmp_path, "a.png", saved(ramp, "TIFF")).image[-1, -1, 0] >= 250
     ramp[0, 0] = np.nan
-    with pytest.raises(SkipSample, match="NaN") as caught:
+    with pytest.raises(SkipSampleError, match="NaN") as caught:
         load(tmp_path, "a.png", saved(ramp, "TIFF"))
     assert caught.value.reason == "unsupported_format"
 
@@ -229,7 +229,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("reason", UNUSABLE)
 def test_unusable_pictures_are_skipped_by_reason(tmp_path: Path, reason: str) -> None:
-    with pytest.raises(SkipSample) as caught:
+    with pytest.raises(SkipSampleError) as caught:
         load(tmp_path, "some name.jpg", UNUSABLE[reason])
     assert caught.value.reason == reason
     assert caught.value.reason in LOAD_REASONS
@@ -241,7 +241,7 @@ def test_unusable_pictures_are_skipped_by_reason(tmp_path: Path, reason: str) ->
 def test_a_file_cut_anywhere_is_skipped_or_whole(tmp_path: Path, file_format: str) -> None:
     whole = saved(photo(), file_format)
     for length in [0, 1, 2, 4, 12, 30, *range(40, len(whole) - 20, max(1, len(whole) // 23))]:
-        with pytest.raises(SkipSample) as caught:
+        with pytest.raises(SkipSampleError) as caught:
             load(tmp_path, "a.png", whole[:length])
         assert caught.value.reason in ("empty_file", "unreadable", "unsupported_format"), length
 
@@ -249,14 +249,14 @@ def test_a_file_cut_anywhere_is_skipped_or_whole(tmp_path: Path, file_format: st
 def test_truncated_16_bit_colour(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 999, (HEIGHT, WIDTH, 3), np.uint16)
     _, encoded = cv2.imencode(".png", noise)
-    with pytest.raises(SkipSample) as caught:
+    with pytest.raises(SkipSampleError) as caught:
         load(tmp_path, "a.png", encoded.tobytes()[: len(encoded) // 2])
     assert caught.value.reason == "unreadable"
 
 
 def test_pixel_limit_can_be_set_and_exceeds_pillows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(photo(), "PNG")
-    with pytest.raises(SkipSample, match="64 x 48"):
+    with pytest.raises(SkipSampleError, match="64 x 48"):
         load(tmp_path, "a.png", data, max_pixels=HEIGHT * WIDTH - 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Image.open would refuse any picture now
     source = open_source(tmp_path, max_pixels=HEIGHT * WIDTH)
@@ -264,7 +264,7 @@ def test_pixel_limit_can_be_set_and_exceeds_pillows_own(tmp_path: Path, monkeypa
 
 
 def test_sides_that_no_jpeg_can_have(tmp_path: Path) -> None:
-    with pytest.raises(SkipSample) as caught:
+    with pytest.raises(SkipSampleError) as caught:
         load(tmp_path, "a.png", saved(np.zeros((8, 65_501), np.uint8), "PNG"))
     assert caught.value.reason == "too_large"
 
@@ -473,7 +473,7 @@ def test_jpeg_of_another_size_than_its_record_or_broken(tmp_path: Path) -> None:
         (bomb(), pair()[1], "too_large"),
     ]:
         source = open_source(write_tar(tmp_path / "a.tar", [("sa_1.jpg", jpeg), ("sa_1.json", document)]))
-        with pytest.raises(SkipSample) as caught:
+        with pytest.raises(SkipSampleError) as caught:
             source.load(source.references[0])
         assert caught.value.reason == reason
 
@@ -563,7 +563,7 @@ def listed(folder: Path, *lines: str) -> Source:
 
 
 def reason_of(source: Source, place: int) -> str:
-    with pytest.raises(SkipSample) as caught:
+    with pytest.raises(SkipSampleError) as caught:
         source.load(source.references[place])
     return caught.value.reason
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measuring import memory_of
+from measurement import measure_memory
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from sam_train.inference.grids import Crop
 from sam_train.inference.mask_filters import touches_inner_edge
 from sam_train.inference.predictor import clicks, prompts_of
 from sam_train.model import Sam
-from sam_train.model.mask_decoder import Decoding
+from sam_train.model.mask_decoder import DecodeJob
 from sam_train.structures import PointLabel, Prediction, Prompts
 
 SIZE = 64
@@ -55,14 +55,14 @@ class FakeSam(Sam):
         num = 3 if multimask_output else 1
         return Prediction(mask_logits=logits[:, :num], iou_scores=scores[:, :num])
 
-    def decodings(
+    def decode_jobs(
         self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
-    ) -> Iterator[Decoding]:
+    ) -> Iterator[DecodeJob]:
         def answer(rows: Tensor) -> tuple[Tensor, Tensor]:
             prediction = self.decode(image_embeddings, prompts[rows], multimask_output=multimask_output)
             return prediction.mask_logits, prediction.iou_scores
 
-        yield Decoding(torch.arange(len(prompts)), len(prompts), answer)
+        yield DecodeJob(torch.arange(len(prompts)), len(prompts), answer)
 
 
 def rect(x0: int, y0: int, x1: int, y1: int, *, logit: float = 5.0) -> Tensor:
@@ -360,6 +360,6 @@ def test_memory_does_not_follow_the_size_of_the_image(resampling: str) -> None:
     model = FakeSam(looks_like)
     found: list[Any] = []
     made = generator(points_per_side=4, resampling=resampling, min_region_area_px=100)
-    used_mb, _ = memory_of(lambda: found.extend(made.generate(model, image)[0]))
+    used_mb, _ = measure_memory(lambda: found.extend(made.generate(model, image)[0]))
     assert used_mb < 250
     assert any(abs(m.area - 5_000 * 8_000) < 0.02 * 5_000 * 8_000 for m in found)

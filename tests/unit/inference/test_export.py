@@ -57,7 +57,7 @@ def test_scores_that_pass_a_sigmoid(tmp_path: Path, single: bool) -> None:
 @pytest.mark.parametrize("single", [False, True])
 def test_details_reach_the_masks(tmp_path: Path, single: bool) -> None:
     """An encoder that shows the decoder what its convolutions saw: four times the channels, and they matter."""
-    sam = build_sam(**NUMBERS | {"stem": "conv", "details": True}).eval()
+    sam = build_sam(**NUMBERS | {"stem": "conv", "high_res_features": True}).eval()
     (file,) = export_onnx(sam, tmp_path / "out", options=Options(return_single_mask=single), encoder=False)
     assert file.parity.mask_difference < 1e-5
     case, session = next(cases(sam)), session_of(tmp_path / "out" / "decoder.onnx")
@@ -171,7 +171,7 @@ def test_half_and_quantised_decoders(model: Sam, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_writes_both_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Together they are the model, details and all: pixels and a click in, the mask of torch out."""
-    checkpoint, numbers = tmp_path / "model.pt", NUMBERS | {"stem": "conv", "details": True}
+    checkpoint, numbers = tmp_path / "model.pt", NUMBERS | {"stem": "conv", "high_res_features": True}
     save_checkpoint(checkpoint, build_sam(**numbers), {"_target_": "sam_train.model.build.build_sam", **numbers}, {})
     paths = export(checkpoint, "options.return_single_mask=true")
     folder = checkpoint.parent / "out"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sam_train.geometry import Resize
 from sam_train.inference import mask_rasterizer as module
 from sam_train.inference.mask_rasterizer import MaskRasterizer
-from sam_train.masks import decode_rle, masks_to_boxes_xyxy, rle_of_runs
+from sam_train.masks import decode_rle, masks_to_boxes_xyxy, run_lengths_to_rle
 
 CPU = torch.device("cpu")
 SIZE = 64
@@ -82,7 +82,7 @@ def check_runs(cells: MaskRasterizer, padded: Tensor, plain: Tensor) -> None:
         runs = cells.runs(cells.patch(padded[i], cut), 0, 0, (height, width))
         assert runs.sum() == height * width
         assert (runs[1:] > 0).all(), "only the first run may be of nothing"
-        mask = decode_rle(rle_of_runs(runs, height, width), height=height, width=width)
+        mask = decode_rle(run_lengths_to_rle(runs, height, width), height=height, width=width)
         differ = mask != (plain[i] > 0).numpy()
         assert (plain[i].abs().numpy()[differ] < 2e-5).all()
 
@@ -146,7 +146,7 @@ def test_a_crop_is_put_where_it_belongs(x: int, y: int) -> None:
         runs = cells.runs(cells.patch(padded[i], cells.cut(padded[i : i + 1], 0.0)), x, y, (70, 70))
         expected = np.zeros((70, 70), bool)
         expected[y : y + 40, x : x + 50] = plain[i].numpy()
-        assert np.array_equal(decode_rle(rle_of_runs(runs, 70, 70), height=70, width=70), expected)
+        assert np.array_equal(decode_rle(run_lengths_to_rle(runs, 70, 70), height=70, width=70), expected)
 
 
 def test_a_patch_is_as_small_as_the_mask() -> None:

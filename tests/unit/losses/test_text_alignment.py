@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sam_train.losses import alignment_loss
+from sam_train.losses import text_alignment_loss
 
 
 def test_is_the_cross_entropy_of_tokens_and_the_share_that_masks_cover() -> None:
@@ -24,14 +24,14 @@ def test_is_the_cross_entropy_of_tokens_and_the_share_that_masks_cover() -> None
                 entropy -= share * math.log(1 / (1 + math.exp(-logit))) + (1 - share) * math.log(1 / (1 + math.exp(logit)))
                 covered += share
         total += entropy / max(covered, 1) / 3
-    assert float(alignment_loss(words, embeddings, index, masks)) == pytest.approx(total, rel=1e-5)
+    assert float(text_alignment_loss(words, embeddings, index, masks)) == pytest.approx(total, rel=1e-5)
 
 
 def test_teaches_words_and_embeddings_but_not_details() -> None:
     words, embeddings = torch.randn(1, 4, requires_grad=True), torch.randn(1, 6, 2, 2, requires_grad=True)
     masks = torch.zeros(1, 8, 8, dtype=torch.bool)
     masks[0, :4, :4] = True
-    alignment_loss(words, embeddings, torch.tensor([0]), masks).backward()
+    text_alignment_loss(words, embeddings, torch.tensor([0]), masks).backward()
     assert words.grad is not None
     assert embeddings.grad is not None
     assert (words.grad != 0).all()

@@ -13,7 +13,7 @@ import pytest
 from sam_train.errors import ConfigError
 from sam_train.masks import encode_rle
 from sam_train.metrics.boundary_iou import boundary_iou
-from sam_train.metrics.coco_scores import MEASURES, check_engine, coco_scores
+from sam_train.metrics.coco_scores import METRIC_NAMES, check_engine, coco_scores
 
 SIZE = 160
 
@@ -64,7 +64,7 @@ def test_hotcoco_gives_the_numbers_of_pycocotools(tmp_path: Path, seed: int, ima
     fast = coco_scores(truth, results, list(images), engine="hotcoco")
     slow = coco_scores(truth, results, list(images), engine="pycocotools")
     assert fast == pytest.approx(slow, abs=1e-6)
-    assert tuple(fast) == MEASURES
+    assert tuple(fast) == METRIC_NAMES
     assert 0.1 < fast["ap"] < 0.9, "a case that could tell"
 
 

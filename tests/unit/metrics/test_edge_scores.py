@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sam_train.metrics.edge_scores import edge_counts, edge_scores, thresholds
+from sam_train.metrics.edge_scores import edge_counts, edge_scores, edge_thresholds
 
 
 def line(row: int, length: int = 40, height: int = 30) -> np.ndarray:
@@ -20,8 +20,8 @@ def counts_of(*columns: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def test_thresholds_are_those_of_the_benchmark() -> None:
-    assert thresholds().tolist() == pytest.approx([k / 100 for k in range(1, 100)])
-    assert thresholds(3).tolist() == pytest.approx([0.25, 0.5, 0.75])
+    assert edge_thresholds().tolist() == pytest.approx([k / 100 for k in range(1, 100)])
+    assert edge_thresholds(3).tolist() == pytest.approx([0.25, 0.5, 0.75])
 
 
 def test_a_perfect_map_finds_everything() -> None:

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam_train.masks import encode_rle
-from sam_train.metrics.recall import AREAS, average_recall, matched_truths, proposal_ious
+from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objects, proposal_ious
 
 
 def blob(rng: np.random.Generator, *, size: int = 128) -> np.ndarray:
@@ -78,7 +78,7 @@ def test_as_pycocotools(seed: int, max_proposals: int) -> None:
         for name, (count, matched) in sums.items():
             least, most = AREAS.get(name, (0, 1e10))
             asked = [i for i, mask in enumerate(truths) if least <= mask.sum() <= most]
-            sums[name] = (count + len(asked), [*matched, matched_truths(ious[:, asked]).tolist()])
+            sums[name] = (count + len(asked), [*matched, count_recalled_objects(ious[:, asked]).tolist()])
     ours = {name: average_recall(matched, count) for name, (count, matched) in sums.items()}
     theirs = by_pycocotools(found, max_proposals)
     for name, value in theirs.items():
@@ -89,20 +89,20 @@ def test_as_pycocotools(seed: int, max_proposals: int) -> None:
 def test_a_proposal_takes_one_object_and_the_better_ranked_first() -> None:
     # The first proposal lies on both objects, better on the second; the second one only on the second.
     ious = np.array([[0.6, 0.72], [0.0, 0.9]])
-    assert matched_truths(ious).tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 1, 0]
-    assert matched_truths(ious[::-1]).tolist() == [2, 2, 2, 1, 1, 1, 1, 1, 1, 0]
+    assert count_recalled_objects(ious).tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert count_recalled_objects(ious[::-1]).tolist() == [2, 2, 2, 1, 1, 1, 1, 1, 1, 0]
 
 
 def test_a_part_of_the_objects_is_matched_by_itself() -> None:
     ious = np.array([[0.6, 0.72], [0.0, 0.9]])
-    assert matched_truths(ious[:, [0]]).tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert count_recalled_objects(ious[:, [0]]).tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("proposals", "truths"), [(0, 3), (3, 0), (0, 0)])
 def test_nothing_is_matched_by_nothing(proposals: int, truths: int) -> None:
     rng = np.random.default_rng(0)
     masks = [encode_rle(blob(rng)) for _ in range(3)]
-    assert matched_truths(proposal_ious(masks[:proposals], masks[:truths])).tolist() == [0] * 10
+    assert count_recalled_objects(proposal_ious(masks[:proposals], masks[:truths])).tolist() == [0] * 10
 
 
 def test_no_objects_are_recalled_by_none() -> None:

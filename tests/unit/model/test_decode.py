@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sam_train.model import Sam, chunk_sizes, mask_decoder
 from sam_train.model.build import build_sam
-from sam_train.model.image_encoder import Details
+from sam_train.model.image_encoder import HighResFeatures
 from sam_train.model.layers import MLP, LayerNorm2d
 from sam_train.model.mask_decoder import _children, _grid
 from sam_train.model.prompt_encoder import PositionEmbeddingRandom
@@ -94,7 +94,7 @@ def test_packed_over_three_images_equals_one_call_a_prompt(
 def test_eight_images_in_one_call_equal_eight_calls(
     model: Sam, with_mask: bool, low_rank: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mask_decoder, "LOW_RANK", low_rank)
+    monkeypatch.setattr(mask_decoder, "MAX_LOW_RANK_SHARE", low_rank)
     embeddings = torch.randn(8, 32, 4, 4, dtype=torch.float64)
     prompts = mixed_prompts(torch.arange(64) % 8)
     if with_mask:
@@ -126,11 +126,13 @@ def test_neither_chunks_nor_the_stream_s_form_change_anything(
         (answer.mask_logits.square().mean() + answer.iou_scores.sum()).backward()
         return [answer.mask_logits.detach(), leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)]  # type: ignore[list-item]
 
-    monkeypatch.setattr(mask_decoder, "MANY_PROMPTS", 1)
-    monkeypatch.setattr(mask_decoder, "LOW_RANK", low_rank)
+    monkeypatch.setattr(mask_decoder, "MIN_PROMPTS_FOR_LOW_RANK", 1)
+    monkeypatch.setattr(mask_decoder, "MAX_LOW_RANK_SHARE", low_rank)
     whole = run()
-    monkeypatch.setattr(mask_decoder, "LOW_RANK", 100 - low_rank)
-    monkeypatch.setattr(chunk_sizes, "CPU", replace(chunk_sizes.CPU, stream=2 * 32 * 16, upscaled=5 * 32))
+    monkeypatch.setattr(mask_decoder, "MAX_LOW_RANK_SHARE", 100 - low_rank)
+    monkeypatch.setattr(
+        chunk_sizes, "CPU_CHUNK_SIZES", replace(chunk_sizes.CPU_CHUNK_SIZES, image_tokens=2 * 32 * 16, upscaling=5 * 32)
+    )
     chunked = run()
     assert len(whole) == len(chunked) > 40
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-11) for a, b in zip(whole, chunked, strict=True))
@@ -141,8 +143,8 @@ def test_neither_chunks_nor_the_stream_s_form_change_anything(
 def test_what_cannot_pass_is_not_upscaled(
     model: Sam, embeddings: Tensor, with_mask: bool, low_rank: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mask_decoder, "MANY_PROMPTS", 1)
-    monkeypatch.setattr(mask_decoder, "LOW_RANK", low_rank)
+    monkeypatch.setattr(mask_decoder, "MIN_PROMPTS_FOR_LOW_RANK", 1)
+    monkeypatch.setattr(mask_decoder, "MAX_LOW_RANK_SHARE", low_rank)
     prompts = mixed_prompts(torch.tensor([0] * 7 + [1, 2]))
     if with_mask:
         prompts = prompts.with_mask(torch.randn(9, 1, 16, 16, dtype=torch.float64))
@@ -231,7 +233,7 @@ def test_details_lie_where_the_decoder_adds_them() -> None:
     """What the stem sees at a pixel is added at that pixel, whatever the order in which the decoder keeps them."""
     h, w, dim = 3, 5, 32
     half, quarter = torch.randn(1, 2 * h, 2 * w, dim // 4), torch.randn(1, 4 * h, 4 * w, dim // 8)
-    folded = torch.cat(Details.fold(half, quarter), 1)[0].flatten(1).T  # L, 3 C as the decoder takes them
+    folded = torch.cat(HighResFeatures.fold(half, quarter), 1)[0].flatten(1).T  # L, 3 C as the decoder takes them
     children = folded[:, :dim].view(h, w, 2, 2, -1).permute(0, 2, 1, 3, 4).reshape(1, 2 * h, 2 * w, -1)
     assert torch.equal(children, half)
     for channel in range(dim // 8):
@@ -240,7 +242,7 @@ def test_details_lie_where_the_decoder_adds_them() -> None:
 
 
 def test_details_reach_the_masks_and_learn() -> None:
-    model = build_sam(**(TINY | {"patch_size": 8, "stem": "conv", "details": True, "window_size": 4})).eval()
+    model = build_sam(**(TINY | {"patch_size": 8, "stem": "conv", "high_res_features": True, "window_size": 4})).eval()
     images, sizes = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
     embeddings = model.encode_images(images, sizes)
     assert embeddings.shape == (1, 4 * 32, 8, 8)

@@ -12,7 +12,7 @@ import torch
 
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
-from sam_train.model.attention import relative_positions, window_partition, window_unpartition
+from sam_train.model.attention import relative_position_table, window_partition, window_unpartition
 from sam_train.model.build import build_sam
 from sam_train.model.layers import DropPath
 
@@ -54,11 +54,11 @@ def test_windows_are_filled_up_with_the_padding_given() -> None:
 
 def test_rel_pos_of_a_distance() -> None:
     table = torch.arange(5.0)[:, None]  # distances -2 ... 2
-    assert relative_positions(table, 3)[..., 0].tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
+    assert relative_position_table(table, 3)[..., 0].tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
 
 
 def test_rel_pos_is_interpolated_to_another_size() -> None:
-    assert relative_positions(torch.arange(5.0)[:, None], 2)[..., 0].tolist() == [
+    assert relative_position_table(torch.arange(5.0)[:, None], 2)[..., 0].tolist() == [
         [2, pytest.approx(1 / 3)],
         [pytest.approx(11 / 3), 2],
     ]

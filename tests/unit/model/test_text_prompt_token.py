@@ -10,7 +10,7 @@ import torch
 from conftest import small_sam
 from torch import Tensor
 
-from sam_train.checkpoint import init_weights, load_checkpoint, load_weights, save_checkpoint, save_released
+from sam_train.checkpoint import export_weights, initialize_from_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.inference import Predictor
 from sam_train.inference.predictor import prompts_of
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_before_answers_with_the_same_bits(tmp_path: Path, image
     assert loaded.prompt_encoder.text_dim is None
     assert not [name for name in loaded.state_dict() if "text" in name]
     with_words = small_sam(text_dim=TEXT_DIM).eval()
-    said = init_weights(with_words, tmp_path / "model.pt")
+    said = initialize_from_checkpoint(with_words, tmp_path / "model.pt")
     assert said.endswith("the projection of words is new")
     prompts = clicks()
     for model in (loaded, with_words):
@@ -124,7 +124,7 @@ def test_embeddings_of_another_length_are_refused(model: Sam, image_embeddings: 
 def test_released_files_leave_words_out(model: Sam, image_embeddings: Tensor, tmp_path: Path) -> None:
     prompts = clicks()
     for name in ("model.pth", "model.safetensors", "huggingface"):
-        save_released(model, tmp_path / name)
+        export_weights(model, tmp_path / name)
         plain = load_checkpoint(tmp_path / name)
         assert plain.prompt_encoder.text_dim is None
         assert torch.equal(decode(plain, image_embeddings, prompts), decode(model, image_embeddings, prompts))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
 from sam_train.model.build import build_mobile_sam
-from sam_train.model.tiny_vit import Attention, MBConv, TinyViT, distance_index
+from sam_train.model.tiny_vit import MBConv, TinyViT, TinyViTAttention, relative_distance_index
 from sam_train.optim import OptimizerFactory
 
 TINY: dict[str, Any] = {
@@ -45,7 +45,7 @@ def test_any_multiple_of_sixteen(model: Sam, height: int, width: int) -> None:
 
 
 def test_another_size_is_named(model: Sam) -> None:
-    with pytest.raises(ValueError, match="64 x 72 does not do: both sides must be multiples of 16"):
+    with pytest.raises(ValueError, match="64 x 72: both sides must be multiples of 16"):
         model.image_encoder(torch.zeros(1, 3, 64, 72))
 
 
@@ -64,12 +64,12 @@ def test_bias_index_counts_rows_first() -> None:
         for b in places:
             seen.setdefault((abs(a[0] - b[0]), abs(a[1] - b[1])), len(seen))
     expected = [[seen[abs(a[0] - b[0]), abs(a[1] - b[1])] for b in places] for a in places]
-    assert distance_index(size).tolist() == expected
+    assert relative_distance_index(size).tolist() == expected
 
 
 def test_attention_is_the_formula_written_out() -> None:
     size, dim, heads = 2, 6, 3
-    attention = Attention(dim, heads, size)
+    attention = TinyViTAttention(dim, heads, size)
     nn.init.normal_(attention.attention_biases)
     x = torch.randn(1, size, size, dim)
     tokens = attention.norm(x).reshape(-1, dim)

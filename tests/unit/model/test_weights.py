@@ -15,15 +15,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_train.checkpoint import checkpoint_hash, init_weights, load_checkpoint, save_checkpoint, save_released
+from sam_train.checkpoint import checkpoint_hash, export_weights, initialize_from_checkpoint, load_checkpoint, save_checkpoint
 from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.files import file_sha256
 from sam_train.inference import load_predictor
 from sam_train.model import Sam, huggingface
 from sam_train.model.build import build_mobile_sam, build_sam
-from sam_train.model.mae import resize_patches, resize_positions
-from sam_train.model.weights import config_of
+from sam_train.model.mae import resize_patch_kernel, resize_position_embeddings
+from sam_train.model.weights import infer_config
 from sam_train.training.factory import load_initial_weights
 
 VIT: dict[str, Any] = {
@@ -63,9 +63,9 @@ def shaken(model: Sam) -> Sam:
 @pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors", "huggingface"])
 def test_what_others_know_nothing_of_is_not_written_for_them(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pass a sigmoid"):
-        save_released(build_sam(**VIT, iou_sigmoid=True), tmp_path / name)
+        export_weights(build_sam(**VIT, iou_sigmoid=True), tmp_path / name)
     with pytest.raises(CheckpointError, match="each image's own mean"):
-        save_released(build_sam(**VIT, pixel_statistics="image"), tmp_path / name)
+        export_weights(build_sam(**VIT, pixel_statistics="image"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,8 +74,8 @@ def test_weights_for_other_pixels_are_refused(model: Sam, theirs: str, ours: str
     config = {"_target_": "sam_train.model.build.build_sam", **VIT} | ({"pixel_statistics": theirs} if theirs == "image" else {})
     save_checkpoint(tmp_path / "model.pt", model, config, {})
     with pytest.raises(CheckpointError, match=f"pixel_statistics={theirs}, this model has {ours}; set model.pixel_statistics="):
-        init_weights(build_sam(**VIT, pixel_statistics=ours), tmp_path / "model.pt")
-    init_weights(build_sam(**VIT, pixel_statistics=theirs), tmp_path / "model.pt")
+        initialize_from_checkpoint(build_sam(**VIT, pixel_statistics=ours), tmp_path / "model.pt")
+    initialize_from_checkpoint(build_sam(**VIT, pixel_statistics=theirs), tmp_path / "model.pt")
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
@@ -88,7 +88,7 @@ def test_the_config_is_read_off_the_shapes(variant: str) -> None:
     config = to_plain(OmegaConf.load(Path(config_dir()) / "model" / f"{variant}.yaml")) | {"decoder_mlp_dim": 16}
     if "embed_dim" in config:
         config |= {"embed_dim": 2 * config["num_heads"], "prompt_dim": 32}
-    found = config_of(build(config).state_dict(), origin="file")
+    found = infer_config(build(config).state_dict(), origin="file")
     for unseen in ("drop_path_rate", "decoder_dropout"):
         config.pop(unseen, None)
     assert found == config | {"decoder_depth": 2, "decoder_heads": 8}
@@ -110,12 +110,12 @@ def test_blocks_of_many_window_sizes_are_refused(model: Sam) -> None:
     state = dict(model.state_dict())
     state["image_encoder.blocks.2.attn.rel_pos_h"] = torch.zeros(3, 8)
     with pytest.raises(CheckpointError, match=r"^file: its blocks have windows of \[2, 3\] tokens on a grid of 4"):
-        config_of(state, origin="file")
+        infer_config(state, origin="file")
 
 
 @pytest.mark.parametrize("name", ["released.pth", "released.safetensors", "released"])
 def test_a_released_vit_round_trip(model: Sam, name: str, tmp_path: Path) -> None:
-    save_released(model, tmp_path / name)
+    export_weights(model, tmp_path / name)
     loaded = load_checkpoint(tmp_path / name)
     assert not loaded.training
     assert same(loaded.state_dict(), model.state_dict())  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def test_a_released_vit_round_trip(model: Sam, name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["released.pth", "released.safetensors"])
 def test_a_mobile_sam_round_trip(name: str, tmp_path: Path) -> None:
     model = shaken(build_mobile_sam(**TINY_VIT))
-    save_released(model, tmp_path / name)
+    export_weights(model, tmp_path / name)
     loaded = load_checkpoint(tmp_path / name)
     assert same(loaded.state_dict(), model.state_dict())  # type: ignore[arg-type]
     assert [block.window_size for block in loaded.image_encoder.blocks[1:]] == [3, 5, 5, 2]  # type: ignore[union-attr]
@@ -148,7 +148,7 @@ def test_mobile_sams_unused_classifier_is_left_out(tmp_path: Path) -> None:
 
 
 def test_hugging_faces_names_in_a_bare_file(model: Sam, tmp_path: Path) -> None:
-    state = huggingface.to_their_names(model.state_dict())
+    state = huggingface.convert_to_huggingface(model.state_dict())
     assert "vision_encoder.layers.0.layer_norm1.weight" in state
     both = state | {"prompt_encoder.shared_embedding.positional_embedding": state["shared_image_embedding.positional_embedding"]}
     torch.save(both, tmp_path / "pytorch_model.bin")
@@ -163,7 +163,7 @@ def test_half_precision_files_are_read_in_full(model: Sam, tmp_path: Path) -> No
 
 def test_a_folder_says_how_many_heads_the_decoder_has(tmp_path: Path) -> None:
     model = build_sam(**VIT | {"decoder_heads": 4})
-    save_released(model, tmp_path / "folder")
+    export_weights(model, tmp_path / "folder")
     decoder = load_checkpoint(tmp_path / "folder").mask_decoder
     assert decoder.transformer.layers[0].self_attn.num_heads == 4  # type: ignore[union-attr]
     config = tmp_path / "folder" / "config.json"
@@ -176,7 +176,7 @@ def test_a_folder_says_how_many_heads_the_decoder_has(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_a_folder_is_that_of_its_weights(model: Sam, tmp_path: Path) -> None:
-    save_released(model, tmp_path)
+    export_weights(model, tmp_path)
     assert checkpoint_hash(tmp_path) == file_sha256(tmp_path / "model.safetensors")
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
 
@@ -188,13 +188,13 @@ def test_the_hash_of_a_folder_is_that_of_its_weights(model: Sam, tmp_path: Path)
 )
 def test_what_hugging_face_has_no_model_for_is_refused(model: Sam, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be written for Hugging Face"):
-        save_released(model, tmp_path / "folder")
+        export_weights(model, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 
 
 def test_another_ending_is_refused(model: Sam, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.onnx ends in \.onnx: expected \.pth, \.safetensors, or none"):
-        save_released(model, tmp_path / "model.onnx")
+        export_weights(model, tmp_path / "model.onnx")
 
 
 def test_what_is_missing_is_named(model: Sam, tmp_path: Path) -> None:
@@ -219,24 +219,24 @@ def test_what_is_missing_is_named(model: Sam, tmp_path: Path) -> None:
 
 def test_a_torn_safetensors_file(model: Sam, tmp_path: Path) -> None:
     path = tmp_path / "torn.safetensors"
-    save_released(model, path)
+    export_weights(model, path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=r"torn\.safetensors is no checkpoint \(SafetensorError.*give the model\.pt"):
         load_checkpoint(path)
 
 
 def test_a_predictor_of_a_released_file(model: Sam, tmp_path: Path) -> None:
-    save_released(model, tmp_path / "released.pth")
+    export_weights(model, tmp_path / "released.pth")
     predictor = load_predictor(str(tmp_path / "released.pth"))
     assert same(predictor.model.state_dict(), model.state_dict())  # type: ignore[arg-type]
 
 
 def test_training_starts_from_released_weights(model: Sam, tmp_path: Path) -> None:
-    save_released(model, tmp_path / "folder")
+    export_weights(model, tmp_path / "folder")
     save_checkpoint(tmp_path / "model.pt", model, {"_target_": "sam_train.model.build.build_sam", **VIT}, {})
     for name in ("folder", "model.pt"):
         other = build_sam(**VIT, drop_path_rate=0.2)
-        said = init_weights(other, tmp_path / name)
+        said = initialize_from_checkpoint(other, tmp_path / name)
         assert said == f"{tmp_path / name}: all {len(model.state_dict())} tensors loaded"
         assert same(other.state_dict(), model.state_dict())  # type: ignore[arg-type]
 
@@ -299,7 +299,7 @@ def test_mae_fills_the_encoder(extra: dict[str, Tensor], tmp_path: Path) -> None
     mae = FakeMae(patch=16, grid=4, dim=24, depth=3, heads=3)
     model = vit_for_mae()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    said = init_weights(model, mae_file(mae, tmp_path / "mae.pth", extra))
+    said = initialize_from_checkpoint(model, mae_file(mae, tmp_path / "mae.pth", extra))
     num_loaded = 3 + 3 * 12  # positions and patch embedding; a block's two norms, two projections and two of the MLP
     num_dropped, num_kept = 3 + len(extra), 3 * 2 + 6
     assert f"image encoder alone, {num_loaded} tensors loaded (" in said
@@ -317,10 +317,10 @@ def test_mae_fills_the_encoder(extra: dict[str, Tensor], tmp_path: Path) -> None
 def test_mae_of_other_patches_and_another_grid(tmp_path: Path) -> None:
     mae = FakeMae(patch=14, grid=3, dim=24, depth=3, heads=3)
     model = vit_for_mae()
-    init_weights(model, mae_file(mae, tmp_path / "mae.pth", {}))
+    initialize_from_checkpoint(model, mae_file(mae, tmp_path / "mae.pth", {}))
     state = model.image_encoder.state_dict()
-    assert torch.equal(state["pos_embed"], resize_positions(mae.pos_embed.detach(), 4))
-    assert torch.equal(state["patch_embed.proj.weight"], resize_patches(mae.patch_embed.proj.weight.detach(), 16))  # type: ignore[union-attr,operator]
+    assert torch.equal(state["pos_embed"], resize_position_embeddings(mae.pos_embed.detach(), 4))
+    assert torch.equal(state["patch_embed.proj.weight"], resize_patch_kernel(mae.patch_embed.proj.weight.detach(), 16))  # type: ignore[union-attr,operator]
 
 
 def test_mae_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -329,15 +329,17 @@ def test_mae_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"missing blocks\.2\.norm1\.weight.*of its width and depth with model\.stem=linear"
     ):
-        init_weights(vit_for_mae(), path)
+        initialize_from_checkpoint(vit_for_mae(), path)
     with pytest.raises(
         CheckpointError, match=r"has shape \(24, 3, 16, 16\), expected \(16, 3, 16, 16\)|expected \(1, 4, 4, 16\)"
     ):
-        init_weights(vit_for_mae(depth=2, global_attn_indexes=[0], embed_dim=16, num_heads=2), path)
+        initialize_from_checkpoint(vit_for_mae(depth=2, global_attn_indexes=[0], embed_dim=16, num_heads=2), path)
     with pytest.raises(CheckpointError, match=r"unexpected blocks\.0\.ls1"):
-        init_weights(vit_for_mae(depth=2, global_attn_indexes=[0]), mae_file(mae, path, {"blocks.0.ls1": torch.zeros(1)}))
+        initialize_from_checkpoint(
+            vit_for_mae(depth=2, global_attn_indexes=[0]), mae_file(mae, path, {"blocks.0.ls1": torch.zeros(1)})
+        )
     with pytest.raises(CheckpointError, match="unexpected patch_embed"):
-        init_weights(build_mobile_sam(**TINY_VIT), path)
+        initialize_from_checkpoint(build_mobile_sam(**TINY_VIT), path)
 
 
 def test_mae_is_no_model_by_itself(tmp_path: Path) -> None:
@@ -348,10 +350,10 @@ def test_mae_is_no_model_by_itself(tmp_path: Path) -> None:
 
 def test_positions_of_the_same_grid_are_the_same() -> None:
     table = torch.randn(1, 17, 5)
-    assert torch.equal(resize_positions(table, 4), table[:, 1:].view(1, 4, 4, 5))
-    assert torch.equal(resize_positions(table[:, 1:], 4), table[:, 1:].view(1, 4, 4, 5))
+    assert torch.equal(resize_position_embeddings(table, 4), table[:, 1:].view(1, 4, 4, 5))
+    assert torch.equal(resize_position_embeddings(table[:, 1:], 4), table[:, 1:].view(1, 4, 4, 5))
     with pytest.raises(CheckpointError, match="pos_embed has 18 rows"):
-        resize_positions(torch.randn(1, 18, 5), 4)
+        resize_position_embeddings(torch.randn(1, 18, 5), 4)
 
 
 def cubic(t: float) -> float:
@@ -362,7 +364,7 @@ def cubic(t: float) -> float:
 
 def test_positions_are_interpolated_by_the_cubic_kernel() -> None:
     rows = torch.randn(4)
-    resized = resize_positions(rows[:, None].expand(4, 4).reshape(1, 16, 1), 6)[0, ..., 0]
+    resized = resize_position_embeddings(rows[:, None].expand(4, 4).reshape(1, 16, 1), 6)[0, ..., 0]
     for i in range(6):
         place = (i + 0.5) * 4 / 6 - 0.5
         taps = range(math.floor(place) - 1, math.floor(place) + 3)
@@ -373,7 +375,7 @@ def test_positions_are_interpolated_by_the_cubic_kernel() -> None:
 @pytest.mark.parametrize(("old", "new"), [(14, 16), (4, 7)])
 def test_an_enlarged_patch_gets_the_same_answer(old: int, new: int) -> None:
     kernel, patches = torch.randn(2, 3, old, old), torch.randn(5, 3, old, old)
-    resized, enlarged = resize_patches(kernel, new), F.interpolate(patches, (new, new), mode="bicubic", align_corners=False)
+    resized, enlarged = resize_patch_kernel(kernel, new), F.interpolate(patches, (new, new), mode="bicubic", align_corners=False)
     for c in range(2):
         for n in range(5):
             before = sum(float((kernel[c, i] * patches[n, i]).sum()) for i in range(3))
@@ -385,5 +387,5 @@ def test_an_enlarged_patch_gets_the_same_answer(old: int, new: int) -> None:
 def test_a_smaller_kernel_answers_smooth_patches_alike() -> None:
     """Shrinking loses detail; a patch without detail is answered as before."""
     kernel = torch.randn(1, 1, 16, 16)
-    assert torch.equal(resize_patches(kernel, 16), kernel)
-    assert resize_patches(kernel, 8).sum().item() == pytest.approx(kernel.sum().item(), abs=0.05 * kernel.abs().sum().item())
+    assert torch.equal(resize_patch_kernel(kernel, 16), kernel)
+    assert resize_patch_kernel(kernel, 8).sum().item() == pytest.approx(kernel.sum().item(), abs=0.05 * kernel.abs().sum().item())

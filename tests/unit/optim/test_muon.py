@@ -10,7 +10,7 @@ from conftest import small_sam
 from torch import nn
 
 from sam_train.optim import OptimizerFactory
-from sam_train.optim.muon import Muon, orthogonal
+from sam_train.optim.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (24, 96), (96, 24)])
@@ -32,10 +32,10 @@ def test_five_steps_are_torchs(shape: tuple[int, int]) -> None:
 def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, dtype=torch.float64)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = torch.linalg.svdvals(orthogonal(matrix))
+    found = torch.linalg.svdvals(orthogonalize(matrix))
     assert found.min() > 0.6
     assert found.max() < 1.2
-    along = (u.T @ orthogonal(matrix) @ v.T).diagonal()
+    along = (u.T @ orthogonalize(matrix) @ v.T).diagonal()
     torch.testing.assert_close(along.sort().values, found.sort().values, rtol=1e-4, atol=1e-4)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from sam_train.errors import SkipSample
+from sam_train.errors import SkipSampleError
 from sam_train.shards import decode_jpeg, encode_jpeg
 from sam_train.shards.icc import strip_icc_texts
 from sam_train.shards.jpeg import list_metadata, strip_metadata
@@ -216,7 +216,7 @@ def test_a_few_bytes_that_claim_a_large_picture(side: int) -> None:
     jpeg = bytearray(encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
     at = jpeg.index(b"\xff\xc0")
     jpeg[at + 5 : at + 9] = side.to_bytes(2, "big") * 2
-    with pytest.raises(SkipSample, match=r"cannot hold|at most") as caught:
+    with pytest.raises(SkipSampleError, match=r"cannot hold|at most") as caught:
         decode_jpeg(bytes(jpeg))
     assert caught.value.reason == ("too_large" if side > 14_000 else "undecodable_jpeg")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam_train.errors import ShardError
-from sam_train.masks import decode_rle, encode_rle, mask_to_box_xywh, rle_pixels
+from sam_train.masks import decode_rle, encode_rle, mask_to_box_xywh, rle_total_pixels
 from sam_train.shards.maintenance.rle_geometry import rle_runs, segments_of
 
 
@@ -39,7 +39,7 @@ def test_empty_and_full(value: bool) -> None:
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12))
 def test_the_same_strings_are_runs(counts: str) -> None:
     runs = rle_runs(counts)
-    assert (-1 if runs is None else runs.sum()) == rle_pixels(counts)
+    assert (-1 if runs is None else runs.sum()) == rle_total_pixels(counts)
 
 
 @settings(max_examples=300, deadline=None)

@@ -80,7 +80,7 @@ def test_a_crash_before_the_manifest_leaves_a_shard_that_is_not_done(
     tiny_shard: Path, tiny_samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manifest of the older shard must not vouch for the new tar."""
-    monkeypatch.setattr("sam_train.shards.writer.commit_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("sam_train.shards.writer.atomic_write_bytes", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_shard(tiny_shard, tiny_samples[:1])
     assert names(tiny_shard.parent) == ["sa_000000.tar"]

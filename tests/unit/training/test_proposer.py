@@ -24,8 +24,8 @@ from sam_train.evaluation.protocol import Subject
 from sam_train.inference import BoxMaskGenerator, Predictor
 from sam_train.inference.box_mask_generator import load_proposer, save_proposer
 from sam_train.losses.box_loss import BoxLoss, generalized_iou
-from sam_train.metrics.matches import Matches, box_ious
-from sam_train.model.proposer import Proposer, boxes_of
+from sam_train.metrics.precision_recall import PrecisionRecall, pairwise_box_iou
+from sam_train.model.proposer import Proposer, decode_boxes
 from sam_train.shards import decode_jpeg, iterate_samples, write_shard
 from sam_train.shards.index import index_shard
 from sam_train.train import train_model
@@ -63,14 +63,14 @@ def test_generalized_iou_of_known_boxes() -> None:
 
 def test_a_cell_gives_the_box_that_its_distances_say() -> None:
     distances = torch.tensor([1.0, 2.0, 3.0, 4.0]).log()[:, None, None].expand(4, 2, 3)
-    assert boxes_of(distances)[:, 1, 2].tolist() == pytest.approx([2.5 - 1, 1.5 - 2, 2.5 + 3, 1.5 + 4])
+    assert decode_boxes(distances)[:, 1, 2].tolist() == pytest.approx([2.5 - 1, 1.5 - 2, 2.5 + 3, 1.5 + 4])
 
 
 def test_precision_and_recall_match_one_to_one() -> None:
-    matches = Matches()
+    matches = PrecisionRecall()
     there = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]])
     found = torch.tensor([[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 10.0], [21.0, 0.0, 30.0, 10.0], [70.0, 0.0, 80.0, 9.0]])
-    matches.update(box_ious(found, there))
+    matches.update(pairwise_box_iou(found, there))
     matches.update(torch.zeros(0, 2))
     precision, recall = matches.compute()
     assert (precision.item(), recall.item()) == pytest.approx((2 / 4, 2 / 5))
@@ -96,16 +96,16 @@ def test_it_learns_boxes_of_several_sizes() -> None:
     for step in range(100):
         scenes = [scene(100 + 4 * step + i) for i in range(4)]
         maps = proposer(torch.stack([embedding for embedding, _ in scenes]))
-        losses = [sum(loss(maps, i, b / 8, proposer.sizes_of(b, 256))) for i, (_, b) in enumerate(scenes)]
+        losses = [sum(loss(maps, i, b / 8, proposer.size_classes(b, 256))) for i, (_, b) in enumerate(scenes)]
         optimizer.zero_grad()
         (torch.stack(losses).sum() / 16).backward()
         optimizer.step()
-    matches = Matches(0.5)
+    matches = PrecisionRecall(0.5)
     for seed in range(10):
         embedding, boxes = scene(seed)
         found, scores = proposer.eval().propose(embedding[None], (256, 256), 256, score_thresh=0.3, max_boxes=50, nms_thresh=0.6)
         assert (scores.diff() <= 0).all()
-        matches.update(box_ious(found, boxes))
+        matches.update(pairwise_box_iou(found, boxes))
     precision, recall = matches.compute()
     assert precision > 0.8
     assert recall > 0.8
@@ -179,7 +179,7 @@ def test_from_sam_train_to_masks_of_an_image(
 def test_a_proposer_of_another_encoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     model = load_checkpoint(checkpoint)
     path = tmp_path / "proposer.pt"
-    save_proposer(path, Proposer(embedding_dim=model.prompt_encoder.no_mask_embed.embedding_dim), model, {})
+    save_proposer(path, Proposer(embedding_dim=model.image_embedding_dim), model, {})
     makes = BoxMaskGenerator(file=str(path))
     next(model.mask_decoder.parameters()).data.add_(1)
     makes.generate(model, np.zeros((32, 48, 3), np.uint8))  # the decoder may have learned since

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sam_train.inference import EmbeddingCache
-from sam_train.losses import SamLoss, alignment_loss
+from sam_train.losses import SamLoss, text_alignment_loss
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 from sam_train.model.layers import DropPath
@@ -245,7 +245,7 @@ def test_a_branch_is_dropped_for_an_image_whoever_is_beside_it() -> None:
     drawn = []
     for seeds in ([(1, 5, 0, 4), (1, 5, 1, 4)], [(1, 5, 1, 4)], [(1, 6, 1, 4)]):
         draw_drop_paths(encoder, seeds, torch.device("cpu"))
-        drawn.append(torch.stack([path.uniform for path in paths if path.uniform is not None]))
+        drawn.append(torch.stack([path.uniform_draws for path in paths if path.uniform_draws is not None]))
     assert torch.equal(drawn[0][:, 1:], drawn[1])
     assert not torch.equal(drawn[0][:, :1], drawn[1])
     assert not torch.equal(drawn[2], drawn[1])
@@ -421,7 +421,7 @@ def test_alignment_of_words_is_added_to_the_first_round_of_a_step_that_begins_wi
     with torch.no_grad():
         words = model.prompt_encoder.embed_text(texts)
         embeddings = model.encode_images(make_batch().images, make_batch().sizes_hw)
-        extra = alignment_loss(words, embeddings, make_batch().image_index, make_batch().target_masks)
+        extra = text_alignment_loss(words, embeddings, make_batch().image_index, make_batch().target_masks)
     assert float(aligned[0] - plain[0]) == pytest.approx(0.5 * float(extra), rel=1e-4)
     assert torch.equal(plain[1:], aligned[1:])
     assert torch.equal(losses_of(make_batch()), losses_of(make_batch(), text_alignment_weight=0.5)), "clicks know no words"

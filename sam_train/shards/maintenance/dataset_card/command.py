@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.shards.maintenance.dataset_card.croissant import Title, croissant
 from sam_train.shards.maintenance.dataset_card.facts import File, read_facts
 from sam_train.shards.maintenance.parallel import add_workers, over_shards
@@ -66,11 +66,11 @@ def run_card(arguments: argparse.Namespace) -> None:
         whole.add(part)
     drawings = draw_all(whole)
     for drawing in drawings:
-        commit_file(arguments.out / f"{drawing.name}.png", drawing.png)
-    commit_file(arguments.out / "stats.json", _json(as_document(whole)))
-    commit_file(arguments.out / "README.md", readme(title, facts, whole, drawings).encode())
+        atomic_write_bytes(arguments.out / f"{drawing.name}.png", drawing.png)
+    atomic_write_bytes(arguments.out / "stats.json", _json(as_document(whole)))
+    atomic_write_bytes(arguments.out / "README.md", readme(title, facts, whole, drawings).encode())
     address_of = partial(_address, out=arguments.out, files_at=arguments.files_at)
-    commit_file(arguments.out / "croissant.json", _json(croissant(title, facts, address_of)))
+    atomic_write_bytes(arguments.out / "croissant.json", _json(croissant(title, facts, address_of)))
     print(f"{facts.num_images} images, {facts.num_masks} masks: {arguments.out / 'README.md'}, croissant.json")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_train.errors import ShardError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.shards.maintenance.parallel import add_workers, over_shards
 from sam_train.shards.maintenance.statistics.measure import Statistics, measure_shard
 from sam_train.shards.maintenance.statistics.page import as_document, render
@@ -41,9 +41,9 @@ def run_stats(arguments: argparse.Namespace) -> None:
         raise ShardError(f"no mask in {len(shards)} shards and {whole.num_images} images: nothing to draw. {left_out}".strip())
     drawings = draw_all(whole)
     for drawing in drawings:
-        commit_file(arguments.out / f"{drawing.name}.png", drawing.png)
-    commit_file(arguments.out / "stats.json", (json.dumps(as_document(whole), indent=1) + "\n").encode())
-    commit_file(arguments.out / "stats.html", render(whole, drawings, name=arguments.name).encode())
+        atomic_write_bytes(arguments.out / f"{drawing.name}.png", drawing.png)
+    atomic_write_bytes(arguments.out / "stats.json", (json.dumps(as_document(whole), indent=1) + "\n").encode())
+    atomic_write_bytes(arguments.out / "stats.html", render(whole, drawings, name=arguments.name).encode())
     for reason, count in sorted(whole.left_out.items()):
         print(f"left out: {count} {reason} (see sam-data validate)")
     print(f"{whole.num_images} images, {whole.num_masks} masks: {arguments.out / 'stats.html'}")

@@ -19,7 +19,7 @@ def timed(call: Callable[[], Any], into: list[float]) -> Any:
     return answer
 
 
-def memory_of(call: Callable[[], Any]) -> tuple[float, float]:
+def measure_memory(call: Callable[[], Any]) -> tuple[float, float]:
     """Peak resident size in MB (Linux): of one call above what was there before it, and of the process so far."""
     process = peak_mb()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
@@ -34,7 +34,7 @@ def peak_mb() -> float:
     return int(lines["VmHWM"].split()[0]) / 1e3
 
 
-def from_own_process(script: str, *arguments: str) -> Any:
+def run_in_subprocess(script: str, *arguments: str) -> Any:
     """What the script prints as JSON when it runs with these arguments, in a process of its own."""
     command = [sys.executable, script, *arguments]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)

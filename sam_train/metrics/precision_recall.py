@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class Matches(Metric):
+class PrecisionRecall(Metric):
     """What is found, and what is there, matched one to one at a least IoU."""
 
     counts: Tensor
@@ -20,7 +20,7 @@ class Matches(Metric):
 
     def update(self, ious: Float[Tensor, "N M"]) -> None:
         """IoU of each of N found in an image, best first, with each of M that are there."""
-        matched = num_matched(ious, self.min_iou)
+        matched = count_matches(ious, self.min_iou)
         self.counts += torch.tensor([matched, *ious.shape], dtype=torch.float64, device=self.counts.device)
 
     def compute(self) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ class Matches(Metric):
         return matched / found.clamp(min=1), matched / there.clamp(min=1)
 
 
-def num_matched(ious: Float[Tensor, "N M"], min_iou: float) -> int:
+def count_matches(ious: Float[Tensor, "N M"], min_iou: float) -> int:
     """Pairs, greedily: each of N in turn takes the best that is free, if that is at least `min_iou`."""
     if not ious.numel():
         return 0
@@ -42,7 +42,7 @@ def num_matched(ious: Float[Tensor, "N M"], min_iou: float) -> int:
     return number
 
 
-def box_ious(a: Float[Tensor, "N 4"], b: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
+def pairwise_box_iou(a: Float[Tensor, "N 4"], b: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
     """IoU of each box of `a` with each of `b`, XYXY."""
     areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1) for boxes in (a, b)]
     sides = torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2])

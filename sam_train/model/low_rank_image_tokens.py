@@ -11,7 +11,7 @@ values, queries, the upscaling) is that map of x', made once an image, and of R 
 The weights of an image token sum to 1 in each head, so the last token's value goes to all image tokens alike, and the others
 add their difference from it: T - 1 factors a head, and one for the whole.
 
-Where R nears C (few channels, many points), `DenseStream` writes z out after the first norm and folds the maps into the few
+Where R nears C (few channels, many points), `DenseImageTokens` writes z out after the first norm and folds the maps into the few
 tokens instead: `q . (W z) = (q W) . z`.
 
 L image tokens · C channels · N prompts of one image · n heads · T tokens of a prompt · d channels of a head ·
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True, slots=True)
-class Projection:
+class StreamProjection:
     """The stream under a linear map with O = n d outputs. Without `base`, the stream is dense and only the map is known."""
 
     weight: Float[Tensor, "n d C"]
@@ -45,7 +45,7 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
-class Normalization:
+class StreamNorm:
     """A layer norm, and what it meets of the shared part."""
 
     norm: nn.LayerNorm
@@ -54,7 +54,7 @@ class Normalization:
 
 
 @dataclass(frozen=True, slots=True)
-class Centered(Normalization):
+class CenteredStreamNorm(StreamNorm):
     """The same with the channels of base and maps centred."""
 
     crosses: tuple[Float[Tensor, "_ L"], ...]
@@ -63,7 +63,7 @@ class Centered(Normalization):
     """Squared lengths of the base's tokens."""
 
 
-class SharedStream:
+class SharedImageTokens:
     """The part of the stream that all prompts of an image have in common, as the layers go by.
 
     base: the image tokens with what is added to them for every prompt.
@@ -75,41 +75,43 @@ class SharedStream:
         self.base, self.maps, self.dense = base, maps, dense
         self.constant: Float[Tensor, " C"] | None = None  # before the first norm it is part of the base
 
-    def project(self, weight: Float[Tensor, "O C"], num_heads: int, positions: Float[Tensor, "O L"] | None = None) -> Projection:
+    def project(
+        self, weight: Float[Tensor, "O C"], num_heads: int, positions: Float[Tensor, "O L"] | None = None
+    ) -> StreamProjection:
         """The stream, or stream + positions (given under the same map), under a linear map without bias."""
         heads = partial(_of_heads, num_heads)
         if self.constant is not None and self.dense:
-            return Projection(heads(weight), None if positions is None else heads(positions))
+            return StreamProjection(heads(weight), None if positions is None else heads(positions))
         base, maps = weight @ self.base, tuple(m @ weight.T for m in self.maps)
         if self.constant is None:
-            return Projection(heads(weight), None, heads(base if positions is None else base + positions), maps)
+            return StreamProjection(heads(weight), None, heads(base if positions is None else base + positions), maps)
         constant = (weight @ self.constant)[:, None]
         if positions is None:
-            return Projection(heads(weight), None, heads(base), maps, heads(constant))
-        return Projection(heads(weight), heads(positions + constant), heads(base), maps)
+            return StreamProjection(heads(weight), None, heads(base), maps, heads(constant))
+        return StreamProjection(heads(weight), heads(positions + constant), heads(base), maps)
 
     def add(self, rows: Float[Tensor, "_ C"], constant: Float[Tensor, " C"]) -> None:
-        """Follow `PromptStream.add`, whose values are coordinates of `rows`; and a constant."""
+        """Follow `LowRankImageTokens.add`, whose values are coordinates of `rows`; and a constant."""
         if self.constant is None or self.dense:
             self.base = self.base + constant[:, None]
             self.maps = (*self.maps, rows)
         else:  # the constant so far is not scaled: it becomes a row of its own
             self.maps = (*self.maps, (self.constant + constant)[None], rows)
 
-    def normalize(self, norm: nn.LayerNorm) -> Normalization:
+    def normalize(self, norm: nn.LayerNorm) -> StreamNorm:
         """Follow a layer norm: its weight falls on base and maps, its bias is the constant."""
         if self.dense:
-            before = Normalization(norm, self.base, self.maps)
+            before = StreamNorm(norm, self.base, self.maps)
             self.base, self.maps, self.constant = torch.zeros_like(norm.bias)[:, None], (), norm.bias
             return before
         base = self.base - self.base.mean(0)
         maps = tuple(m - m.mean(-1, keepdim=True) for m in self.maps)
         self.base, self.constant = base * norm.weight[:, None], norm.bias
         self.maps = tuple(m * norm.weight for m in maps)
-        return Centered(norm, base, maps, tuple(m @ base for m in maps), base.square().sum(0))
+        return CenteredStreamNorm(norm, base, maps, tuple(m @ base for m in maps), base.square().sum(0))
 
 
-class PromptStream:
+class LowRankImageTokens:
     """What each of N prompts has of its own: the scale of each row, factors, and their values in terms of the shared maps.
 
     Blocks of factors follow each other. A block is the number of a map and the values `N n T d`: its n T coefficients are the
@@ -124,16 +126,16 @@ class PromptStream:
         if features is not None:
             self.blocks.append((0, torch.eye(features.shape[1], dtype=features.dtype, device=features.device)[None, None]))
 
-    def at(self, rows: Int[Tensor, " K"]) -> PromptStream:
+    def at(self, rows: Int[Tensor, " K"]) -> LowRankImageTokens:
         """The streams of some prompts, after a norm."""
         assert self.factors is not None
         assert self.scale is not None
-        some = PromptStream(None)
+        some = LowRankImageTokens(None)
         some.scale, some.factors = self.scale[rows], self.factors[rows]
         some.blocks = [(i, v[rows] if len(v) == len(self.factors) else v) for i, v in self.blocks]
         return some
 
-    def scores(self, projection: Projection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
+    def scores(self, projection: StreamProjection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
         """Products of the tokens' heads with the projected stream."""
         assert projection.base is not None
         scores = _by_head(tokens, projection.base)
@@ -145,7 +147,7 @@ class PromptStream:
             scores = _times(scores, self.scale[:, None])
         return scores if projection.positions is None else scores.add_(_by_head(tokens, projection.positions))
 
-    def mix(self, projection: Projection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
+    def mix(self, projection: StreamProjection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
         """Means of the projected stream over the image, by the weights of each token, which sum to 1 and are used up."""
         assert projection.base is not None
         if self.scale is not None:
@@ -171,9 +173,9 @@ class PromptStream:
         self.factors = torch.cat([whole, factors] if self.factors is None else [self.factors, whole, factors], 1)
         self.blocks += [(at, last.transpose(1, 2).flatten(2)[:, None]), (at, values[:, :, :-1] - last)]
 
-    def normalize(self, to: Normalization) -> None:
+    def normalize(self, to: StreamNorm) -> None:
         """A layer norm over the channels, by the squared lengths of the rows: |scale (x' + f^T A)|^2, all centred."""
-        assert isinstance(to, Centered)
+        assert isinstance(to, CenteredStreamNorm)
         assert self.factors is not None
         with torch.autocast(self.factors.device.type, enabled=False):
             rows, factors = _precise(self._coefficients(to.maps)), _precise(self.factors)
@@ -191,7 +193,9 @@ class PromptStream:
             else:
                 self.scale = self.scale * (squares * self.scale.square() / rows.shape[2] + to.norm.eps).rsqrt()
 
-    def outputs(self, projection: Projection, bias: Float[Tensor, " O"], tokens_at_once: int) -> Iterator[Float[Tensor, "N l O"]]:
+    def outputs(
+        self, projection: StreamProjection, bias: Float[Tensor, " O"], tokens_at_once: int
+    ) -> Iterator[Float[Tensor, "N l O"]]:
         """The projected stream and a bias, written out for l image tokens at a time (n = 1)."""
         assert self.factors is not None
         assert self.scale is not None
@@ -209,38 +213,40 @@ class PromptStream:
         return torch.cat([b.expand(len(self.factors), -1, -1) for b in blocks], 1)
 
 
-class DenseStream(PromptStream):
+class DenseImageTokens(LowRankImageTokens):
     """The stream written out from the first norm on."""
 
     def __init__(self, features: Float[Tensor, "N K L"] | None) -> None:
         super().__init__(features)
         self.tokens: Float[Tensor, "N L C"] | None = None
 
-    def at(self, rows: Int[Tensor, " K"]) -> PromptStream:
+    def at(self, rows: Int[Tensor, " K"]) -> LowRankImageTokens:
         assert self.tokens is not None
-        some = DenseStream(None)
+        some = DenseImageTokens(None)
         some.tokens = self.tokens[rows]
         return some
 
-    def scores(self, projection: Projection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
+    def scores(self, projection: StreamProjection, tokens: Float[Tensor, "N n T d"]) -> Float[Tensor, "N n T L"]:
         if self.tokens is None:
             return super().scores(projection, tokens)
         scores = ((tokens @ projection.weight).flatten(1, 2) @ self.tokens.mT).unflatten(1, tokens.shape[1:3])
         return scores if projection.positions is None else scores.add_(_by_head(tokens, projection.positions))
 
-    def mix(self, projection: Projection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
+    def mix(self, projection: StreamProjection, weights: Float[Tensor, "N n T L"]) -> Float[Tensor, "N n T d"]:
         if self.tokens is None:
             return super().mix(projection, weights)
         return (weights.flatten(1, 2) @ self.tokens).unflatten(1, weights.shape[1:3]) @ projection.weight.mT
 
-    def normalize(self, to: Normalization) -> None:
+    def normalize(self, to: StreamNorm) -> None:
         assert self.factors is not None
         before = to.base.T if self.tokens is None else self.tokens + to.base.T
         tokens = torch.baddbmm(before, self.factors.mT, self._coefficients(to.maps))
         self.tokens = F.layer_norm(tokens, (tokens.shape[2],), to.norm.weight, to.norm.bias, to.norm.eps)
         self.factors, self.blocks = None, []
 
-    def outputs(self, projection: Projection, bias: Float[Tensor, " O"], tokens_at_once: int) -> Iterator[Float[Tensor, "N l O"]]:
+    def outputs(
+        self, projection: StreamProjection, bias: Float[Tensor, " O"], tokens_at_once: int
+    ) -> Iterator[Float[Tensor, "N l O"]]:
         assert self.tokens is not None
         for tokens in self.tokens.split(tokens_at_once, 1):
             yield F.linear(tokens, projection.weight[0], bias)
