@@ -26,7 +26,7 @@ from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.cli.commands import EVALUATE
 from sam_train.config import build, to_plain
 from sam_train.errors import ConfigError
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary
+from sam_train.evaluation.protocol import EvaluationImage, EvaluationProtocol, Measurement, Summary
 from sam_train.evaluation.result_cache import ResultCache
 from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor
@@ -49,18 +49,18 @@ def run(cfg: DictConfig) -> Mapping[str, float]:
         raise ConfigError("sam-evaluate needs checkpoint=FILE: the model.pt of a run, or released weights")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    protocol: Protocol = build(cfg.protocol)
-    everything = protocol.subjects(cfg.shards)
-    subjects = _spread(everything, cfg.max_images)
+    protocol: EvaluationProtocol = build(cfg.protocol)
+    everything = protocol.list_images(cfg.shards)
+    images = _spread(everything, cfg.max_images)
     predictor = Predictor(load_checkpoint(Path(cfg.checkpoint), cfg.device))
     journal = ResultCache(Path(cfg.journal), _what(cfg, everything)) if cfg.journal else None
-    measured = _measure(protocol, predictor, _slice(subjects, cfg.slice, journal), journal)
+    measured = _measure(protocol, predictor, _slice(images, cfg.slice, journal), journal)
     if journal:
-        measured = [m for m in map(journal.load, subjects) if m is not None]
-    if len(measured) < len(subjects):
-        print(f"{len(measured)} of {len(subjects)} images are measured; when all slices are, give this command without slice=")
+        measured = [m for m in map(journal.load, images) if m is not None]
+    if len(measured) < len(images):
+        print(f"{len(measured)} of {len(images)} images are measured; when all slices are, give this command without slice=")
         return {}
-    summary = protocol.summary(measured)
+    summary = protocol.summarize(measured)
     if cfg.out:
         document = _document(checkpoint_hash(Path(cfg.checkpoint)), summary)
         atomic_write_bytes(Path(cfg.out), (json.dumps(document, indent=1) + "\n").encode())
@@ -68,40 +68,40 @@ def run(cfg: DictConfig) -> Mapping[str, float]:
     return summary.measures
 
 
-def _spread(subjects: Sequence[Subject], max_images: int | None) -> Sequence[Subject]:
+def _spread(images: Sequence[EvaluationImage], max_images: int | None) -> Sequence[EvaluationImage]:
     """All, or so many of them at even distances."""
-    if max_images is None or max_images >= len(subjects):
-        return subjects
+    if max_images is None or max_images >= len(images):
+        return images
     if max_images < 1:
         raise ConfigError(f"max_images must be 1 or more, or null for all, got {max_images}")
-    return [subjects[i] for i in evenly_spaced_indices(len(subjects), max_images, at="start")]
+    return [images[i] for i in evenly_spaced_indices(len(images), max_images, at="start")]
 
 
-def _slice(subjects: Sequence[Subject], part: str | None, journal: ResultCache | None) -> Sequence[Subject]:
+def _slice(images: Sequence[EvaluationImage], part: str | None, journal: ResultCache | None) -> Sequence[EvaluationImage]:
     if part is None:
-        return subjects
+        return images
     selection = parse_slice(part)
     if journal is None:
         raise ConfigError("slice= needs journal=FOLDER, where the slices meet")
-    return subjects[selection]
+    return images[selection]
 
 
-def _what(cfg: DictConfig, subjects: Sequence[Subject]) -> dict[str, Any]:
+def _what(cfg: DictConfig, images: Sequence[EvaluationImage]) -> dict[str, Any]:
     """What a measurement depends on. Of the data, the names of all images: their pixels are taken to stay."""
-    names = hashlib.sha256("\n".join(f"{subject.number} {subject.name}" for subject in subjects).encode()).hexdigest()
+    names = hashlib.sha256("\n".join(f"{image.number} {image.name}" for image in images).encode()).hexdigest()
     return {"checkpoint": checkpoint_hash(Path(cfg.checkpoint)), "protocol": to_plain(cfg.protocol), "images": names}
 
 
 def _measure(
-    protocol: Protocol, predictor: Predictor, subjects: Sequence[Subject], journal: ResultCache | None
+    protocol: EvaluationProtocol, predictor: Predictor, images: Sequence[EvaluationImage], journal: ResultCache | None
 ) -> list[Measurement]:
     measured = []
-    for subject in track(subjects, description="evaluating"):
-        found = journal.load(subject) if journal else None
+    for image in track(images, description="evaluating"):
+        found = journal.load(image) if journal else None
         if found is None:
-            found = protocol.measure(predictor, subject)
+            found = protocol.measure(predictor, image)
             if journal:
-                journal.save(subject, found)
+                journal.save(image, found)
         measured.append(found)
     return measured
 

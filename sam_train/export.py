@@ -76,14 +76,14 @@ def _load(checkpoint: Path) -> Sam:
 
 def _export_onnx(cfg: DictConfig) -> list[Path]:
     try:
-        from sam_train.inference.export import Options, export_onnx
+        from sam_train.inference.export import ExportOptions, export_onnx
     except ModuleNotFoundError as error:
         raise ConfigError(f"format=onnx needs {error.name}: pip install 'sam-train[onnx]'") from error
     checkpoint = Path(cfg.checkpoint)
     exported = export_onnx(
         _load(checkpoint),
         Path(cfg.out),
-        options=Options(**cfg.options),
+        options=ExportOptions(**cfg.options),
         precisions=list(cfg.precisions),
         encoder=cfg.encoder,
         checkpoint_sha256=checkpoint_hash(checkpoint / LAST if _is_run(checkpoint) else checkpoint),

@@ -98,7 +98,7 @@ class SimulatedAnnotator:
         masks: dict[int, Candidate] = {}
         for round_ in self.simulator.rounds(generator):
             best = predictor.predict(prompts, multimask_output=round_.multimask_output).best()
-            answers = predictor.masks_in_image(best.mask_logits)[:, 0]
+            answers = predictor.masks_to_image(best.mask_logits)[:, 0]
             accepted = mask_iou(answers, wanted[open_]) >= self.accept_iou
             for i in accepted.nonzero()[:, 0].tolist():
                 masks[int(open_[i])] = self._accepted(answers[i], prompts[i : i + 1], best, i, image)

@@ -17,7 +17,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sam_train.errors import ConfigError
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
+from sam_train.evaluation.protocol import (
+    EvaluationImage,
+    EvaluationProtocol,
+    Measurement,
+    Summary,
+    list_shard_images,
+    load_sample,
+)
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle, mask_iou
 from sam_train.metrics.boundary_iou import boundary_iou
@@ -73,7 +80,7 @@ class ClickResult:
         }
 
 
-class ClickProtocol(Protocol):
+class ClickProtocol(EvaluationProtocol):
     """The protocol with its choices.
 
     num_clicks: clicks a mask gets; report: after which of them the means are told.
@@ -102,13 +109,13 @@ class ClickProtocol(Protocol):
         self.masks_per_image, self.min_area_px, self.seed = masks_per_image, min_area_px, seed
         self.num_clicks, self.report, self.boundary = num_clicks, tuple(report), boundary
 
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
-        return shard_subjects(shards)
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
+        return list_shard_images(shards)
 
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
-        return self.measure_sample(predictor, sample_of(subject), subject.number)
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
+        return self.measure_sample(predictor, load_sample(image_entry), image_entry.number)
 
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         result = ClickResult.of(measurements, self.num_clicks)
         if not len(result.ious):
             raise ConfigError(
@@ -141,9 +148,9 @@ class ClickProtocol(Protocol):
         for round_ in self.simulator.rounds(generator):
             prediction = predictor.predict(prompts, multimask_output=round_.multimask_output)
             if round_.index == 0:
-                oracle = mask_iou(predictor.masks_in_image(prediction.mask_logits), targets[:, None]).amax(1)
+                oracle = mask_iou(predictor.masks_to_image(prediction.mask_logits), targets[:, None]).amax(1)
             best = prediction.best()
-            answers = predictor.masks_in_image(best.mask_logits)[:, 0]
+            answers = predictor.masks_to_image(best.mask_logits)[:, 0]
             ious.append(mask_iou(answers, targets))
             if self.boundary:
                 outlines.append(torch.tensor(_boundary_ious(answers, targets)))

@@ -18,11 +18,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_train.errors import ConfigError, ShardError, SkipSampleError
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, mean, sample_of, shard_subjects
+from sam_train.evaluation.protocol import (
+    EvaluationImage,
+    EvaluationProtocol,
+    Measurement,
+    Summary,
+    list_shard_images,
+    load_sample,
+    mean,
+)
 from sam_train.inference import Predictor
-from sam_train.inference.predictor import prompts_of
+from sam_train.inference.predictor import make_prompts
 from sam_train.masks import decode_rle
-from sam_train.metrics.clicks_needed import clicks_needed
+from sam_train.metrics.number_of_clicks import number_of_clicks
 from sam_train.prompts.sampling import squared_depths
 from sam_train.shards import decode_jpeg
 from sam_train.shards.image_io import IMAGE_EXTENSIONS, open_image_header
@@ -32,7 +40,7 @@ from sam_train.shards.keys import keys_from_paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class TargetImage:
     """An image, the masks that are wanted of it, and pixels that nobody asks about."""
 
     image: np.ndarray
@@ -40,7 +48,7 @@ class Scene:
     void: Bool[np.ndarray, "H W"]
 
 
-class ClicksNeededProtocol(Protocol):
+class ClicksNeededProtocol(EvaluationProtocol):
     """The protocol with its choices.
 
     images, masks: folders with pictures and one mask each of equal stem; without them the masks of `shards` are taken.
@@ -67,39 +75,39 @@ class ClicksNeededProtocol(Protocol):
         self.max_clicks, self.thresholds = max_clicks, tuple(thresholds)
         self.masks_per_image, self.min_area_px = masks_per_image, min_area_px
 
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
         if self.images is None or self.masks is None:
-            return shard_subjects(shards)
+            return list_shard_images(shards)
         pictures = images_by_stem(Path(self.images))
         masks = files_by_stem(Path(self.masks), IMAGE_EXTENSIONS)
         if alone := sorted(pictures.keys() ^ masks.keys()):
             raise ConfigError(f"{alone[0]!r} is in one of {self.images} and {self.masks} only: every picture needs one mask")
         stems = sorted(pictures)
         return [
-            Subject(number=number, name=key, place=(pictures[stem], masks[stem]))
+            EvaluationImage(number=number, name=key, source=(pictures[stem], masks[stem]))
             for number, (key, stem) in enumerate(zip(keys_from_paths([f"{s}.x" for s in stems]), stems, strict=True), start=1)
         ]
 
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
-        scene = self._scene(subject)
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
+        scene = self._scene(image_entry)
         if not len(scene.targets):
             return {"ious": []}
         predictor.set_image(scene.image)
         return {"ious": self._clicked(predictor, scene)}
 
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         ious = [mask for measured in measurements for mask in measured["ious"]]
         if not ious:
             raise ConfigError(f"no mask to measure by in {len(measurements)} images: name others, or lower protocol.min_area_px")
         measures: dict[str, float] = {}
         for threshold in self.thresholds:
             percent = f"{threshold * 100:g}"
-            noc, never = clicks_needed(ious, threshold, self.max_clicks)
+            noc, never = number_of_clicks(ious, threshold, self.max_clicks)
             measures |= {f"noc_at_{percent}": noc, f"never_at_{percent}": never}
         measures |= {"miou_at_1": mean([mask[0] for mask in ious]), "num_masks": len(ious), "num_images": len(measurements)}
         return Summary(measures=measures)
 
-    def _clicked(self, predictor: Predictor, scene: Scene) -> list[list[float]]:
+    def _clicked(self, predictor: Predictor, scene: TargetImage) -> list[list[float]]:
         """IoU of each target after each click, until it is above all thresholds."""
         ious: list[list[float]] = [[] for _ in scene.targets]
         clicks: list[list[tuple[int, int, bool]]] = [[] for _ in scene.targets]
@@ -110,9 +118,9 @@ class ClicksNeededProtocol(Protocol):
             for n in wanted:
                 clicks[n].append(next_click(answers[n], scene.targets[n], scene.void, clicks[n]))
             best = self._answer(predictor, [clicks[n] for n in wanted], logits)
-            answers[wanted] = predictor.masks_in_image(best)[:, 0].cpu().numpy()
+            answers[wanted] = predictor.masks_to_image(best)[:, 0].cpu().numpy()
             for n in wanted:
-                ious[n].append(iou_but(answers[n], scene.targets[n], scene.void))
+                ious[n].append(iou_outside_void(answers[n], scene.targets[n], scene.void))
             going_on = np.array([ious[n][-1] < max(self.thresholds) for n in wanted], bool)
             if not going_on.any():
                 break
@@ -124,23 +132,23 @@ class ClicksNeededProtocol(Protocol):
     ) -> Float[Tensor, "N 1 h w"]:
         points = torch.tensor([[click[:2] for click in mask] for mask in clicks], dtype=torch.float32)
         labels = torch.tensor([[int(click[2]) for click in mask] for mask in clicks])
-        prompts = prompts_of(points_xy=points, point_labels=labels, mask_logits=logits, device=predictor.device)
+        prompts = make_prompts(points_xy=points, point_labels=labels, mask_logits=logits, device=predictor.device)
         return predictor.predict(prompts, multimask_output=logits is None).best().mask_logits
 
-    def _scene(self, subject: Subject) -> Scene:
-        if isinstance(subject.place, tuple):
-            return self._scene_of_files(*subject.place, key=subject.name)
-        sample = sample_of(subject)
+    def _scene(self, image_entry: EvaluationImage) -> TargetImage:
+        if isinstance(image_entry.source, tuple):
+            return self._scene_of_files(*image_entry.source, key=image_entry.name)
+        sample = load_sample(image_entry)
         height, width = sample.record.height, sample.record.width
         large = [mask for mask in sample.record.masks if mask.area >= self.min_area_px][: self.masks_per_image]
         targets = [decode_rle(mask.segmentation, height=height, width=width, key=sample.record.key) for mask in large]
-        return Scene(
+        return TargetImage(
             image=decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key),
             targets=np.stack(targets) if targets else np.zeros((0, height, width), bool),
             void=np.zeros((height, width), bool),
         )
 
-    def _scene_of_files(self, image: Path, mask: Path, *, key: str) -> Scene:
+    def _scene_of_files(self, image: Path, mask: Path, *, key: str) -> TargetImage:
         pixels, values = load_image_or_raise(image, key=key).image, _gray(mask)
         check_matches_image_size(mask, values, height=pixels.shape[0], width=pixels.shape[1], key=key)
         above = 0 if self.void_value is None else self.void_value
@@ -148,7 +156,7 @@ class ClicksNeededProtocol(Protocol):
         if not target.any():
             raise ShardError(f"{mask} has no pixel above {above}: no target to click; see protocol.void_value", key=key)
         void = np.zeros(values.shape, bool) if self.void_value is None else values == self.void_value
-        return Scene(image=pixels, targets=target[None], void=void)
+        return TargetImage(image=pixels, targets=target[None], void=void)
 
 
 def next_click(
@@ -165,7 +173,7 @@ def next_click(
     return column, row, foreground
 
 
-def iou_but(answer: Bool[np.ndarray, "H W"], target: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"]) -> float:
+def iou_outside_void(answer: Bool[np.ndarray, "H W"], target: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"]) -> float:
     """IoU of what is not void."""
     return float((answer & target & ~void).sum() / max(1, ((answer | target) & ~void).sum()))
 

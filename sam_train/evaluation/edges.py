@@ -17,12 +17,12 @@ from torch import Tensor
 
 from sam_train.errors import ConfigError
 from sam_train.evaluation.edge_maps import EdgeMap
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary
+from sam_train.evaluation.protocol import EvaluationImage, EvaluationProtocol, Measurement, Summary
 from sam_train.files import atomic_write_bytes
 from sam_train.geometry import InterpolationTaps, Resize
 from sam_train.inference import Predictor
 from sam_train.inference.grids import point_grid
-from sam_train.inference.predictor import clicks
+from sam_train.inference.predictor import click_prompts
 from sam_train.masks import masks_to_boxes_xyxy, nms
 from sam_train.metrics.edge_scores import MAX_DISTANCE, NUM_THRESHOLDS, edge_counts, edge_scores
 from sam_train.metrics.thinning import thin
@@ -41,7 +41,7 @@ PIXELS_AT_ONCE = 1 << 24
 """Mask pixels at the size of the image: 64 MB of logits."""
 
 
-class EdgeProtocol(Protocol):
+class EdgeProtocol(EvaluationProtocol):
     """The protocol with its choices; what the paper leaves open is said.
 
     images, labels: BSDS500's folders of one split, STEM.jpg and STEM.mat.
@@ -71,7 +71,7 @@ class EdgeProtocol(Protocol):
         self.box_nms_thresh, self.smooth_px, self.border_px = box_nms_thresh, smooth_px, border_px
         self.num_thresholds, self.max_distance = num_thresholds, max_distance
 
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
         if not self.images or not self.labels:
             raise ConfigError(
                 "edges are measured on BSDS500's own files: give protocol.images=BSDS500/data/images/test and"
@@ -80,21 +80,21 @@ class EdgeProtocol(Protocol):
         pairs = pairs_by_stem(Path(self.images), Path(self.labels), ".mat", what="ground truth")
         keys = keys_from_paths([name for name, _, _ in pairs])
         return [
-            Subject(number=number, name=key, place=(image, label))
+            EvaluationImage(number=number, name=key, source=(image, label))
             for number, (key, (_, image, label)) in enumerate(zip(keys, pairs, strict=True), start=1)
         ]
 
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
-        image, label = subject.place
-        people = [outlines(ids) for ids in read_bsds_segmentations(label)]
-        strength = self.edges(predictor, load_image_or_raise(image, key=subject.name).image)
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
+        image, label = image_entry.source
+        people = [segment_boundaries(ids) for ids in read_bsds_segmentations(label)]
+        strength = self.edges(predictor, load_image_or_raise(image, key=image_entry.name).image)
         if self.maps:
             _, png = cv2.imencode(".png", np.rint(strength * 255).astype(np.uint8))
-            atomic_write_bytes(Path(self.maps) / f"{subject.name}.png", png.tobytes())
+            atomic_write_bytes(Path(self.maps) / f"{image_entry.name}.png", png.tobytes())
         counts = edge_counts(strength, people, num_thresholds=self.num_thresholds, max_distance=self.max_distance)
         return {"counts": counts.tolist()}
 
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         if not measurements:
             raise ConfigError("no image was measured")
         scores = edge_scores(np.array([m["counts"] for m in measurements]))
@@ -116,7 +116,7 @@ class EdgeProtocol(Protocol):
         points = torch.from_numpy(point_grid(self.points_per_side) * [width, height]).float().to(predictor.device)
         logits, scores, boxes = [], [], []
         for batch in points.split(self.points_per_batch):
-            prediction = predictor.predict(clicks(batch), multimask_output=True)
+            prediction = predictor.predict(click_prompts(batch), multimask_output=True)
             logits.append(prediction.mask_logits.flatten(0, 1))
             scores.append(prediction.iou_scores.flatten())
             boxes += [masks_to_boxes_xyxy(part > 0) for part in in_image(logits[-1], resize)]
@@ -141,7 +141,7 @@ def _matrix(taps: InterpolationTaps, grid: int) -> Float[Tensor, "n grid"]:
     return torch.from_numpy(matrix)
 
 
-def outlines(ids: Integer[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+def segment_boundaries(ids: Integer[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """The lines between segments that BSDS500's files hold as "Boundaries", one pixel wide.
 
     A pixel lies on one if the pixel below, to the right or below to the right is of another segment; what that gives is

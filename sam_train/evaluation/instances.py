@@ -19,10 +19,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
+from sam_train.evaluation.protocol import (
+    EvaluationImage,
+    EvaluationProtocol,
+    Measurement,
+    Summary,
+    list_shard_images,
+    load_sample,
+)
 from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor
-from sam_train.inference.predictor import prompts_of
+from sam_train.inference.predictor import make_prompts
 from sam_train.masks import encode_rle
 from sam_train.metrics.coco_scores import check_engine, coco_scores
 from sam_train.shards import decode_jpeg
@@ -49,7 +56,7 @@ class Box:
     score: float
 
 
-class InstanceProtocol(Protocol):
+class InstanceProtocol(EvaluationProtocol):
     """The protocol with its choices.
 
     annotations: the instances JSON that the shards were imported from (`sam-data import coco` or lvis keep its image ids).
@@ -79,25 +86,25 @@ class InstanceProtocol(Protocol):
         self.rules, self.engine, self.iou, self.results = rules, engine, iou, results
         self._boxes: dict[int, list[Box]] = {}
 
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
         if not self.annotations or not self.boxes:
             raise ConfigError("give protocol.annotations=INSTANCES.json and protocol.boxes=DETECTIONS.json, besides shards=")
-        subjects = shard_subjects(shards)
+        image_entries = list_shard_images(shards)
         images = read_json_object(Path(self.annotations), ("images", "annotations", "categories"))["images"]
         known = {integer_field(image, "id", place=f"{self.annotations}, images") for image in images}
-        strangers = [subject.name for subject in subjects if subject.place.image_id not in known]
+        strangers = [image_entry.name for image_entry in image_entries if image_entry.source.image_id not in known]
         if strangers:
             raise ConfigError(
                 f"{len(strangers)} images of the shards are not in {self.annotations}, such as {strangers[0]}: give the JSON that"
                 " they were imported from"
             )
         self._boxes = {image: best_boxes(boxes, self.max_boxes) for image, boxes in read_boxes(Path(self.boxes)).items()}
-        if not any(subject.place.image_id in self._boxes for subject in subjects):
+        if not any(image_entry.source.image_id in self._boxes for image_entry in image_entries):
             raise ConfigError(f"{self.boxes} has no box in any image of the shards: it is of other images")
-        return subjects
+        return image_entries
 
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
-        sample = sample_of(subject)
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
+        sample = load_sample(image_entry)
         boxes = self._boxes.get(sample.record.image_id, [])
         found = []
         if boxes:
@@ -109,7 +116,7 @@ class InstanceProtocol(Protocol):
             ]
         return {"image_id": sample.record.image_id, "results": found}
 
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         assert self.annotations is not None
         found = [{"image_id": m["image_id"], **result} for m in measurements for result in m["results"]]
         if self.results:
@@ -128,11 +135,11 @@ class InstanceProtocol(Protocol):
         corners = boxes_xywh.clone()
         corners[:, 2:] = corners[:, :2] + (boxes_xywh[:, 2:] - 1).clamp(min=0)
         for batch in corners.to(predictor.device).split(self.boxes_per_batch):
-            prompts = prompts_of(boxes_xyxy=batch, device=predictor.device)
+            prompts = make_prompts(boxes_xyxy=batch, device=predictor.device)
             logits = predictor.predict(prompts, multimask_output=True).best().mask_logits
             if self.refine:
                 logits = predictor.predict(prompts.with_mask(logits), multimask_output=False).mask_logits
-            found += predictor.masks_in_image(logits)[:, 0].cpu()
+            found += predictor.masks_to_image(logits)[:, 0].cpu()
         return found
 
 

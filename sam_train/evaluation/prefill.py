@@ -11,7 +11,14 @@ from collections.abc import Sequence
 import torch
 
 from sam_train.errors import ConfigError
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
+from sam_train.evaluation.protocol import (
+    EvaluationImage,
+    EvaluationProtocol,
+    Measurement,
+    Summary,
+    list_shard_images,
+    load_sample,
+)
 from sam_train.inference import MaskGenerator, Predictor
 from sam_train.metrics.precision_recall import count_matches
 from sam_train.metrics.recall import proposal_ious
@@ -20,24 +27,24 @@ from sam_train.shards import decode_jpeg
 IOUS = (0.5, 0.75, 0.9)
 
 
-class PrefillProtocol(Protocol):
+class PrefillProtocol(EvaluationProtocol):
     """The protocol with its choice of a maker: protocol/prefill, `generator@protocol.generator=proposer` for the other."""
 
     def __init__(self, *, generator: MaskGenerator) -> None:
         self.generator = generator
 
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
-        return shard_subjects(shards)
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
+        return list_shard_images(shards)
 
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
-        sample = sample_of(subject)
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
+        sample = load_sample(image_entry)
         image = decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key)
         masks, _ = self.generator.generate(predictor.model, image)
         truths = [mask.segmentation for mask in sample.record.masks]
         ious = torch.from_numpy(proposal_ious([mask.rle for mask in masks], truths))
         return {"found": len(masks), "there": len(truths), "matched": [count_matches(ious, least) for least in IOUS]}
 
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         found, there = (sum(m[name] for m in measurements) for name in ("found", "there"))
         if not there:
             raise ConfigError(f"no mask to measure by in {len(measurements)} images: name other shards")

@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, sample_of, shard_subjects
+from sam_train.evaluation.protocol import (
+    EvaluationImage,
+    EvaluationProtocol,
+    Measurement,
+    Summary,
+    list_shard_images,
+    load_sample,
+)
 from sam_train.inference import AutomaticMaskGenerator, Predictor
 from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objects, proposal_ious
 from sam_train.records import ImageRecord, MaskRecord, Rle
@@ -51,7 +58,7 @@ class Annotation:
     frequency: str | None
 
 
-class ProposalProtocol(Protocol):
+class ProposalProtocol(EvaluationProtocol):
     """The protocol with its choices.
 
     generator: with the paper's changes in configs/protocol/proposals.yaml.
@@ -72,11 +79,11 @@ class ProposalProtocol(Protocol):
         self.generator, self.max_proposals, self.min_area_px = generator, max_proposals, min_area_px
         self.annotations = {} if annotations is None else _read_annotations(Path(annotations))
 
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
-        return shard_subjects(shards)
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
+        return list_shard_images(shards)
 
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
-        sample = sample_of(subject)
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
+        sample = load_sample(image_entry)
         image = decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key)
         proposals = self.proposals(predictor, image)
         groups = self._groups(sample.record)
@@ -87,7 +94,7 @@ class ProposalProtocol(Protocol):
             "groups": {name: [len(of), count_recalled_objects(ious[:, of]).tolist()] for name, of in groups.items()},
         }
 
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         names = list(dict.fromkeys(name for m in measurements for name in m["groups"]))
         sums = {name: [m["groups"][name] for m in measurements if name in m["groups"]] for name in names}
         if not sum(count for count, _ in sums.get("all", [])):

@@ -21,12 +21,12 @@ Measurement = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class EvaluationImage:
     """One image to measure on, not read yet. `number` counts from 1 and is the same in every run over the same data."""
 
     number: int
     name: str
-    place: Any
+    source: Any
     """Where the image and its truth lie, as the protocol that made the subject knows it."""
 
 
@@ -45,23 +45,23 @@ class Summary:
     """What a reader of the figures must know."""
 
 
-class Protocol(ABC):
+class EvaluationProtocol(ABC):
     """One way to measure a model."""
 
     @abstractmethod
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
         """Everything to measure on. Raises ConfigError when what the protocol needs is not named or not there."""
 
     @abstractmethod
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
         """The measurement of one subject; equal for equal weights, whatever was measured before."""
 
     @abstractmethod
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         """What the measurements come to, in whatever order. Raises ConfigError when there is nothing to measure by."""
 
 
-def shard_subjects(shards: str | None) -> list[Subject]:
+def list_shard_images(shards: str | None) -> list[EvaluationImage]:
     """Every image of the shards, in their order; `place` is its `IndexedSample`.
 
     Raises ConfigError when no shards are named or none are there.
@@ -69,13 +69,13 @@ def shard_subjects(shards: str | None) -> list[Subject]:
     if not shards:
         raise ConfigError("this protocol measures on shards: give shards=FOLDER (or a glob of .tar files)")
     entries = [entry for shard in expand_shards(shards) for entry in index_shard(shard)]
-    return [Subject(number=number, name=entry.key, place=entry) for number, entry in enumerate(entries, start=1)]
+    return [EvaluationImage(number=number, name=entry.key, source=entry) for number, entry in enumerate(entries, start=1)]
 
 
-def sample_of(subject: Subject) -> Sample:
-    """The image and record of a subject of `shard_subjects`."""
-    assert isinstance(subject.place, IndexedSample)
-    return read_sample(subject.place)
+def load_sample(image_entry: EvaluationImage) -> Sample:
+    """The image and record of a subject of `list_shard_images`."""
+    assert isinstance(image_entry.source, IndexedSample)
+    return read_sample(image_entry.source)
 
 
 def mean(values: Sequence[float]) -> float:

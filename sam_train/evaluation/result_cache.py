@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_train.errors import ConfigError
-from sam_train.evaluation.protocol import Measurement, Subject
+from sam_train.evaluation.protocol import EvaluationImage, Measurement
 from sam_train.files import atomic_write_bytes
 
 
@@ -33,17 +33,17 @@ class ResultCache:
         else:
             atomic_write_bytes(header, (json.dumps(what, indent=1) + "\n").encode())
 
-    def load(self, subject: Subject) -> Measurement | None:
+    def load(self, image_entry: EvaluationImage) -> Measurement | None:
         """The measurement of a subject, None when it was not made yet. Raises ConfigError for a file that is none."""
-        path = self._path(subject)
+        path = self._path(image_entry)
         return _read(path) if path.is_file() else None
 
-    def save(self, subject: Subject, measurement: Measurement) -> None:
+    def save(self, image_entry: EvaluationImage, measurement: Measurement) -> None:
         """Keep it, whole or not at all. Raises ValueError for what JSON cannot hold, NaN among it."""
-        atomic_write_bytes(self._path(subject), json.dumps(measurement, separators=(",", ":"), allow_nan=False).encode())
+        atomic_write_bytes(self._path(image_entry), json.dumps(measurement, separators=(",", ":"), allow_nan=False).encode())
 
-    def _path(self, subject: Subject) -> Path:
-        return self.folder / f"{subject.number:06d}_{subject.name}.json"
+    def _path(self, image_entry: EvaluationImage) -> Path:
+        return self.folder / f"{image_entry.number:06d}_{image_entry.name}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

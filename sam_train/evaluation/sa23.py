@@ -16,7 +16,7 @@ import numpy as np
 
 from sam_train.errors import ConfigError
 from sam_train.evaluation.clicks import ClickProtocol, ClickResult
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, mean
+from sam_train.evaluation.protocol import EvaluationImage, EvaluationProtocol, Measurement, Summary, mean
 from sam_train.inference import Predictor
 from sam_train.shards import done_shards, load_manifest
 from sam_train.shards.index import IndexedSample, index_shard, read_sample
@@ -58,7 +58,7 @@ class DataSet:
         return f"{self.title}: from {self.get}; then sam-data import {by.replace('ROOT', str(root))}"
 
 
-class Sa23Protocol(Protocol):
+class Sa23Protocol(EvaluationProtocol):
     """The suite with its choices.
 
     root: a folder with a folder of shards for each data set, by its name. only: some names, all if null.
@@ -80,7 +80,7 @@ class Sa23Protocol(Protocol):
             raise ConfigError(f"no data set {strangers[0]!r} in the table: expected some of {', '.join(datasets)}")
         self.datasets = [DataSet.of(name, datasets[name]) for name in (only or datasets)]
 
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
         if shards or not self.root:
             raise ConfigError("the suite takes no shards=: give protocol.root=FOLDER, with a folder of shards for each data set")
         if not any(self._shards(dataset) for dataset in self.datasets):
@@ -88,18 +88,18 @@ class Sa23Protocol(Protocol):
             raise ConfigError(f"no data set's shards are in {self.root}. What to do, for those that are wanted:\n{todo}")
         found = [(dataset, sample) for dataset in self.datasets for sample in self._samples(dataset)]
         number_in: Counter[str] = Counter()
-        subjects = []
+        image_entries = []
         for dataset, sample in found:
             number_in[dataset.name] += 1
             name = f"{dataset.name}_{sample.key}"
-            subjects.append(Subject(number=number_in[dataset.name], name=name, place=(dataset.name, sample)))
-        return subjects
+            image_entries.append(EvaluationImage(number=number_in[dataset.name], name=name, source=(dataset.name, sample)))
+        return image_entries
 
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
-        dataset, sample = subject.place
-        return {"dataset": dataset, **self.clicks.measure_sample(predictor, read_sample(sample), subject.number)}
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
+        dataset, sample = image_entry.source
+        return {"dataset": dataset, **self.clicks.measure_sample(predictor, read_sample(sample), image_entry.number)}
 
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         rows, notes, summaries = [], [], []
         for dataset in self.datasets:
             measured = [m for m in measurements if m["dataset"] == dataset.name]

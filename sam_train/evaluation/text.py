@@ -20,8 +20,16 @@ from torch import Tensor
 
 from sam_train.data.record_parser import parse_outlines
 from sam_train.errors import ConfigError
-from sam_train.evaluation.protocol import Measurement, Protocol, Subject, Summary, mean, sample_of, shard_subjects
-from sam_train.evaluation.text_figures import draw_answers
+from sam_train.evaluation.protocol import (
+    EvaluationImage,
+    EvaluationProtocol,
+    Measurement,
+    Summary,
+    list_shard_images,
+    load_sample,
+    mean,
+)
+from sam_train.evaluation.text_figures import draw_predictions
 from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle, mask_iou
@@ -34,7 +42,7 @@ from sam_train.text import TextEncoder, check_text_encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wording:
+class Paraphrase:
     """Another way to ask for a name.
 
     template: with one "{name}". words: what stands for which of its words. backwards: its words in the other order.
@@ -45,10 +53,10 @@ class Wording:
     backwards: bool = False
 
     @staticmethod
-    def of(given: Mapping[str, object]) -> Wording:
+    def of(given: Mapping[str, object]) -> Paraphrase:
         """From a config. Raises ConfigError for another key and for a template without a name."""
         known = {"template", "words", "backwards"}
-        wording = Wording(**{"words": {}, **given}) if set(given) <= known else None  # type: ignore[arg-type]
+        wording = Paraphrase(**{"words": {}, **given}) if set(given) <= known else None  # type: ignore[arg-type]
         if wording is None or wording.template.count("{name}") != 1:
             raise ConfigError(
                 f"a wording is {dict(given)}: expected some of {', '.join(sorted(known))}, a template with one {{name}}"
@@ -72,11 +80,11 @@ class _Asked:
     ious: list[float]
 
 
-class TextProtocol(Protocol):
+class TextProtocol(EvaluationProtocol):
     """The protocol with its choices.
 
     encoder: the text encoder that the model was trained with.
-    wordings: title -> how else to ask (`Wording`), each measured beside the names as they are.
+    wordings: title -> how else to ask (`Paraphrase`), each measured beside the names as they are.
     min_area_px: smaller masks are not asked for (image frame); what only they are called is not either.
     pictures: a folder for a PNG of each image: what its names were answered with; null keeps none.
     """
@@ -91,13 +99,13 @@ class TextProtocol(Protocol):
         pictures: str | None = None,
     ) -> None:
         self.encoder, self.min_area_px, self.seed, self.pictures = encoder, min_area_px, seed, pictures
-        self.wordings = {title: Wording.of(given) for title, given in (wordings or {}).items()}
+        self.wordings = {title: Paraphrase.of(given) for title, given in (wordings or {}).items()}
         self.click = PromptSimulator(box_probability=0, click="center")
         self._names: list[str] = []
 
-    def subjects(self, shards: str | None) -> Sequence[Subject]:
-        found = shard_subjects(shards)
-        names = {name for subject in found for name in _names(subject) if name}
+    def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
+        found = list_shard_images(shards)
+        names = {name for image_entry in found for name in _names(image_entry) if name}
         if len(names) < 2:
             wanted = "shards of at least two names (sam-data import keeps categories)"
             raise ConfigError(
@@ -106,11 +114,11 @@ class TextProtocol(Protocol):
         self._names = sorted(names)
         return found
 
-    def measure(self, predictor: Predictor, subject: Subject) -> Measurement:
+    def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
         check_text_encoder(predictor.model, self.encoder)
-        sample = sample_of(subject)
+        sample = load_sample(image_entry)
         targets = self._targets(sample.record)
-        others = self._others(sample.record, subject.number, len(targets))
+        others = self._others(sample.record, image_entry.number, len(targets))
         if not targets or others is None:
             return {"names": []}
         image = decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key)
@@ -124,10 +132,10 @@ class TextProtocol(Protocol):
             measured[f"iou/{title}"] = asked.ious
             if title == "names":
                 measured["iou/click"] = self._clicked(predictor, asked)
-                self._keep_picture(subject, image, targets, asked)
+                self._save_figure(image_entry, image, targets, asked)
         return measured
 
-    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+    def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         measured = [m for m in measurements if m["names"]]
         if not measured:
             raise ConfigError(f"no name to ask for in {len(measurements)} images: give others, or lower protocol.min_area_px")
@@ -146,7 +154,7 @@ class TextProtocol(Protocol):
         embeddings = self.encoder.embed_texts(words).to(predictor.device)
         prompts = Prompts.from_text(torch.zeros(len(words), dtype=torch.long, device=predictor.device), embeddings)
         best = predictor.predict(prompts, multimask_output=True).best()
-        answers = predictor.masks_in_image(best.mask_logits)[:, 0]
+        answers = predictor.masks_to_image(best.mask_logits)[:, 0]
         met = [mask_iou(answer.expand(len(own), -1, -1), own) for answer, own in zip(answers, targets, strict=True)]
         meant = torch.stack([own[int(each.argmax())] for each, own in zip(met, targets, strict=True)])
         return _Asked(prompts, best.mask_logits, answers, meant, [float(each.amax()) for each in met])
@@ -156,14 +164,14 @@ class TextProtocol(Protocol):
         round_ = Round(0, NextStep.CLICK)
         corrected = self.click.advance(round_, asked.prompts, asked.answers, asked.meant, asked.mask_logits, torch.Generator())
         again = predictor.predict(corrected, multimask_output=False)
-        return mask_iou(predictor.masks_in_image(again.mask_logits)[:, 0], asked.meant).tolist()
+        return mask_iou(predictor.masks_to_image(again.mask_logits)[:, 0], asked.meant).tolist()
 
-    def _keep_picture(self, subject: Subject, image: np.ndarray, targets: Mapping[str, Tensor], asked: _Asked) -> None:
+    def _save_figure(self, image_entry: EvaluationImage, image: np.ndarray, targets: Mapping[str, Tensor], asked: _Asked) -> None:
         if self.pictures:
             truths = [own.cpu().numpy() for own in targets.values()]
-            drawn = draw_answers(image, list(targets), list(asked.answers.cpu().numpy()), truths, asked.ious)
+            drawn = draw_predictions(image, list(targets), list(asked.answers.cpu().numpy()), truths, asked.ious)
             _, png = cv2.imencode(".png", drawn[..., ::-1])
-            atomic_write_bytes(Path(self.pictures) / f"{subject.name}.png", png.tobytes())
+            atomic_write_bytes(Path(self.pictures) / f"{image_entry.name}.png", png.tobytes())
 
     def _targets(self, record: ImageRecord) -> dict[str, Bool[Tensor, "n H W"]]:
         """The masks of each name."""
@@ -182,8 +190,8 @@ class TextProtocol(Protocol):
         return [others[i] for i in rng.integers(len(others), size=count)] if others else None
 
 
-def _names(subject: Subject) -> Sequence[str]:
-    assert isinstance(subject.place, IndexedSample)
-    entry = subject.place
+def _names(image_entry: EvaluationImage) -> Sequence[str]:
+    assert isinstance(image_entry.source, IndexedSample)
+    entry = image_entry.source
     _, document = read_sample_bytes(entry)
     return parse_outlines(document, key=entry.key, shard=str(entry.shard), names=True).names or ()

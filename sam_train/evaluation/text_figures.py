@@ -18,7 +18,7 @@ OPACITY = 0.55
 WHITE = (255, 255, 255)
 
 
-def draw_answers(
+def draw_predictions(
     image: UInt8[np.ndarray, "H W 3"],
     names: Sequence[str],
     answers: Sequence[Bool[np.ndarray, "H W"]],

@@ -17,9 +17,9 @@ import torch
 
 from sam_train.geometry import Resampling, Resize
 from sam_train.inference.generator_types import GeneratedMask
-from sam_train.inference.grids import crops, point_grid
+from sam_train.inference.grids import generate_crops, point_grid
 from sam_train.inference.mask_filters import CropFilter, FilteredCandidate, Filters
-from sam_train.inference.predictor import Predictor, clicks
+from sam_train.inference.predictor import Predictor, click_prompts
 from sam_train.inference.prompt_batching import PromptBatcher
 from sam_train.masks import find_parent_masks, mask_nms, nms
 from sam_train.model import Sam
@@ -105,7 +105,7 @@ class AutomaticMaskGenerator:
         """The half of `generate` that needs the model."""
         dropped: Counter[str] = Counter()
         found: list[FilteredCandidate] = []
-        for crop in crops(image.shape[0], image.shape[1], self.crop_layers, self.crop_overlap_ratio):
+        for crop in generate_crops(image.shape[0], image.shape[1], self.crop_layers, self.crop_overlap_ratio):
             in_crop = list(self._in_crop(Predictor(model, resampling=self.resampling), image, crop, prompts, dropped))
             ranks = [f.predicted_iou for f in in_crop]
             found += self._distinct(in_crop, ranks, self.box_nms_thresh, dropped, "nms")
@@ -147,7 +147,7 @@ class AutomaticMaskGenerator:
     def _prompts(self, crop: Crop, prompts: Prompts | None, device: torch.device) -> Iterator[Prompts]:
         if self.points_per_side:
             per_side = max(1, self.points_per_side // self.crop_points_downscale**crop.layer)
-            yield clicks(torch.from_numpy(point_grid(per_side) * [crop.width, crop.height]).float().to(device))
+            yield click_prompts(torch.from_numpy(point_grid(per_side) * [crop.width, crop.height]).float().to(device))
         if prompts is not None and crop.layer == 0:
             yield prompts
 

@@ -16,7 +16,7 @@ from sam_train.checkpoint import atomic_torch_save
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.geometry import Resize
 from sam_train.inference.generator_types import GeneratedMask
-from sam_train.inference.grids import crops
+from sam_train.inference.grids import generate_crops
 from sam_train.inference.predictor import Predictor
 from sam_train.masks import encode_rle, mask_nms, remove_small_regions_rle, rle_area, rle_to_box_xywh, stability_score
 from sam_train.model import Sam
@@ -61,12 +61,12 @@ class BoxMaskGenerator:
 
         Raises CheckpointError for a model with another image encoder than the proposer learned on.
         """
-        self.refuse_another(model)
+        self.check_model(model)
         predictor = Predictor(model)
         predictor.set_image(image)
         return self.generate_from_embedding(model, predictor.image_embeddings, (image.shape[0], image.shape[1]))
 
-    def refuse_another(self, model: Sam) -> None:
+    def check_model(self, model: Sam) -> None:
         """Raise CheckpointError for a model whose embeddings mean something else to the proposer."""
         if self._fits is model:
             return
@@ -81,7 +81,7 @@ class BoxMaskGenerator:
         self, model: Sam, image_embedding: Float[Tensor, "1 E h w"], image_hw: tuple[int, int]
     ) -> tuple[list[GeneratedMask], Counter[str]]:
         """As `generate`, for an image that is encoded already."""
-        self.refuse_another(model)
+        self.check_model(model)
         dropped: Counter[str] = Counter()
         resize = Resize(*image_hw, model.image_size)
         boxes, _ = self.proposer.propose(
@@ -120,7 +120,7 @@ class BoxMaskGenerator:
     ) -> list[GeneratedMask]:
         """At the size of the image, a few at a time, without small regions."""
         found: list[GeneratedMask] = []
-        whole = crops(*image_hw, 0, 0.0)[0]
+        whole = generate_crops(*image_hw, 0, 0.0)[0]
         for start in range(0, len(mask_logits), CHUNK_SIZE):
             pixels = resize.logits_to_image(mask_logits[start : start + CHUNK_SIZE])[:, 0] > 0
             for number, mask in enumerate(pixels.cpu().numpy(), start):

@@ -44,7 +44,7 @@ class EmbeddingCache:
 
     def path_of(self, image: UInt8[np.ndarray, "H W 3"]) -> Path:
         """Where the embedding of a picture lies."""
-        return self.folder / f"{image_sha256(image)}.safetensors"
+        return self.folder / f"{hash_image(image)}.safetensors"
 
     def load(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "E h w"] | None:
         """The picture's embedding, or None when there is none to be trusted."""
@@ -79,7 +79,7 @@ class EmbeddingCache:
         return stored.float()
 
     def _metadata(self, image: str, stored: Tensor) -> dict[str, str]:
-        return {"format": FORMAT, "checkpoint": self.checkpoint_sha256, "image": image, "sha256": tensor_sha256(stored)}
+        return {"format": FORMAT, "checkpoint": self.checkpoint_sha256, "image": image, "sha256": hash_tensor(stored)}
 
     def _reason_against(self, metadata: dict[str, str], embedding: Tensor | None, image: str) -> str:
         if metadata.get("format") != FORMAT or embedding is None:
@@ -88,19 +88,19 @@ class EmbeddingCache:
             return "of another checkpoint"
         if metadata.get("image") != image:
             return "of another picture"
-        if embedding.dtype != DTYPES[self.dtype] or metadata.get("sha256") != tensor_sha256(embedding):
+        if embedding.dtype != DTYPES[self.dtype] or metadata.get("sha256") != hash_tensor(embedding):
             return "changed since it was written"
         return ""
 
 
-def image_sha256(image: UInt8[np.ndarray, "H W 3"]) -> str:
+def hash_image(image: UInt8[np.ndarray, "H W 3"]) -> str:
     """Of size and pixels: the same picture from another file, or saved again without loss, has the same."""
     digest = hashlib.sha256(f"{image.shape}".encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
-def tensor_sha256(tensor: Tensor) -> str:
+def hash_tensor(tensor: Tensor) -> str:
     """Of dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

@@ -30,7 +30,7 @@ class MaskGenerator(Protocol):
 class EmbeddingMaskGenerator(MaskGenerator, Protocol):
     """A MaskGenerator that needs only the embedding of the whole image: BoxMaskGenerator, TextMaskGenerator."""
 
-    def refuse_another(self, model: Sam) -> None:
+    def check_model(self, model: Sam) -> None:
         """Raise CheckpointError or ConfigError for a model that it cannot ask."""
         ...
 
@@ -50,7 +50,7 @@ def generate_masks(
     """
     if not isinstance(maker, EmbeddingMaskGenerator):
         return maker.generate(model, image)
-    maker.refuse_another(model)
+    maker.check_model(model)
     return maker.generate_from_embedding(model, image_embedding, (image.shape[0], image.shape[1]))
 
 

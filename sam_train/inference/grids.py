@@ -26,7 +26,7 @@ def point_grid(points_per_side: int) -> np.ndarray:
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
-def crops(height: int, width: int, num_layers: int, overlap_ratio: float) -> list[Crop]:
+def generate_crops(height: int, width: int, num_layers: int, overlap_ratio: float) -> list[Crop]:
     """The image, then for each layer i a 2^i x 2^i partition with overlap (segment_anything/utils/amg.py).
 
     `overlap_ratio` is a share of the short side in layer 1 and halves with each layer.

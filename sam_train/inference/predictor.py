@@ -97,7 +97,7 @@ class Predictor:
         return replace(prompts, points_xy=points)
 
     @torch.inference_mode()
-    def logits_in_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
+    def logits_to_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
         """Logits at the resolution of an image; a mask is where they are above 0.
 
         image: whose prompts these are; needed when several images were set. Raises ValueError without it then.
@@ -107,15 +107,15 @@ class Predictor:
             raise ValueError(f"{len(self._resizes)} images were set: say which by image=, or take masks_by_image")
         return self._resizes[image or 0].logits_to_image(mask_logits)
 
-    def masks_in_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Bool[Tensor, "N M H W"]:
+    def masks_to_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Bool[Tensor, "N M H W"]:
         """Masks at the resolution of an image."""
-        return self.logits_in_image(mask_logits, image) > 0
+        return self.logits_to_image(mask_logits, image) > 0
 
-    def masks_by_image(self, mask_logits: Float[Tensor, "N M h w"], image_index: Int[Tensor, " N"]) -> list[Bool[Tensor, "..."]]:
+    def masks_to_images(self, mask_logits: Float[Tensor, "N M h w"], image_index: Int[Tensor, " N"]) -> list[Bool[Tensor, "..."]]:
         """For each image that was set its prompts' masks (n M H W, in the order of the prompts) at its resolution."""
         self._set()
         index = image_index.to(mask_logits.device)
-        return [self.masks_in_image(mask_logits[index == i], i) for i in range(len(self._resizes))]
+        return [self.masks_to_image(mask_logits[index == i], i) for i in range(len(self._resizes))]
 
     def _set(self) -> Float[Tensor, "B E h w"]:
         if self._embeddings is None:
@@ -134,7 +134,7 @@ class Predictor:
         return self.model.encode_images(pixels, torch.tensor([r.scaled_hw for r in resizes], device=self.device))
 
 
-def prompts_of(
+def make_prompts(
     *,
     points_xy: Array | None = None,
     point_labels: Array | None = None,
@@ -185,6 +185,6 @@ def _with_boxes(
     return prompts
 
 
-def clicks(points_xy: Float[Tensor, "N 2"]) -> Prompts:
+def click_prompts(points_xy: Float[Tensor, "N 2"]) -> Prompts:
     """One foreground click each, on the image that was set."""
-    return prompts_of(points_xy=points_xy, device=points_xy.device)
+    return make_prompts(points_xy=points_xy, device=points_xy.device)

@@ -14,8 +14,8 @@ from torch import Tensor
 from sam_train.errors import ConfigError
 from sam_train.geometry import Resize
 from sam_train.inference.generator_types import GeneratedMask
-from sam_train.inference.grids import Crop, crops
-from sam_train.inference.predictor import Predictor, prompts_of
+from sam_train.inference.grids import Crop, generate_crops
+from sam_train.inference.predictor import Predictor, make_prompts
 from sam_train.masks import encode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh, stability_score
 from sam_train.model import Sam
 from sam_train.text import TextEncoder, check_text_encoder
@@ -48,12 +48,12 @@ class TextMaskGenerator:
 
     def generate(self, model: Sam, image: np.ndarray) -> tuple[list[GeneratedMask], Counter[str]]:
         """Masks of an H x W x 3 uint8 RGB image, best predicted IoU first, and words without one by reason."""
-        self.refuse_another(model)
+        self.check_model(model)
         predictor = Predictor(model)
         predictor.set_image(image)
         return self.generate_from_embedding(model, predictor.image_embeddings, (image.shape[0], image.shape[1]))
 
-    def refuse_another(self, model: Sam) -> None:
+    def check_model(self, model: Sam) -> None:
         """Raise ConfigError for a model that takes no words, or another encoder's."""
         check_text_encoder(model, self.encoder)
 
@@ -62,8 +62,8 @@ class TextMaskGenerator:
         self, model: Sam, image_embedding: Float[Tensor, "1 E h w"], image_hw: tuple[int, int]
     ) -> tuple[list[GeneratedMask], Counter[str]]:
         """As `generate`, for an image that is encoded already."""
-        dropped, whole, resize = Counter[str](), crops(*image_hw, 0, 0.0)[0], Resize(*image_hw, model.image_size)
-        prompts = prompts_of(text_embeddings=self._embeddings, device=image_embedding.device)
+        dropped, whole, resize = Counter[str](), generate_crops(*image_hw, 0, 0.0)[0], Resize(*image_hw, model.image_size)
+        prompts = make_prompts(text_embeddings=self._embeddings, device=image_embedding.device)
         best = model.decode(image_embedding, prompts, multimask_output=True).best()
         scores, stability = best.iou_scores[:, 0], stability_score(best.mask_logits[:, 0])
         sure, stable = scores >= self.pred_iou_thresh, stability >= self.stability_score_thresh

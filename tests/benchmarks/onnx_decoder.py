@@ -31,7 +31,7 @@ from measurement import print_figures, timed
 from reference_models import reference_sam, segment_anything
 from torch import nn
 
-from sam_train.inference.export import Options, decoder_model
+from sam_train.inference.export import ExportOptions, decoder_model
 from sam_train.model.build import build_sam
 
 Arrays = dict[str, np.ndarray]
@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     inputs = click(arguments.size)
     with TemporaryDirectory() as name:
-        sessions = {path.stem: session_of(path) for path in write_models(Path(name), not arguments.all_masks)}
+        sessions = {path.stem: open_session(path) for path in write_models(Path(name), not arguments.all_masks)}
     seconds = measure(sessions, inputs, arguments.rounds)
     ours, theirs = (dict(zip(names(sessions[who]), run(sessions[who], inputs), strict=True)) for who in ("ours", "theirs"))
     report = {
@@ -75,8 +75,8 @@ def write_models(folder: Path, single: bool) -> list[Path]:
     ours = build_sam(**ENCODER).eval()
     ours.load_state_dict(reference.state_dict())
     paths = [folder / f"{name}.onnx" for name in ("ours", "ours_low", "theirs", "theirs_low")]
-    onnx.save(decoder_model(ours, Options(return_single_mask=single)), paths[0])
-    onnx.save(decoder_model(ours, Options(return_single_mask=single), full_size=False), paths[1])
+    onnx.save(decoder_model(ours, ExportOptions(return_single_mask=single)), paths[0])
+    onnx.save(decoder_model(ours, ExportOptions(return_single_mask=single), full_size=False), paths[1])
     export_theirs(segment_anything().onnx.SamOnnxModel(reference, return_single_mask=single), paths[2])
     proper = [*list(click((1, 1)))[:-1]], ["low_res_masks", "iou_predictions"]
     onnx.utils.extract_model(str(paths[2]), str(paths[3]), *proper)
@@ -113,7 +113,7 @@ def click(size: Any) -> Arrays:
     }
 
 
-def session_of(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
     """Two threads, everything else as it comes."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS

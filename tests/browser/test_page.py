@@ -58,7 +58,7 @@ def test_hover_click_remove_cycle_commit(at: Any) -> None:
 def test_the_mask_is_what_torch_makes_of_the_same_clicks(at: Any, checkpoint: Path) -> None:
     """Embedding, ONNX in WebAssembly, resampling and RLE in the page against the predictor."""
     from sam_train.inference import load_predictor
-    from sam_train.inference.predictor import prompts_of
+    from sam_train.inference.predictor import make_prompts
     from sam_train.shards import decode_jpeg
 
     at.click(120, 90)
@@ -70,8 +70,8 @@ def test_the_mask_is_what_torch_makes_of_the_same_clicks(at: Any, checkpoint: Pa
     predictor = load_predictor(checkpoint)
     predictor.set_image(decode_jpeg(jpeg, shard="", key=""))
     point = np.array([mask["prompts"][0][:2]])
-    answer = predictor.predict(prompts_of(points_xy=point), multimask_output=True).best()
-    expected = predictor.masks_in_image(answer.mask_logits)[0, 0].numpy()
+    answer = predictor.predict(make_prompts(points_xy=point), multimask_output=True).best()
+    expected = predictor.masks_to_image(answer.mask_logits)[0, 0].numpy()
     assert (decoded(mask) != expected).mean() < 2e-3
     assert mask["predicted_iou"] == pytest.approx(float(answer.iou_scores[0, 0]), abs=2e-3)
 

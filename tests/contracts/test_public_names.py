@@ -53,7 +53,7 @@ PUBLIC = {
         "generate_masks",
         "load_predictor",
     ],
-    "sam_train.inference.export": ["Exported", "Options", "Parity", "decoder_model", "export_onnx"],
+    "sam_train.inference.export": ["ExportOptions", "ExportedFile", "Parity", "decoder_model", "export_onnx"],
     "sam_train.losses": ["LossTerms", "SamLoss", "text_alignment_loss"],
     "sam_train.metrics": ["ClickIoU"],
     "sam_train.model": ["Sam"],

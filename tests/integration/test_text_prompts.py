@@ -28,7 +28,7 @@ from sam_train.evaluate import run as evaluate
 from sam_train.evaluation.text_figures import CAPTION_PX
 from sam_train.export import run as export
 from sam_train.inference import load_predictor
-from sam_train.inference.predictor import prompts_of
+from sam_train.inference.predictor import make_prompts
 from sam_train.records import Provenance
 from sam_train.shards import iterate_samples, write_shard
 from sam_train.structures import Batch, Prompts
@@ -190,10 +190,10 @@ def test_masks_by_words_alone_and_with_a_click(trained: Path, clip: str) -> None
     predictor, encoder = load_predictor(str(trained)), ClipEncoder(clip, "cpu")
     predictor.set_image(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     words = encoder.embed_texts(["round coffee", "square cat"])
-    by_words = predictor.predict(prompts_of(text_embeddings=words), multimask_output=True)
-    assert predictor.masks_in_image(by_words.mask_logits).shape == (2, 3, 48, 64)
+    by_words = predictor.predict(make_prompts(text_embeddings=words), multimask_output=True)
+    assert predictor.masks_to_image(by_words.mask_logits).shape == (2, 3, 48, 64)
     assert (by_words.mask_logits[0] - by_words.mask_logits[1]).abs().max() > 1e-4, "other words, another answer"
-    both = prompts_of(text_embeddings=words, points_xy=np.array([[3, 4], [5, 6]]))
+    both = make_prompts(text_embeddings=words, points_xy=np.array([[3, 4], [5, 6]]))
     assert predictor.predict(both, multimask_output=False).mask_logits.shape == (2, 1, 32, 32)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.inference import AutomaticMaskGenerator, GeneratedMask
-from sam_train.inference.grids import crops, point_grid
+from sam_train.inference.grids import generate_crops, point_grid
 from sam_train.inference.mask_filters import touches_inner_edge
 from sam_train.masks import stability_score
 from sam_train.model import Sam
@@ -39,7 +39,7 @@ def amg() -> Any:
 def test_crops(amg: Any, height: int, width: int, layers: int) -> None:
     boxes, layer_of = amg.generate_crop_boxes((height, width), layers, 512 / 1500)
     expected = [([x0, y0, x1, y1], layer) for (x0, y0, x1, y1), layer in zip(boxes, layer_of, strict=True)]
-    found = [([c.x, c.y, c.x + c.width, c.y + c.height], c.layer) for c in crops(height, width, layers, 512 / 1500)]
+    found = [([c.x, c.y, c.x + c.width, c.y + c.height], c.layer) for c in generate_crops(height, width, layers, 512 / 1500)]
     assert found == expected
 
 
@@ -56,7 +56,7 @@ def test_stability_score(amg: Any) -> None:
 def test_crop_edges(amg: Any) -> None:
     corners = torch.randint(0, 200, (3000, 2, 2)).sort(1).values.flatten(1).float()
     height, width = 300, 260
-    for crop in crops(height, width, 1, 512 / 1500):
+    for crop in generate_crops(height, width, 1, 512 / 1500):
         x0, y0 = crop.x, crop.y
         own = torch.minimum(corners, torch.tensor([crop.width, crop.height] * 2))
         box = [x0, y0, x0 + crop.width, y0 + crop.height]

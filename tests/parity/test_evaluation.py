@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from skimage.morphology import thin
 
-from sam_train.evaluation.edges import outlines
+from sam_train.evaluation.edges import segment_boundaries
 from sam_train.metrics.coco_scores import coco_scores
 from sam_train.metrics.edge_scores import edge_counts, edge_scores
 from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objects, proposal_ious
@@ -37,7 +37,7 @@ def bsds(shared_dir: Path) -> Path:
 def test_lines_between_segments_are_the_files_own(bsds: Path) -> None:
     for path in sorted((bsds / "groundTruth" / "val").glob("*.mat"))[::10]:
         theirs = [person["Boundaries"][0, 0].astype(bool) for person in loadmat(path)["groundTruth"].ravel()]
-        ours = [outlines(ids) for ids in read_bsds_segmentations(path)]
+        ours = [segment_boundaries(ids) for ids in read_bsds_segmentations(path)]
         assert len(ours) == len(theirs) >= 4
         for mine, own in zip(ours, theirs, strict=True):
             assert np.array_equal(mine, own)
@@ -49,7 +49,7 @@ def windows(bsds: Path) -> list[tuple[np.ndarray, list[np.ndarray]]]:
     for path in sorted((bsds / "images" / "val").glob("*.jpg"))[5:8]:
         gray = cv2.GaussianBlur(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (0, 0), 2).astype(np.float64)
         strength = np.hypot(cv2.Sobel(gray, cv2.CV_64F, 1, 0), cv2.Sobel(gray, cv2.CV_64F, 0, 1))
-        people = [outlines(ids) for ids in read_bsds_segmentations(bsds / "groundTruth" / "val" / f"{path.stem}.mat")]
+        people = [segment_boundaries(ids) for ids in read_bsds_segmentations(bsds / "groundTruth" / "val" / f"{path.stem}.mat")]
         window = np.s_[100:220, 150:300]
         found.append((strength[window] / strength[window].max(), [lines[window] for lines in people]))
     return found

@@ -76,7 +76,7 @@ def disagreement(predictor: Predictor, reference: tuple[Any, Any], prompts: Prom
             multimask_output=True,
         )
         answer = predictor.predict(prompts, multimask_output=True)
-        differs = predictor.masks_in_image(answer.mask_logits) != predictor.masks_in_image(logits)
+        differs = predictor.masks_to_image(answer.mask_logits) != predictor.masks_to_image(logits)
     return differs.float().mean().item(), (answer.iou_scores - scores).abs().max().item()
 
 
@@ -111,7 +111,7 @@ def test_a_click_on_the_dog_is_the_dog(on_dog: Predictor) -> None:
         torch.zeros(1, dtype=torch.long), torch.tensor([[[300.0, 400.0]]]), torch.ones(1, 1, dtype=torch.long)
     )
     best = on_dog.predict(click, multimask_output=True).best()
-    mask = on_dog.masks_in_image(best.mask_logits)[0, 0]
+    mask = on_dog.masks_to_image(best.mask_logits)[0, 0]
     assert best.iou_scores.item() > 0.95
     assert 0.16 < mask.float().mean().item() < 0.19
     dog, not_dog = [(100, 500), (240, 300), (350, 350)], [(550, 220), (600, 480), (150, 100)]

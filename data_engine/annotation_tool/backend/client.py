@@ -170,8 +170,8 @@ class RemotePredictor(Predictor):
         low, scores = zip(*(self._one(prompts[i : i + 1], multimask_output) for i in range(len(prompts))), strict=True)
         return Prediction(mask_logits=torch.from_numpy(np.stack(low)), iou_scores=torch.from_numpy(np.stack(scores)))
 
-    def logits_in_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
-        """As `Predictor.logits_in_image`."""
+    def logits_to_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
+        """As `Predictor.logits_to_image`."""
         return self._resize.logits_to_image(mask_logits)
 
     def _one(self, prompt: Prompts, multimask_output: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,7 @@ class EmbeddingService:
         self.device, self.images, self.folder, self.keep = device, images, folder, keep
         self.proposals = proposals
         if isinstance(proposals, EmbeddingMaskGenerator):
-            proposals.refuse_another(self.model)
+            proposals.check_model(self.model)
         self._proposed: dict[str, list[GeneratedMask]] = {}
         self._cache = EmbeddingCache(folder / "embeddings", checkpoint_sha256=self.checkpoint)
         self._predictor = Predictor(self.model, self._cache)
@@ -138,13 +138,13 @@ class EmbeddingService:
         if path.is_file():
             return path
         try:
-            from sam_train.inference.export import Options, decoder_model
+            from sam_train.inference.export import ExportOptions, decoder_model
         except ModuleNotFoundError as error:
             log.warning("%s is not installed (pip install 'sam-train[onnx]'): the server decodes for the pages", error.name)
             return None
         sam = self.model if self.device == "cpu" else load_checkpoint(self._path)
         metadata = {"checkpoint_sha256": self.checkpoint, "image_size": str(sam.image_size)}
-        data = decoder_model(sam, Options(), full_size=False, metadata=metadata).SerializeToString()
+        data = decoder_model(sam, ExportOptions(), full_size=False, metadata=metadata).SerializeToString()
         _check(data, sam)
         atomic_write_bytes(path, data)
         return path
@@ -190,16 +190,16 @@ class EmbeddingService:
 
 def _check(data: bytes, model: object) -> None:
     """Raise CheckpointError unless the graph answers as torch does, on random prompts."""
-    from sam_train.inference.export import Options
-    from sam_train.inference.export.parity import cases, session_of, torch_answer
+    from sam_train.inference.export import ExportOptions
+    from sam_train.inference.export.parity import open_session, random_inputs, torch_outputs
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "decoder.onnx"
         path.write_bytes(data)
-        session = session_of(path)
+        session = open_session(path)
     names = {given.name for given in session.get_inputs()}
-    for inputs in cases(model):  # type: ignore[arg-type]
-        expected = torch_answer(model, Options(), inputs)["low_res_masks"]  # type: ignore[arg-type]
+    for inputs in random_inputs(model):  # type: ignore[arg-type]
+        expected = torch_outputs(model, ExportOptions(), inputs)["low_res_masks"]  # type: ignore[arg-type]
         (actual,) = session.run(["low_res_masks"], {name: value for name, value in inputs.items() if name in names})
         difference = float((torch.from_numpy(actual) - expected).abs().max() / expected.abs().max().clamp(min=1))
         if not difference <= DECODER_TOLERANCE:

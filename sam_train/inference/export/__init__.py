@@ -11,18 +11,18 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from sam_train.errors import ConfigError
-from sam_train.inference.export.decoder import Options, decoder_model
+from sam_train.inference.export.decoder import ExportOptions, decoder_model
 from sam_train.inference.export.encoder import write_encoder
 from sam_train.inference.export.parity import TOLERANCES, Parity, check_decoder, check_encoder
 from sam_train.model import Sam
 
-__all__ = ["Exported", "Options", "Parity", "decoder_model", "export_onnx"]
+__all__ = ["ExportOptions", "ExportedFile", "Parity", "decoder_model", "export_onnx"]
 
 PRECISIONS = tuple(TOLERANCES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class ExportedFile:
     """A file that was written, and how far its answers are from torch's."""
 
     path: Path
@@ -33,11 +33,11 @@ def export_onnx(
     sam: Sam,
     folder: Path,
     *,
-    options: Options,
+    options: ExportOptions,
     precisions: Sequence[str] = ("fp32",),
     encoder: bool = True,
     checkpoint_sha256: str = "",
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write decoder.onnx (also decoder_fp16.onnx, decoder_uint8.onnx) and encoder.onnx into `folder`.
 
     precisions: which decoders. fp16 halves the file and computes in fp32; uint8 is onnxruntime's dynamic quantisation.
@@ -64,10 +64,10 @@ def export_onnx(
         folder.mkdir(exist_ok=True)
         for path in sorted(aside.iterdir(), key=lambda path: path.name in parities):  # what a file refers to goes first
             path.replace(folder / path.name)
-    return [Exported(path=folder / name, parity=parity) for name, parity in parities.items()]
+    return [ExportedFile(path=folder / name, parity=parity) for name, parity in parities.items()]
 
 
-def _write_decoder(sam: Sam, path: Path, options: Options, precision: str, metadata: dict[str, str]) -> None:
+def _write_decoder(sam: Sam, path: Path, options: ExportOptions, precision: str, metadata: dict[str, str]) -> None:
     model = decoder_model(sam, options, half=precision == "fp16", metadata=metadata | {"precision": precision})
     if precision == "uint8":  # as the released script: weights to unsigned bytes here, activations while running
         quantize_dynamic(model, path, weight_type=QuantType.QUInt8, per_channel=False, reduce_range=False)

@@ -35,7 +35,7 @@ AMBIGUOUS_BELOW, FORBIDDEN = 2.5, 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ExportOptions:
     """Switches of the released export script, with its defaults.
 
     return_single_mask: one mask, chosen by score: among masks 1 to 3 for up to two points, else mask 0.
@@ -57,7 +57,7 @@ class Options:
 
 
 def decoder_model(
-    sam: Sam, options: Options, *, full_size: bool = True, half: bool = False, metadata: dict[str, str] | None = None
+    sam: Sam, options: ExportOptions, *, full_size: bool = True, half: bool = False, metadata: dict[str, str] | None = None
 ) -> onnx.ModelProto:
     """The graph, checked.
 
@@ -73,7 +73,7 @@ def embedding_channels(sam: Sam) -> int:
 
 
 class _Decoder:
-    def __init__(self, sam: Sam, options: Options, graph: Graph) -> None:
+    def __init__(self, sam: Sam, options: ExportOptions, graph: Graph) -> None:
         self.g, self.options = graph, options
         self.prompts = Weights(sam.state_dict(), "prompt_encoder.")
         self.decoder = Weights(sam.state_dict(), "mask_decoder.")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sam_train.errors import CheckpointError
 from sam_train.geometry import Resize
-from sam_train.inference.export.decoder import AMBIGUOUS_BELOW, FORBIDDEN, Options, embedding_channels
+from sam_train.inference.export.decoder import AMBIGUOUS_BELOW, FORBIDDEN, ExportOptions, embedding_channels
 from sam_train.masks import stability_score
 from sam_train.model import Sam
 from sam_train.structures import PointLabel, Prompts
@@ -38,7 +38,7 @@ class Parity:
     num_pixels: int = 0
 
 
-def session_of(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
     """A CPU session that says nothing but errors."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -52,7 +52,7 @@ def check_encoder(path: Path, sam: Sam) -> Parity:
     image = torch.randint(0, 256, (1, 3, sam.image_size, sam.image_size), generator=generator, dtype=torch.uint8)
     size_hw = torch.tensor([[sam.image_size, sam.image_size * 2 // 3]])
     expected = sam.encode_images(image, size_hw)
-    (actual,) = session_of(path).run(None, {"image": image.numpy(), "size_hw": size_hw.numpy()})
+    (actual,) = open_session(path).run(None, {"image": image.numpy(), "size_hw": size_hw.numpy()})
     difference = _share(torch.from_numpy(actual), expected)
     if not difference <= ENCODER_TOLERANCE:
         raise CheckpointError(
@@ -62,10 +62,10 @@ def check_encoder(path: Path, sam: Sam) -> Parity:
     return Parity(mask_difference=difference)
 
 
-def check_decoder(path: Path, sam: Sam, options: Options, precision: str) -> Parity:
+def check_decoder(path: Path, sam: Sam, options: ExportOptions, precision: str) -> Parity:
     """1 to 5 points or a box, with and without a mask, images of three shapes. Raises CheckpointError when it is off."""
-    session = session_of(path)
-    found = [_difference(session, sam, options, inputs) for inputs in cases(sam, text_input=options.text_input)]
+    session = open_session(path)
+    found = [_difference(session, sam, options, inputs) for inputs in random_inputs(sam, text_input=options.text_input)]
     parity = Parity(
         mask_difference=max(case.mask_difference for case in found),
         score_difference=max(case.score_difference for case in found),
@@ -82,7 +82,7 @@ def check_decoder(path: Path, sam: Sam, options: Options, precision: str) -> Par
     return parity
 
 
-def cases(sam: Sam, seed: int = 0, *, text_input: bool = False) -> Iterator[Arrays]:
+def random_inputs(sam: Sam, seed: int = 0, *, text_input: bool = False) -> Iterator[Arrays]:
     """Inputs of the decoder, always the same: with words, without, and words alone in place of a box."""
     random, size, side = np.random.default_rng(seed), sam.image_size, sam.logits_size
     channels, grid = embedding_channels(sam), sam.prompt_encoder.grid_size
@@ -108,7 +108,7 @@ def cases(sam: Sam, seed: int = 0, *, text_input: bool = False) -> Iterator[Arra
 
 
 @torch.inference_mode()
-def torch_answer(sam: Sam, options: Options, inputs: Arrays) -> dict[str, Tensor]:
+def torch_outputs(sam: Sam, options: ExportOptions, inputs: Arrays) -> dict[str, Tensor]:
     """masks, iou_predictions and low_res_masks of the model as the options say."""
     given = {name: torch.from_numpy(array) for name, array in inputs.items()}
     prompts = Prompts(
@@ -130,9 +130,9 @@ def torch_answer(sam: Sam, options: Options, inputs: Arrays) -> dict[str, Tensor
     return {"masks": masks, "iou_predictions": scores, "low_res_masks": low}
 
 
-def _difference(session: onnxruntime.InferenceSession, sam: Sam, options: Options, inputs: Arrays) -> Parity:
+def _difference(session: onnxruntime.InferenceSession, sam: Sam, options: ExportOptions, inputs: Arrays) -> Parity:
     """Differences as shares of torch's largest value, or of 1 where that is smaller."""
-    expected = torch_answer(sam, options, inputs)
+    expected = torch_outputs(sam, options, inputs)
     actual = {name: torch.from_numpy(a) for name, a in zip(options.output_names, session.run(None, inputs), strict=True)}
     if options.use_stability_score:  # a count: compared on the masks that it was made of, which rounding may have moved
         expected["iou_predictions"] = stability_score(actual["low_res_masks"])

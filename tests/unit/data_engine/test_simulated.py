@@ -94,7 +94,7 @@ class KnownAnswers(Predictor):
             scores = scores * torch.tensor([0.5, 1.0, 0.1])
         return Prediction(mask_logits=logits, iou_scores=scores)
 
-    def masks_in_image(self, mask_logits: Tensor) -> Tensor:
+    def masks_to_image(self, mask_logits: Tensor) -> Tensor:
         return mask_logits > 0
 
 

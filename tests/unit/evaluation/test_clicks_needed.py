@@ -16,7 +16,7 @@ from fake_sam import SIZE, Candidates, Oracle
 from torch import Tensor
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.evaluation.clicks_needed import ClicksNeededProtocol, iou_but, next_click
+from sam_train.evaluation.clicks_needed import ClicksNeededProtocol, iou_outside_void, next_click
 from sam_train.inference import Predictor
 from sam_train.shards import write_shard
 
@@ -66,8 +66,8 @@ def test_a_draw_is_a_background_click() -> None:
 def test_void_is_in_no_iou() -> None:
     answer, target, void = np.zeros((3, 4, 4), bool)
     answer[0], target[:2], void[1] = True, True, True
-    assert iou_but(answer, target, void) == 1
-    assert iou_but(answer, target, np.zeros((4, 4), bool)) == 0.5
+    assert iou_outside_void(answer, target, void) == 1
+    assert iou_outside_void(answer, target, np.zeros((4, 4), bool)) == 0.5
 
 
 def rectangle(top: int, left: int, bottom: int, right: int) -> Tensor:
@@ -111,8 +111,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def measured(protocol: ClicksNeededProtocol, model: Oracle, shards: str | None = None) -> dict[str, float]:
     predictor = Predictor(model)
-    subjects = protocol.subjects(shards)
-    return dict(protocol.summary([protocol.measure(predictor, subject) for subject in subjects]).measures)
+    images = protocol.list_images(shards)
+    return dict(protocol.summarize([protocol.measure(predictor, image) for image in images]).measures)
 
 
 @pytest.mark.parametrize(("clicks", "noc", "never"), [([1, 1], 1, 0), ([3, 7], 5, 0), ([2, 99], 11, 1), ([99, 99], 20, 2)])
@@ -172,11 +172,11 @@ def test_what_is_missing_is_named(folders: tuple[Path, Path], tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"give both protocol\.images=FOLDER and protocol\.masks=FOLDER"):
         ClicksNeededProtocol(images=images)
     with pytest.raises(ConfigError, match="give shards=FOLDER"):
-        ClicksNeededProtocol().subjects(None)
+        ClicksNeededProtocol().list_images(None)
     (folders[1] / "pic1.bmp").unlink()
     with pytest.raises(ConfigError, match="'pic1' is in one of"):
-        ClicksNeededProtocol(images=images, masks=masks).subjects(None)
+        ClicksNeededProtocol(images=images, masks=masks).list_images(None)
     (folders[1] / "pic1.bmp").write_bytes(b"BM no bitmap")
     protocol = ClicksNeededProtocol(images=images, masks=masks)
     with pytest.raises(ShardError, match=r"pic1\.bmp cannot be read as a mask"):
-        protocol.measure(Predictor(Oracle(slow_model([1, 1]))), protocol.subjects(None)[1])
+        protocol.measure(Predictor(Oracle(slow_model([1, 1]))), protocol.list_images(None)[1])

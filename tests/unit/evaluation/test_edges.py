@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.edge_maps import EdgeMap
-from sam_train.evaluation.edges import EdgeProtocol, in_image, outlines
+from sam_train.evaluation.edges import EdgeProtocol, in_image, segment_boundaries
 from sam_train.geometry import Resize
 from sam_train.inference import Predictor
 
@@ -160,11 +160,11 @@ def test_the_protocol_counts_against_all_people(bsds: dict[str, str], tmp_path: 
         return [(left_of(20), 0.9), (left_of(44), 0.8), (left_of(44), 0.7)]
 
     protocol = EdgeProtocol(**bsds, points_per_side=2, smooth_px=0, border_px=0, num_thresholds=3, maps=str(tmp_path / "maps"))
-    subjects = protocol.subjects(None)
-    assert [(subject.number, subject.name) for subject in subjects] == [(1, "100"), (2, "200")]
-    measured = [protocol.measure(Predictor(Oracle(two_masks)), subject) for subject in subjects]
+    images = protocol.list_images(None)
+    assert [(image.number, image.name) for image in images] == [(1, "100"), (2, "200")]
+    measured = [protocol.measure(Predictor(Oracle(two_masks)), image) for image in images]
     assert measured[0]["counts"] == [[192] * 3, [192] * 3, [128] * 3, [128] * 3], "one person has one line, one both"
-    summary = protocol.summary(measured)
+    summary = protocol.summarize(measured)
     assert {name: summary.measures[name] for name in ("ods", "ois", "num_images")} == {"ods": 1, "ois": 1, "num_images": 2}
     assert summary.paper["paper: SAM ViT-H, 200 test images"]["ods"] == 0.768
     drawn = cv2.imread(str(tmp_path / "maps" / "100.png"), cv2.IMREAD_UNCHANGED)
@@ -174,19 +174,19 @@ def test_the_protocol_counts_against_all_people(bsds: dict[str, str], tmp_path: 
 
 def test_what_is_missing_is_named(bsds: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"give protocol\.images=BSDS500/data/images/test and protocol\.labels="):
-        EdgeProtocol(images=bsds["images"]).subjects(None)
+        EdgeProtocol(images=bsds["images"]).list_images(None)
     with pytest.raises(ConfigError, match="no image was measured"):
-        EdgeProtocol(**bsds).summary([])
+        EdgeProtocol(**bsds).summarize([])
     Path(bsds["labels"], "200.mat").unlink()
     with pytest.raises(ShardError, match=r"200\.jpg has no ground truth"):
-        EdgeProtocol(**bsds).subjects(None)
+        EdgeProtocol(**bsds).list_images(None)
 
 
 def test_lines_between_segments_are_one_pixel_wide() -> None:
     ids = np.ones((20, 30), np.uint16)
     ids[:, 15:] = 2
     ids[10:, 15:] = 3
-    lines = outlines(ids)
+    lines = segment_boundaries(ids)
     assert np.flatnonzero(lines[5]).tolist() == [14]
     assert np.flatnonzero(lines[:, 25]).tolist() == [9]
-    assert not outlines(np.ones((20, 30), np.uint16)).any()
+    assert not segment_boundaries(np.ones((20, 30), np.uint16)).any()

@@ -16,7 +16,7 @@ from sam_train.checkpoint import save_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError
 from sam_train.evaluation.clicks import ClickProtocol
-from sam_train.evaluation.protocol import Subject
+from sam_train.evaluation.protocol import EvaluationImage
 from sam_train.inference import Predictor
 from sam_train.shards import write_shard
 
@@ -43,7 +43,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     real = ClickProtocol.measure
 
-    def measure(self: ClickProtocol, predictor: Predictor, subject: Subject) -> dict[str, Any]:
+    def measure(self: ClickProtocol, predictor: Predictor, subject: EvaluationImage) -> dict[str, Any]:
         numbers.append(subject.number)
         return real(self, predictor, subject)
 

@@ -70,8 +70,8 @@ def world(tmp_path: Path) -> dict[str, Any]:
 def measured(world: dict[str, Any], model: Oracle, **choices: Any) -> dict[str, float]:
     protocol = InstanceProtocol(**world["choices"] | choices)
     predictor = Predictor(model)
-    subjects = protocol.subjects(world["shards"])
-    return dict(protocol.summary([protocol.measure(predictor, subject) for subject in subjects]).measures)
+    images = protocol.list_images(world["shards"])
+    return dict(protocol.summarize([protocol.measure(predictor, image) for image in images]).measures)
 
 
 def test_the_most_confident_mask_is_fed_back_with_its_box(world: dict[str, Any]) -> None:
@@ -178,12 +178,12 @@ def test_what_does_not_belong_together_is_named(world: dict[str, Any], monkeypat
         before = path.read_text()
         path.write_text(json.dumps(edit(json.loads(before))))
         with pytest.raises(ConfigError, match=message):
-            InstanceProtocol(**world["choices"]).subjects(world["shards"])
+            InstanceProtocol(**world["choices"]).list_images(world["shards"])
         path.write_text(before)
 
     refused("1 images of the shards are not in", lambda d: {**d, "images": d["images"][:1]}, "annotations")
     refused("has no box in any image of the shards", lambda d: [{**entry, "image_id": 9} for entry in d], "boxes")
     with pytest.raises(ConfigError, match=r"give protocol\.annotations=INSTANCES\.json and protocol\.boxes="):
-        InstanceProtocol(engine="pycocotools").subjects(world["shards"])
+        InstanceProtocol(engine="pycocotools").list_images(world["shards"])
     with pytest.raises(ConfigError, match="LVIS's rules are known to engine=hotcoco"):
         InstanceProtocol(engine="pycocotools", rules="lvis")

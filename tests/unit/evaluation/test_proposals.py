@@ -84,7 +84,7 @@ def annotations(tmp_path: Path) -> Callable[..., str]:
 
 def measured(protocol: ProposalProtocol, shards: str) -> dict[str, float]:
     predictor = Predictor(Oracle(lambda points, multimask: []))
-    return dict(protocol.summary([protocol.measure(predictor, subject) for subject in protocol.subjects(shards)]).measures)
+    return dict(protocol.summarize([protocol.measure(predictor, image) for image in protocol.list_images(shards)]).measures)
 
 
 def test_recall_is_over_the_masks_of_the_shards(shards: str) -> None:
@@ -154,7 +154,7 @@ def test_the_papers_changes_keep_every_mask_but_duplicates(shards: str) -> None:
 def test_the_papers_figures_stand_beside(shards: str) -> None:
     protocol = ProposalProtocol(generator=Known((TRUTHS[0], 0.9, 0.9)))
     predictor = Predictor(Oracle(lambda points, multimask: []))
-    summary = protocol.summary([protocol.measure(predictor, subject) for subject in protocol.subjects(shards)])
+    summary = protocol.summarize([protocol.measure(predictor, image) for image in protocol.list_images(shards)])
     assert summary.paper is PAPER
     assert PAPER["paper: SAM ViT-H, LVIS v1 val"]["ar"] == 0.593
     assert PAPER["paper: SAM ViT-H, LVIS v1 val"]["ar_rare"] == 0.658

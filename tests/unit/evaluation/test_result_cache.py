@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from sam_train.errors import ConfigError
-from sam_train.evaluation.protocol import Subject
+from sam_train.evaluation.protocol import EvaluationImage
 from sam_train.evaluation.result_cache import ResultCache
 
 WHAT = {"checkpoint": "a" * 64, "protocol": {"num_clicks": 5, "report": [1, 3]}, "images": "b"}
 
 
-def subject(number: int, name: str = "key") -> Subject:
-    return Subject(number=number, name=name, place=None)
+def subject(number: int, name: str = "key") -> EvaluationImage:
+    return EvaluationImage(number=number, name=name, source=None)
 
 
 def test_what_was_measured_is_found_again(tmp_path: Path) -> None:

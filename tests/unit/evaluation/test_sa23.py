@@ -60,7 +60,7 @@ def suite(root: Path, *names: str, **choices: Any) -> Sa23Protocol:
 
 def summary(protocol: Sa23Protocol, model: Oracle) -> Any:
     predictor = Predictor(model)
-    return protocol.summary([protocol.measure(predictor, subject) for subject in protocol.subjects(None)])
+    return protocol.summarize([protocol.measure(predictor, image) for image in protocol.list_images(None)])
 
 
 def test_the_mean_is_over_masks_then_over_data_sets(tmp_path: Path) -> None:
@@ -94,31 +94,30 @@ def test_a_data_set_of_many_masks_is_cut_by_whole_images(tmp_path: Path) -> None
     write_shard(tmp_path / "a" / "sa_000000.tar", [squares(4, index) for index in range(6)])
     write_shard(tmp_path / "a" / "sa_000001.tar", [squares(4, index) for index in range(6, 10)])
     keys = {
-        many: [subject.name for subject in suite(tmp_path, "a", many_masks=many, few_masks=10).subjects(None)]
-        for many in (40, 39)
+        many: [image.name for image in suite(tmp_path, "a", many_masks=many, few_masks=10).list_images(None)] for many in (40, 39)
     }
     assert len(keys[40]) == 10, "not more than so many"
     assert len(keys[39]) == 3, "12 masks: the image that passes 10 is in whole"
     assert keys[39] == sorted(keys[39])
-    assert keys[39] == [s.name for s in suite(tmp_path, "a", many_masks=39, few_masks=10).subjects(None)]
+    assert keys[39] == [s.name for s in suite(tmp_path, "a", many_masks=39, few_masks=10).list_images(None)]
     assert keys[39] != keys[40][:3], "drawn, not the first"
 
 
 def test_names_do_not_collide_and_numbers_are_the_data_sets_own(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_shard(tmp_path / name / "sa_000000.tar", [squares(1, 0), squares(1, 1)])
-    subjects = suite(tmp_path, "a", "b").subjects(None)
-    assert len({subject.name for subject in subjects}) == 4
-    assert [subject.number for subject in subjects] == [1, 2, 1, 2]
+    images = suite(tmp_path, "a", "b").list_images(None)
+    assert len({image.name for image in images}) == 4
+    assert [image.number for image in images] == [1, 2, 1, 2]
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data set 'x' in the table: expected some of a, b"):
         suite(tmp_path, "a", "b", only=["x", "a"])
     with pytest.raises(ConfigError, match=r"no data set's shards are in .*\n  a: from somewhere; then sam-data import yolo"):
-        suite(tmp_path, "a").subjects(None)
+        suite(tmp_path, "a").list_images(None)
     with pytest.raises(ConfigError, match=r"the suite takes no shards=: give protocol\.root=FOLDER"):
-        suite(tmp_path, "a").subjects("shards")
+        suite(tmp_path, "a").list_images("shards")
     with pytest.raises(ConfigError, match="data set a: missing or unknown: mask, masks;"):
         Sa23Protocol(clicks=ClickProtocol(), datasets={"a": {"mask" if k == "masks" else k: v for k, v in ENTRY.items()}})
 

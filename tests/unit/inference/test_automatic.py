@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sam_train.inference import AutomaticMaskGenerator
 from sam_train.inference.grids import Crop
 from sam_train.inference.mask_filters import touches_inner_edge
-from sam_train.inference.predictor import clicks, prompts_of
+from sam_train.inference.predictor import click_prompts, make_prompts
 from sam_train.model import Sam
 from sam_train.model.mask_decoder import DecodeJob
 from sam_train.structures import PointLabel, Prediction, Prompts
@@ -286,28 +286,28 @@ def test_prompts_from_outside_beside_the_grid_and_in_its_place() -> None:
     """Boxes and clicks of a proposer, in the image's own pixels, here twice the model's."""
     image = np.zeros((2 * SIZE, 2 * SIZE, 3), np.uint8)
     image[40:60, 40:60, 0] = 240
-    boxes = prompts_of(boxes_xyxy=torch.tensor([[44.0, 44, 60, 60]]))
+    boxes = make_prompts(boxes_xyxy=torch.tensor([[44.0, 44, 60, 60]]))
     model = FakeSam(looks_like)
     masks, dropped = generator(points_per_side=0).generate(model, image, boxes)
     assert model.batch_sizes == [1]
     assert sum(dropped.values()) + len(masks) == 3
     (red,) = [m for m in masks if m.box_xyxy == (40, 40, 60, 60)]
     assert red.prompt == ((44, 44, PointLabel.BOX_TOP_LEFT), (60, 60, PointLabel.BOX_BOTTOM_RIGHT))
-    beside, _ = generator().generate(FakeSam(looks_like), image, clicks(torch.tensor([[50.0, 50.0]])))
+    beside, _ = generator().generate(FakeSam(looks_like), image, click_prompts(torch.tensor([[50.0, 50.0]])))
     assert ((50, 50, 1),) in [m.prompt for m in beside]
     alone, dropped = generator(points_per_side=0).generate(FakeSam(looks_like), image)
     assert (alone, sum(dropped.values())) == ([], 0)
 
 
 def test_prompts_of_several_points_are_not_ambiguous() -> None:
-    prompts = prompts_of(points_xy=torch.tensor([[[10.0, 10.0], [12.0, 12.0]]]))
+    prompts = make_prompts(points_xy=torch.tensor([[[10.0, 10.0], [12.0, 12.0]]]))
     masks, dropped = generator(points_per_side=0).generate(FakeSam(looks_like), scene(64, 64)[0], prompts)
     assert len(masks) + sum(dropped.values()) == 1
 
 
 def test_prompts_from_outside_are_of_the_whole_image() -> None:
     model = FakeSam(looks_like)
-    prompts = clicks(torch.tensor([[30.0, 30.0]]))
+    prompts = click_prompts(torch.tensor([[30.0, 30.0]]))
     generator(points_per_side=2, crop_layers=1).generate(model, scene(64, 64)[0], prompts)
     assert model.batch_sizes == [4, 1, 1, 1, 1, 1]
 

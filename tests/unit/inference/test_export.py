@@ -15,8 +15,8 @@ from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoi
 from sam_train.config import config_dir
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.export import run
-from sam_train.inference.export import Options, decoder_model, export_onnx, parity
-from sam_train.inference.export.parity import cases, session_of, torch_answer
+from sam_train.inference.export import ExportOptions, decoder_model, export_onnx, parity
+from sam_train.inference.export.parity import open_session, random_inputs, torch_outputs
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 
@@ -48,9 +48,9 @@ def model() -> Sam:
 def test_scores_that_pass_a_sigmoid(tmp_path: Path, single: bool) -> None:
     sam = build_sam(**NUMBERS | {"iou_sigmoid": True}).eval()
     torch.nn.init.constant_(sam.mask_decoder.iou_prediction_head.layers[-1].bias, 3.0)  # type: ignore[arg-type]
-    (file,) = export_onnx(sam, tmp_path / "out", options=Options(return_single_mask=single), encoder=False)
+    (file,) = export_onnx(sam, tmp_path / "out", options=ExportOptions(return_single_mask=single), encoder=False)
     assert file.parity.score_difference < 1e-5
-    scores = session_of(tmp_path / "out" / "decoder.onnx").run(["iou_predictions"], next(cases(sam)))[0]
+    scores = open_session(tmp_path / "out" / "decoder.onnx").run(["iou_predictions"], next(random_inputs(sam)))[0]
     assert scores == pytest.approx(1 / (1 + np.exp(-3)), abs=0.02)
 
 
@@ -58,9 +58,9 @@ def test_scores_that_pass_a_sigmoid(tmp_path: Path, single: bool) -> None:
 def test_details_reach_the_masks(tmp_path: Path, single: bool) -> None:
     """An encoder that shows the decoder what its convolutions saw: four times the channels, and they matter."""
     sam = build_sam(**NUMBERS | {"stem": "conv", "high_res_features": True}).eval()
-    (file,) = export_onnx(sam, tmp_path / "out", options=Options(return_single_mask=single), encoder=False)
+    (file,) = export_onnx(sam, tmp_path / "out", options=ExportOptions(return_single_mask=single), encoder=False)
     assert file.parity.mask_difference < 1e-5
-    case, session = next(cases(sam)), session_of(tmp_path / "out" / "decoder.onnx")
+    case, session = next(random_inputs(sam)), open_session(tmp_path / "out" / "decoder.onnx")
     assert case["image_embeddings"].shape == (1, 4 * 32, 8, 8)
     for channels in (slice(0, 32), slice(32, 64), slice(64, 128)):
         less = case["image_embeddings"].copy()
@@ -71,7 +71,7 @@ def test_details_reach_the_masks(tmp_path: Path, single: bool) -> None:
 
 def test_an_encoder_that_normalises_by_the_image(tmp_path: Path) -> None:
     sam = build_sam(**NUMBERS | {"pixel_statistics": "image"}).eval()
-    _, encoder = export_onnx(sam, tmp_path / "out", options=Options())
+    _, encoder = export_onnx(sam, tmp_path / "out", options=ExportOptions())
     assert encoder.path.name == "encoder.onnx"
     assert encoder.parity.mask_difference < 1e-5
 
@@ -92,7 +92,7 @@ def export(checkpoint: Path, *overrides: str) -> list[Path]:
 @pytest.mark.parametrize("stability", [False, True])
 @pytest.mark.parametrize("extra", [False, True])
 def test_every_option_answers_as_torch(model: Sam, tmp_path: Path, single: bool, stability: bool, extra: bool) -> None:
-    options = Options(return_single_mask=single, use_stability_score=stability, return_extra_metrics=extra)
+    options = ExportOptions(return_single_mask=single, use_stability_score=stability, return_extra_metrics=extra)
     (file,) = export_onnx(model, tmp_path / "out", options=options, encoder=False)
     assert 0 < file.parity.mask_difference < 1e-5
     assert file.parity.score_difference < 1e-5
@@ -101,7 +101,7 @@ def test_every_option_answers_as_torch(model: Sam, tmp_path: Path, single: bool,
 
 
 def test_the_signature_is_the_released_one(model: Sam) -> None:
-    graph = decoder_model(model, Options(return_extra_metrics=True)).graph
+    graph = decoder_model(model, ExportOptions(return_extra_metrics=True)).graph
     dims = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.input, *graph.output]}
     assert dims == {
         "image_embeddings": [1, 32, 8, 8],
@@ -117,28 +117,28 @@ def test_the_signature_is_the_released_one(model: Sam) -> None:
         "low_res_masks": [1, 4, 32, 32],
     }
     assert [v.name for v in graph.output] == ["masks", "iou_predictions", "stability_scores", "areas", "low_res_masks"]
-    low = decoder_model(model, Options(return_single_mask=True), full_size=False).graph
+    low = decoder_model(model, ExportOptions(return_single_mask=True), full_size=False).graph
     assert [v.name for v in low.output] == ["iou_predictions", "low_res_masks"]
 
 
 def test_the_cases_tell_prompts_and_masks_apart(model: Sam) -> None:
     """A parity check on inputs that do not matter would pass whatever the graph does."""
-    inputs = list(cases(model))
+    inputs = list(random_inputs(model))
     assert sorted({case["point_coords"].shape[1] for case in inputs}) == [2, 3, 4, 5, 6]
     assert {float(label) for case in inputs for label in case["point_labels"].flat} == {-1, 0, 1, 2, 3}
     case = inputs[3] | {"has_mask_input": np.ones(1, np.float32)}
     moved = case | {"point_coords": case["point_coords"] + 9}
     without = case | {"has_mask_input": np.zeros(1, np.float32)}
-    answers = [torch_answer(model, Options(), c)["low_res_masks"] for c in (case, moved, without)]
+    answers = [torch_outputs(model, ExportOptions(), c)["low_res_masks"] for c in (case, moved, without)]
     assert min(float((answers[0] - other).abs().max()) for other in answers[1:]) > 1e-2
 
 
 def test_one_click_chooses_among_three_masks_and_two_take_mask_0(model: Sam, tmp_path: Path) -> None:
-    export_onnx(model, tmp_path / "all", options=Options(), encoder=False)
-    export_onnx(model, tmp_path / "one", options=Options(return_single_mask=True), encoder=False)
-    every, single = session_of(tmp_path / "all" / "decoder.onnx"), session_of(tmp_path / "one" / "decoder.onnx")
+    export_onnx(model, tmp_path / "all", options=ExportOptions(), encoder=False)
+    export_onnx(model, tmp_path / "one", options=ExportOptions(return_single_mask=True), encoder=False)
+    every, single = open_session(tmp_path / "all" / "decoder.onnx"), open_session(tmp_path / "one" / "decoder.onnx")
     seen = set()
-    for case in cases(model):
+    for case in random_inputs(model):
         _, scores, low = every.run(None, case)
         best = 0 if case["point_labels"].shape[1] > 2 else 1 + int(scores[0, 1:].argmax())
         _, score, mask = single.run(None, case)
@@ -149,23 +149,23 @@ def test_one_click_chooses_among_three_masks_and_two_take_mask_0(model: Sam, tmp
 
 
 def test_a_file_that_is_off_is_not_there(model: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = parity.torch_answer
-    monkeypatch.setattr(parity, "torch_answer", lambda *given: {k: v + 1e-2 for k, v in right(*given).items()})
+    right = parity.torch_outputs
+    monkeypatch.setattr(parity, "torch_outputs", lambda *given: {k: v + 1e-2 for k, v in right(*given).items()})
     with pytest.raises(CheckpointError, match=r"decoder.onnx is off from torch: by 0.0\d+ of .* Nothing was written"):
-        export_onnx(model, tmp_path / "out", options=Options(), encoder=False)
+        export_onnx(model, tmp_path / "out", options=ExportOptions(), encoder=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_half_and_quantised_decoders(model: Sam, tmp_path: Path) -> None:
     wide = build_sam(**NUMBERS | {"prompt_dim": 64, "decoder_mlp_dim": 512}).eval()
-    found = export_onnx(wide, tmp_path / "out", options=Options(), precisions=["fp32", "fp16", "uint8"], encoder=False)
+    found = export_onnx(wide, tmp_path / "out", options=ExportOptions(), precisions=["fp32", "fp16", "uint8"], encoder=False)
     fp32, fp16, uint8 = (file.path.stat().st_size for file in found)
     assert [file.path.name for file in found] == ["decoder.onnx", "decoder_fp16.onnx", "decoder_uint8.onnx"]
     assert fp16 < 0.75 * fp32
     assert uint8 < 0.75 * fp32
     assert found[0].parity.mask_difference < found[1].parity.mask_difference < 5e-2
     with pytest.raises(ConfigError, match="precisions must be some of fp32, fp16, uint8, got"):
-        export_onnx(model, tmp_path / "out", options=Options(), precisions=["int4"])
+        export_onnx(model, tmp_path / "out", options=ExportOptions(), precisions=["int4"])
 
 
 @pytest.mark.slow
@@ -184,13 +184,13 @@ def test_the_command_writes_both_halves(tmp_path: Path, capsys: pytest.CaptureFi
     assert metadata == {"checkpoint_sha256": checkpoint_hash(checkpoint), "image_size": "64", "precision": "fp32"}
     sam, image = load_checkpoint(checkpoint), torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     size_hw = torch.tensor([[64, 48]])
-    (embeddings,) = session_of(folder / "encoder.onnx").run(None, {"image": image.numpy(), "size_hw": size_hw.numpy()})
-    case = next(cases(sam)) | {"image_embeddings": embeddings}
+    (embeddings,) = open_session(folder / "encoder.onnx").run(None, {"image": image.numpy(), "size_hw": size_hw.numpy()})
+    case = next(random_inputs(sam)) | {"image_embeddings": embeddings}
     with torch.no_grad():
-        expected = torch_answer(
-            sam, Options(return_single_mask=True), case | {"image_embeddings": sam.encode_images(image, size_hw).numpy()}
+        expected = torch_outputs(
+            sam, ExportOptions(return_single_mask=True), case | {"image_embeddings": sam.encode_images(image, size_hw).numpy()}
         )
-    masks, scores, _ = session_of(folder / "decoder.onnx").run(None, case)
+    masks, scores, _ = open_session(folder / "decoder.onnx").run(None, case)
     assert np.allclose(masks, expected["masks"].numpy(), atol=1e-3)
     assert np.allclose(scores, expected["iou_predictions"].numpy(), atol=1e-3)
 
@@ -217,6 +217,6 @@ def test_what_is_missing_or_unknown_is_named(checkpoint: Path) -> None:
 def test_real_weights(shared_dir: Path, tmp_path: Path) -> None:
     """MobileSAM's decoder: released SAM's shape, trained."""
     sam = load_checkpoint(shared_dir / "weights" / "mobile_sam" / "mobile_sam.pth")
-    (file,) = export_onnx(sam, tmp_path / "out", options=Options(return_single_mask=True), encoder=False)
+    (file,) = export_onnx(sam, tmp_path / "out", options=ExportOptions(return_single_mask=True), encoder=False)
     assert file.parity.mask_difference < 1e-4
     assert file.parity.differing_pixels < 1e-6 * file.parity.num_pixels

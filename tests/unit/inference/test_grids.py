@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sam_train.inference.grids import Crop, crops, point_grid
+from sam_train.inference.grids import Crop, generate_crops, point_grid
 
 
 def test_points_are_the_centres_of_the_cells_row_by_row() -> None:
@@ -19,23 +19,23 @@ def test_points_are_the_centres_of_the_cells_row_by_row() -> None:
 def test_sa_560() -> None:
     """sa_560.jpg, 2250 x 1500: an annotation of it has crop_box [998, 0, 755, 567] and point [1233.9375, 177.1875]."""
     crop = Crop(x=998, y=0, width=755, height=567, layer=2)
-    assert crop in crops(1500, 2250, 2, 512 / 1500)
+    assert crop in generate_crops(1500, 2250, 2, 512 / 1500)
     points = point_grid(8) * [crop.width, crop.height] + [crop.x, crop.y]
     assert points[2 * 8 + 2].tolist() == [1233.9375, 177.1875]
 
 
 def test_one_image_four_crops_sixteen_crops() -> None:
-    found = crops(1500, 2250, 2, 512 / 1500)
+    found = generate_crops(1500, 2250, 2, 512 / 1500)
     assert found[0] == Crop(0, 0, 2250, 1500, 0)
     assert [sum(c.layer == layer for c in found) for layer in (0, 1, 2, 3)] == [1, 4, 16, 0]
-    assert crops(1500, 2250, 0, 512 / 1500) == found[:1]
+    assert generate_crops(1500, 2250, 0, 512 / 1500) == found[:1]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1500, 2250), (64, 64), (97, 41), (33, 200)])
 def test_crops_cover_the_image_and_overlap(height: int, width: int) -> None:
     for layer in (1, 2):
         overlap = int(512 / 1500 * min(height, width) * 2 / 2**layer)
-        own = [c for c in crops(height, width, 2, 512 / 1500) if c.layer == layer]
+        own = [c for c in generate_crops(height, width, 2, 512 / 1500) if c.layer == layer]
         covered = np.zeros((height, width), int)
         for crop in own:
             assert crop.x >= 0

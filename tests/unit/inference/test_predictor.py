@@ -10,7 +10,7 @@ import torch
 
 from sam_train.inference import Predictor
 from sam_train.inference.embedding_cache import EmbeddingCache
-from sam_train.inference.predictor import clicks, prompts_of
+from sam_train.inference.predictor import click_prompts, make_prompts
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 from sam_train.structures import Prompts
@@ -27,11 +27,11 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("function", ["predict", "logits_in_image", "masks_in_image"])
+@pytest.mark.parametrize("function", ["predict", "logits_to_image", "masks_to_image"])
 def test_without_an_image_it_says_so(model: Sam, function: str) -> None:
     predictor = Predictor(model)
     call = getattr(predictor, function)
-    arguments = {"prompts": clicks(torch.zeros(1, 2)), "multimask_output": True} if function == "predict" else {}
+    arguments = {"prompts": click_prompts(torch.zeros(1, 2)), "multimask_output": True} if function == "predict" else {}
     logits = () if arguments else (torch.zeros(1, 1, 16, 16),)
     with pytest.raises(ValueError, match="no image: call set_image first"):
         call(*logits, **arguments)
@@ -53,7 +53,7 @@ def test_it_is_the_model_with_the_frames_changed(model: Sam) -> None:
     assert not model.training
     predictor.set_image(image)
     points = torch.tensor([[10.0, 20.0], [50.0, 40.0]])
-    answer = predictor.predict(clicks(points), multimask_output=True)
+    answer = predictor.predict(click_prompts(points), multimask_output=True)
     padded = torch.full((1, 3, 64, 64), 99, dtype=torch.uint8)
     padded[0, :, :48] = torch.from_numpy(image).permute(2, 0, 1)
     with torch.no_grad():
@@ -62,9 +62,9 @@ def test_it_is_the_model_with_the_frames_changed(model: Sam) -> None:
         expected = model.decode(embeddings, prompts, multimask_output=True)
     assert torch.equal(answer.mask_logits, expected.mask_logits)
     assert torch.equal(answer.iou_scores, expected.iou_scores)
-    logits = predictor.logits_in_image(answer.mask_logits)
+    logits = predictor.logits_to_image(answer.mask_logits)
     assert logits.shape == (2, 3, 48, 64)
-    assert torch.equal(predictor.masks_in_image(answer.mask_logits), logits > 0)
+    assert torch.equal(predictor.masks_to_image(answer.mask_logits), logits > 0)
 
 
 def test_points_are_scaled_into_the_model_frame(model: Sam) -> None:
@@ -77,7 +77,7 @@ def test_points_are_scaled_into_the_model_frame(model: Sam) -> None:
         predictor.set_image(image)
         box = Prompts.from_boxes(torch.zeros(1, dtype=torch.long), torch.tensor([[4.0, 6, 50, 45]]) * scale)
         answers.append(predictor.predict(box, multimask_output=False))
-        assert predictor.masks_in_image(answers[-1].mask_logits).shape[2:] == image.shape[:2]
+        assert predictor.masks_to_image(answers[-1].mask_logits).shape[2:] == image.shape[:2]
     assert torch.allclose(answers[0].mask_logits, answers[1].mask_logits, atol=1e-4)
 
 
@@ -86,7 +86,7 @@ def test_the_last_image_counts(model: Sam) -> None:
     answers = []
     for image in (noise(64, 64), noise(32, 64), noise(64, 64)):
         predictor.set_image(image)
-        answers.append(predictor.predict(clicks(torch.tensor([[5.0, 5.0]])), multimask_output=False).mask_logits)
+        answers.append(predictor.predict(click_prompts(torch.tensor([[5.0, 5.0]])), multimask_output=False).mask_logits)
     assert torch.equal(answers[0], answers[2])
     assert not torch.equal(answers[0], answers[1])
 
@@ -94,9 +94,9 @@ def test_the_last_image_counts(model: Sam) -> None:
 def test_no_gradients_are_kept(model: Sam) -> None:
     predictor = Predictor(model)
     predictor.set_image(noise(20, 20))
-    answer = predictor.predict(clicks(torch.tensor([[5.0, 5.0]])), multimask_output=False)
+    answer = predictor.predict(click_prompts(torch.tensor([[5.0, 5.0]])), multimask_output=False)
     assert not answer.mask_logits.requires_grad
-    assert not predictor.logits_in_image(answer.mask_logits).requires_grad
+    assert not predictor.logits_to_image(answer.mask_logits).requires_grad
 
 
 def test_images_of_different_sizes_answer_as_alone(model: Sam) -> None:
@@ -106,16 +106,16 @@ def test_images_of_different_sizes_answer_as_alone(model: Sam) -> None:
     points = torch.tensor([[60.0, 5.0], [10.0, 20.0], [25.0, 90.0], [50.0, 40.0]])
     together = Predictor(model)
     together.set_images(images)
-    answer = together.predict(prompts_of(points_xy=points, image_index=index), multimask_output=True)
-    masks = together.masks_by_image(answer.mask_logits, index)
+    answer = together.predict(make_prompts(points_xy=points, image_index=index), multimask_output=True)
+    masks = together.masks_to_images(answer.mask_logits, index)
     assert [tuple(m.shape) for m in masks] == [(2, 3, 48, 64), (1, 3, 100, 30), (1, 3, 64, 64)]
     for i, image in enumerate(images):
         alone = Predictor(model)
         alone.set_image(image)
-        expected = alone.predict(clicks(points[index == i]), multimask_output=True)
+        expected = alone.predict(click_prompts(points[index == i]), multimask_output=True)
         assert torch.allclose(answer.mask_logits[index == i], expected.mask_logits, atol=1e-5)
-        logits = together.logits_in_image(answer.mask_logits[index == i], i)
-        assert torch.allclose(logits, alone.logits_in_image(expected.mask_logits), atol=1e-5)
+        logits = together.logits_to_image(answer.mask_logits[index == i], i)
+        assert torch.allclose(logits, alone.logits_to_image(expected.mask_logits), atol=1e-5)
         assert torch.equal(masks[i], logits > 0)
 
 
@@ -125,31 +125,31 @@ def test_an_image_that_was_not_set_is_named(model: Sam) -> None:
         predictor.set_images([])
     predictor.set_images([noise(20, 20), noise(30, 20)])
     with pytest.raises(ValueError, match="from 0 to 2, and 2 images were set"):
-        predictor.predict(prompts_of(points_xy=np.zeros((2, 2)), image_index=np.array([0, 2])), multimask_output=True)
+        predictor.predict(make_prompts(points_xy=np.zeros((2, 2)), image_index=np.array([0, 2])), multimask_output=True)
     with pytest.raises(ValueError, match="2 images were set: say which"):
-        predictor.masks_in_image(torch.zeros(1, 1, 16, 16))
+        predictor.masks_to_image(torch.zeros(1, 1, 16, 16))
 
 
 def test_prompts_of_numpy_are_those_of_tensors() -> None:
     points, labels = np.array([[[4.0, 6], [8, 9]], [[1, 2], [3, 4]]]), np.array([[1, 0], [1, 1]])
     boxes, masks, index = np.array([[1, 2, 30, 40], [5, 6, 7, 8]]), np.zeros((2, 1, 16, 16)), np.array([1, 0])
     parts = {"points_xy": points, "point_labels": labels, "boxes_xyxy": boxes, "mask_logits": masks, "image_index": index}
-    ours, theirs = prompts_of(**parts), prompts_of(**{k: torch.from_numpy(v) for k, v in parts.items()})
+    ours, theirs = make_prompts(**parts), make_prompts(**{k: torch.from_numpy(v) for k, v in parts.items()})
     for name in ("image_index", "points_xy", "point_labels", "mask_logits"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name))
     assert ours.point_labels.tolist() == [[2, 3, 1, 0], [2, 3, 1, 1]]
     assert ours.mask_logits is not None
     assert (ours.points_xy.dtype, ours.mask_logits.dtype) == (torch.float32, torch.float32)
-    one = prompts_of(points_xy=points[:, 0])
+    one = make_prompts(points_xy=points[:, 0])
     assert one.point_labels.tolist() == [[1, -1], [1, -1]]
     assert one.image_index.tolist() == [0, 0]
 
 
 def test_prompts_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match="points_xy, boxes_xyxy or text_embeddings"):
-        prompts_of(mask_logits=np.zeros((1, 1, 16, 16)))
+        make_prompts(mask_logits=np.zeros((1, 1, 16, 16)))
     with pytest.raises(ValueError, match="'points_xy': 2, 'boxes_xyxy': 1"):
-        prompts_of(points_xy=np.zeros((2, 2)), boxes_xyxy=np.zeros((1, 4)))
+        make_prompts(points_xy=np.zeros((2, 2)), boxes_xyxy=np.zeros((1, 4)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -160,7 +160,7 @@ def test_a_cached_embedding_answers_as_the_first_time(
     encode = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda pixels, sizes: encoded.append(len(pixels)) or encode(pixels, sizes))
     cache = EmbeddingCache(tmp_path, checkpoint_sha256="a" * 64, dtype=dtype)
-    prompts = prompts_of(points_xy=np.array([[5.0, 5.0], [9.0, 7.0]]), image_index=np.array([1, 0]))
+    prompts = make_prompts(points_xy=np.array([[5.0, 5.0], [9.0, 7.0]]), image_index=np.array([1, 0]))
     answers = []
     for chosen in (images[:1], images, images):
         predictor = Predictor(model, cache)
@@ -183,5 +183,5 @@ def test_another_resampling_has_no_cache(model: Sam, tmp_path: Path) -> None:
     for resampling in ("area", "bilinear"):
         predictor = Predictor(model, resampling=resampling)
         predictor.set_image(noise(200, 200))
-        answers.append(predictor.predict(clicks(torch.tensor([[50.0, 50.0]])), multimask_output=True).mask_logits)
+        answers.append(predictor.predict(click_prompts(torch.tensor([[50.0, 50.0]])), multimask_output=True).mask_logits)
     assert not torch.equal(*answers)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor, TextMaskGenerator
-from sam_train.inference.predictor import prompts_of
+from sam_train.inference.predictor import make_prompts
 from sam_train.masks import decode_rle
 from sam_train.text import TextEncoder
 
@@ -47,8 +47,8 @@ def test_every_word_has_its_mask(image: np.ndarray) -> None:
     found, dropped = TextMaskGenerator(words=WORDS, encoder=encoder, **ALL).generate(model, image)
     predictor = Predictor(model)
     predictor.set_image(image)
-    best = predictor.predict(prompts_of(text_embeddings=encoder.embed_texts(WORDS)), multimask_output=True).best()
-    masks = predictor.masks_in_image(best.mask_logits)[:, 0].numpy()
+    best = predictor.predict(make_prompts(text_embeddings=encoder.embed_texts(WORDS)), multimask_output=True).best()
+    masks = predictor.masks_to_image(best.mask_logits)[:, 0].numpy()
     expected = {word: mask for word, mask in zip(WORDS, masks, strict=True) if mask.any()}
     assert {mask.name for mask in found} == expected.keys()
     assert len(expected) >= 2

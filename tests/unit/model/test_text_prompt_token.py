@@ -13,7 +13,7 @@ from torch import Tensor
 from sam_train.checkpoint import export_weights, initialize_from_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.inference import Predictor
-from sam_train.inference.predictor import prompts_of
+from sam_train.inference.predictor import make_prompts
 from sam_train.model import Sam
 from sam_train.structures import Prompts
 from sam_train.training.distillation import copy_teacher_decoder
@@ -147,11 +147,11 @@ def test_a_student_takes_the_teachers_words(model: Sam) -> None:
 def test_the_predictor_takes_words(model: Sam) -> None:
     predictor, embeddings = Predictor(model), words(2)
     predictor.set_image(torch.randint(0, 256, (24, 30, 3), dtype=torch.uint8).numpy())
-    by_words = predictor.predict(prompts_of(text_embeddings=embeddings), multimask_output=True)
+    by_words = predictor.predict(make_prompts(text_embeddings=embeddings), multimask_output=True)
     assert by_words.mask_logits.shape == (2, 3, 8, 8)
-    point = prompts_of(text_embeddings=embeddings, points_xy=torch.rand(2, 2) * 20)
+    point = make_prompts(text_embeddings=embeddings, points_xy=torch.rand(2, 2) * 20)
     assert point.point_labels.tolist() == [[1, -1]] * 2
     both = predictor.predict(point, multimask_output=True)
     assert (both.mask_logits - by_words.mask_logits).abs().max() > 1e-3
     with pytest.raises(ValueError, match="one row a prompt"):
-        prompts_of(text_embeddings=embeddings, points_xy=torch.rand(3, 2))
+        make_prompts(text_embeddings=embeddings, points_xy=torch.rand(3, 2))

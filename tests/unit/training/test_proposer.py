@@ -20,7 +20,7 @@ from sam_train.checkpoint import load_checkpoint
 from sam_train.config import config_dir
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.evaluation.prefill import PrefillProtocol
-from sam_train.evaluation.protocol import Subject
+from sam_train.evaluation.protocol import EvaluationImage
 from sam_train.inference import BoxMaskGenerator, Predictor
 from sam_train.inference.box_mask_generator import load_proposer, save_proposer
 from sam_train.losses.box_loss import BoxLoss, generalized_iou
@@ -165,11 +165,11 @@ def test_from_sam_train_to_masks_of_an_image(
         (left, top, _), (right, bottom, _) = mask.prompt
         assert 0 <= left < right <= image.shape[1]
         assert 0 <= top < bottom <= image.shape[0]
-    subject = Subject(number=1, name="a", place=index_shard(shards / "sa_000000.tar")[0])
+    subject = EvaluationImage(number=1, name="a", source=index_shard(shards / "sa_000000.tar")[0])
     protocol = PrefillProtocol(generator=makes)
     measured = protocol.measure(Predictor(model), subject)
     assert (measured["found"], measured["there"]) == (len(masks), 2)
-    told = protocol.summary([measured, {"found": 4, "there": 2, "matched": [2, 1, 0]}]).measures
+    told = protocol.summarize([measured, {"found": 4, "there": 2, "matched": [2, 1, 0]}]).measures
     assert told["recall_at_0.5"] == (measured["matched"][0] + 2) / 4
     assert told["precision_at_0.75"] == (measured["matched"][1] + 1) / (len(masks) + 4)
     strict, dropped = BoxMaskGenerator(file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=100).generate(model, image)

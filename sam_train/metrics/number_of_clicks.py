@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def clicks_needed(ious: Sequence[Sequence[float]], threshold: float, max_clicks: int) -> tuple[float, int]:
+def number_of_clicks(ious: Sequence[Sequence[float]], threshold: float, max_clicks: int) -> tuple[float, int]:
     """The mean over masks of the first click after which IoU is at least `threshold`, and how many masks never were so good.
 
     ious: of each mask after click 1, 2 ..., shorter where nobody clicked on. A mask that never is good counts `max_clicks`.
