@@ -1,21 +1,21 @@
-"""The tool that people annotate with: a queue and store in SQLite, a server, and a page.
+"""Server of the annotation tool: a task queue and a mask store in SQLite, an HTTP API and a web page.
 
-database.py     the tables, and short transactions on them
-queue.py        which task an annotator gets next, how long it is theirs, and what becomes of it
-commits.py      masks, one idempotent request each
-summary.py      stage one's numbers, agreement of two passes, correction of automatic masks
-pictures.py     the source by keys
-encoding.py     embeddings of the next images, made ahead; answers of the decoder; the decoder as ONNX for the page
-access.py       tokens
-guards.py       what no request gets past: size, host, headers
-messages.py     what goes over the wire
-desk.py         what the server works with, and who asks
-api.py          the routes that answer JSON
-app.py          the server
-finished.py     finished images to SA-1B shards
-client.py       the API as a program speaks it
-rehearsal.py    a simulated annotator at that client
-static/         the page; ort/ is onnxruntime-web as it was published
+database.py            SQLite tables and transactions
+task_queue.py          assigns tasks to annotators by leases; review and correction
+mask_store.py          stores masks; each change is one idempotent request
+summary.py             annotation cost, inter-annotator agreement, quality of proposed masks
+image_cache.py         images of the source by key
+embedding_service.py   image embeddings computed in advance, mask decoding, decoder export to ONNX for the page
+access.py              access tokens of users
+middleware.py          limit of the request size, security headers
+request_models.py      request bodies
+app_context.py         objects that the routes share; authentication of a request
+api.py                 routes of the JSON API
+app.py                 the FastAPI application
+shard_export.py        export of finished images as SA-1B shards
+client.py              HTTP client for programs
+simulated_client.py    simulated annotator that uses this client
+../static/             the page; ort/ is onnxruntime-web as published
 
-An image has as many tasks as annotators are to see it (`overlap`); a task has one annotator at a time, and its masks.
+An image has `overlap` tasks, one for each annotator who annotates it. A task has at most one annotator at a time, and its masks.
 """

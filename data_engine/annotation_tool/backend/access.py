@@ -1,4 +1,4 @@
-"""Who is asking: a token for each annotator, in a file that only its owner reads."""
+"""Access tokens: one for each user, in a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ MIN_TOKEN_LENGTH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """Who a token belongs to."""
+    """User to whom a token belongs."""
 
     name: str
     role: str
+    """One of ROLES."""
 
 
 class AccessTokens:
-    """Tokens by person. Raises ConfigError for a role that is none, a name or a token that is too weak or given twice."""
+    """Authenticates users by token. `tokens` maps a user's name to token and role.
+
+    Raises ConfigError for an unknown role, an invalid name, a token that is too short, or two users with the same token.
+    """
 
     def __init__(self, tokens: Mapping[str, tuple[str, str]]) -> None:
         self._users: list[tuple[bytes, User]] = []
@@ -42,42 +46,44 @@ class AccessTokens:
                 raise ConfigError(f"the token of {name} has {len(token)} characters: expected at least {MIN_TOKEN_LENGTH}")
             self._users.append((sha256(token.encode()).digest(), User(name=name, role=role)))
         if len({digest for digest, _ in self._users}) < len(self._users):
-            raise ConfigError("two annotators have the same token: nobody could tell their work apart")
+            raise ConfigError("two annotators have the same token: give each a token of its own, or their work is mixed up")
 
     def authenticate(self, token: str) -> User:
-        """Whose token this is. Every one is compared, each in constant time. Raises HttpError (401)."""
-        given = sha256(token.encode("utf-8", "surrogatepass")).digest()
-        found = [user for digest, user in self._users if hmac.compare_digest(digest, given)]
-        if not token or not found:
-            raise HttpError(401, "no such token: log in with the one that sam-annotate printed for you")
-        return found[0]
+        """Return the user to whom a token belongs; all tokens are compared, each in constant time. Raises HttpError (401)."""
+        digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
+        matches = [user for user_digest, user in self._users if hmac.compare_digest(user_digest, digest)]
+        if not token or not matches:
+            raise HttpError(401, "the token is not valid: log in with the token that sam-annotate printed for you")
+        return matches[0]
 
 
-def read_tokens(path: Path, annotators: Sequence[str], reviewers: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Token and role by name from the file; names that are not in it yet get a new token, and the file is written.
+def load_or_create_tokens(path: Path, annotators: Sequence[str], reviewers: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return token and role by user name from the token file.
 
-    Raises ConfigError for a file that is none of ours and for a name with two roles.
+    Users without a token get a new one, and the file is written with mode 0600. Raises ConfigError if the file is not a token
+    file or if a name is listed both as annotator and as reviewer.
     """
-    if double := set(annotators) & set(reviewers):
-        raise ConfigError(f"annotators and reviewers both name {', '.join(sorted(double))}: nobody reviews as who they annotate")
-    tokens = _parsed(path) if path.exists() else {}
-    wanted = dict.fromkeys(annotators, "annotator") | dict.fromkeys(reviewers, "reviewer")
-    new = {name: (secrets.token_urlsafe(24), role) for name, role in wanted.items() if name not in tokens}
+    if duplicates := set(annotators) & set(reviewers):
+        names = ", ".join(sorted(duplicates))
+        raise ConfigError(f"annotators and reviewers both name {names}: give reviewers names of their own")
+    tokens = _parse_tokens(path) if path.exists() else {}
+    roles = dict.fromkeys(annotators, "annotator") | dict.fromkeys(reviewers, "reviewer")
+    new = {name: (secrets.token_urlsafe(24), role) for name, role in roles.items() if name not in tokens}
     if new:
         tokens |= new
         document = {name: {"token": token, "role": role} for name, (token, role) in tokens.items()}
-        before = os.umask(0o077)
+        previous_umask = os.umask(0o077)
         try:
             atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
         finally:
-            os.umask(before)
+            os.umask(previous_umask)
     return tokens
 
 
-def _parsed(path: Path) -> dict[str, tuple[str, str]]:
+def _parse_tokens(path: Path) -> dict[str, tuple[str, str]]:
     try:
         document = json.loads(path.read_bytes())
         return {str(name): (str(entry["token"]), str(entry["role"])) for name, entry in document.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         expected = '{"name": {"token": "...", "role": "annotator"}}'
-        raise ConfigError(f"{path} holds no tokens ({type(error).__name__}: {error}): expected {expected}") from error
+        raise ConfigError(f"{path} is not a token file ({type(error).__name__}: {error}): expected {expected}") from error

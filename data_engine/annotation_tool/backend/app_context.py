@@ -1,4 +1,4 @@
-"""What the server works with, and who asks."""
+"""Objects that the routes share, and the dependencies by which routes receive them."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ COOKIE = "sam_annotate"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppContext:
-    """What the server works with."""
+    """Objects that the routes share."""
 
     queue: TaskQueue
-    commits: MaskStore
+    masks: MaskStore
     images: ImageCache
     access: AccessTokens
     embedding_service: EmbeddingService | None
-    """None: no model, every mask is drawn."""
+    """Service of the model. None if the server has no model; then annotators draw every mask."""
     num_prefetch: int
-    """Embeddings made for this many images that nobody has yet."""
+    """Number of unassigned images whose embeddings are computed in advance."""
     idle_after_s: float
     move_on_after_s: float
     show_existing_masks: bool
-    """Whether masks that the source has are shown to the annotator."""
+    """Propose the masks of the corpus to the annotator."""
 
 
 def app_context_of(request: Request) -> AppContext:
-    """The desk of the application."""
+    """Return the context of the application that serves a request."""
     context: AppContext = request.app.state.context
     return context
 
 
 def user_of(request: Request) -> User:
-    """Who asks, by `Authorization: Bearer` or the cookie of the page. Raises HttpError (401)."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
-    return app_context_of(request).access.authenticate(given)
+    """Return the user who sent a request, by `Authorization: Bearer` or the page's cookie. Raises HttpError (401)."""
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    token = bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
+    return app_context_of(request).access.authenticate(token)
 
 
 Context = Annotated[AppContext, Depends(app_context_of)]

@@ -1,4 +1,4 @@
-"""The API as a program speaks it: one annotator over one connection."""
+"""HTTP client of the annotation server for programs, and a predictor that decodes on the server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AnnotationClient:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
-            raise ConfigError(f"{url!r} is no address of a server: expected http://HOST:PORT")
+            raise ConfigError(f"{url!r} is not a server address: expected http://HOST:PORT")
         self._token, self._max_attempts, self._on_request = token, max_attempts, on_request
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
 
@@ -56,48 +56,48 @@ class AnnotationClient:
         self._connection.close()
 
     def session(self) -> dict[str, Any]:
-        """Who one is, the model, and so on."""
+        """Return the user, the model and the settings of the page."""
         return self._json("GET", "/api/session")
 
     def next_task(self) -> dict[str, Any] | None:
-        """The next task, None when there is none."""
+        """Lease and return the next task; None if there is none."""
         task: dict[str, Any] | None = self._json("POST", "/api/next")["task"]
         return task
 
     def proposals(self, task: int, timeout_s: float = 300.0) -> list[dict[str, Any]]:
-        """The masks of the task with those that the model proposes. Raises TimeoutError."""
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
+        """Return the masks of a task, with those that the model proposes, once they are computed. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
             status, _, data = self.request("POST", f"/api/tasks/{task}/proposals")
             if status == 200:
                 return list(json.loads(data)["masks"])
             time.sleep(0.1)
         raise TimeoutError(f"task {task} has no proposals after {timeout_s:g} s")
 
-    def put_mask(self, task: int, work: AnnotatedMask, *, mask: str | None = None, commit: str | None = None) -> str:
-        """Commit a mask; its id."""
+    def put_mask(self, task: int, annotated: AnnotatedMask, *, mask: str | None = None, commit: str | None = None) -> str:
+        """Commit a mask and return its id."""
         mask = mask or str(uuid.uuid4())
-        body = {"task": task, "mask": mask, "kind": "put", **asdict(work)}
-        body["prompts"] = [[x, y, int(label)] for x, y, label in work.prompts]
+        body = {"task": task, "mask": mask, "kind": "put", **asdict(annotated)}
+        body["prompts"] = [[x, y, int(label)] for x, y, label in annotated.prompts]
         self._json("PUT", f"/api/commits/{commit or uuid.uuid4()}", body)
         return mask
 
     def delete_mask(self, task: int, mask: str, *, commit: str | None = None) -> None:
-        """Take a mask away."""
+        """Delete a mask."""
         self._json("PUT", f"/api/commits/{commit or uuid.uuid4()}", {"task": task, "mask": mask, "kind": "delete"})
 
     def mark_done(self, task: int) -> None:
-        """Finish."""
+        """Mark a task as done."""
         self._json("POST", f"/api/tasks/{task}/done")
 
     def skip_task(self, task: int, reason: str) -> None:
-        """Skip."""
+        """Skip a task."""
         self._json("POST", f"/api/tasks/{task}/skip", {"reason": reason})
 
     def wait_for_embedding(self, task: int, checkpoint: str, *, timeout_s: float = 600.0) -> Float[Tensor, "E h w"]:
-        """The image's embedding, asked for until it is made. Raises TimeoutError."""
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
+        """Poll until the image embedding of a task is computed and return it. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
             status, headers, data = self.request("GET", f"/api/tasks/{task}/embedding?checkpoint={checkpoint}")
             if status == 200:
                 shape = [int(side) for side in headers["x-shape"].split(",")]
@@ -114,10 +114,10 @@ class AnnotationClient:
         multimask_output: bool,
         mask_logits: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Logits M x h x w and scores M of a prompt, [x, y, label] in the image frame."""
-        mask = None if mask_logits is None else base64.b64encode(mask_logits.astype("<f2").tobytes()).decode()
+        """Decode a prompt ([x, y, label] in the image frame) and return logits, M x h x w, and predicted IoUs, M."""
+        encoded_mask = None if mask_logits is None else base64.b64encode(mask_logits.astype("<f2").tobytes()).decode()
         body: dict[str, object] = {"checkpoint": checkpoint, "prompts": [[x, y, int(label)] for x, y, label in prompts]}
-        body |= {"multimask_output": multimask_output, "mask_logits": mask}
+        body |= {"multimask_output": multimask_output, "mask_logits": encoded_mask}
         while True:
             status, headers, data = self.request("POST", f"/api/tasks/{task}/decode", body)
             if status == 200:
@@ -128,33 +128,36 @@ class AnnotationClient:
         return np.frombuffer(data, "<f2").astype(np.float32).reshape(shape), scores
 
     def request(self, method: str, path: str, body: object = None) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers (lower case) and content. Raises HttpError for a status of 400 and more."""
+        """Send a request and return status, headers (lower-case names) and content.
+
+        Raises HttpError for a status of 400 or more, ConnectionError if every attempt fails.
+        """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {self._token}"} | ({"Content-Type": "application/json"} if data else {})
-        for left in reversed(range(self._max_attempts)):
-            began = time.perf_counter()
+        for attempts_left in reversed(range(self._max_attempts)):
+            started = time.perf_counter()
             try:
                 self._connection.request(method, path, data, headers)
-                answer = self._connection.getresponse()
-                content = answer.read()
+                response = self._connection.getresponse()
+                content = response.read()
                 break
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
-                if not left:
+                if not attempts_left:
                     raise ConnectionError(f"{method} {path}: {error or type(error).__name__}") from error
-                time.sleep(0.2 * (self._max_attempts - left))
-        self._on_request(f"{method} {_route(path)}", time.perf_counter() - began)
-        if answer.status >= 400:
-            raise HttpError(answer.status, f"{method} {path}: {_error_message(content)}")
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
+                time.sleep(0.2 * (self._max_attempts - attempts_left))
+        self._on_request(f"{method} {_route(path)}", time.perf_counter() - started)
+        if response.status >= 400:
+            raise HttpError(response.status, f"{method} {path}: {_error_message(content)}")
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, content
 
     def _json(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.request(method, path, body)[2])
-        return found
+        content: dict[str, Any] = json.loads(self.request(method, path, body)[2])
+        return content
 
 
 class RemotePredictor(Predictor):
-    """A predictor whose decoder is the server: what `SimulatedAnnotator` asks goes over the wire, a request a prompt."""
+    """A predictor for one task's image that decodes on the server, with one request per prompt; `SimulatedAnnotator` uses it."""
 
     def __init__(self, client: AnnotationClient, task: dict[str, Any], model: Mapping[str, Any]) -> None:
         self._client, self._task, self._checkpoint = client, task["id"], model["checkpoint"]
@@ -162,31 +165,31 @@ class RemotePredictor(Predictor):
 
     @property
     def device(self) -> torch.device:
-        """Answers come over the wire."""
+        """Device of the predictions: always the CPU."""
         return torch.device("cpu")
 
     def predict(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> Prediction:
-        """As `Predictor.predict`, for the one image of the task. `min_iou` saves nothing here and is passed over."""
-        low, scores = zip(*(self._one(prompts[i : i + 1], multimask_output) for i in range(len(prompts))), strict=True)
-        return Prediction(mask_logits=torch.from_numpy(np.stack(low)), iou_scores=torch.from_numpy(np.stack(scores)))
+        """Predict as `Predictor.predict` does, for the task's image. `min_iou` has no effect."""
+        logits, scores = zip(*(self._decode(prompts[i : i + 1], multimask_output) for i in range(len(prompts))), strict=True)
+        return Prediction(mask_logits=torch.from_numpy(np.stack(logits)), iou_scores=torch.from_numpy(np.stack(scores)))
 
     def logits_to_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
-        """As `Predictor.logits_to_image`."""
+        """Resample logits to the image as `Predictor.logits_to_image` does."""
         return self._resize.logits_to_image(mask_logits)
 
-    def _one(self, prompt: Prompts, multimask_output: bool) -> tuple[np.ndarray, np.ndarray]:
-        labelled = torch.cat([prompt.points_xy[0], prompt.point_labels[0, :, None].float()], 1).tolist()
+    def _decode(self, prompt: Prompts, multimask_output: bool) -> tuple[np.ndarray, np.ndarray]:
+        points = torch.cat([prompt.points_xy[0], prompt.point_labels[0, :, None].float()], 1).tolist()
         return self._client.decode(
             self._task,
             self._checkpoint,
-            [point for point in labelled if point[2] != PointLabel.PADDING],
+            [point for point in points if point[2] != PointLabel.PADDING],
             multimask_output=multimask_output,
             mask_logits=None if prompt.mask_logits is None else prompt.mask_logits.numpy(),
         )
 
 
 def _route(path: str) -> str:
-    """Without numbers and ids, for counting."""
+    """Return a path with its numbers and ids replaced by `*`."""
     parts = path.partition("?")[0].split("/")
     return "/".join("*" if any(letter.isdigit() for letter in part) else part for part in parts)
 

@@ -1,7 +1,7 @@
-"""The store: one SQLite file in WAL mode. Readers never wait, writers wait for each other for milliseconds.
+"""The store: one SQLite file in WAL mode. Readers never block; writers wait milliseconds for each other.
 
-What a transaction wrote is on the disk when its request is answered (synchronous=FULL): a server that is killed loses what it
-did not yet answer, and the page sends that again.
+A transaction is on disk before the server responds to its request (synchronous=FULL). A killed server therefore loses only
+requests without a response, and the page sends those again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from sam_train.errors import ConfigError
 
-VERSION = 2
+SCHEMA_VERSION = 2
 STATES = ("queued", "leased", "done", "skipped", "sent_back", "accepted")
 ORIGINS = ("proposed", "accepted", "edited", "clicked", "drawn")
-"""Of a mask: shown to the annotator and not looked at; taken as shown; shown or clicked, and changed by hand; by prompts alone;
-with the brush alone."""
+"""Origin of a mask. proposed: shown to the annotator, not reviewed yet. accepted: proposed and accepted unchanged. edited:
+proposed or clicked, then changed by hand. clicked: made with prompts alone. drawn: made with the brush alone."""
 
 SCHEMA = f"""
 CREATE TABLE images (
@@ -51,11 +51,15 @@ CREATE TABLE events (
     detail TEXT NOT NULL DEFAULT ''
 );
 """
-FROM_VERSION_1 = "ALTER TABLE masks ADD COLUMN name TEXT NOT NULL DEFAULT ''"
+MIGRATION_FROM_1 = "ALTER TABLE masks ADD COLUMN name TEXT NOT NULL DEFAULT ''"
 
 
 class Database:
-    """The file, with a connection for each thread. Raises ConfigError for a file that is no store of this version."""
+    """The store's file, with one connection for each thread.
+
+    Creates the tables in a new file and migrates a file of version 1. Raises ConfigError if the file is not a store or has
+    another version.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,18 +69,18 @@ class Database:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 new = not version and not db.execute("SELECT 1 FROM sqlite_master").fetchone()
                 if new or version == 1:
-                    for statement in (SCHEMA if new else FROM_VERSION_1).split(";\n"):
+                    for statement in (SCHEMA if new else MIGRATION_FROM_1).split(";\n"):
                         db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {VERSION}")
-                    version = VERSION
+                    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                    version = SCHEMA_VERSION
         except sqlite3.DatabaseError as error:
-            raise ConfigError(f"{path} is no store of sam-annotate ({error}): name another folder by out=") from error
-        if version != VERSION:
-            raise ConfigError(f"{path} is a store of version {version}, this is {VERSION}: name another folder by out=")
+            raise ConfigError(f"{path} is not a store of sam-annotate ({error}): give another folder with out=") from error
+        if version != SCHEMA_VERSION:
+            raise ConfigError(f"{path} is a store of version {version}, expected {SCHEMA_VERSION}: give another folder with out=")
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """This thread's connection; each statement sees what was written before it."""
+        """Connection of the current thread, in autocommit mode: each statement sees all earlier writes."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
@@ -89,7 +93,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that has the file for itself from its start: what it reads is still so when it writes."""
+        """Run a block as one transaction that holds the write lock from its start, so its reads stay valid until it writes."""
         connection = self.connection
         connection.execute("BEGIN IMMEDIATE")
         try:

@@ -1,4 +1,4 @@
-"""A request that cannot be had, as the server and what stands behind it say it."""
+"""Error that the server turns into an HTTP error response."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from sam_train.errors import SamTrainError
 
 
 class HttpError(SamTrainError):
-    """`status` is HTTP's: 401 who are you, 403 not yours, 404 not there, 409 not as things stand, 410 taken down, 422 makes no
-    sense."""
+    """An error response.
+
+    status: HTTP status code. 401: not authenticated. 403: not allowed. 404: not found. 409: conflict with the current state.
+    410: image taken down. 422: invalid content.
+    """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Pictures of the source by their key, read when they are wanted."""
+"""Images of the source by key, read on demand and cached."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg
 from sam_train.shards.take_down import TAKEN_DOWN
 
-GONE = 410
-"""Status of a picture that was taken down."""
+HTTP_GONE = 410
+"""HTTP status of an image that was taken down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedImage:
-    """What the page needs of an image."""
+    """An image of the source: its JPEG, its size, and its record if the source is a shard."""
 
     jpeg: bytes
     height: int
@@ -30,45 +30,47 @@ class CachedImage:
     image_id: int
     record: ImageRecord | None
     covered: tuple[RedactedBox, ...]
-    """What privacy covered in it."""
+    """Boxes that the privacy filter redacted."""
 
 
 class ImageCache:
-    """A source by keys. keep: how many JPEGs stay in memory."""
+    """Reads images of a source by key. max_cached: number of JPEGs kept in memory."""
 
-    def __init__(self, source: Source, *, keep: int = 64) -> None:
+    def __init__(self, source: Source, *, max_cached: int = 64) -> None:
         self.references = {reference.key: reference for reference in source.references}
-        self.source, self.keep = source, keep
-        self._kept: OrderedDict[str, CachedImage] = OrderedDict()
+        self.source, self.max_cached = source, max_cached
+        self._cached: OrderedDict[str, CachedImage] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: str) -> CachedImage:
-        """Raises HttpError: 404 for a key that the source does not have, 410 for a picture that was taken down, 422 for one
-        that does not decode."""
+        """Return the image of a key.
+
+        Raises HttpError: 404 if the source does not have the key, 410 if the image was taken down, 422 if it cannot be decoded.
+        """
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if key in self._cached:
+                self._cached.move_to_end(key)
+                return self._cached[key]
         image = self._load(key)
         with self._lock:
-            self._kept[key] = image
-            while len(self._kept) > self.keep:
-                self._kept.popitem(last=False)
+            self._cached[key] = image
+            while len(self._cached) > self.max_cached:
+                self._cached.popitem(last=False)
         return image
 
     def pixels(self, key: str) -> np.ndarray:
-        """H x W x 3 uint8. Raises as `image`."""
-        image = self.get(key)  # which is covered: a detector looks at it once
+        """Return the decoded image, H x W x 3 uint8. Raises the errors of `get`."""
+        image = self.get(key)  # already covered, so the privacy filter runs once per image
         return decode_jpeg(image.jpeg, key=key, max_pixels=image.height * image.width)
 
     def _load(self, key: str) -> CachedImage:
         if key not in self.references:
-            raise HttpError(404, f"the source has no image {key} any more: start sam-annotate with the one it was listed from")
+            raise HttpError(404, f"the source no longer has the image {key}: start sam-annotate with the corpus that listed it")
         try:
             image = self.source.load(self.references[key])
         except ShardError as error:
             taken_down = isinstance(error, SkipSampleError) and error.reason == TAKEN_DOWN
-            raise HttpError(GONE if taken_down else 422, str(error)) from error
+            raise HttpError(HTTP_GONE if taken_down else 422, str(error)) from error
         height, width = image.image.shape[:2]
         return CachedImage(
             jpeg=image.jpeg,

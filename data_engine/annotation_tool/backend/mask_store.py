@@ -1,4 +1,4 @@
-"""Masks of a task. Each change is one request with an id that the client made: sent again, it changes nothing."""
+"""Masks of tasks. Each change is one request with an id that the client generates: repeating the request changes nothing."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ from sam_train.masks import decode_rle, encode_rle, rle_area
 from sam_train.records import Rle
 from sam_train.structures import PointLabel
 
-MAX_MASKS = 5_000
-"""In a task."""
+MAX_MASKS_PER_TASK = 5_000
 MAX_SECONDS = 86_400.0
-SAME_IOU = 0.5
-"""A mask that overlaps one of the annotator's so much is not proposed any more."""
+DUPLICATE_IOU = 0.5
+"""A mask is not proposed if its IoU with one of the annotator's masks is at least this."""
+_UPSERT = """ON CONFLICT (id) DO UPDATE SET counts = excluded.counts, area = excluded.area, origin = excluded.origin,
+    predicted_iou = excluded.predicted_iou, stability_score = excluded.stability_score, prompts = excluded.prompts,
+    clicks = clicks + excluded.clicks, strokes = strokes + excluded.strokes, seconds = seconds + excluded.seconds,
+    wall_seconds = wall_seconds + excluded.wall_seconds, checkpoint = excluded.checkpoint,
+    annotator = excluded.annotator, at = excluded.at, deleted = 0, revisions = revisions + 1"""
+"""Replaces a mask by its new version. Clicks, strokes and times add up: the cost of a mask is that of all its versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotatedMask:
-    """A mask as an annotator made it, and what it cost."""
+    """A mask as an annotator made it, and its cost."""
 
     rle: Rle
     origin: str
@@ -37,149 +42,154 @@ class AnnotatedMask:
     predicted_iou: float = 1.0
     stability_score: float = 1.0
     prompts: list[list[float]] = field(default_factory=list)
-    """[x, y, label] in the image frame, labels as PointLabel."""
+    """[x, y, label] each, in the image frame, labels as PointLabel."""
     clicks: int = 0
     strokes: int = 0
     seconds: float = 0.0
-    """Idle time cut off."""
+    """Work time, without idle time."""
     wall_seconds: float = 0.0
-    """With idle time."""
+    """Time with idle time."""
     checkpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProposedMask(AnnotatedMask):
-    """A mask that an annotator is shown."""
+    """A mask that is proposed to an annotator."""
 
     origin: str = "proposed"
     name: str = ""
-    """The word that it was found by, or what the corpus calls it. It stays the mask's, whatever becomes of that."""
+    """Text prompt that found the mask, or its name in the corpus. It stays with the mask when the mask is edited."""
 
 
 class MaskStore:
-    """Reads and writes masks of tasks that `queue` says are the annotator's."""
+    """Reads and writes the masks of tasks; `queue` decides who may change a task."""
 
     def __init__(self, database: Database, queue: TaskQueue) -> None:
         self.database, self.queue = database, queue
 
-    def put(self, commit: str, *, task: int, mask: str, work: AnnotatedMask, annotator: str, image_hw: tuple[int, int]) -> bool:
-        """Write the mask or its new version; False when this commit was there already.
+    def put(
+        self, commit: str, *, task: int, mask: str, annotated: AnnotatedMask, annotator: str, image_hw: tuple[int, int]
+    ) -> bool:
+        """Write a new mask, or a new version of one; return False if this commit was applied before.
 
-        commit, mask: UUIDs that the client made. Raises HttpError: 409 when the commit's id stands for something else,
-        422 for a mask that cannot be one of this image, and as `TaskQueue.require_lease`.
+        commit, mask: UUIDs that the client generates. Raises HttpError: 409 if the commit id was used for another content, 422
+        for a mask that is invalid for this image, and the errors of `TaskQueue.require_lease`.
         """
-        validate_mask(work, image_hw)
-        digest = _digest({"task": task, "mask": mask, "work": asdict(work)})
+        validate_mask(annotated, image_hw)
+        digest = _digest({"task": task, "mask": mask, "work": asdict(annotated)})
         with self.database.transaction() as db:
-            if self._is_there(db, commit, digest):
+            if self._is_applied(db, commit, digest):
                 return False
             self.queue.require_lease(db, task, annotator)
-            self._write(db, task, mask, work, annotator)
-            self._note(db, (commit, mask, task, annotator, "put", digest))
+            self._write(db, task, mask, annotated, annotator)
+            self._record_commit(db, (commit, mask, task, annotator, "put", digest))
         return True
 
     def delete(self, commit: str, *, task: int, mask: str, annotator: str) -> bool:
-        """Take a mask away, a proposed one too; it stays in the store, marked. False and errors as `put`, 404 too."""
+        """Mark a mask as deleted (its row stays); return False if this commit was applied before.
+
+        Raises HttpError: 404 if the task has no such mask, and the errors of `put`.
+        """
         digest = _digest({"task": task, "mask": mask})
         with self.database.transaction() as db:
-            if self._is_there(db, commit, digest):
+            if self._is_applied(db, commit, digest):
                 return False
             self.queue.require_lease(db, task, annotator)
-            transaction = db.execute(
-                "UPDATE masks SET deleted = 1, at = ? WHERE id = ? AND task = ?", (self.queue.now(), mask, task)
-            )
-            if not transaction.rowcount:
+            query = "UPDATE masks SET deleted = 1, at = ? WHERE id = ? AND task = ?"
+            if not db.execute(query, (self.queue.now(), mask, task)).rowcount:
                 raise HttpError(404, f"task {task} has no mask {mask}")
-            self._note(db, (commit, mask, task, annotator, "delete", digest))
+            self._record_commit(db, (commit, mask, task, annotator, "delete", digest))
         return True
 
     def add_proposals(self, task: int, masks: Sequence[ProposedMask]) -> None:
-        """Show the annotator these masks, once a task; not what they made meanwhile themselves."""
+        """Propose masks to the annotator, once per task, without duplicates of masks that the annotator has made already."""
         with self.database.transaction() as db:
             if db.execute("SELECT 1 FROM masks WHERE task = ? AND proposed IS NOT NULL", (task,)).fetchone():
                 return
-            there = [_rle(row) for row in db.execute("SELECT * FROM masks WHERE task = ? AND NOT deleted", (task,))]
-            for work in masks:
-                if there and coco_mask.iou([work.rle], there, [0] * len(there)).max() >= SAME_IOU:
+            existing = [_rle(row) for row in db.execute("SELECT * FROM masks WHERE task = ? AND NOT deleted", (task,))]
+            for mask in masks:
+                if existing and coco_mask.iou([mask.rle], existing, [0] * len(existing)).max() >= DUPLICATE_IOU:
                     continue
-                self._write(db, task, str(uuid.uuid4()), work, "")
+                self._write(db, task, str(uuid.uuid4()), mask, "")
 
     def list_masks(self, task: int) -> list[dict[str, object]]:
-        """The masks that stand, in the order in which they were made."""
-        rows = self.database.connection.execute("SELECT * FROM masks WHERE task = ? AND NOT deleted ORDER BY number", (task,))
-        return [mask_json(row) for row in rows]
+        """Return the masks of a task that are not deleted, in order of creation."""
+        query = "SELECT * FROM masks WHERE task = ? AND NOT deleted ORDER BY number"
+        return [mask_json(row) for row in self.database.connection.execute(query, (task,))]
 
-    def _write(self, db: sqlite3.Connection, task: int, mask: str, work: AnnotatedMask, annotator: str) -> None:
-        before = db.execute("SELECT * FROM masks WHERE id = ?", (mask,)).fetchone()
-        if before is not None and before["task"] != task:
+    def _write(self, db: sqlite3.Connection, task: int, mask: str, annotated: AnnotatedMask, annotator: str) -> None:
+        previous = db.execute("SELECT * FROM masks WHERE id = ?", (mask,)).fetchone()
+        if previous is not None and previous["task"] != task:
             raise HttpError(409, f"mask {mask} belongs to another task")
-        if work.origin == "accepted" and (before is None or before["proposed"] is None):
-            raise HttpError(422, f"mask {mask} was not proposed: it can be clicked or drawn, not accepted")
-        if work.origin == "accepted" and before["proposed"] != work.rle["counts"]:
-            raise HttpError(422, f"mask {mask} is not as it was proposed: it was edited, not accepted")
-        if work.origin == "accepted" and before["origin"] == "proposed":  # what the model said of it is still so
-            said = {name: before[name] for name in ("predicted_iou", "stability_score", "checkpoint")}
-            work = replace(work, **said, prompts=json.loads(before["prompts"]))
+        if annotated.origin == "accepted":
+            annotated = _check_accepted(mask, annotated, previous)
         (number,) = db.execute("SELECT coalesce(max(number) + 1, 0) FROM masks WHERE task = ?", (task,)).fetchone()
-        if number >= MAX_MASKS:
-            raise HttpError(409, f"task {task} has {MAX_MASKS} masks, which is the most")
-        height, width = work.rle["size"]
-        proposed, name = (work.rle["counts"], work.name) if isinstance(work, ProposedMask) else (None, "")
+        if number >= MAX_MASKS_PER_TASK:
+            raise HttpError(409, f"task {task} has {MAX_MASKS_PER_TASK} masks, the maximum")
+        height, width = annotated.rle["size"]
+        is_proposal = isinstance(annotated, ProposedMask)
+        proposed, name = (annotated.rle["counts"], annotated.name) if is_proposal else (None, "")  # type: ignore[attr-defined]
         values = {
-            "id": mask, "task": task, "number": number, "counts": work.rle["counts"], "height": height, "width": width,
-            "area": rle_area(work.rle), "origin": work.origin, "proposed": proposed, "name": name,
-            "predicted_iou": work.predicted_iou, "stability_score": work.stability_score, "prompts": json.dumps(work.prompts),
-            "clicks": work.clicks, "strokes": work.strokes, "seconds": work.seconds, "wall_seconds": work.wall_seconds,
-            "checkpoint": work.checkpoint, "annotator": annotator, "at": self.queue.now(),
+            "id": mask, "task": task, "number": number, "counts": annotated.rle["counts"], "height": height, "width": width,
+            "area": rle_area(annotated.rle), "origin": annotated.origin, "proposed": proposed, "name": name,
+            "predicted_iou": annotated.predicted_iou, "stability_score": annotated.stability_score,
+            "prompts": json.dumps(annotated.prompts), "clicks": annotated.clicks, "strokes": annotated.strokes,
+            "seconds": annotated.seconds, "wall_seconds": annotated.wall_seconds,
+            "checkpoint": annotated.checkpoint, "annotator": annotator, "at": self.queue.now(),
         }  # fmt: skip
-        # What an earlier version cost is not forgotten: the time of a mask is the time of all its versions.
-        db.execute(
-            f"""INSERT INTO masks ({", ".join(values)}) VALUES ({", ".join(f":{name}" for name in values)})
-            ON CONFLICT (id) DO UPDATE SET counts = excluded.counts, area = excluded.area, origin = excluded.origin,
-            predicted_iou = excluded.predicted_iou, stability_score = excluded.stability_score, prompts = excluded.prompts,
-            clicks = clicks + excluded.clicks, strokes = strokes + excluded.strokes, seconds = seconds + excluded.seconds,
-            wall_seconds = wall_seconds + excluded.wall_seconds, checkpoint = excluded.checkpoint,
-            annotator = excluded.annotator, at = excluded.at, deleted = 0, revisions = revisions + 1""",  # noqa: S608
-            values,
-        )
+        placeholders = ", ".join(f":{name}" for name in values)
+        db.execute(f"INSERT INTO masks ({', '.join(values)}) VALUES ({placeholders}) {_UPSERT}", values)  # noqa: S608
 
-    def _is_there(self, db: sqlite3.Connection, commit: str, digest: str) -> bool:
-        found = db.execute("SELECT sha256 FROM commits WHERE id = ?", (commit,)).fetchone()
-        if found is not None and found[0] != digest:
-            raise HttpError(409, f"commit {commit} was made before with another content: a commit needs an id of its own")
-        return found is not None
+    def _is_applied(self, db: sqlite3.Connection, commit: str, digest: str) -> bool:
+        row = db.execute("SELECT sha256 FROM commits WHERE id = ?", (commit,)).fetchone()
+        if row is not None and row[0] != digest:
+            raise HttpError(409, f"commit {commit} was made before with another content: use a new id for each commit")
+        return row is not None
 
-    def _note(self, db: sqlite3.Connection, row: tuple[str, str, int, str, str, str]) -> None:
+    def _record_commit(self, db: sqlite3.Connection, row: tuple[str, str, int, str, str, str]) -> None:
         columns = "(id, mask, task, annotator, kind, sha256, at)"
         db.execute(f"INSERT INTO commits {columns} VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, self.queue.now()))  # noqa: S608
 
 
-def validate_mask(work: AnnotatedMask, image_hw: tuple[int, int]) -> None:
-    """Raise HttpError (422) unless the mask is one of an image of this size and its numbers can be true."""
+def _check_accepted(mask: str, annotated: AnnotatedMask, previous: sqlite3.Row | None) -> AnnotatedMask:
+    """Return an accepted mask with the scores and prompts of its proposal. Raises HttpError (422) if it is not the proposal."""
+    if previous is None or previous["proposed"] is None:
+        raise HttpError(422, f"mask {mask} was not proposed: it can be clicked or drawn, not accepted")
+    if previous["proposed"] != annotated.rle["counts"]:
+        raise HttpError(422, f"mask {mask} differs from the proposed one: it was edited, not accepted")
+    if previous["origin"] != "proposed":
+        return annotated
+    scores = {name: previous[name] for name in ("predicted_iou", "stability_score", "checkpoint")}
+    return replace(annotated, **scores, prompts=json.loads(previous["prompts"]))
+
+
+def validate_mask(annotated: AnnotatedMask, image_hw: tuple[int, int]) -> None:
+    """Raise HttpError (422) unless the mask fits an image of this size and its values are in range."""
     height, width = image_hw
     try:
-        mask = decode_rle(work.rle, height=height, width=width)
+        mask = decode_rle(annotated.rle, height=height, width=width)
     except ShardError as error:
         raise HttpError(422, str(error)) from error
     if not mask.any():
         raise HttpError(422, "the mask is empty")
-    if encode_rle(mask)["counts"] != work.rle["counts"]:
-        raise HttpError(422, "the RLE is not in its shortest form (runs of length 0 inside, or a run cut in two)")
-    if work.origin not in ("accepted", "edited", "clicked", "drawn"):
-        raise HttpError(422, f"origin is {work.origin!r}: expected accepted, edited, clicked or drawn")
+    if encode_rle(mask)["counts"] != annotated.rle["counts"]:
+        raise HttpError(422, "the RLE is not in its shortest form (it has runs of length 0, or adjacent runs of one value)")
+    if annotated.origin not in ("accepted", "edited", "clicked", "drawn"):
+        raise HttpError(422, f"origin is {annotated.origin!r}: expected accepted, edited, clicked or drawn")
     for name in ("predicted_iou", "stability_score", "seconds", "wall_seconds"):
-        if not math.isfinite(getattr(work, name)):
-            raise HttpError(422, f"{name} is {getattr(work, name)}")
-    if not 0 <= work.seconds <= work.wall_seconds + 1 <= MAX_SECONDS:
-        raise HttpError(422, f"{work.seconds} s of work in {work.wall_seconds} s cannot be")
+        if not math.isfinite(getattr(annotated, name)):
+            raise HttpError(422, f"{name} is {getattr(annotated, name)}: expected a finite number")
+    if not 0 <= annotated.seconds <= annotated.wall_seconds + 1 <= MAX_SECONDS:
+        expected = f"0 <= seconds <= wall_seconds + 1 <= {MAX_SECONDS:g}"
+        raise HttpError(422, f"seconds is {annotated.seconds}, wall_seconds {annotated.wall_seconds}: expected {expected}")
     labels = {PointLabel.BACKGROUND, PointLabel.FOREGROUND, PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT}
-    for x, y, label in work.prompts:
+    for x, y, label in annotated.prompts:
         if label not in labels or not (0 <= x <= width and 0 <= y <= height):
-            raise HttpError(422, f"prompt {[x, y, label]} is not in the image of {width} x {height} or has no such label")
+            raise HttpError(422, f"prompt {[x, y, label]} is outside the image of {width} x {height} or has an invalid label")
 
 
 def mask_json(row: sqlite3.Row) -> dict[str, object]:
-    """A mask as the page gets it."""
+    """Return a row of the table `masks` as the JSON object that the API sends."""
     return {
         "mask": row["id"], "number": row["number"], "name": row["name"], "origin": row["origin"], "area": row["area"],
         "rle": _rle(row), "predicted_iou": row["predicted_iou"],

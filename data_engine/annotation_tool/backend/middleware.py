@@ -1,4 +1,4 @@
-"""What every request meets before the server looks at it, and what every answer carries."""
+"""ASGI middleware: limit of the request size, and security headers of every response."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECURITY_HEADERS = {
-    # Both together make the page cross-origin isolated, without which a browser has no threads for WebAssembly.
+    # Both together make the page cross-origin isolated, which browsers require for threads in WebAssembly.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -23,11 +23,11 @@ SECURITY_HEADERS = {
 
 
 class BodyTooLargeError(Exception):
-    """A body went past the limit while it was read."""
+    """The request body exceeded the limit while it was read."""
 
 
 class RequestGuard:
-    """ASGI middleware: bodies of at most `max_body_bytes` (413 before more is read), and SECURITY_HEADERS on every answer."""
+    """Rejects bodies larger than `max_body_bytes` with status 413, unread, and adds SECURITY_HEADERS to every response."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self.app, self.max_body_bytes = app, max_body_bytes
@@ -36,9 +36,9 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, too_large, num_bytes = False, False, 0
+        response_started, too_large, num_bytes = False, False, 0
 
-        async def counted() -> Message:
+        async def receive_limited() -> Message:
             nonlocal num_bytes, too_large
             message = await receive()
             num_bytes += len(message.get("body", b""))
@@ -47,12 +47,12 @@ class RequestGuard:
                 raise BodyTooLargeError
             return message
 
-        async def with_headers(message: Message) -> None:
-            nonlocal began
-            if too_large and not began:
-                return  # what the application makes of its broken body: the answer follows below
+        async def send_with_headers(message: Message) -> None:
+            nonlocal response_started
+            if too_large and not response_started:
+                return  # the application's response to the truncated body; the 413 below replaces it
             if message["type"] == "http.response.start":
-                began = True
+                response_started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
@@ -61,14 +61,14 @@ class RequestGuard:
 
         length = Headers(scope=scope).get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length) > self.max_body_bytes:
-            await self._refuse(scope, receive, with_headers)
+            await self._reject(scope, receive, send_with_headers)
             return
         with suppress(BodyTooLargeError):
-            await self.app(scope, counted, with_headers)
-        if too_large and not began:
+            await self.app(scope, receive_limited, send_with_headers)
+        if too_large and not response_started:
             too_large = False
-            await self._refuse(scope, receive, with_headers)
+            await self._reject(scope, receive, send_with_headers)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _reject(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = f"the body is larger than {self.max_body_bytes} bytes"
         await JSONResponse({"error": message}, 413, {"Connection": "close"})(scope, receive, send)

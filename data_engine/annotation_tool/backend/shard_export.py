@@ -1,7 +1,7 @@
-"""Finished images become SA-1B shards; the provenance of each mask says who made it, how, and what it took.
+"""Export of finished images as SA-1B shards; the provenance of a mask states its annotator, origin, prompts and cost.
 
-Which images a shard holds is written into the store first, then the shard: started again after a crash, the same shards come
-out.
+The store records which images a shard holds before the shard is written, so an export that restarts after a crash writes the
+same shards.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.http_errors import HttpError
-from data_engine.annotation_tool.backend.image_cache import GONE, CachedImage, ImageCache
+from data_engine.annotation_tool.backend.image_cache import HTTP_GONE, CachedImage, ImageCache
 from data_engine.ledger import Counts
 from data_engine.privacy import Privacy, RedactionAudit
 from data_engine.structures import MASK_IDS_PER_IMAGE
@@ -23,15 +23,15 @@ from sam_train.shards import write_shard
 from sam_train.shards.manifest import manifest_path
 from sam_train.shards.take_down import TAKEN_DOWN
 
-_READY = """SELECT i.key FROM images i JOIN tasks t ON t.image = i.key WHERE i.shard IS NULL
-    GROUP BY i.key HAVING max(t.state IN ({ready})) AND NOT max(t.state IN ({open})) ORDER BY i.position"""
+_SELECT_FINISHED = """SELECT i.key FROM images i JOIN tasks t ON t.image = i.key WHERE i.shard IS NULL
+    GROUP BY i.key HAVING max(t.state IN ({finished})) AND NOT max(t.state IN ({unfinished})) ORDER BY i.position"""
 
 
 class ShardExporter:
-    """Writes `sa_web_NNNNNN.tar` into `out`.
+    """Writes shards `sa_web_NNNNNN.tar` into `out`.
 
-    privacy: what covers the pictures and takes some down; its audit is written beside the shards. stage: what provenance calls
-    it. reviewed_only: only what a reviewer accepted. config: hash of the configuration.
+    privacy: privacy filter of `images`; its audit is written beside the shards. stage: name of the stage in the provenance.
+    reviewed_only: export only images that a reviewer accepted. config: hash of the configuration, for the provenance.
     """
 
     def __init__(
@@ -48,14 +48,15 @@ class ShardExporter:
     ) -> None:
         self.database, self.images, self.out, self.privacy = database, images, out, privacy
         self.stage, self.reviewed_only, self.config, self.images_per_shard = stage, reviewed_only, config, images_per_shard
-        self._ready = ["accepted"] if reviewed_only else ["done", "accepted"]
+        self._finished_states = ["accepted"] if reviewed_only else ["done", "accepted"]
 
     def write(self, *, include_partial: bool = True) -> list[Path]:
-        """Write what is finished and not written yet; the new shards. include_partial: a last shard with fewer images too.
+        """Write the finished images that are not exported yet and return the new shards.
 
-        An image is finished when one of its passes is and none is open any more.
+        An image is finished when at least one of its passes is and none is open. include_partial: also write a last shard with
+        fewer than `images_per_shard` images.
         """
-        self._plan(include_partial)
+        self._assign_shards(include_partial)
         numbers = self.database.connection.execute("SELECT DISTINCT shard FROM images WHERE shard IS NOT NULL ORDER BY shard")
         paths = [self.out / f"sa_web_{number:06d}.tar" for (number,) in numbers.fetchall()]
         new = [path for path in paths if not manifest_path(path).is_file()]
@@ -63,9 +64,9 @@ class ShardExporter:
             self._write(path, int(path.stem.rpartition("_")[2]))
         return new
 
-    def _plan(self, include_partial: bool) -> None:
-        open_ = ["leased", "sent_back", "queued", *(["done"] if self.reviewed_only else [])]
-        query = _READY.format(ready=_quoted(self._ready), open=_quoted(open_))
+    def _assign_shards(self, include_partial: bool) -> None:
+        unfinished = ["leased", "sent_back", "queued", *(["done"] if self.reviewed_only else [])]
+        query = _SELECT_FINISHED.format(finished=_quoted(self._finished_states), unfinished=_quoted(unfinished))
         with self.database.transaction() as db:
             keys = [row[0] for row in db.execute(query)]
             (first,) = db.execute("SELECT coalesce(max(shard) + 1, 0) FROM images").fetchone()
@@ -77,10 +78,8 @@ class ShardExporter:
     def _write(self, path: Path, number: int) -> None:
         counts, skipped, audit = Counts(), dict[str, str](), RedactionAudit()
         checkpoints: set[str] = set()
-        keys = [
-            row[0]
-            for row in self.database.connection.execute("SELECT key FROM images WHERE shard = ? ORDER BY position", (number,))
-        ]
+        rows = self.database.connection.execute("SELECT key FROM images WHERE shard = ? ORDER BY position", (number,))
+        keys = [row[0] for row in rows]
         samples = []
         for record, image in self._samples(keys, counts, skipped):
             counts.add(self.privacy.counts(image.covered))
@@ -89,24 +88,24 @@ class ShardExporter:
             samples.append((record, image.jpeg))
         if self.privacy.detectors:
             audit.write(path)
-        made_by = {"stage": self.stage, "checkpoint": ",".join(sorted(checkpoints - {""}))}
-        made_by |= {"config": self.config, "privacy": self.privacy.identity()}
-        write_shard(path, samples, skipped=skipped, counts=dict(sorted(counts.items())), provenance=made_by)
+        provenance = {"stage": self.stage, "checkpoint": ",".join(sorted(checkpoints - {""}))}
+        provenance |= {"config": self.config, "privacy": self.privacy.identity()}
+        write_shard(path, samples, skipped=skipped, counts=dict(sorted(counts.items())), provenance=provenance)
 
     def _samples(self, keys: Sequence[str], counts: Counts, skipped: dict[str, str]) -> Iterator[tuple[ImageRecord, CachedImage]]:
-        """What was taken down since it was annotated goes into `skipped`."""
-        ready = _quoted(self._ready)
+        """Yield record and image of each key; add images that were taken down meanwhile to `skipped`."""
+        finished = _quoted(self._finished_states)
         for key in keys:
             try:
                 image = self.images.get(key)
             except HttpError as error:
-                if error.status != GONE:
+                if error.status != HTTP_GONE:
                     raise
                 skipped[self.images.references[key].origin] = TAKEN_DOWN
                 continue
             rows = self.database.connection.execute(
                 f"""SELECT * FROM masks WHERE NOT deleted AND origin != 'proposed' AND task = (
-                SELECT id FROM tasks WHERE image = ? AND state IN ({ready}) ORDER BY pass LIMIT 1) ORDER BY number""",  # noqa: S608
+                SELECT id FROM tasks WHERE image = ? AND state IN ({finished}) ORDER BY pass LIMIT 1) ORDER BY number""",  # noqa: S608
                 (key,),
             ).fetchall()
             masks = [self._record(row, image.image_id, number) for number, row in enumerate(rows)]

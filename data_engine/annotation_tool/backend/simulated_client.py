@@ -1,4 +1,4 @@
-"""A stage without people: the simulated annotator at the same API as the page."""
+"""Simulated annotation: a simulated annotator that uses the same API as the page."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from data_engine.sources import Source
 from data_engine.structures import Candidate, MaskOrigin, SourceImage
 
 SAME_OBJECT_IOU = 0.5
-"""A proposed mask that overlaps an object so much is corrected, and not thrown away for a new one."""
+"""A proposed mask that overlaps a new mask by at least this IoU is corrected to it instead of deleted."""
 _ORIGINS = {MaskOrigin.CLICKED: "clicked", MaskOrigin.DRAWN: "drawn", MaskOrigin.GENERATED: "proposed"}
 
 
 class SimulatedClient:
-    """One simulated annotator. `ground_truth` is the source that the queue was filled from, with the masks that it looks for.
+    """A simulated annotator that works through the queue of a server.
 
-    time_scale: seconds of waiting for a second of work that the annotator's prices state; 0 does not wait.
+    ground_truth: the corpus of the server, with the masks to annotate. time_scale: seconds to wait per second of simulated work;
+    0 does not wait.
     """
 
     def __init__(
@@ -34,12 +35,15 @@ class SimulatedClient:
         self._references = {reference.key: reference for reference in ground_truth.references}
         session = client.session()
         self.model: Mapping[str, Any] | None = session["model"]
-        self.has_proposals: bool = session["proposes"]
+        self.has_proposals: bool = session["has_proposals"]
         self.image_keys: list[str] = []
-        """Keys of the images, in order."""
+        """Keys of the annotated images, in order."""
 
     def annotate_images(self, max_images: int | None = None) -> Counts:
-        """Annotate until nothing is left; what it cost. Raises HttpError and ConnectionError as the client does."""
+        """Annotate images until the queue is empty or `max_images` are done in all; return the cost of this call.
+
+        Raises HttpError and ConnectionError as `AnnotationClient` does.
+        """
         counts = Counts()
         while max_images is None or len(self.image_keys) < max_images:
             task = self.client.next_task()
@@ -51,24 +55,24 @@ class SimulatedClient:
         return counts
 
     def annotate_task(self, task: dict[str, Any]) -> Counts:
-        """One task to its end."""
+        """Review the proposed masks of a task, annotate the remaining objects, mark the task as done and return the cost."""
         image = self.ground_truth.load(self._references[task["image"]])
         if self.has_proposals:
             task = {**task, "masks": self.client.proposals(task["id"])}
-        counts, standing, wrong = self._review(task, image)
+        counts, existing, wrong = self._review_proposals(task, image)
         predictor = None
         if self.model is not None:
             self.client.wait_for_embedding(task["id"], self.model["checkpoint"])
             predictor = RemotePredictor(self.client, task, self.model)
-        work = self.annotator.annotate(image, predictor, standing)
+        work = self.annotator.annotate(image, predictor, existing)
         for candidate in work.masks:
-            before, made = _taken(wrong, candidate), self._work(candidate)
-            if before:  # it need not be found: a wrong mask lies on it
+            corrected, annotated = _pop_overlapping(wrong, candidate), self._annotated_mask(candidate)
+            if corrected:  # finding the object costs nothing: the wrong proposal shows where it is
                 seconds = candidate.seconds - self.annotator.seconds_to_find
                 counts.add({"seconds": seconds - candidate.seconds})
-                made = replace(made, origin="edited", seconds=seconds, wall_seconds=seconds)
-            time.sleep(self.time_scale * made.seconds)
-            self.client.put_mask(task["id"], made, mask=before)
+                annotated = replace(annotated, origin="edited", seconds=seconds, wall_seconds=seconds)
+            time.sleep(self.time_scale * annotated.seconds)
+            self.client.put_mask(task["id"], annotated, mask=corrected)
         for mask in wrong:
             self.client.delete_mask(task["id"], mask)
         self.client.mark_done(task["id"])
@@ -76,27 +80,26 @@ class SimulatedClient:
         counts.add({"masks": len(work.masks)})
         return counts
 
-    def _review(self, task: dict[str, Any], image: SourceImage) -> tuple[Counts, list[Candidate], dict[str, Candidate]]:
-        """Accept what is right of what is proposed; what stands then, and what is wrong, by id."""
+    def _review_proposals(self, task: dict[str, Any], image: SourceImage) -> tuple[Counts, list[Candidate], dict[str, Candidate]]:
+        """Accept the correct proposals; return the cost, the masks that stay, and the wrong proposals by id."""
         wrong: dict[str, Candidate] = {}
         proposed = [mask for mask in task["masks"] if mask["origin"] == "proposed"]
-        standing = [_candidate(mask) for mask in task["masks"] if mask["origin"] != "proposed"]
+        existing = [_candidate(mask) for mask in task["masks"] if mask["origin"] != "proposed"]
         verdicts, counts = self.annotator.review(image, [_candidate(mask) for mask in proposed])
-        each = counts.get("seconds", 0) / max(1, len(proposed))
+        seconds = counts.get("seconds", 0) / max(1, len(proposed))
         for mask, verdict in zip(proposed, verdicts, strict=True):
-            time.sleep(self.time_scale * each)
+            time.sleep(self.time_scale * seconds)
             if not verdict.kept:
                 wrong[mask["mask"]] = _candidate(mask)
                 continue
-            kept = AnnotatedMask(
-                rle=mask["rle"], origin="accepted", predicted_iou=mask["predicted_iou"], seconds=each, wall_seconds=each
+            accepted = AnnotatedMask(
+                rle=mask["rle"], origin="accepted", predicted_iou=mask["predicted_iou"], seconds=seconds, wall_seconds=seconds
             )
-            self.client.put_mask(task["id"], kept, mask=mask["mask"])
-            standing.append(_candidate(mask))
-        return Counts(counts), standing, wrong
+            self.client.put_mask(task["id"], accepted, mask=mask["mask"])
+            existing.append(_candidate(mask))
+        return Counts(counts), existing, wrong
 
-    def _work(self, candidate: Candidate) -> AnnotatedMask:
-        drawn = candidate.origin is MaskOrigin.DRAWN
+    def _annotated_mask(self, candidate: Candidate) -> AnnotatedMask:
         return AnnotatedMask(
             rle=candidate.rle,
             origin=_ORIGINS[candidate.origin],
@@ -104,18 +107,18 @@ class SimulatedClient:
             stability_score=candidate.stability_score,
             prompts=candidate.prompts,
             clicks=len(candidate.prompts),
-            strokes=int(drawn),
+            strokes=int(candidate.origin is MaskOrigin.DRAWN),
             seconds=candidate.seconds,
             wall_seconds=candidate.seconds,
             checkpoint=self.model["checkpoint"] if self.model and candidate.prompts else "",
         )
 
 
-def _taken(wrong: dict[str, Candidate], made: Candidate) -> str | None:
-    """Take out of `wrong` the proposal that `made` corrects, if there is one: its id."""
+def _pop_overlapping(wrong: dict[str, Candidate], candidate: Candidate) -> str | None:
+    """Remove the wrong proposal that `candidate` corrects and return its id, None if there is none."""
     if not wrong:
         return None
-    ious = coco_mask.iou([made.rle], [candidate.rle for candidate in wrong.values()], [0] * len(wrong))[0]
+    ious = coco_mask.iou([candidate.rle], [proposal.rle for proposal in wrong.values()], [0] * len(wrong))[0]
     best = list(wrong)[int(ious.argmax())]
     if ious.max() < SAME_OBJECT_IOU:
         return None

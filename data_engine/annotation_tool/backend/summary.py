@@ -1,5 +1,4 @@
-"""The numbers of stages one and two: what masks cost, by annotator and checkpoint; how well annotators agree; how far
-automatic masks were from what people made of them."""
+"""Statistics of human annotation: cost by annotator and checkpoint, inter-annotator agreement, quality of proposed masks."""
 
 from __future__ import annotations
 
@@ -15,16 +14,19 @@ from pycocotools import mask as coco_mask
 
 from data_engine.annotation_tool.backend.database import Database
 
-_MADE = """SELECT m.*, t.image FROM masks m JOIN tasks t ON t.id = m.task
+_SELECT_ANNOTATED = """SELECT m.*, t.image FROM masks m JOIN tasks t ON t.id = m.task
     WHERE NOT m.deleted AND m.origin != 'proposed' ORDER BY m.annotator, m.checkpoint"""
-_TWO_PASSES = """SELECT t.image, t.id FROM tasks t WHERE t.state IN ('done', 'accepted') AND t.image IN (
+_SELECT_DOUBLE_ANNOTATED = """SELECT t.image, t.id FROM tasks t WHERE t.state IN ('done', 'accepted') AND t.image IN (
     SELECT image FROM tasks WHERE state IN ('done', 'accepted') GROUP BY image HAVING count(*) > 1) ORDER BY t.image, t.pass"""
 
 
-def summary(database: Database) -> dict[str, Any]:
-    """`annotators` (a row for each annotator and checkpoint), `agreement` and `corrections`; see the functions below."""
+def summarize(database: Database) -> dict[str, Any]:
+    """Return `annotators` (one row for each annotator and checkpoint), `agreement` and `corrections`.
+
+    See `agreement` and `corrections` for their keys.
+    """
     db = database.connection
-    groups = groupby(db.execute(_MADE), key=lambda row: (row["annotator"], row["checkpoint"]))
+    groups = groupby(db.execute(_SELECT_ANNOTATED), key=lambda row: (row["annotator"], row["checkpoint"]))
     return {
         "annotators": [_costs(*key, list(rows)) for key, rows in groups],
         "agreement": agreement(db),
@@ -52,13 +54,14 @@ def _costs(annotator: str, checkpoint: str, masks: Sequence[sqlite3.Row]) -> dic
 
 
 def agreement(db: sqlite3.Connection) -> dict[str, Any]:
-    """Of two finished passes over one image, each mask with its best partner, best pairs first.
+    """Compare the masks of the first two finished passes over each image, matched one to one by IoU.
 
-    mean_iou is over the pairs of at least 0.5 IoU, `paired` the share of all masks that have such a partner.
+    Returns `images`: number of images with two finished passes; `mean_iou`: mean IoU of the matched pairs (IoU of at least 0.5),
+    None without pairs; `paired`: share of all masks that have a match, None without masks.
     """
     ious: list[float] = []
     images = num_masks = 0
-    for _, tasks in groupby(db.execute(_TWO_PASSES), key=lambda row: row["image"]):
+    for _, tasks in groupby(db.execute(_SELECT_DOUBLE_ANNOTATED), key=lambda row: row["image"]):
         first, second = (_rles(db, row["id"]) for row in list(tasks)[:2])
         images, num_masks = images + 1, num_masks + len(first) + len(second)
         ious += paired_ious(first, second)
@@ -69,39 +72,41 @@ def agreement(db: sqlite3.Connection) -> dict[str, Any]:
     }
 
 
-def paired_ious(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], least: float = 0.5) -> list[float]:
-    """IoU of the pairs, greedily from the best down to `least`, no mask in two."""
+def paired_ious(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], min_iou: float = 0.5) -> list[float]:
+    """Return the IoUs of a greedy one-to-one matching, highest IoU first, down to `min_iou`."""
     if not first or not second:
         return []
-    table = coco_mask.iou(list(first), list(second), [0] * len(second))
-    found = []
-    while table.size and table.max() >= least:
-        i, j = np.unravel_index(table.argmax(), table.shape)
-        found.append(float(table[i, j]))
-        table[i, :] = table[:, j] = -1
-    return found
+    iou_matrix = coco_mask.iou(list(first), list(second), [0] * len(second))
+    ious = []
+    while iou_matrix.size and iou_matrix.max() >= min_iou:
+        i, j = np.unravel_index(iou_matrix.argmax(), iou_matrix.shape)
+        ious.append(float(iou_matrix[i, j]))
+        iou_matrix[i, :] = iou_matrix[:, j] = -1
+    return ious
 
 
 def corrections(db: sqlite3.Connection) -> dict[str, Any]:
-    """IoU of a proposed mask with what the annotator made of it (paper, section 5: 94 % above 0.90, 97 % above 0.75).
+    """Compare proposed masks of finished images with the masks that annotators made of them (paper, section 5).
 
-    Of masks in finished images. Rejected ones are counted apart, nothing was made of them; `all_above` counts them as missed.
-    Those that nobody looked at are in neither: they are exported nowhere.
+    Returns `masks`: number of accepted and edited masks; `rejected`: number of deleted ones; `not_reviewed`: number that the
+    annotator neither accepted, edited nor deleted (they are not exported and count nowhere else); `above_0.90` and
+    `above_0.75`: share of `masks` whose IoU with the proposed mask is greater (paper: 94 % and 97 %), None without masks;
+    `all_above_0.90` and `all_above_0.75`: the same number as a share of accepted, edited and rejected masks.
     """
     rows = db.execute(
         """SELECT m.* FROM masks m JOIN tasks t ON t.id = m.task
         WHERE m.proposed IS NOT NULL AND t.state IN ('done', 'accepted')"""
     ).fetchall()
-    not_looked_at = sum(row["origin"] == "proposed" and not row["deleted"] for row in rows)
+    not_reviewed = sum(row["origin"] == "proposed" and not row["deleted"] for row in rows)
     kept = [row for row in rows if not row["deleted"] and row["origin"] != "proposed"]
     ious = [_iou(row) for row in kept]
-    num_judged = len(rows) - not_looked_at
-    found: dict[str, Any] = {"masks": len(kept), "rejected": num_judged - len(kept), "not_looked_at": not_looked_at}
-    for least in (0.90, 0.75):
-        above = sum(iou > least for iou in ious)
-        found[f"above_{least:.2f}"] = above / len(kept) if kept else None
-        found[f"all_above_{least:.2f}"] = above / num_judged if num_judged else None
-    return found
+    num_reviewed = len(rows) - not_reviewed
+    result: dict[str, Any] = {"masks": len(kept), "rejected": num_reviewed - len(kept), "not_reviewed": not_reviewed}
+    for threshold in (0.90, 0.75):
+        above = sum(iou > threshold for iou in ious)
+        result[f"above_{threshold:.2f}"] = above / len(kept) if kept else None
+        result[f"all_above_{threshold:.2f}"] = above / num_reviewed if num_reviewed else None
+    return result
 
 
 def _iou(row: sqlite3.Row) -> float:

@@ -81,7 +81,7 @@ export const WithActions = (Base) =>
       skip: () => this.askReason("Skip this image", this.session.skip_reasons, (reason) => this.finish("skip", { reason })),
       previous: () => this.open(() => api.json("POST", `/api/previous${this.task ? `?before=${this.task.id}` : ""}`)),
       approve: () => this.finish("review", { accept: true }),
-      correct: () => this.open(() => api.json("POST", `/api/tasks/${this.task.id}/take-over`)),
+      correct: () => this.open(() => api.json("POST", `/api/tasks/${this.task.id}/correct`)),
       sendBack: () => this.askReason("Send back, and why", ["masks missing", "edges not clean", "not objects"], (note) => this.finish("review", { accept: false, note })),
     };
 

@@ -166,6 +166,6 @@ export const WithPanel = (Base) =>
       if (!this.task || this.reviews) return;
       const seconds = this.clock.word();
       if (!seconds) return; // nobody is there: the lease may end
-      await api.json("POST", `/api/tasks/${this.task.id}/alive`, { seconds }).catch((error) => this.failed(error));
+      await api.json("POST", `/api/tasks/${this.task.id}/heartbeat`, { seconds }).catch((error) => this.failed(error));
     }
   };

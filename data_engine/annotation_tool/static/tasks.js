@@ -15,8 +15,8 @@ export const WithTasks = (Base) =>
     async open(ask) {
       this.busy = true;
       try {
-        const { task, states, correcting } = await ask();
-        this.showStates(states);
+        const { task, task_counts, correcting } = await ask();
+        this.showStates(task_counts);
         document.body.classList.toggle("nothing", !task);
         if (!task) return this.nothingLeft();
         if (this.reviewer && this.reviews === Boolean(correcting)) {
@@ -80,7 +80,7 @@ export const WithTasks = (Base) =>
         if (ready) {
           this.describe();
           if (this.piece.state.points.length && !this.piece.bits) this.ask();
-          if (this.session.proposes) await this.loadProposals(task);
+          if (this.session.has_proposals) await this.loadProposals(task);
         }
       } catch (error) {
         this.failed(error);

@@ -16,7 +16,7 @@ from data_engine import annotate
 from data_engine.annotation_tool.backend.client import AnnotationClient
 from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
-from data_engine.annotation_tool.backend.summary import summary
+from data_engine.annotation_tool.backend.summary import summarize
 from data_engine.annotators import SimulatedAnnotator
 from data_engine.sources import open_source
 from sam_train.config import config_dir
@@ -72,9 +72,9 @@ def test_a_sample_is_corrected_and_the_figures_are_right(shards: tuple[Path, Pat
     database = Database(tmp_path / "out" / "store.sqlite")
     kept = database.connection.execute("SELECT name, count(*) FROM masks WHERE NOT deleted GROUP BY name").fetchall()
     assert {row[0]: row[1] for row in kept} == dict.fromkeys(LOWER, 6), "the names that they had"
-    found = summary(database)
+    found = summarize(database)
     assert found["corrections"] == {
-        "masks": 18, "rejected": 6, "not_looked_at": 0, "above_0.90": 6 / 18, "all_above_0.90": 6 / 24,
+        "masks": 18, "rejected": 6, "not_reviewed": 0, "above_0.90": 6 / 18, "all_above_0.90": 6 / 24,
         "above_0.75": 12 / 18, "all_above_0.75": 12 / 24,
     }  # fmt: skip
     assert found["agreement"] == {"images": 3, "mean_iou": 1.0, "paired": 1.0}

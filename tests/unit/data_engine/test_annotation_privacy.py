@@ -117,7 +117,7 @@ def test_pictures_stay_as_they_were_shown(config: Callable[..., DictConfig], pho
     with pytest.raises(ConfigError, match="were shown with privacy none"):
         annotate.export_shards(config())
     (tmp_path / "out" / "privacy.json").write_text("{")
-    with pytest.raises(ConfigError, match="does not say how"):
+    with pytest.raises(ConfigError, match="does not state the privacy"):
         annotate.export_shards(config())
     assert not list((tmp_path / "out").glob("shards/*"))
 

@@ -64,7 +64,7 @@ def test_each_gets_an_image_of_their_own_and_keeps_it(database: Database, clock:
     queue.done(ann.id, "ann")
     assert taken(queue, "ann").image == "k2"
     assert queue.next("eve") is None
-    assert queue.states() == {"done": 1, "leased": 2}
+    assert queue.count_by_state() == {"done": 1, "leased": 2}
 
 
 def test_twenty_at_once_never_get_the_same(database: Database) -> None:
@@ -152,7 +152,7 @@ def test_skip_wants_a_reason_and_both_can_be_reopened(database: Database, clock:
 def test_review_accepts_or_sends_back_to_the_same_annotator(database: Database, clock: Clock) -> None:
     queue = filled(database, clock, num=2)
     task = taken(queue, "ann")
-    with pytest.raises(HttpError, match="only what is done"):
+    with pytest.raises(HttpError, match="only a task that is done"):
         queue.review(task.id, "eve", accept=True, note="")
     queue.done(task.id, "ann")
     found = queue.next_for_review("eve")
@@ -174,14 +174,14 @@ def test_filling_again_adds_what_is_new(database: Database, clock: Clock) -> Non
     queue = filled(database, clock, num=2)
     task = taken(queue, "ann")
     assert queue.add_images(references(3), overlap=1) == 1
-    assert queue.states() == {"leased": 1, "queued": 2}
+    assert queue.count_by_state() == {"leased": 1, "queued": 2}
     assert queue.task(task.id).state == "leased"
     assert queue.upcoming_images(5) == ["k1", "k2"]
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.sqlite").write_bytes(b"something else" * 100)
-    with pytest.raises(ConfigError, match="is no store of sam-annotate"):
+    with pytest.raises(ConfigError, match="is not a store of sam-annotate"):
         Database(tmp_path / "a.sqlite")
     with Database(tmp_path / "b.sqlite").transaction() as db:
         db.execute("PRAGMA user_version = 99")

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from tiny_clip import DIM
 
 from data_engine import annotate
-from data_engine.annotation_tool.backend.access import AccessTokens, read_tokens
+from data_engine.annotation_tool.backend.access import AccessTokens, load_or_create_tokens
 from data_engine.annotation_tool.backend.app import STATIC
 from data_engine.annotation_tool.backend.middleware import SECURITY_HEADERS
 from data_engine.annotation_tool.backend.task_queue import SKIP_REASONS
@@ -123,12 +123,12 @@ def test_without_a_token_there_is_nothing(ask: Asking) -> None:
         assert answer.status_code == 401
         assert "log in" in answer.json()["error"]
     assert ask.http.get("/").headers["location"] == "/login"
-    assert ask.context.queue.states() == {"queued": 4}
+    assert ask.context.queue.count_by_state() == {"queued": 4}
 
 
 def test_logging_in_sets_a_cookie_that_no_script_reads(ask: Asking) -> None:
     token = ask.links["ann"].rpartition("#")[2]
-    assert ask.http.post("/login", data={"token": "wrong"}).headers["location"] == "/login?refused"
+    assert ask.http.post("/login", data={"token": "wrong"}).headers["location"] == "/login?invalid"
     answer = ask.http.post("/login", data={"token": token})
     assert answer.headers["location"] == "/"
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(answer.headers["set-cookie"].split("; "))
@@ -284,7 +284,7 @@ def test_embedding_and_decoder_are_of_one_checkpoint(ask_model: Asking, checkpoi
     ask, task = ask_model, ask_model.next()
     model = ask("ann", "GET", "/api/session")["model"]
     for path in (f"/api/tasks/{task['id']}/embedding?checkpoint={'0' * 64}", f"/api/decoder/{'0' * 64}"):
-        assert "load the page again" in ask("ann", "GET", path, status=409)["error"]
+        assert "reload the page" in ask("ann", "GET", path, status=409)["error"]
     asked = {"checkpoint": "0" * 64, "prompts": [[20, 20, 1]], "multimask_output": True}
     ask("ann", "POST", f"/api/tasks/{task['id']}/decode", asked, status=409)
     ask("ann", "PUT", url(), put(task, checkpoint="0" * 64), status=409)
@@ -344,7 +344,7 @@ def test_proposed_masks_are_accepted_rejected_or_edited(config: Callable[..., Di
 def test_what_the_model_proposes_is_shown_once(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
     """Not what the annotator has made meanwhile; what is accepted keeps what the model said of it."""
     ask = Asking(config(f"checkpoint={checkpoint}", *write_permissive_proposer(tmp_path / "proposer.pt", checkpoint)))
-    assert ask("ann", "GET", "/api/session")["proposes"]
+    assert ask("ann", "GET", "/api/session")["has_proposals"]
     task = ask.next()
     assert task["masks"] == []
     path = f"/api/tasks/{task['id']}/proposals"
@@ -376,7 +376,7 @@ def test_a_proposer_wants_its_model(config: Callable[..., DictConfig], checkpoin
     proposer = write_permissive_proposer(tmp_path / "proposer.pt", checkpoint)
     for overrides, message in (
         ([], "give checkpoint="),
-        ([f"checkpoint={checkpoint}", "show_existing_masks=true"], "take one of them"),
+        ([f"checkpoint={checkpoint}", "show_existing_masks=true"], "excludes show_existing_masks"),
     ):
         with pytest.raises(ConfigError, match=message):
             annotate.check_config(config(*proposer, *overrides))
@@ -487,9 +487,9 @@ def test_costs_by_annotator_and_agreement_of_two(config: Callable[..., DictConfi
 
 def test_tokens_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
-    first = read_tokens(path, ["ann"], ["eve"])
+    first = load_or_create_tokens(path, ["ann"], ["eve"])
     assert path.stat().st_mode & 0o077 == 0
-    again = read_tokens(path, ["ann", "bob"], [])
+    again = load_or_create_tokens(path, ["ann", "bob"], [])
     assert again["ann"] == first["ann"]
     assert len({token for token, _ in again.values()}) == 3
 
