@@ -28,6 +28,8 @@ KEYS: Mapping[str, str] = {
     "plan.share_optimizer": "plan.shard_optimizer",
     "text_tables": "text_embedding_dir",
     "training.text_alignment": "training.text_alignment_weight",
+    "data.names": "data.load_names",
+    "text.wordings": "text.templates",
 }
 """Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group."""
 
@@ -36,6 +38,8 @@ TARGETS: Mapping[str, str] = {
     "sam_train.evaluation.suite.SuiteProtocol": "sam_train.evaluation.sa23.Sa23Protocol",
     "sam_train.inference.ProposedMasks": "sam_train.inference.BoxMaskGenerator",
     "sam_train.inference.WordMasks": "sam_train.inference.TextMaskGenerator",
+    "sam_train.text.CropPrompts": "sam_train.text.CropEmbedder",
+    "sam_train.text.NamePrompts": "sam_train.text.NameEmbedder",
     "sam_train.training.callbacks.MaskPictures": "sam_train.training.callbacks.LogMaskImages",
     "sam_train.training.strategies.Replicated": "sam_train.training.strategies.SamDDPStrategy",
     "sam_train.training.strategies.ShardedEncoder": "sam_train.training.strategies.EncoderFSDP2Strategy",

@@ -112,7 +112,7 @@ class Batch:
     skipped: tuple[str, ...] = ()
     """Why samples were passed over on the way to this batch, a reason each."""
     names: tuple[str, ...] | None = None
-    """What each of the N masks shows, empty where nobody said; None where the loader was not asked (`data.names=true`)."""
+    """What each of the N masks shows, empty where nobody said; None where the loader was not asked (`data.load_names=true`)."""
     text_embeddings: Float[Tensor, "N E"] | None = None
     """Of length one, for the words of each mask; None where the run has no `text`."""
 

@@ -70,7 +70,7 @@ def train_model(cfg: DictConfig) -> dict[str, float]:
     seed_everything(cfg.seed, verbose=False)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    datamodule = build(cfg.data, texts=load_text_embeddings(cfg))
+    datamodule = build(cfg.data, text_store=load_text_embeddings(cfg))
     module = build_module(cfg)
     last = find_resume_checkpoint(cfg, run_dir)
     if metrics := read_finished_metrics(cfg, run_dir):
@@ -96,7 +96,7 @@ def describe_step_split(trainer: Trainer, datamodule: ShardDataModule, module: S
     if devices > 1 and isinstance(encoder, TinyViT) and not encoder.frozen_batch_norm:
         what_to_do = "set model.freeze_batch_norm=true, or trainer.devices=1"
         raise ConfigError(f"batch norms would take their means from each device's own share of a step: {what_to_do}")
-    share = datamodule.share_of(devices)
+    share = datamodule.images_per_device(devices)
     passes = -(-share // (module.images_per_pass or share))
     where = "1 device" if devices == 1 else f"{devices} devices with {share} each"
     return f"a step is {datamodule.images_per_step} images: {where}, in {passes} pass{'es' * (passes > 1)}"

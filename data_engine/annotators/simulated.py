@@ -94,9 +94,9 @@ class SimulatedAnnotator:
         generator = torch.Generator().manual_seed(image.image_id % 2**63)
         wanted = wanted.to(predictor.device)
         open_ = torch.arange(len(wanted), device=wanted.device)
-        prompts = self.simulator.first(wanted, torch.zeros_like(open_), generator)
+        prompts = self.simulator.first_prompts(wanted, torch.zeros_like(open_), generator)
         masks: dict[int, Candidate] = {}
-        for round_ in self.simulator.rounds(generator):
+        for round_ in self.simulator.draw_rounds(generator):
             best = predictor.predict(prompts, multimask_output=round_.multimask_output).best()
             answers = predictor.masks_to_image(best.mask_logits)[:, 0]
             accepted = mask_iou(answers, wanted[open_]) >= self.accept_iou
@@ -107,7 +107,7 @@ class SimulatedAnnotator:
             if not len(open_):
                 break
             logits = best.mask_logits[left]
-            prompts = self.simulator.advance(round_, prompts, answers[left], wanted[open_], logits, generator)
+            prompts = self.simulator.next_prompts(round_, prompts, answers[left], wanted[open_], logits, generator)
         for i, index in enumerate(open_.tolist()):
             masks[index] = self._drawn(wanted[index].cpu().numpy(), clicks_from_prompts(prompts[i : i + 1]), image)
         return [masks[i] for i in sorted(masks)]

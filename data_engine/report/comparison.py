@@ -138,7 +138,7 @@ def _answers(predictor: Predictor, sample: Sample) -> Iterator[_Answer]:
     predictor.set_image(decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key))
     simulator = PromptSimulator(num_corrections=0, num_empty_rounds=0, box_probability=0, click="center")
     index = torch.zeros(len(targets), dtype=torch.long, device=targets.device)
-    prompts = simulator.first(targets, index, torch.Generator())
+    prompts = simulator.first_prompts(targets, index, torch.Generator())
     masks = predictor.masks_to_image(predictor.predict(prompts, multimask_output=True).best().mask_logits)[:, 0]
     ious = mask_iou(masks, targets).tolist()
     for click, mask, iou in zip(prompts.points_xy[:, 0].tolist(), masks.cpu().numpy(), ious, strict=True):

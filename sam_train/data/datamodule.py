@@ -11,10 +11,11 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from sam_train.data.collate import collate
-from sam_train.data.dataset import PositionSampler, ShardDataset
-from sam_train.data.malloc_tuning import keep_freed_memory
+from sam_train.data.dataset import ShardDataset
+from sam_train.data.malloc_tuning import tune_malloc
 from sam_train.data.packed_batch import PackedBatch
-from sam_train.data.sources import open_shards, weighted_names
+from sam_train.data.sampler import DistributedPositionSampler
+from sam_train.data.sources import expand_sources, index_shards
 from sam_train.data.transforms import Transform
 from sam_train.errors import ConfigError
 from sam_train.shards.cache import ShardCache
@@ -63,8 +64,8 @@ class ShardDataModule(LightningDataModule):
         scale_jitter: Sequence[float] = (1.0, 1.0),
         flip: bool = False,
         quarter_turns: bool = False,
-        names: bool = False,
-        texts: TextEmbeddingStore | None = None,
+        load_names: bool = False,
+        text_store: TextEmbeddingStore | None = None,
     ) -> None:
         super().__init__()
         sets, weights = _training_names(shards, sources)
@@ -72,26 +73,26 @@ class ShardDataModule(LightningDataModule):
             raise ConfigError(f"data.images_per_step is {images_per_step}: expected a whole number of at least 1")
         filters = {"max_masks": max_masks, "max_area_fraction": max_area_fraction, "min_area_px": min_area_px}
         augmentation = {"scale_jitter": tuple(scale_jitter), "flip": flip, "quarter_turns": quarter_turns}
-        transform = Transform(image_size=image_size, names=names, **filters, **augmentation)  # type: ignore[arg-type]
-        plain = Transform(image_size=image_size, names=names, **filters)  # type: ignore[arg-type]
+        transform = Transform(image_size=image_size, load_names=load_names, **filters, **augmentation)  # type: ignore[arg-type]
+        plain = Transform(image_size=image_size, load_names=load_names, **filters)  # type: ignore[arg-type]
         val_names = expand_local_and_remote(val_shards) if val_shards else []
         far = any(isinstance(name, str) for name in [*sets, *val_names])
         cache = ShardCache(Path(cache_dir or CACHE).expanduser(), int(cache_gb * 1e9)) if far else None
-        found = open_shards(sets, weights=weights, cache=cache, strict=strict)
-        self.train_set = ShardDataset(found, transform, seed=seed, shuffle=True, window=shuffle_window, texts=texts)
+        found = index_shards(sets, weights=weights, cache=cache, strict=strict)
+        self.train_set = ShardDataset(found, transform, seed=seed, shuffle=True, window=shuffle_window, text_store=text_store)
         self.val_set = None
         if val_names:
-            held = open_shards(val_names, weights=None, cache=cache, strict=strict)
-            self.val_set = ShardDataset(held, plain, seed=seed, shuffle=False, replace_unusable=False, texts=texts)
-        self._texts, self._sets = texts, (sets, val_names)
+            held = index_shards(val_names, weights=None, cache=cache, strict=strict)
+            self.val_set = ShardDataset(held, plain, seed=seed, shuffle=False, replace_unusable=False, text_store=text_store)
+        self._text_store, self._sets = text_store, (sets, val_names)
         self.images_per_step, self.num_workers = images_per_step, num_workers
         self._position = 0
 
     def prepare_data(self) -> None:
         """Embed the words of all masks; Lightning asks one process to, and the others wait."""
-        for names in self._sets if self._texts else ():
+        for names in self._sets if self._text_store else ():
             if names:
-                self._texts.prepare(names)  # type: ignore[union-attr]
+                self._text_store.prepare(names)  # type: ignore[union-attr]
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Endless; goes on at the position that the checkpoint had."""
@@ -113,7 +114,7 @@ class ShardDataModule(LightningDataModule):
             return {"position": self._position}
         return {"position": trainer.global_step * self.images_per_step}
 
-    def share_of(self, world_size: int) -> int:
+    def images_per_device(self, world_size: int) -> int:
         """Images of a step for each of so many devices. Raises ConfigError when they cannot have equally many."""
         share, left = divmod(self.images_per_step, world_size)
         if left or not share:
@@ -134,26 +135,26 @@ class ShardDataModule(LightningDataModule):
             message = f"{dataset.shards.num_images} images are too few for {world_size} devices: each needs one of its own"
             raise ConfigError(f"{message}, give more shards or fewer trainer.devices")
         if not self.num_workers:
-            keep_freed_memory()
-        sampler = PositionSampler(start=start, num_positions=num_positions, rank=rank, world_size=world_size)
+            tune_malloc()
+        sampler = DistributedPositionSampler(start=start, num_positions=num_positions, rank=rank, world_size=world_size)
         return DataLoader(
             dataset,  # type: ignore[arg-type] # collate_fn makes batches of its samples
-            batch_size=self.share_of(world_size),
+            batch_size=self.images_per_device(world_size),
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=start_worker,
+            worker_init_fn=init_worker,
         )
 
 
-def start_worker(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """In a loader process, before its first sample."""
-    leave_signals_alone()
-    keep_freed_memory()
+    ignore_job_signals()
+    tune_malloc()
 
 
-def leave_signals_alone() -> None:
+def ignore_job_signals() -> None:
     """A cluster sends its signals to all processes of a job, and only the training one may act on them.
 
     A loader that died of one would take the training process along, before that has written its checkpoint.
@@ -168,4 +169,4 @@ def _training_names(
     if bool(shards) == bool(sources):
         named = "both data.shards and data.sources name something" if shards else "data.shards names nothing"
         raise ConfigError(f"{named}: give data.shards='FOLDER/*.tar' or data.sources=[{{shards: FOLDER, weight: 10}}, ...]")
-    return weighted_names(sources) if sources else (expand_local_and_remote(shards or []), None)
+    return expand_sources(sources) if sources else (expand_local_and_remote(shards or []), None)

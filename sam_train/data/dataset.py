@@ -9,12 +9,12 @@ follows from it, and bind a run to its number of processes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from sam_train.data.record_parser import Outlines, parse_outlines
+from sam_train.data.record_parser import TargetRecord, parse_target_record
 from sam_train.data.sampler import SampleOrder
 from sam_train.data.sources import ShardSet
 from sam_train.data.transforms import TrainingSample, Transform
@@ -51,11 +51,11 @@ class ShardDataset(Dataset[TrainingSample]):
         window: int = 16,
         replace_unusable: bool = True,
         max_consecutive_skips: int = 100,
-        texts: TextEmbeddingStore | None = None,
+        text_store: TextEmbeddingStore | None = None,
     ) -> None:
         sizes = [len(index) for index in shards.indexes]
         self.order = SampleOrder(sizes, weights=shards.weights, seed=seed, shuffle=shuffle, window=window)
-        self.shards, self.transform, self.seed, self.texts = shards, transform, seed, texts
+        self.shards, self.transform, self.seed, self.text_store = shards, transform, seed, text_store
         self.replace_unusable = replace_unusable
         self.max_skips = min(max_consecutive_skips, len(self.order))
         self._left_empty: dict[str, str] = {}
@@ -93,7 +93,7 @@ class ShardDataset(Dataset[TrainingSample]):
             self._left_empty[f"{entry.shard}/{entry.key}"] = skip.reason
             if len(self._left_empty) == self.max_skips:
                 raise too_many([*self._left_empty.values()]) from skip
-            return TrainingSample.empty(entry.key, self.transform.image_size, skip.reason, names=self.transform.names)
+            return TrainingSample.empty(entry.key, self.transform.image_size, skip.reason, names=self.transform.load_names)
         self._left_empty = {}
         return sample
 
@@ -101,12 +101,12 @@ class ShardDataset(Dataset[TrainingSample]):
         """Raises SkipSampleError for whatever is wrong with this one sample."""
         try:
             jpeg, document = read_sample_bytes(entry, self.shards.open_shard)
-            record = parse_outlines(document, key=entry.key, shard=str(entry.shard), names=self.transform.names)
+            record = parse_target_record(document, key=entry.key, shard=str(entry.shard), names=self.transform.load_names)
             if record.image_id != entry.image_id:
                 message = f"image id {record.image_id} where the index has {entry.image_id}: the shard changed since"
                 raise ShardError(message, field="image.image_id")
             rng = np.random.default_rng([self.seed, position])
-            record = record if self.texts is None else self._with_words(record, entry, position)
+            record = record if self.text_store is None else self._with_words(record, entry, position)
             return self.transform.from_jpeg(jpeg, record, rng, shard=str(entry.shard), skipped=skipped)
         except SkipSampleError:
             raise
@@ -116,10 +116,10 @@ class ShardDataset(Dataset[TrainingSample]):
             place = {"shard": error.shard or str(entry.shard), "key": entry.key}
             raise SkipSampleError(reason, str(error), **({} if error.shard else place)) from error
 
-    def _with_words(self, record: Outlines, entry: IndexedSample, position: int) -> Outlines:
+    def _with_words(self, record: TargetRecord, entry: IndexedSample, position: int) -> TargetRecord:
         """Those masks that have words, with one embedding each. Raises SkipSampleError when there are none."""
-        assert self.texts is not None
-        found = self.texts.of(entry.shard, entry.image_id)
+        assert self.text_store is not None
+        found = self.text_store.load(entry.shard, entry.image_id)
         rows = {mask_id: row for row, mask_id in enumerate(found.mask_ids.tolist())}
         places = [place for place, mask_id in enumerate(record.mask_ids) if mask_id in rows]
         if not places:
@@ -128,7 +128,7 @@ class ShardDataset(Dataset[TrainingSample]):
         drawn = np.random.default_rng([self.seed, position, 1]).integers(num, size=len(places))
         if not self.replace_unusable:  # what is measured must not be drawn
             drawn = np.zeros(len(places), int)
-        return record.only(places, found.embeddings[[rows[record.mask_ids[place]] for place in places], drawn])
+        return record.select_masks(places, found.embeddings[[rows[record.mask_ids[place]] for place in places], drawn])
 
     def _tell(self, skip: SkipSampleError) -> None:
         if len(self._told) < _TOLD and str(skip) not in self._told:
@@ -141,16 +141,3 @@ def too_many(skipped: Sequence[str]) -> ShardError:
     """What to raise after so many unusable samples in a row, given why."""
     counted = ", ".join(f"{reason} {skipped.count(reason)} x" for reason in sorted(set(skipped)))
     return ShardError(f"{len(skipped)} samples in a row cannot be used ({counted}): the data or the filters are wrong")
-
-
-class PositionSampler(Sampler[int]):
-    """Positions start, start + 1, ... dealt out to ranks: endless when `num_positions` is None."""
-
-    def __init__(self, *, start: int, num_positions: int | None, rank: int, world_size: int) -> None:
-        self.start, self.num_positions, self.rank, self.world_size = start, num_positions, rank, world_size
-
-    def __iter__(self) -> Iterator[int]:
-        position = self.start + self.rank
-        while self.num_positions is None or position < self.num_positions:
-            yield position
-            position += self.world_size

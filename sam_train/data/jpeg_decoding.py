@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from sam_train.data.record_parser import Outlines
+from sam_train.data.record_parser import TargetRecord
 from sam_train.errors import SkipSampleError
 from sam_train.geometry import resize_image
 from sam_train.records import MAX_PIXELS
@@ -19,23 +19,23 @@ _SLIGHT = 1.25
 """Up to this much shrinking bilinear sampling leaves out no pixel that matters, and is ten times as fast as averaging."""
 
 
-def size_of(jpeg: bytes, record: Outlines, *, shard: str = "") -> tuple[int, int]:
+def read_jpeg_size(jpeg: bytes, record: TargetRecord, *, shard: str = "") -> tuple[int, int]:
     """Height and width that the JPEG's header has, before any memory is asked for.
 
-    Raises SkipSampleError: "undecodable_jpeg" for what is none, and as `check_size`.
+    Raises SkipSampleError: "undecodable_jpeg" for what is none, and as `check_jpeg_size`.
     """
     try:
         full = simplejpeg.decode_jpeg_header(jpeg)[:2]
     except ValueError as error:
         raise _undecodable(error, record, shard) from error
-    check_size(full, record, shard=shard)
+    check_jpeg_size(full, record, shard=shard)
     return full
 
 
-def decode_for(jpeg: bytes, record: Outlines, height: int, width: int, *, shard: str = "") -> np.ndarray:
+def decode_jpeg_reduced(jpeg: bytes, record: TargetRecord, height: int, width: int, *, shard: str = "") -> np.ndarray:
     """The whole picture as HWC uint8 RGB, as small as the decoder makes it but at least height x width, if it is that large.
 
-    Its size is the record's, see `size_of`. Raises SkipSampleError("undecodable_jpeg") for what is no whole JPEG.
+    Its size is the record's, see `read_jpeg_size`. Raises SkipSampleError("undecodable_jpeg") for what is no whole JPEG.
     """
     full = record.height, record.width
     factor = next((f for f in _FACTORS if -(-full[0] // f) >= height and -(-full[1] // f) >= width), 1)
@@ -46,12 +46,12 @@ def decode_for(jpeg: bytes, record: Outlines, height: int, width: int, *, shard:
         raise _undecodable(error, record, shard) from error
 
 
-def _undecodable(error: ValueError, record: Outlines, shard: str) -> SkipSampleError:
+def _undecodable(error: ValueError, record: TargetRecord, shard: str) -> SkipSampleError:
     message = f"the JPEG does not decode: {error}"
     return SkipSampleError("undecodable_jpeg", message, shard=shard, key=record.key, field="jpg")
 
 
-def check_size(full: tuple[int, int], record: Outlines, *, shard: str = "") -> None:
+def check_jpeg_size(full: tuple[int, int], record: TargetRecord, *, shard: str = "") -> None:
     """Raise SkipSampleError unless a picture of this height and width may be decoded as that of the record: "too_large" for more
     than MAX_SIDE or MAX_PIXELS, "wrong_size" for another size than the record's."""
     place = {"shard": shard, "key": record.key, "field": "image.width"}
@@ -63,7 +63,7 @@ def check_size(full: tuple[int, int], record: Outlines, *, shard: str = "") -> N
         raise SkipSampleError("wrong_size", f"{said}, its record says {record.width} x {record.height}", **place)
 
 
-def fit_picture(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_decoded(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """HWC uint8 to height x width: as `geometry.resize_image`, but bilinear where it shrinks only a little."""
     if height < image.shape[0] <= _SLIGHT * height and width < image.shape[1] <= _SLIGHT * width:
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -14,7 +14,7 @@ _MMAP_FROM, _KEEP = 32 << 20, 256 << 20
 """Bytes. The first is the most that glibc takes; larger blocks are mapped one by one and given back, as ever."""
 
 
-def keep_freed_memory() -> bool:
+def tune_malloc() -> bool:
     """Let this process keep up to 256 MB that it freed, where its C library is glibc. Whether it does."""
     if not sys.platform.startswith("linux"):
         return False

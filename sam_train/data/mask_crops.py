@@ -52,7 +52,7 @@ class MaskCrops:
     """Bool: the pixels of all patches, row by row, one patch after the other."""
 
     @staticmethod
-    def of(patches: Iterable[MaskCrop]) -> MaskCrops:
+    def from_crops(patches: Iterable[MaskCrop]) -> MaskCrops:
         """In their order."""
         known = [*patches]
         boxes = [(patch.top, patch.left, *patch.pixels.shape) for patch in known]
@@ -75,10 +75,10 @@ class MaskCrops:
         large = self.areas >= num_pixels
         if large.all():
             return self
-        return MaskCrops.of(patch for patch, is_large in zip(self, large, strict=True) if is_large)
+        return MaskCrops.from_crops(patch for patch, is_large in zip(self, large, strict=True) if is_large)
 
 
-def patch_of(mask: np.ndarray) -> MaskCrop:
+def crop_mask(mask: np.ndarray) -> MaskCrop:
     """The patch of an H x W bool mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):

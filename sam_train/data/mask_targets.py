@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from sam_train.data.mask_crops import MaskCrops, patch_of
-from sam_train.data.rle_resize import shrink
+from sam_train.data.mask_crops import MaskCrops, crop_mask
+from sam_train.data.rle_resize import downsample_rles
 from sam_train.errors import ShardError
 from sam_train.geometry import resize_masks
 from sam_train.masks import decode_rle
@@ -36,10 +36,10 @@ def resize_rles(rles: Sequence[Rle], size_hw: tuple[int, int], to_hw: tuple[int,
     if library is None or num_pixels > MAX_PIXELS:  # which `decode` refuses
         decoded = (decode(rle, size_hw, key) for rle in rles)
     elif to_hw[0] * to_hw[1] < num_pixels:
-        return shrink([_runs(library, rle, size_hw, key) for rle in rles], size_hw, to_hw)
+        return downsample_rles([_runs(library, rle, size_hw, key) for rle in rles], size_hw, to_hw)
     else:
         decoded = (_runs(library, rle, size_hw, key).to_array().view(bool) for rle in rles)
-    return MaskCrops.of(patch_of(resize_masks(mask[None], *to_hw)[0]) for mask in decoded)
+    return MaskCrops.from_crops(crop_mask(resize_masks(mask[None], *to_hw)[0]) for mask in decoded)
 
 
 def decode(rle: Rle, size_hw: tuple[int, int], key: str) -> np.ndarray:

@@ -60,7 +60,7 @@ _NAME_DECODER = msgspec.json.Decoder(_Named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlines:
+class TargetRecord:
     """Of an ImageRecord, what becomes targets: N masks in the image frame."""
 
     key: str
@@ -77,9 +77,9 @@ class Outlines:
     """N x E, of their words; None where they have none."""
 
     @staticmethod
-    def of(record: ImageRecord, *, names: bool = False) -> Outlines:
+    def from_image_record(record: ImageRecord, *, names: bool = False) -> TargetRecord:
         """From the record itself."""
-        return Outlines(
+        return TargetRecord(
             key=record.key,
             image_id=record.image_id,
             height=record.height,
@@ -90,7 +90,7 @@ class Outlines:
             names=[mask.name for mask in record.masks] if names else None,
         )
 
-    def only(self, places: Sequence[int], text_embeddings: np.ndarray) -> Outlines:
+    def select_masks(self, places: Sequence[int], text_embeddings: np.ndarray) -> TargetRecord:
         """Some of its masks, with an embedding (n x E) each."""
         return replace(
             self,
@@ -102,17 +102,17 @@ class Outlines:
         )
 
 
-def parse_outlines(data: bytes, *, key: str, shard: str = "", names: bool = False) -> Outlines:
+def parse_target_record(data: bytes, *, key: str, shard: str = "", names: bool = False) -> TargetRecord:
     """`names` says whether to look for them. Raises what `ImageRecord.from_json` does of what is read."""
     try:
         document = _DECODER.decode(data)
         named = [_name_of(mask) for mask in document.annotations] if names else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return Outlines.of(ImageRecord.from_json(data, key=key, shard=shard), names=names)
+        return TargetRecord.from_image_record(ImageRecord.from_json(data, key=key, shard=shard), names=names)
     image, masks = document.image, document.annotations
     check_key(key, shard=shard)
     check_image_size(image.width, image.height, key=key, shard=shard)
-    return Outlines(
+    return TargetRecord(
         key=key,
         image_id=image.image_id,
         height=image.height,

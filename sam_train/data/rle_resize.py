@@ -19,7 +19,7 @@ _EDGES = np.arange(_SMALL_PX + 1)
 _POINT_SHRINK = 2.5
 
 
-def shrink(masks: Sequence[Any], size_hw: tuple[int, int], to_hw: tuple[int, int]) -> MaskCrops:
+def downsample_rles(masks: Sequence[Any], size_hw: tuple[int, int], to_hw: tuple[int, int]) -> MaskCrops:
     """RLEMasks of an image of `size_hw` pixels as patches of the image resized to `to_hw`, which has fewer."""
     scales = to_hw[0] / size_hw[0], to_hw[1] / size_hw[1]
     little = _average({i: m for i, m in enumerate(masks) if m.cy.area() <= _SMALL_PX**2}, scales, to_hw)

@@ -6,9 +6,10 @@ at any time few shards are read, which is what slow disks, networks and caches w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from torch.utils.data import Sampler
 
 _KEPT_WINDOWS = 3  # positions of several ranks and loader processes meet at the seams
 
@@ -93,3 +94,16 @@ def _units(sizes: np.ndarray, weights: np.ndarray) -> list[tuple[int, int]]:
         units += [(shard, size)] * int(weight)
         units.append((shard, round((weight - int(weight)) * size)))
     return [(shard, count) for shard, count in units if count]
+
+
+class DistributedPositionSampler(Sampler[int]):
+    """Positions start, start + 1, ... dealt out to ranks: endless when `num_positions` is None."""
+
+    def __init__(self, *, start: int, num_positions: int | None, rank: int, world_size: int) -> None:
+        self.start, self.num_positions, self.rank, self.world_size = start, num_positions, rank, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.start + self.rank
+        while self.num_positions is None or position < self.num_positions:
+            yield position
+            position += self.world_size

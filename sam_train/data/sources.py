@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSet:
-    """The shards that can be read, how often an epoch has the samples of each, and how they are opened."""
+    """The shards that can be read, how often an epoch has the samples of each, and how they are open_local_shard."""
 
     indexes: tuple[ShardIndex, ...]
     weights: tuple[float, ...] | None
     """None where every shard counts once."""
-    torn: tuple[str, ...] = ()
+    skipped_reasons: tuple[str, ...] = ()
     """Why shards were left out, one sentence each."""
     open_shard: Callable[[Path], BinaryIO] = open_local_shard
 
@@ -34,7 +34,7 @@ class ShardSet:
         return sum(map(len, self.indexes))
 
 
-def open_shards(
+def index_shards(
     names: Sequence[Path | str], *, weights: Sequence[float] | None, cache: ShardCache | None, strict: bool
 ) -> ShardSet:
     """Index shards: paths, and URLs through the cache.
@@ -67,10 +67,10 @@ def open_shards(
         log.warning("%d of %d shards are left out (data.strict=true would end the run)", len(torn), len(names))
     remotely = cache.open_cached_or_local if cache is not None and urls else open_local_shard
     reasons = tuple(str(error) for error in torn)
-    return ShardSet(indexes=tuple(found), weights=tuple(kept) if weights else None, torn=reasons, open_shard=remotely)
+    return ShardSet(indexes=tuple(found), weights=tuple(kept) if weights else None, skipped_reasons=reasons, open_shard=remotely)
 
 
-def weighted_names(sources: Sequence[Mapping[str, Any]]) -> tuple[list[Path | str], list[float]]:
+def expand_sources(sources: Sequence[Mapping[str, Any]]) -> tuple[list[Path | str], list[float]]:
     """Shards of `data.sources` and the weight of each: a list of {shards: patterns, weight: number}.
 
     Raises ConfigError for another form, weights that are no numbers of at least 0, none above 0, and a shard named twice.

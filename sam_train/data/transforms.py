@@ -3,7 +3,7 @@
 SA-1B is trained without augmentation; large-scale jitter is the paper's for stages one and two (section B). Flips
 and quarter turns are not in the paper; small sets from which a model starts anew want them.
 
-All that is random is drawn first, as a `Plan`: it says how large the picture must be, so that the JPEG is decoded no
+All that is random is drawn first, as a `TransformParams`: it says how large the picture must be, so that the JPEG is decoded no
 larger, and which masks are decoded at all.
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sam_train.data.jpeg_decoding import decode_for, fit_picture, size_of
-from sam_train.data.mask_crops import MaskCrops, patch_of
+from sam_train.data.jpeg_decoding import decode_jpeg_reduced, read_jpeg_size, resize_decoded
+from sam_train.data.mask_crops import MaskCrops, crop_mask
 from sam_train.data.mask_targets import resize_rles
-from sam_train.data.record_parser import Outlines
+from sam_train.data.record_parser import TargetRecord
 from sam_train.errors import SkipSampleError
 from sam_train.geometry import Resize, pad_to_square
 from sam_train.records import ImageRecord, Rle
@@ -58,21 +58,21 @@ class TrainingSample:
         return masks
 
     @staticmethod
-    def of(key: str, picture: np.ndarray, masks: np.ndarray, *, skipped: tuple[str, ...] = ()) -> TrainingSample:
+    def from_masks(key: str, picture: np.ndarray, masks: np.ndarray, *, skipped: tuple[str, ...] = ()) -> TrainingSample:
         """A picture of h x w x 3 with N x S x S bool masks that are already in the model frame."""
-        patches = MaskCrops.of(patch_of(mask) for mask in masks)
+        patches = MaskCrops.from_crops(crop_mask(mask) for mask in masks)
         return TrainingSample(key=key, picture=picture, image_size=masks.shape[-1], patches=patches, skipped=skipped)
 
     @staticmethod
     def empty(key: str, image_size: int, reason: str, *, names: bool = False) -> TrainingSample:
         """A black picture without masks, in the place of a sample that cannot be used; `names` as the Transform's."""
-        picture, patches = np.zeros((image_size, image_size, 3), np.uint8), MaskCrops.of([])
+        picture, patches = np.zeros((image_size, image_size, 3), np.uint8), MaskCrops.from_crops([])
         none: tuple[str, ...] | None = () if names else None
         return TrainingSample(key=key, picture=picture, image_size=image_size, patches=patches, skipped=(reason,), names=none)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TransformParams:
     """What was drawn for one sample."""
 
     rles: tuple[Rle, ...]
@@ -89,7 +89,7 @@ class Plan:
     text_embeddings: np.ndarray | None = None
     """N x E, of the masks, where the record has them."""
 
-    def of_masks(self, wanted: np.ndarray) -> Plan:
+    def of_masks(self, wanted: np.ndarray) -> TransformParams:
         """For those of its masks for which `wanted` (N bool) is true."""
         rles = tuple(rle for rle, is_wanted in zip(self.rles, wanted, strict=True) if is_wanted)
         names = self.names and tuple(name for name, is_wanted in zip(self.names, wanted, strict=True) if is_wanted)
@@ -125,7 +125,7 @@ class Transform:
         scale_jitter: tuple[float, float] = (1.0, 1.0),
         flip: bool = False,
         quarter_turns: bool = False,
-        names: bool = False,
+        load_names: bool = False,
     ) -> None:
         if min_area_px < 1 or max_masks < 1:
             raise ValueError(f"min_area_px {min_area_px} and max_masks {max_masks} must be at least 1")
@@ -134,28 +134,28 @@ class Transform:
         self.image_size, self.max_masks = image_size, max_masks
         self.max_area_fraction, self.min_area_px = max_area_fraction, min_area_px
         self.scale_jitter, self.flip, self.quarter_turns = (scale_jitter[0], scale_jitter[1]), flip, quarter_turns
-        self.names = names
+        self.load_names = load_names
 
     def __call__(
         self, image: np.ndarray, record: ImageRecord, rng: np.random.Generator, *, skipped: tuple[str, ...] = ()
     ) -> TrainingSample:
         """Raises SkipSampleError when no mask is left, and ShardError for an RLE that does not fit the record's size."""
-        outlines = Outlines.of(record, names=self.names)
+        outlines = TargetRecord.from_image_record(record, names=self.load_names)
         plan, patches = self._patches(outlines, self.plan(outlines, rng))
         return self._sample(image, outlines, plan, patches, skipped)
 
     def from_jpeg(
-        self, jpeg: bytes, record: Outlines, rng: np.random.Generator, *, shard: str = "", skipped: tuple[str, ...] = ()
+        self, jpeg: bytes, record: TargetRecord, rng: np.random.Generator, *, shard: str = "", skipped: tuple[str, ...] = ()
     ) -> TrainingSample:
-        """As `__call__`; raises what `pictures.size_of` and `decode_for` do too."""
+        """As `__call__`; raises what `pictures.read_jpeg_size` and `decode_jpeg_reduced` do too."""
         plan = self.plan(record, rng)
-        size_of(jpeg, record, shard=shard)
+        read_jpeg_size(jpeg, record, shard=shard)
         plan, patches = self._patches(
             record, plan
         )  # now, as the record was just read: a picture leaves nothing in the CPU's cache
-        return self._sample(decode_for(jpeg, record, *plan.scaled_hw, shard=shard), record, plan, patches, skipped)
+        return self._sample(decode_jpeg_reduced(jpeg, record, *plan.scaled_hw, shard=shard), record, plan, patches, skipped)
 
-    def plan(self, record: Outlines, rng: np.random.Generator) -> Plan:
+    def plan(self, record: TargetRecord, rng: np.random.Generator) -> TransformParams:
         """Draw all that is random. Raises SkipSampleError("no_mask") when there is none to draw."""
         drawn = self._draw_masks(record, rng)
         turns = int(rng.integers(4)) if self.quarter_turns else 0
@@ -169,7 +169,7 @@ class Transform:
         rles = tuple(record.rles[i] for i in drawn)
         names = None if record.names is None else tuple(record.names[i] for i in drawn)
         texts = None if record.text_embeddings is None else record.text_embeddings[drawn]
-        return Plan(
+        return TransformParams(
             rles=rles,
             names=names,
             text_embeddings=texts,
@@ -179,7 +179,7 @@ class Transform:
             window=(top, left),
         )
 
-    def _draw_masks(self, record: Outlines, rng: np.random.Generator) -> list[int]:
+    def _draw_masks(self, record: TargetRecord, rng: np.random.Generator) -> list[int]:
         """Places in the record."""
         limit = self.max_area_fraction * record.width * record.height
         wanted = [i for i, area in enumerate(record.areas) if 0 < area <= limit]
@@ -187,7 +187,7 @@ class Transform:
             raise SkipSampleError("no_mask", key=record.key)
         return [wanted[i] for i in rng.permutation(len(wanted))[: self.max_masks]]
 
-    def _patches(self, record: Outlines, plan: Plan) -> tuple[Plan, MaskCrops]:
+    def _patches(self, record: TargetRecord, plan: TransformParams) -> tuple[TransformParams, MaskCrops]:
         """The masks that are trained on, in the window that is kept, and the plan for these alone."""
         patches = resize_rles(plan.rles, (record.height, record.width), plan.scaled_hw, key=record.key)
         placed = self._placed(patches, plan)
@@ -197,9 +197,9 @@ class Transform:
         return plan.of_masks(placed.areas >= self.min_area_px), kept
 
     def _sample(
-        self, image: np.ndarray, record: Outlines, plan: Plan, patches: MaskCrops, skipped: tuple[str, ...]
+        self, image: np.ndarray, record: TargetRecord, plan: TransformParams, patches: MaskCrops, skipped: tuple[str, ...]
     ) -> TrainingSample:
-        picture = np.rot90(fit_picture(image, *plan.scaled_hw), plan.turns)
+        picture = np.rot90(resize_decoded(image, *plan.scaled_hw), plan.turns)
         picture = picture[:, ::-1] if plan.flip else picture
         top, left = plan.window
         window = np.ascontiguousarray(picture[top : top + self.image_size, left : left + self.image_size])
@@ -213,10 +213,10 @@ class Transform:
             text_embeddings=plan.text_embeddings,
         )
 
-    def _placed(self, patches: MaskCrops, plan: Plan) -> MaskCrops:
+    def _placed(self, patches: MaskCrops, plan: TransformParams) -> MaskCrops:
         """From the frame of the resized picture to the window that is kept."""
         if not plan.turns and not plan.flip and max(plan.scaled_hw) <= self.image_size:
             return patches
         turned = (patch.rot90(plan.turns, plan.scaled_hw) for patch in patches)
         flipped = (patch.mirrored(plan.turned_hw[1]) if plan.flip else patch for patch in turned)
-        return MaskCrops.of(patch.cut(*plan.window, self.image_size, self.image_size) for patch in flipped)
+        return MaskCrops.from_crops(patch.cut(*plan.window, self.image_size, self.image_size) for patch in flipped)

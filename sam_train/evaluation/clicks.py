@@ -143,9 +143,9 @@ class ClickProtocol(EvaluationProtocol):
 
     def _clicked(self, predictor: Predictor, targets: Bool[Tensor, "N H W"], generator: torch.Generator) -> dict[str, Tensor]:
         """N x num_clicks (boundary) IoUs and N oracle IoUs for targets of the image that the predictor holds."""
-        prompts = self.first.first(targets, torch.zeros(len(targets), dtype=torch.long, device=targets.device), generator)
+        prompts = self.first.first_prompts(targets, torch.zeros(len(targets), dtype=torch.long, device=targets.device), generator)
         ious, outlines = [], []
-        for round_ in self.simulator.rounds(generator):
+        for round_ in self.simulator.draw_rounds(generator):
             prediction = predictor.predict(prompts, multimask_output=round_.multimask_output)
             if round_.index == 0:
                 oracle = mask_iou(predictor.masks_to_image(prediction.mask_logits), targets[:, None]).amax(1)
@@ -154,7 +154,7 @@ class ClickProtocol(EvaluationProtocol):
             ious.append(mask_iou(answers, targets))
             if self.boundary:
                 outlines.append(torch.tensor(_boundary_ious(answers, targets)))
-            prompts = self.simulator.advance(round_, prompts, answers, targets, best.mask_logits, generator)
+            prompts = self.simulator.next_prompts(round_, prompts, answers, targets, best.mask_logits, generator)
         found = {"ious": torch.stack(ious, 1), "oracle": oracle}
         return found | ({"boundary_ious": torch.stack(outlines, 1)} if outlines else {})
 

@@ -31,7 +31,7 @@ from sam_train.inference import Predictor
 from sam_train.inference.predictor import make_prompts
 from sam_train.masks import decode_rle
 from sam_train.metrics.number_of_clicks import number_of_clicks
-from sam_train.prompts.sampling import squared_depths
+from sam_train.prompts.sampling import squared_distance_transform
 from sam_train.shards import decode_jpeg
 from sam_train.shards.image_io import IMAGE_EXTENSIONS, open_image_header
 from sam_train.shards.importers.file_pairing import files_by_stem, images_by_stem, load_image_or_raise
@@ -179,8 +179,8 @@ def iou_outside_void(answer: Bool[np.ndarray, "H W"], target: Bool[np.ndarray, "
 
 
 def _depth(region: Bool[np.ndarray, "H W"], clicked: Sequence[tuple[int, int, bool]]) -> Int[np.ndarray, "H W"]:
-    """How deep each pixel lies in the region (`squared_depths`); 0 where a click has been."""
-    depth = squared_depths(region)
+    """How deep each pixel lies in the region (`squared_distance_transform`); 0 where a click has been."""
+    depth = squared_distance_transform(region)
     for column, row, _ in clicked:
         depth[row, column] = 0
     return depth

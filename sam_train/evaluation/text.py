@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sam_train.data.record_parser import parse_outlines
+from sam_train.data.record_parser import parse_target_record
 from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import (
     EvaluationImage,
@@ -33,7 +33,7 @@ from sam_train.evaluation.text_figures import draw_predictions
 from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor
 from sam_train.masks import decode_rle, mask_iou
-from sam_train.prompts import NextStep, PromptSimulator, Round
+from sam_train.prompts import NextStep, PromptRound, PromptSimulator
 from sam_train.records import ImageRecord
 from sam_train.shards import decode_jpeg
 from sam_train.shards.index import IndexedSample, read_sample_bytes
@@ -161,8 +161,9 @@ class TextProtocol(EvaluationProtocol):
 
     def _clicked(self, predictor: Predictor, asked: _Asked) -> list[float]:
         """IoU with the mask that was meant, after one click where the answer is wrong."""
-        round_ = Round(0, NextStep.CLICK)
-        corrected = self.click.advance(round_, asked.prompts, asked.answers, asked.meant, asked.mask_logits, torch.Generator())
+        round_ = PromptRound(0, NextStep.ERROR_CLICK)
+        rng = torch.Generator()  # unused: a central click is not drawn
+        corrected = self.click.next_prompts(round_, asked.prompts, asked.answers, asked.meant, asked.mask_logits, rng)
         again = predictor.predict(corrected, multimask_output=False)
         return mask_iou(predictor.masks_to_image(again.mask_logits)[:, 0], asked.meant).tolist()
 
@@ -194,4 +195,4 @@ def _names(image_entry: EvaluationImage) -> Sequence[str]:
     assert isinstance(image_entry.source, IndexedSample)
     entry = image_entry.source
     _, document = read_sample_bytes(entry)
-    return parse_outlines(document, key=entry.key, shard=str(entry.shard), names=True).names or ()
+    return parse_target_record(document, key=entry.key, shard=str(entry.shard), names=True).names or ()

@@ -1,5 +1,5 @@
 """Playing the annotator: the simulator that trains the model also measures it and stands in for people."""
 
-from sam_train.prompts.prompt_simulator import NextStep, PromptSimulator, Round
+from sam_train.prompts.prompt_simulator import NextStep, PromptRound, PromptSimulator
 
-__all__ = ["NextStep", "PromptSimulator", "Round"]
+__all__ = ["NextStep", "PromptRound", "PromptSimulator"]

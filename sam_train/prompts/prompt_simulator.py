@@ -12,27 +12,27 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sam_train.prompts.rng import Draws, uniform
-from sam_train.prompts.sampling import central_points, noisy_boxes, uniform_points
+from sam_train.prompts.rng import PromptRng, uniform
+from sam_train.prompts.sampling import central_points, noisy_boxes, sample_uniform_points
 from sam_train.structures import PointLabel, Prompts
 
 
 class NextStep(Enum):
     """What follows a round."""
 
-    CLICK = auto()
+    ERROR_CLICK = auto()
     """A new point where the answer is wrong, and the answer fed back."""
-    FEEDBACK = auto()
+    MASK_ONLY = auto()
     """Only the answer fed back: the paper's rounds without new information."""
     END = auto()
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class PromptRound:
     """One round of prompting."""
 
     index: int
-    then: NextStep
+    next_step: NextStep
 
     @property
     def multimask_output(self) -> bool:
@@ -74,23 +74,23 @@ class PromptSimulator:
         self.box_probability, self.box_noise_std, self.box_noise_max = box_probability, box_noise_std, box_noise_max
         self.text_probability = text_probability
 
-    def rounds(self, generator: torch.Generator) -> list[Round]:
+    def draw_rounds(self, generator: torch.Generator) -> list[PromptRound]:
         """The rounds of one step: first prompt, corrections, one empty round at a random place, one at the end."""
-        then = [NextStep.CLICK] * self.num_corrections
+        then = [NextStep.ERROR_CLICK] * self.num_corrections
         if self.num_empty_rounds == 2:
             place = int(torch.randint(self.num_corrections + 1, (), generator=generator, device=generator.device))
-            then.insert(place, NextStep.FEEDBACK)
+            then.insert(place, NextStep.MASK_ONLY)
         if self.num_empty_rounds:
-            then.append(NextStep.FEEDBACK)
-        return [Round(index, next_) for index, next_ in enumerate([*then, NextStep.END])]
+            then.append(NextStep.MASK_ONLY)
+        return [PromptRound(index, next_) for index, next_ in enumerate([*then, NextStep.END])]
 
     def use_text_prompt(self, generator: torch.Generator) -> bool:
         """Whether a step begins with words. All its prompts do then, or none: they are equally long."""
         return bool(torch.rand((), generator=generator, device=generator.device) < self.text_probability)
 
-    def first(self, targets: Bool[Tensor, "N H W"], image_index: Int[Tensor, " N"], generator: Draws) -> Prompts:
+    def first_prompts(self, targets: Bool[Tensor, "N H W"], image_index: Int[Tensor, " N"], generator: PromptRng) -> Prompts:
         """A foreground point in, or a noisy box around, each target. Targets must not be empty."""
-        points = uniform_points(targets, generator) if self.click == "uniform" else central_points(targets)[0]
+        points = sample_uniform_points(targets, generator) if self.click == "uniform" else central_points(targets)[0]
         labels = torch.full((len(targets), 1), PointLabel.FOREGROUND, device=targets.device)
         clicks = Prompts.from_points(image_index, points[:, None], labels)
         if self.box_probability == 0:
@@ -106,23 +106,23 @@ class PromptSimulator:
             point_labels=torch.where(use_box[:, None], boxed.point_labels, clicks.point_labels),
         )
 
-    def advance(
+    def next_prompts(
         self,
-        round_: Round,
+        round_: PromptRound,
         prompts: Prompts,
         answers: Bool[Tensor, "N H W"],
         targets: Bool[Tensor, "N H W"],
         mask_logits: Float[Tensor, "N 1 h w"],
-        generator: Draws,
+        generator: PromptRng,
     ) -> Prompts:
         """The prompts of the next round: the answer's logits fed back, and a click where the answer is wrong.
 
         A perfect answer has no wrong pixel; there the click confirms a pixel of the target, which tells the model
         nothing new but keeps the prompts equally long.
         """
-        if round_.then is NextStep.END:
+        if round_.next_step is NextStep.END:
             return prompts
-        if round_.then is NextStep.FEEDBACK:
+        if round_.next_step is NextStep.MASK_ONLY:
             return prompts.with_mask(mask_logits)
         if self.click == "uniform":
             points, labels = self._uniform_correction(answers, targets, generator)
@@ -131,11 +131,11 @@ class PromptSimulator:
         return prompts.with_point(points, labels, mask_logits)
 
     def _uniform_correction(
-        self, answers: Bool[Tensor, "N H W"], targets: Bool[Tensor, "N H W"], generator: Draws
+        self, answers: Bool[Tensor, "N H W"], targets: Bool[Tensor, "N H W"], generator: PromptRng
     ) -> tuple[Float[Tensor, "N 2"], Int[Tensor, " N"]]:
         error = answers ^ targets
         perfect = ~error.flatten(1).any(1)
-        points = uniform_points(torch.where(perfect[:, None, None], targets, error), generator)
+        points = sample_uniform_points(torch.where(perfect[:, None, None], targets, error), generator)
         x, y = points.long().unbind(1)
         missed = targets[torch.arange(len(targets), device=targets.device), y, x]
         return points, torch.where(missed, PointLabel.FOREGROUND, PointLabel.BACKGROUND)

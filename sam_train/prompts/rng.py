@@ -23,7 +23,7 @@ class PerImageRng:
     """
 
     def __init__(self, seeds: Sequence[tuple[int, ...]], image_index: Int[Tensor, " N"]) -> None:
-        self._generators = [seeded(seed) for seed in seeds]
+        self._generators = [seeded_generator(seed) for seed in seeds]
         self._counts = torch.bincount(image_index.cpu(), minlength=len(seeds)).tolist()
         self._order = image_index.cpu().argsort(stable=True)
         self.device = torch.device("cpu")
@@ -38,26 +38,26 @@ class PerImageRng:
         return drawn
 
 
-Draws: TypeAlias = torch.Generator | PerImageRng
+PromptRng: TypeAlias = torch.Generator | PerImageRng
 """One stream for all prompts, or one for each image."""
 
 
-def seeded(seed: tuple[int, ...]) -> torch.Generator:
+def seeded_generator(seed: tuple[int, ...]) -> torch.Generator:
     """A generator on the CPU for a tuple of non-negative integers; other tuples give streams that are independent of it."""
-    return torch.Generator().manual_seed(seed_of(seed))
+    return torch.Generator().manual_seed(hash_seed(seed))
 
 
-def seed_of(seed: tuple[int, ...]) -> int:
+def hash_seed(seed: tuple[int, ...]) -> int:
     """64 bits that NumPy's SeedSequence makes of a tuple of non-negative integers."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
 
 
-def uniform(draws: Draws, *shape: int) -> Float[Tensor, "..."]:
+def uniform(draws: PromptRng, *shape: int) -> Float[Tensor, "..."]:
     """Numbers in [0, 1), a row for each prompt; on the CPU or where the generator is."""
     return draws.draw(torch.rand, shape) if isinstance(draws, PerImageRng) else _of(draws, torch.rand, shape)
 
 
-def normal(draws: Draws, *shape: int) -> Float[Tensor, "..."]:
+def normal(draws: PromptRng, *shape: int) -> Float[Tensor, "..."]:
     """Standard normal numbers, a row for each prompt; on the CPU or where the generator is."""
     return draws.draw(torch.randn, shape) if isinstance(draws, PerImageRng) else _of(draws, torch.randn, shape)
 

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_train.masks import masks_to_boxes_xyxy
-from sam_train.prompts.rng import Draws, normal, uniform
+from sam_train.prompts.rng import PromptRng, normal, uniform
 
 
-def uniform_points(region: Bool[Tensor, "N H W"], generator: Draws) -> Float[Tensor, "N 2"]:
+def sample_uniform_points(region: Bool[Tensor, "N H W"], generator: PromptRng) -> Float[Tensor, "N 2"]:
     """One pixel drawn uniformly from each region, as x, y. Raises ValueError for an empty region.
 
     Only N numbers are drawn, on the generator's device, so the draw is the same wherever the masks are.
@@ -32,13 +32,13 @@ def central_points(region: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 2"],
     The frame's edge counts as boundary (one pixel of padding), as in the paper's protocol (section D.1). Of several pixels
     that are equally far it is the first, row by row.
     """
-    squared = [squared_depths(mask) for mask in region.cpu().numpy()]
+    squared = [squared_distance_transform(mask) for mask in region.cpu().numpy()]
     index = torch.tensor([int(depths.argmax()) for depths in squared], dtype=torch.long, device=region.device)
     distances = torch.tensor([float(depths.max()) ** 0.5 for depths in squared], device=region.device)
     return _to_xy(index, region.shape[-1]), distances
 
 
-def squared_depths(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
+def squared_distance_transform(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
     """Each pixel's squared distance from the nearest pixel that is not of the region or lies beyond the frame; 0 outside.
 
     Squared, these are integers, and pixels equally far are equal: the last bit of OpenCV's roots depends on where the memory
@@ -54,7 +54,7 @@ def squared_depths(region: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
     return depths
 
 
-def noisy_boxes(masks: Bool[Tensor, "N H W"], *, std: float, max_px: float, generator: Draws) -> Float[Tensor, "N 4"]:
+def noisy_boxes(masks: Bool[Tensor, "N H W"], *, std: float, max_px: float, generator: PromptRng) -> Float[Tensor, "N 4"]:
     """XYXY box prompts of the masks with Gaussian noise on each coordinate (paper, section A).
 
     Corners are the indexes of the first and the last pixel, both inside the box: the prompt encoder adds half a pixel to a

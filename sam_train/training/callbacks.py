@@ -47,7 +47,7 @@ class LogMaskImages(Callback):
         chosen = (batch.image_index == image).nonzero()[:, 0]
         embeddings = module.model.encode_images(batch.images[image : image + 1], batch.sizes_hw[image : image + 1])
         targets = batch.target_masks[chosen]
-        prompts = module.val_simulator.first(targets, torch.zeros_like(chosen), torch.Generator().manual_seed(0))
+        prompts = module.val_simulator.first_prompts(targets, torch.zeros_like(chosen), torch.Generator().manual_seed(0))
         best = module.model.decode(embeddings, prompts, multimask_output=True).best()
         answers = module._answers(best)
         height, width = batch.sizes_hw[image].tolist()

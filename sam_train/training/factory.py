@@ -82,7 +82,7 @@ def load_text_embeddings(cfg: DictConfig) -> TextEmbeddingStore | None:
         raise ConfigError("a teacher is matched in its image embeddings, of which words know nothing: take text= or teacher=")
     texts = TextEmbeddingStore(build(cfg.text), cfg.text_embedding_dir)
     with open_dict(cfg):
-        cfg.model.text_dim, cfg.model.text_encoder = texts.dim, texts.prompts.encoder.sha256
+        cfg.model.text_dim, cfg.model.text_encoder = texts.dim, texts.embedder.encoder.sha256
     return texts
 
 

@@ -20,8 +20,8 @@ from sam_train.masks import mask_iou
 from sam_train.metrics import ClickIoU
 from sam_train.model import Sam
 from sam_train.optim import OptimizerFactory
-from sam_train.prompts import NextStep, PromptSimulator, Round
-from sam_train.prompts.rng import PerImageRng, seed_of, seeded
+from sam_train.prompts import NextStep, PromptRound, PromptSimulator
+from sam_train.prompts.rng import PerImageRng, hash_seed, seeded_generator
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training.ema import WeightEMA
 from sam_train.training.frozen_encoder import FrozenEncoder
@@ -31,7 +31,7 @@ from sam_train.training.step_metrics import ReducedStepMetrics, StepMetricsAccum
 from sam_train.training.stochastic_depth import draw_drop_paths
 
 VALIDATION_CLICKS = (1, 3, 5)
-TEXT_THEN_CLICK = (Round(0, NextStep.CLICK), Round(1, NextStep.END))
+TEXT_THEN_CLICK = (PromptRound(0, NextStep.ERROR_CLICK), PromptRound(1, NextStep.END))
 """What validation asks by words: one answer, and one more after a click."""
 
 
@@ -107,7 +107,7 @@ class SamModule(LightningModule):
         optimizer.zero_grad()
         tally, place = self._new_step_metrics(batch.images.device), 0
         tally.count(batch, stop=self.preemption_requested)
-        torch.manual_seed(seed_of((self.seed, self.global_step, rank_and_world_size()[0], 3)))  # for dropout
+        torch.manual_seed(hash_seed((self.seed, self.global_step, rank_and_world_size()[0], 3)))  # for dropout
         for part in batch.split(self.images_per_pass or len(batch.keys)):
             draw_drop_paths(self.model.image_encoder, self._seeds(part, place, 4), part.images.device)
             self._backward(part, self._draws(part, place), tally)
@@ -124,7 +124,7 @@ class SamModule(LightningModule):
         embeddings = encoded.detach().requires_grad_(encoded.requires_grad)
         targets = self._targets(batch.target_masks)
         prompts = self._first(batch, draws)
-        for round_ in self.simulator.rounds(seeded((self.seed, self.global_step, 0, 1))):
+        for round_ in self.simulator.draw_rounds(seeded_generator((self.seed, self.global_step, 0, 1))):
             prediction = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output)
             terms = self.loss(self._at_loss_resolution(prediction), targets)
             if self.text_alignment_weight and round_.index == 0 and prompts.text_embeddings is not None:
@@ -133,7 +133,7 @@ class SamModule(LightningModule):
             tally.add_terms(round_.index, terms)
             best = prediction.best().detach()
             answers = self._answers(best)
-            prompts = self.simulator.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, draws)
+            prompts = self.simulator.next_prompts(round_, prompts, answers, batch.target_masks, best.mask_logits, draws)
         if encoded.requires_grad:
             self.manual_backward(encoded, gradient=embeddings.grad)
 
@@ -145,9 +145,10 @@ class SamModule(LightningModule):
         return replace(terms, total=terms.total + self.text_alignment_weight * alignment)
 
     def _first(self, batch: Batch, draws: PerImageRng) -> Prompts:
-        if batch.text_embeddings is not None and self.simulator.use_text_prompt(seeded((self.seed, self.global_step, 0, 5))):
+        generator = seeded_generator((self.seed, self.global_step, 0, 5))
+        if batch.text_embeddings is not None and self.simulator.use_text_prompt(generator):
             return Prompts.from_text(batch.image_index, batch.text_embeddings)
-        return self.simulator.first(batch.target_masks, batch.image_index, draws)
+        return self.simulator.first_prompts(batch.target_masks, batch.image_index, draws)
 
     def _mean_gradients(self, sums: ReducedStepMetrics) -> Tensor:
         """From this process's summed gradients to the step's mean ones, clipped; their norm before that."""
@@ -167,8 +168,8 @@ class SamModule(LightningModule):
         """IoU after each of five careful clicks, and by words and after a click more where masks have words; model frame."""
         generator = torch.Generator().manual_seed(0)
         embeddings = self._encode(batch)
-        clicks = self.val_simulator.first(batch.target_masks, batch.image_index, generator)
-        self.val_iou.update(self._ious(batch, embeddings, clicks, self.val_simulator.rounds(generator), generator))
+        clicks = self.val_simulator.first_prompts(batch.target_masks, batch.image_index, generator)
+        self.val_iou.update(self._ious(batch, embeddings, clicks, self.val_simulator.draw_rounds(generator), generator))
         if batch.text_embeddings is not None:
             words = Prompts.from_text(batch.image_index, batch.text_embeddings)
             self.val_iou_from_text.update(self._ious(batch, embeddings, words, TEXT_THEN_CLICK, generator))
@@ -179,7 +180,7 @@ class SamModule(LightningModule):
         batch: Batch,
         embeddings: Float[Tensor, "B E h w"],
         prompts: Prompts,
-        rounds: Sequence[Round],
+        rounds: Sequence[PromptRound],
         generator: torch.Generator,
     ) -> Float[Tensor, "N K"]:
         """Of the answers in each of K rounds that begin with `prompts`."""
@@ -188,7 +189,7 @@ class SamModule(LightningModule):
             best = self.model.decode(embeddings, prompts, multimask_output=round_.multimask_output).best()
             answers = self._answers(best)
             ious.append(mask_iou(answers, batch.target_masks))
-            prompts = self.val_simulator.advance(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
+            prompts = self.val_simulator.next_prompts(round_, prompts, answers, batch.target_masks, best.mask_logits, generator)
         return torch.stack(ious, 1)
 
     def on_validation_epoch_end(self) -> None:
@@ -234,7 +235,7 @@ class SamModule(LightningModule):
     def _seeds(self, batch: Batch, first: int, stream: int) -> list[tuple[int, ...]]:
         """A seed for each image of `batch`, the first of which is number `first` of this process's share of the step.
 
-        PositionSampler deals the step's images out in turns, so image i of a process is number i x processes + rank.
+        DistributedPositionSampler deals the step's images out in turns, so image i of a process is number i x processes + rank.
         """
         rank, processes = rank_and_world_size()
         places = [(first + i) * processes + rank for i in range(len(batch.keys))]

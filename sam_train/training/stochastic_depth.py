@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sam_train.model.layers import DropPath
-from sam_train.prompts.rng import seeded
+from sam_train.prompts.rng import seeded_generator
 
 
 def draw_drop_paths(encoder: nn.Module, seeds: Sequence[tuple[int, ...]], device: torch.device) -> None:
@@ -16,6 +16,6 @@ def draw_drop_paths(encoder: nn.Module, seeds: Sequence[tuple[int, ...]], device
     paths = [module for module in encoder.modules() if isinstance(module, DropPath) and module.rate]
     if not paths:
         return
-    uniform_draws = torch.stack([torch.rand(len(paths), generator=seeded(seed)) for seed in seeds], 1).to(device)
+    uniform_draws = torch.stack([torch.rand(len(paths), generator=seeded_generator(seed)) for seed in seeds], 1).to(device)
     for path, numbers in zip(paths, uniform_draws, strict=True):
         path.uniform_draws = numbers

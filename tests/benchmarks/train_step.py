@@ -128,13 +128,13 @@ class Points(PromptSimulator):
         super().__init__(num_corrections=num_corrections, num_empty_rounds=2, box_probability=0.0)
         self.path, self.seen = path, []
 
-    def first(self, *arguments: Any) -> Prompts:
+    def first_prompts(self, *arguments: Any) -> Prompts:
         """Noted."""
-        return self._noted(super().first(*arguments))
+        return self._noted(super().first_prompts(*arguments))
 
-    def advance(self, *arguments: Any) -> Prompts:
+    def next_prompts(self, *arguments: Any) -> Prompts:
         """Noted."""
-        return self._noted(super().advance(*arguments))
+        return self._noted(super().next_prompts(*arguments))
 
     def _noted(self, prompts: Prompts) -> Prompts:
         self.seen.append([prompts.points_xy, prompts.point_labels, torch.tensor(prompts.mask_logits is not None)])

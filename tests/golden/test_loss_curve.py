@@ -71,7 +71,7 @@ def scenes() -> Batch:
     for seed in range(4):
         scene = compose_scene(seed, height=SIZE, width=SIZE)
         masks = scene.masks[:MASKS_PER_SCENE]
-        samples.append(TrainingSample.of(f"s{seed}", scene.image, masks))
+        samples.append(TrainingSample.from_masks(f"s{seed}", scene.image, masks))
     return collate(samples).unpack()
 
 

@@ -150,8 +150,8 @@ def test_steps_begin_with_words_and_only_masks_with_words_are_there(shards: Path
     assert decode is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SamModule, "_backward", watched)
-        train(shards, tmp_path / "words", *by_names(clip), "data.names=true")
-        train(shards, tmp_path / "clicks", *by_names(clip), "data.names=true", "prompts.text_probability=0")
+        train(shards, tmp_path / "words", *by_names(clip), "data.load_names=true")
+        train(shards, tmp_path / "clicks", *by_names(clip), "data.load_names=true", "prompts.text_probability=0")
     by_words, by_clicks = seen[:STEPS], seen[STEPS:]
     known = {name: ClipEncoder(clip, "cpu").embed_texts([name])[0] for name in (*NAMES, "wavy moon", "wavy moonmoon", "wavy ")}
     for batch, asked in by_words:

@@ -24,7 +24,7 @@ from sam_train.losses.fused_mask_loss import fused_mask_loss
 from sam_train.model.chunk_sizes import CPU_CHUNK_SIZES, override_chunk_sizes
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import NextStep, PromptSimulator
-from sam_train.prompts.sampling import central_points, noisy_boxes, uniform_points
+from sam_train.prompts.sampling import central_points, noisy_boxes, sample_uniform_points
 from sam_train.structures import PointLabel, Prediction
 
 
@@ -250,7 +250,7 @@ def test_the_cap_is_a_share_of_the_frame() -> None:
     masks = torch.zeros(500, 64, 64, dtype=torch.bool)
     masks[:, 4:60, 4:60] = True
     simulator = PromptSimulator(box_probability=1.0, box_noise_max=20 / 1024)
-    prompts = simulator.first(masks, torch.zeros(500, dtype=torch.long), torch.Generator().manual_seed(0))
+    prompts = simulator.first_prompts(masks, torch.zeros(500, dtype=torch.long), torch.Generator().manual_seed(0))
     noise = prompts.points_xy.flatten(1) - torch.tensor([4.0, 4, 59, 59])
     assert noise.abs().max().item() == pytest.approx(1.25)
 
@@ -273,7 +273,7 @@ def test_points_are_uniform_over_the_region() -> None:
     region[1, 1:4] = True
     region[3:5, 2:7] = True
     draws = 6500
-    points = uniform_points(region.expand(draws, 6, 7), torch.Generator().manual_seed(0)).long()
+    points = sample_uniform_points(region.expand(draws, 6, 7), torch.Generator().manual_seed(0)).long()
     counts = Counter(map(tuple, points.tolist()))
     assert set(counts) == {(x, y) for y, x in region.nonzero().tolist()}
     expected = draws / 13
@@ -283,7 +283,7 @@ def test_points_are_uniform_over_the_region() -> None:
 def test_each_region_gets_its_own_point() -> None:
     masks = torch.zeros(3, 5, 6, dtype=torch.bool)
     masks[0, 4, 5] = masks[1, 0, 0] = masks[2, 2, 3] = True
-    assert uniform_points(masks, torch.Generator().manual_seed(0)).tolist() == [[5, 4], [0, 0], [3, 2]]
+    assert sample_uniform_points(masks, torch.Generator().manual_seed(0)).tolist() == [[5, 4], [0, 0], [3, 2]]
 
 
 def test_central_points_are_farthest_from_the_boundary() -> None:
@@ -327,9 +327,9 @@ def test_correction_points_lie_in_the_error_region_and_say_what_is_wrong() -> No
     generator = torch.Generator().manual_seed(0)
     targets, answers = torch.rand(200, 8, 9) < 0.5, torch.rand(200, 8, 9) < 0.5
     simulator = PromptSimulator(num_empty_rounds=0)
-    prompts = simulator.first(targets, torch.zeros(200, dtype=torch.long), generator)
-    round_ = simulator.rounds(generator)[0]
-    then = simulator.advance(round_, prompts, answers, targets, torch.zeros(200, 1, 8, 8), generator)
+    prompts = simulator.first_prompts(targets, torch.zeros(200, dtype=torch.long), generator)
+    round_ = simulator.draw_rounds(generator)[0]
+    then = simulator.next_prompts(round_, prompts, answers, targets, torch.zeros(200, 1, 8, 8), generator)
     labels = then.point_labels[:, -1].tolist()
     for n, (x, y) in enumerate(then.points_xy[:, -1].long().tolist()):
         assert answers[n, y, x] != targets[n, y, x]
@@ -343,16 +343,16 @@ def test_corrections_are_drawn_from_both_kinds_of_error_by_their_area() -> None:
     targets[:, 0], targets[:, 1, :2], answers[:, 3, :2] = True, True, True
     simulator = PromptSimulator(num_empty_rounds=0)
     generator = torch.Generator().manual_seed(0)
-    prompts = simulator.first(targets, torch.zeros(2000, dtype=torch.long), generator)
-    round_ = simulator.rounds(generator)[0]
-    then = simulator.advance(round_, prompts, answers, targets, torch.zeros(2000, 1, 4, 4), generator)
+    prompts = simulator.first_prompts(targets, torch.zeros(2000, dtype=torch.long), generator)
+    round_ = simulator.draw_rounds(generator)[0]
+    then = simulator.next_prompts(round_, prompts, answers, targets, torch.zeros(2000, 1, 4, 4), generator)
     assert then.point_labels[:, -1].float().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
 def test_first_prompts_are_boxes_with_probability_one_half_and_equally_long() -> None:
     targets = torch.zeros(2000, 8, 8, dtype=torch.bool)
     targets[:, 2:6, 2:6] = True
-    prompts = PromptSimulator().first(targets, torch.zeros(2000, dtype=torch.long), torch.Generator().manual_seed(0))
+    prompts = PromptSimulator().first_prompts(targets, torch.zeros(2000, dtype=torch.long), torch.Generator().manual_seed(0))
     kinds = Counter(map(tuple, prompts.point_labels.tolist()))
     assert set(kinds) == {(1, -1), (2, 3)}
     assert kinds[2, 3] == pytest.approx(1000, abs=70)
@@ -364,14 +364,14 @@ def test_eleven_rounds_with_an_empty_one_at_any_place_and_at_the_end() -> None:
     simulator = PromptSimulator()
     places = Counter()
     for seed in range(900):
-        rounds = simulator.rounds(torch.Generator().manual_seed(seed))
+        rounds = simulator.draw_rounds(torch.Generator().manual_seed(seed))
         assert len(rounds) == 1 + 8 + 2
         assert [r.index for r in rounds] == list(range(11))
         assert [r.multimask_output for r in rounds] == [True] + [False] * 10
-        then = [r.then for r in rounds]
-        assert Counter(then) == {NextStep.CLICK: 8, NextStep.FEEDBACK: 2, NextStep.END: 1}
-        assert then[-2:] == [NextStep.FEEDBACK, NextStep.END]
-        places[then.index(NextStep.FEEDBACK)] += 1
+        then = [r.next_step for r in rounds]
+        assert Counter(then) == {NextStep.ERROR_CLICK: 8, NextStep.MASK_ONLY: 2, NextStep.END: 1}
+        assert then[-2:] == [NextStep.MASK_ONLY, NextStep.END]
+        places[then.index(NextStep.MASK_ONLY)] += 1
     assert set(places) == set(range(9))
     assert min(places.values()) > 60  # 100 each is expected, with a deviation of 9.4
 
@@ -380,15 +380,15 @@ def test_prompts_grow_by_a_point_a_click_and_always_carry_the_last_answer() -> N
     targets = torch.zeros(4, 8, 8, dtype=torch.bool)
     targets[:, 2:6, 2:6] = True
     simulator, generator = PromptSimulator(), torch.Generator().manual_seed(3)
-    prompts = simulator.first(targets, torch.arange(4), generator)
+    prompts = simulator.first_prompts(targets, torch.arange(4), generator)
     assert prompts.mask_logits is None
-    for round_ in simulator.rounds(generator):
+    for round_ in simulator.draw_rounds(generator):
         answers, logits = torch.rand(4, 8, 8) < 0.5, torch.randn(4, 1, 8, 8)
-        following = simulator.advance(round_, prompts, answers, targets, logits, generator)
+        following = simulator.next_prompts(round_, prompts, answers, targets, logits, generator)
         grown = following.points_xy.shape[1] - prompts.points_xy.shape[1]
-        assert grown == (1 if round_.then is NextStep.CLICK else 0)
+        assert grown == (1 if round_.next_step is NextStep.ERROR_CLICK else 0)
         assert torch.equal(following.points_xy[:, : prompts.points_xy.shape[1]], prompts.points_xy)
-        if round_.then is not NextStep.END:
+        if round_.next_step is not NextStep.END:
             assert following.mask_logits is logits
         prompts = following
     assert prompts.points_xy.shape == (4, 2 + 8, 2)

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from sam_train.config import config_dir
-from sam_train.data.dataset import PositionSampler
+from sam_train.data.sampler import DistributedPositionSampler
 from sam_train.errors import ConfigError
 from sam_train.training.callbacks import RunTimer
 from sam_train.training.trainer import build_trainer, wandb_run_id
@@ -66,6 +66,6 @@ def test_no_sampler_is_put_in_place_of_ours(tmp_path: Path) -> None:
         cfg = compose("train", [*overrides, "trainer.devices=2"])
     trainer = build_trainer(cfg, tmp_path)
     assert trainer._accelerator_connector.is_distributed
-    sampler = PositionSampler(start=0, num_positions=None, rank=1, world_size=2)
+    sampler = DistributedPositionSampler(start=0, num_positions=None, rank=1, world_size=2)
     loader = DataLoader(list(range(9)), sampler=sampler)
     assert trainer._data_connector._prepare_dataloader(loader, shuffle=False, mode=None) is loader  # type: ignore[arg-type]

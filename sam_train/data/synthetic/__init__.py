@@ -7,6 +7,6 @@ Objects are wholes with parts and sub-parts, so one click is ambiguous as it is 
 """
 
 from sam_train.data.synthetic.corpus import write_corpus
-from sam_train.data.synthetic.scene import Scene, compose_scene
+from sam_train.data.synthetic.scene import SyntheticScene, compose_scene
 
-__all__ = ["Scene", "compose_scene", "write_corpus"]
+__all__ = ["SyntheticScene", "compose_scene", "write_corpus"]

@@ -11,7 +11,7 @@ import numpy as np
 from rich.progress import track
 
 from sam_train.data.synthetic.photographs import load_photographs
-from sam_train.data.synthetic.scene import MIN_SIDE_PX, Scene, compose_scene
+from sam_train.data.synthetic.scene import MIN_SIDE_PX, SyntheticScene, compose_scene
 from sam_train.errors import ConfigError
 from sam_train.masks import encode_rle, mask_to_box_xywh
 from sam_train.records import ImageRecord, MaskRecord, Provenance
@@ -115,7 +115,7 @@ def _key(seed: int, index: int) -> str:
     return f"syn_{seed}_{index:06d}"
 
 
-def _record(scene: Scene, *, key: str, image_id: int) -> ImageRecord:
+def _record(scene: SyntheticScene, *, key: str, image_id: int) -> ImageRecord:
     height, width = scene.image.shape[:2]
     masks = [
         MaskRecord(

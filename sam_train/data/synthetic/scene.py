@@ -8,7 +8,7 @@ import numpy as np
 
 from sam_train.data.synthetic import compositing
 from sam_train.data.synthetic.photographs import PHOTOGRAPH_NAMES, load_photographs, random_crop
-from sam_train.data.synthetic.shapes import random_outline, rasterise
+from sam_train.data.synthetic.shapes import random_polygon, rasterize_polygon
 
 MIN_SIDE_PX = 64
 _MIN_AREA = 0.0015  # of the image, for a mask to be kept
@@ -18,7 +18,7 @@ _RADIUS = (0.065, 0.36)  # of an object, in units of the square root of the imag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class SyntheticScene:
     """A picture and the visible part of everything that was put into it."""
 
     image: np.ndarray
@@ -32,7 +32,7 @@ class Scene:
     has its parent's material in another colour has its parent's second word. Shapes may be cut off, and partly hidden."""
 
 
-def compose_scene(seed: int, *, height: int, width: int, true_colours: bool = False) -> Scene:
+def compose_scene(seed: int, *, height: int, width: int, true_colours: bool = False) -> SyntheticScene:
     """The scene of this seed and size, the same at every call: some ten masks, in rare cases very few.
 
     true_colours: objects keep the colours of what they are cut from and show much of it, so that names can be told by looking.
@@ -95,13 +95,13 @@ class _Collage:
         for radius in radii[order]:
             self._add_object(radius)
 
-    def finish(self) -> Scene:
+    def finish(self) -> SyntheticScene:
         """The scene, with sensor noise and the layers of which enough is visible."""
         noise = self.rng.standard_normal(self.canvas.shape, np.float32) * np.float32(self.rng.uniform(0.5, 5))
         image = np.clip(self.canvas + noise, 0, 255).round().astype(np.uint8)
         kept = [layer for layer in self.layers if layer.is_kept(_MIN_AREA * self.unit**2)]
         masks = np.array([layer.visible for layer in kept], bool).reshape(len(kept), self.height, self.width)
-        return Scene(
+        return SyntheticScene(
             image=image,
             masks=masks,
             levels=tuple(layer.level for layer in kept),
@@ -186,8 +186,8 @@ class _Collage:
         return self.unit * self.rng.uniform(*((0.003, 0.008) if is_part else (0.01, 0.03)))
 
     def _cover(self, centre_xy: np.ndarray, radius: float) -> tuple[np.ndarray, str]:
-        outline, shape = random_outline(self.rng)
-        return rasterise(outline * radius + centre_xy, height=self.height, width=self.width), shape
+        outline, shape = random_polygon(self.rng)
+        return rasterize_polygon(outline * radius + centre_xy, height=self.height, width=self.width), shape
 
     def _texture(self) -> tuple[np.ndarray, str]:
         texture, place = compositing.random_texture(

@@ -12,7 +12,7 @@ _SUPERSAMPLING = 4
 _FRACTION_BITS = 6  # cv2.fillPoly takes fixed-point vertices
 
 
-def random_outline(rng: np.random.Generator) -> tuple[np.ndarray, str]:
+def random_polygon(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """A closed outline, vertices x 2 (x, y), centred at 0, its farthest vertex at distance 1, randomly turned; and its shape,
     one of SHAPES."""
     kind = rng.choice(5, p=[0.34, 0.14, 0.2, 0.12, 0.2])
@@ -23,7 +23,7 @@ def random_outline(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     return outline @ rotation / np.linalg.norm(outline, axis=1).max(), SHAPES[kind]
 
 
-def rasterise(outline: np.ndarray, *, height: int, width: int) -> np.ndarray:
+def rasterize_polygon(outline: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """The share of each pixel that lies inside an outline (vertices x 2, in pixels): H x W float32 in [0, 1].
 
     Pixel (row, column) covers [column, column + 1) x [row, row + 1); what lies outside the frame is cut off. Outlines

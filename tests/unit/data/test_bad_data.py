@@ -13,8 +13,8 @@ import pytest
 
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.dataset import ShardDataset
-from sam_train.data.record_parser import Outlines, parse_outlines
-from sam_train.data.sources import open_shards, weighted_names
+from sam_train.data.record_parser import TargetRecord, parse_target_record
+from sam_train.data.sources import expand_sources, index_shards
 from sam_train.data.transforms import Transform
 from sam_train.errors import ConfigError, ShardError
 from sam_train.records import ImageRecord
@@ -76,7 +76,7 @@ BROKEN = (
 
 
 def make(shards: list[Path], *, strict: bool = False, **values: object) -> ShardDataset:
-    found = open_shards(shards, weights=None, cache=None, strict=strict)
+    found = index_shards(shards, weights=None, cache=None, strict=strict)
     transform = Transform(image_size=32, max_masks=4, max_area_fraction=1.0)
     return ShardDataset(found, transform, **({"seed": 0, "shuffle": False} | values))  # type: ignore[arg-type]
 
@@ -125,7 +125,7 @@ def test_a_torn_shard_is_left_out(
     with caplog.at_level(logging.WARNING):
         dataset = make([torn, tmp_path / "b.tar"])
     assert [dataset[i].key for i in range(2)] == ["sa_000001"] * 2
-    assert len(dataset.shards.torn) == 1
+    assert len(dataset.shards.skipped_reasons) == 1
     messages = [r.getMessage() for r in caplog.records]
     assert str(torn) in messages[0]
     assert messages[1].startswith("1 of 2 shards are left out")
@@ -167,7 +167,7 @@ def test_sources_that_cannot_be(tmp_path: Path, sample: MakeSample, sources: lis
     write_shard(tmp_path / "a.tar", [sample(0)])
     placed = [{k: str(tmp_path) if v == "{}" else v for k, v in source.items()} for source in sources]
     with pytest.raises(ConfigError, match=message):
-        weighted_names(placed)
+        expand_sources(placed)
 
 
 def test_shards_or_sources_but_not_both(tmp_path: Path, sample: MakeSample) -> None:
@@ -178,10 +178,10 @@ def test_shards_or_sources_but_not_both(tmp_path: Path, sample: MakeSample) -> N
 
 def test_the_quick_parser_reads_what_the_schema_does(sample: MakeSample) -> None:
     record, _ = sample(3)
-    assert parse_outlines(record.to_json(), key=record.key) == Outlines.of(record)
+    assert parse_target_record(record.to_json(), key=record.key) == TargetRecord.from_image_record(record)
     for change in ({"area": 3.5}, {"surprise": 1}, {"predicted_iou": None}, {"id": 1 << 70}, {"area": True}):
         data = changed(record, lambda d, change=change: d["annotations"][0].update(change))  # type: ignore[misc]
         with pytest.raises(ShardError, match=r"annotations\[0\]\." + next(iter(change))):
-            parse_outlines(data, key=record.key)
+            parse_target_record(data, key=record.key)
     data = changed(record, lambda d: d["annotations"][0].update(bbox=[1, 2, 3]))
-    assert parse_outlines(data, key=record.key) == Outlines.of(record), "no target is made of a box"
+    assert parse_target_record(data, key=record.key) == TargetRecord.from_image_record(record), "no target is made of a box"

@@ -12,7 +12,7 @@ from sam_train.data.transforms import TrainingSample
 def sample(key: str, num_masks: int, *, skipped: tuple[str, ...] = ()) -> TrainingSample:
     rng = np.random.default_rng(num_masks)
     picture = rng.integers(0, 256, (8, num_masks, 3)).astype(np.uint8)
-    return TrainingSample.of(key, picture, rng.random((num_masks, 8, 8)) < 0.5, skipped=skipped)
+    return TrainingSample.from_masks(key, picture, rng.random((num_masks, 8, 8)) < 0.5, skipped=skipped)
 
 
 def test_packing() -> None:

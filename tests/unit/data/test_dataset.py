@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sam_train.data.dataset import PositionSampler, ShardDataset
-from sam_train.data.sources import open_shards
+from sam_train.data.dataset import ShardDataset
+from sam_train.data.sampler import DistributedPositionSampler
+from sam_train.data.sources import index_shards
 from sam_train.data.transforms import Transform
 from sam_train.errors import ConfigError, ShardError
 from sam_train.records import ImageRecord
@@ -31,7 +32,7 @@ def shards(tmp_path: Path, sample: MakeSample) -> list[Path]:
 
 
 def make(shards: list[Path], *, weights: list[float] | None = None, **values: Any) -> ShardDataset:
-    found = open_shards(shards, weights=weights, cache=None, strict=False)
+    found = index_shards(shards, weights=weights, cache=None, strict=False)
     return ShardDataset(found, **{"transform": TRANSFORM, "seed": 0, "shuffle": True} | values)
 
 
@@ -139,7 +140,7 @@ def test_no_image_at_all(tmp_path: Path) -> None:
 
 
 def test_positions_are_dealt_out_to_ranks() -> None:
-    ranks = [list(islice(PositionSampler(start=10, num_positions=None, rank=r, world_size=3), 4)) for r in range(3)]
+    ranks = [list(islice(DistributedPositionSampler(start=10, num_positions=None, rank=r, world_size=3), 4)) for r in range(3)]
     assert ranks == [[10, 13, 16, 19], [11, 14, 17, 20], [12, 15, 18, 21]]
-    finite = [list(PositionSampler(start=0, num_positions=5, rank=r, world_size=2)) for r in range(2)]
+    finite = [list(DistributedPositionSampler(start=0, num_positions=5, rank=r, world_size=2)) for r in range(2)]
     assert finite == [[0, 2, 4], [1, 3]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam_train.data import mask_targets
-from sam_train.data.mask_crops import MaskCrop, patch_of
+from sam_train.data.mask_crops import MaskCrop, crop_mask
 from sam_train.data.mask_targets import resize_rles
 from sam_train.errors import ShardError
 from sam_train.geometry import resize_masks
@@ -92,7 +92,7 @@ def test_an_rle_that_is_none(rle: dict[str, object], field: str, present: bool, 
 def test_patches_move_as_their_frames_do() -> None:
     mask = np.zeros((20, 30), bool)
     mask[3:9, 5:22] = np.random.default_rng(0).random((6, 17)) < 0.5
-    patch = patch_of(mask)
+    patch = crop_mask(mask)
 
     def painted(one: MaskCrop, shape: tuple[int, ...]) -> np.ndarray:
         frame = np.zeros(shape, bool)

@@ -100,7 +100,7 @@ def test_an_outline_can_be_seen_in_the_image(scenes):
 
 def test_rasterised_coverage_is_exact_to_a_quarter_of_a_pixel():
     square = np.array([[10.0, 20.0], [30.5, 20.0], [30.5, 40.25], [10.0, 40.25]])
-    coverage = shapes.rasterise(square, height=64, width=64)
+    coverage = shapes.rasterize_polygon(square, height=64, width=64)
     assert 20.5 * 20.25 - 1 <= coverage.sum() <= 20.75 * 20.5 + 1
     assert (coverage[20:40, 10:30] == 1).all()
     assert coverage[:20].max() <= 0.26
@@ -111,7 +111,7 @@ def test_rasterised_coverage_is_exact_to_a_quarter_of_a_pixel():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_an_outline_reaches_the_unit_circle(seed):
-    outline, shape = shapes.random_outline(np.random.default_rng(seed))
+    outline, shape = shapes.random_polygon(np.random.default_rng(seed))
     assert shape in shapes.SHAPES
     distances = np.linalg.norm(outline, axis=1)
     assert distances.max() == pytest.approx(1)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam_train.prompts import NextStep, PromptSimulator, Round
-from sam_train.prompts.sampling import noisy_boxes, uniform_points
+from sam_train.prompts import NextStep, PromptRound, PromptSimulator
+from sam_train.prompts.sampling import noisy_boxes, sample_uniform_points
 from sam_train.structures import PointLabel, Prompts
 
-CLICK = Round(0, NextStep.CLICK)
+CLICK = PromptRound(0, NextStep.ERROR_CLICK)
 
 
 def squares(num: int) -> Tensor:
@@ -25,8 +25,8 @@ def corrected(simulator: PromptSimulator, answers: Tensor, targets: Tensor) -> t
     """The click that follows `answers`."""
     generator = torch.Generator().manual_seed(0)
     n = len(targets)
-    prompts = simulator.first(targets, torch.zeros(n, dtype=torch.long), generator)
-    following = simulator.advance(CLICK, prompts, answers, targets, torch.zeros(n, 1, 3, 4), generator)
+    prompts = simulator.first_prompts(targets, torch.zeros(n, dtype=torch.long), generator)
+    following = simulator.next_prompts(CLICK, prompts, answers, targets, torch.zeros(n, 1, 3, 4), generator)
     return following.points_xy[:, -1].tolist(), following.point_labels[:, -1].tolist()
 
 
@@ -34,15 +34,15 @@ def corrected(simulator: PromptSimulator, answers: Tensor, targets: Tensor) -> t
     ("corrections", "empty", "then"),
     [
         (0, 0, [NextStep.END]),
-        (0, 1, [NextStep.FEEDBACK, NextStep.END]),
-        (0, 2, [NextStep.FEEDBACK, NextStep.FEEDBACK, NextStep.END]),
-        (2, 0, [NextStep.CLICK, NextStep.CLICK, NextStep.END]),
-        (2, 1, [NextStep.CLICK, NextStep.CLICK, NextStep.FEEDBACK, NextStep.END]),
+        (0, 1, [NextStep.MASK_ONLY, NextStep.END]),
+        (0, 2, [NextStep.MASK_ONLY, NextStep.MASK_ONLY, NextStep.END]),
+        (2, 0, [NextStep.ERROR_CLICK, NextStep.ERROR_CLICK, NextStep.END]),
+        (2, 1, [NextStep.ERROR_CLICK, NextStep.ERROR_CLICK, NextStep.MASK_ONLY, NextStep.END]),
     ],
 )
 def test_rounds_of_fewer_corrections(corrections: int, empty: int, then: list[NextStep]) -> None:
     simulator = PromptSimulator(num_corrections=corrections, num_empty_rounds=empty)
-    assert [r.then for r in simulator.rounds(torch.Generator())] == then
+    assert [r.next_step for r in simulator.draw_rounds(torch.Generator())] == then
 
 
 @pytest.mark.parametrize("click", ["uniform", "center"])
@@ -78,14 +78,14 @@ def test_a_careful_click_goes_to_the_error_that_reaches_farther() -> None:
 def test_careful_first_clicks_need_no_dice() -> None:
     simulator = PromptSimulator(box_probability=0, click="center")
     index = torch.zeros(4, dtype=torch.long)
-    one, other = (simulator.first(squares(4), index, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    one, other = (simulator.first_prompts(squares(4), index, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert torch.equal(one.points_xy, other.points_xy)
     assert one.point_labels.tolist() == [[PointLabel.FOREGROUND, PointLabel.PADDING]] * 4
 
 
 def test_the_same_generator_state_draws_the_same_prompts() -> None:
     simulator, index = PromptSimulator(), torch.arange(30) % 3
-    one, other, third = (simulator.first(squares(30), index, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    one, other, third = (simulator.first_prompts(squares(30), index, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert torch.equal(one.points_xy, other.points_xy)
     assert torch.equal(one.point_labels, other.point_labels)
     assert not torch.equal(one.points_xy, third.points_xy)
@@ -95,7 +95,7 @@ def test_the_same_generator_state_draws_the_same_prompts() -> None:
 def test_boxes_always_or_never() -> None:
     index = torch.zeros(50, dtype=torch.long)
     for probability, labels in ((0.0, {1, -1}), (1.0, {2, 3})):
-        prompts = PromptSimulator(box_probability=probability).first(squares(50), index, torch.Generator().manual_seed(0))
+        prompts = PromptSimulator(box_probability=probability).first_prompts(squares(50), index, torch.Generator().manual_seed(0))
         assert set(prompts.point_labels.flatten().tolist()) == labels
 
 
@@ -110,8 +110,8 @@ def test_the_last_round_leaves_the_prompts_alone() -> None:
     prompts = Prompts.from_boxes(torch.zeros(1, dtype=torch.long), torch.tensor([[1.0, 1, 5, 5]]))
     arguments: tuple[Any, ...] = (prompts, squares(1), squares(1), torch.zeros(1, 1, 3, 4), torch.Generator())
     simulator = PromptSimulator()
-    assert simulator.advance(Round(3, NextStep.END), *arguments) is prompts
-    fed_back = simulator.advance(Round(3, NextStep.FEEDBACK), *arguments)
+    assert simulator.next_prompts(PromptRound(3, NextStep.END), *arguments) is prompts
+    fed_back = simulator.next_prompts(PromptRound(3, NextStep.MASK_ONLY), *arguments)
     assert fed_back.points_xy is prompts.points_xy
     assert fed_back.mask_logits is arguments[3]
 
@@ -120,7 +120,7 @@ def test_an_empty_region_has_no_point() -> None:
     region = squares(3)
     region[1] = False
     with pytest.raises(ValueError, match="cannot draw a point from an empty region"):
-        uniform_points(region, torch.Generator())
+        sample_uniform_points(region, torch.Generator())
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_what_is_not_there_is_left_out(url: str, shards: list[Path], tmp_path: P
     wanted = [f"{url}/{shards[0].name}", f"{url}/absent.tar"]
     module = ShardDataModule(shards=wanted, image_size=32, cache_dir=str(tmp_path / "cache"))
     assert module.train_set.shards.num_images == 2
-    assert "absent.tar" in module.train_set.shards.torn[0]
+    assert "absent.tar" in module.train_set.shards.skipped_reasons[0]
     with pytest.raises(ShardError, match="cannot be fetched"):
         ShardDataModule(shards=wanted, image_size=32, cache_dir=str(tmp_path / "cache"), strict=True)
 

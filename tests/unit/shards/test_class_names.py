@@ -15,7 +15,7 @@ from PIL import Image
 from sam_train.cli.commands import data as main
 from sam_train.data.collate import collate
 from sam_train.data.datamodule import ShardDataModule
-from sam_train.data.record_parser import Outlines, parse_outlines
+from sam_train.data.record_parser import TargetRecord, parse_target_record
 from sam_train.data.synthetic import write_corpus
 from sam_train.data.synthetic.photographs import PHOTOGRAPH_NAMES
 from sam_train.data.synthetic.shapes import SHAPES
@@ -74,15 +74,16 @@ def test_a_name_that_is_no_text_is_refused(sample: Callable[..., Pair]) -> None:
         ImageRecord.from_json(data, key=record.key)
     assert caught.value.field == "annotations[1].provenance.name"
     with pytest.raises(ShardError, match="unexpected type int"):
-        parse_outlines(data, key=record.key, names=True)
-    assert parse_outlines(data, key=record.key).names is None, "what is not asked for is not looked into"
+        parse_target_record(data, key=record.key, names=True)
+    assert parse_target_record(data, key=record.key).names is None, "what is not asked for is not looked into"
 
 
 def test_both_ways_to_outlines_agree(shards: Path) -> None:
     for sample in iterate_samples(expand_shards(str(shards))):
         data = sample.record.to_json()
-        assert parse_outlines(data, key=sample.record.key, names=True) == Outlines.of(sample.record, names=True)
-        assert parse_outlines(data, key=sample.record.key) == Outlines.of(sample.record)
+        for names in (True, False):
+            expected = TargetRecord.from_image_record(sample.record, names=names)
+            assert parse_target_record(data, key=sample.record.key, names=names) == expected
 
 
 def test_batches_carry_names_in_the_order_of_masks(shards: Path, sample: Callable[..., Pair]) -> None:
@@ -96,7 +97,7 @@ def test_batches_carry_names_in_the_order_of_masks(shards: Path, sample: Callabl
     write_shard(shards / "many" / "sa_000001.tar", [(record, jpeg)])
     areas = {f"{mask.area} px": mask.area for mask in record.masks}
     loader = ShardDataModule(
-        shards=str(shards / "many"), image_size=64, max_masks=5, min_area_px=4, flip=True, quarter_turns=True, names=True
+        shards=str(shards / "many"), image_size=64, max_masks=5, min_area_px=4, flip=True, quarter_turns=True, load_names=True
     )
     seen: set[str] = set()
     for position in range(6):
@@ -125,7 +126,7 @@ def test_batches_have_no_names_unless_asked(shards: Path) -> None:
 
 
 def test_asking_changes_neither_pictures_nor_masks(shards: Path) -> None:
-    asked, not_asked = (ShardDataModule(shards=str(shards), image_size=64, names=names) for names in (True, False))
+    asked, not_asked = (ShardDataModule(shards=str(shards), image_size=64, load_names=names) for names in (True, False))
     for position in range(4):
         one, two = asked.train_set[position], not_asked.train_set[position]
         np.testing.assert_array_equal(one.masks, two.masks)
@@ -134,7 +135,7 @@ def test_asking_changes_neither_pictures_nor_masks(shards: Path) -> None:
 
 def test_an_empty_place_has_no_names(tmp_path: Path, sample: Callable[..., Pair]) -> None:
     write_shard(tmp_path / "a.tar", [named(sample(1), "cat", "dog"), sample(2, num_masks=0)])
-    loader = ShardDataModule(shards=str(tmp_path / "a.tar"), val_shards=str(tmp_path / "a.tar"), image_size=64, names=True)
+    loader = ShardDataModule(shards=str(tmp_path / "a.tar"), val_shards=str(tmp_path / "a.tar"), image_size=64, load_names=True)
     assert loader.val_set is not None
     batch = collate([loader.val_set[0], loader.val_set[1]]).unpack()
     assert sorted(batch.names or ()) == ["cat", "dog"]

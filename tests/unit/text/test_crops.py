@@ -18,25 +18,25 @@ def box(top: int, left: int, height: int, width: int) -> np.ndarray:
 
 def test_at_its_own_size_the_pixels_are_the_pictures() -> None:
     mask = box(10, 20, 8, 16)
-    crop = crop_object(IMAGE, mask, expansion=1, blank=False, size=16)
+    crop = crop_object(IMAGE, mask, expansion=1, black_background=False, size=16)
     assert np.array_equal(crop.pixels, IMAGE[6:22, 20:36])
     assert np.array_equal(crop.mask, mask[6:22, 20:36])
 
 
 def test_expansion_is_of_the_longer_side() -> None:
-    crop = crop_object(IMAGE, box(10, 20, 8, 10), expansion=2, blank=False, size=20)
+    crop = crop_object(IMAGE, box(10, 20, 8, 10), expansion=2, black_background=False, size=20)
     assert np.array_equal(crop.pixels, IMAGE[4:24, 15:35])
 
 
 def test_blank_leaves_the_object_alone() -> None:
     mask = box(10, 20, 8, 16)
-    crop = crop_object(IMAGE, mask, expansion=1, blank=True, size=16)
+    crop = crop_object(IMAGE, mask, expansion=1, black_background=True, size=16)
     assert np.array_equal(crop.pixels[crop.mask], IMAGE[mask])
     assert not crop.pixels[~crop.mask].any()
 
 
 def test_beyond_the_picture_is_black() -> None:
-    crop = crop_object(IMAGE, box(0, 0, 10, 10), expansion=2, blank=False, size=20)
+    crop = crop_object(IMAGE, box(0, 0, 10, 10), expansion=2, black_background=False, size=20)
     assert not crop.pixels[:5].any()
     assert not crop.pixels[:, :5].any()
     assert np.array_equal(crop.pixels[5:, 5:], IMAGE[:15, :15])
@@ -44,7 +44,7 @@ def test_beyond_the_picture_is_black() -> None:
 
 @pytest.mark.parametrize("size", [7, 64])
 def test_other_sizes_keep_the_object_in_its_place(size: int) -> None:
-    crop = crop_object(IMAGE, box(10, 20, 14, 14), expansion=2, blank=False, size=size)
+    crop = crop_object(IMAGE, box(10, 20, 14, 14), expansion=2, black_background=False, size=size)
     assert crop.pixels.shape == (size, size, 3)
     assert abs(crop.mask.mean() - 0.25) < 0.1
     rows, columns = np.nonzero(crop.mask)
@@ -53,5 +53,5 @@ def test_other_sizes_keep_the_object_in_its_place(size: int) -> None:
 
 
 def test_no_object_no_crop() -> None:
-    with pytest.raises(ValueError, match="without a pixel"):
-        crop_object(IMAGE, np.zeros(IMAGE.shape[:2], bool), expansion=1, blank=False, size=8)
+    with pytest.raises(ValueError, match="its mask is empty"):
+        crop_object(IMAGE, np.zeros(IMAGE.shape[:2], bool), expansion=1, black_background=False, size=8)

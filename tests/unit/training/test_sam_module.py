@@ -24,7 +24,7 @@ from sam_train.model.layers import DropPath
 from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
-from sam_train.prompts.rng import seeded
+from sam_train.prompts.rng import seeded_generator
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
 from sam_train.training.frozen_encoder import FrozenEncoder
@@ -137,9 +137,9 @@ def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
     if loss_resolution == "grid":
         half = nn.functional.avg_pool2d(targets, SIZE // module.model.logits_size)
         targets = (half > 0.5).float()
-    prompts = simulator.first(batch.target_masks, batch.image_index, draws)
+    prompts = simulator.first_prompts(batch.target_masks, batch.image_index, draws)
     total = torch.zeros(())
-    rounds = simulator.rounds(seeded((module.seed, module.step, 0, 1)))
+    rounds = simulator.draw_rounds(seeded_generator((module.seed, module.step, 0, 1)))
     for round_ in rounds:
         prediction = module.model.decode(embeddings, prompts, multimask_output=round_.multimask_output)
         full = nn.functional.interpolate(prediction.mask_logits, (SIZE, SIZE), mode="bilinear")
@@ -148,7 +148,7 @@ def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
         best = prediction.iou_scores.argmax(1)
         chosen, rows = prediction.mask_logits.detach()[torch.arange(3), best][:, None], torch.arange(3)
         answers = full.detach()[rows, best] > 0
-        prompts = simulator.advance(round_, prompts, answers, batch.target_masks, chosen, draws)
+        prompts = simulator.next_prompts(round_, prompts, answers, batch.target_masks, chosen, draws)
     total.backward()
 
     losses = module.sums.loss_per_round()
@@ -216,7 +216,7 @@ def test_the_same_picture_with_another_border_is_another_picture(tmp_path: Path)
 def first_points(module: StepOnly, *, step: int, first: int = 0) -> Tensor:
     module.step = step
     batch = make_batch()
-    return module.simulator.first(batch.target_masks, batch.image_index, module._draws(batch, first)).points_xy
+    return module.simulator.first_prompts(batch.target_masks, batch.image_index, module._draws(batch, first)).points_xy
 
 
 def test_prompts_depend_on_seed_step_and_place_only() -> None:
@@ -231,10 +231,10 @@ def test_prompts_depend_on_seed_step_and_place_only() -> None:
 
 def test_an_image_is_prompted_alike_whoever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     module, batch = step_only(seed=3), make_batch()
-    together = module.simulator.first(batch.target_masks, batch.image_index, module._draws(batch, 0)).points_xy
+    together = module.simulator.first_prompts(batch.target_masks, batch.image_index, module._draws(batch, 0)).points_xy
     for rank, part in enumerate(batch.split(1)):
         monkeypatch.setattr("sam_train.training.sam_module.rank_and_world_size", lambda rank=rank: (rank, 2))
-        alone = module.simulator.first(part.target_masks, part.image_index, module._draws(part, 0)).points_xy
+        alone = module.simulator.first_prompts(part.target_masks, part.image_index, module._draws(part, 0)).points_xy
         assert torch.equal(alone, together[batch.image_index == rank])
 
 
