@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PUBLIC = {
+    "sam_train": ["AutomaticMaskGenerator", "Predictor", "__version__", "load_checkpoint", "load_predictor"],
     "data_engine.annotators": ["AnnotationResult", "Annotator", "SimulatedAnnotator"],
     "data_engine.cycle": ["LocalSteps", "SlurmSteps"],
     "data_engine.drivers": ["Driver", "LocalDriver", "ProgressDisplay", "RayDriver", "SlurmDriver"],
