@@ -163,10 +163,10 @@ CYCLE = HydraCommand(
     handler="data_engine.cycle.command:command",
     examples=(
         ("sam-cycle experiment=smoke", "Run the whole loop on a tiny embedded corpus in about a minute."),
-        ("sam-cycle experiment=quickstart steps=slurm", "Run every step as a SLURM job that waits for the one before it."),
+        ("sam-cycle experiment=quickstart runner=slurm", "Run every step as a SLURM job that waits for the one before it."),
     ),
     subcommands={"step": STEP, "rollback": ROLLBACK, "ledger": LEDGER, "ablation": ABLATION},
-    inputs={"start.checkpoint": CHECKPOINT},
+    inputs={"initial_model.checkpoint": CHECKPOINT},
     has_experiments=True,
 )
 

@@ -14,6 +14,7 @@ from sam_train.errors import ConfigError
 
 KEYS: Mapping[str, str] = {
     "losses.loser_weight": "losses.all_candidates_weight",
+    "corpus.truth": "corpus.ground_truth",
     "details": "high_res_features",
     "model.details": "model.high_res_features",
     "num_ahead": "num_prefetch",
@@ -26,6 +27,8 @@ KEYS: Mapping[str, str] = {
     "plan.link_gb_per_s": "plan.interconnect_gb_per_s",
     "plan.share_encoder": "plan.shard_encoder",
     "plan.share_optimizer": "plan.shard_optimizer",
+    "start": "initial_model",
+    "steps": "runner",
     "text_tables": "text_embedding_dir",
     "training.text_alignment": "training.text_alignment_weight",
     "data.names": "data.load_names",
@@ -34,6 +37,8 @@ KEYS: Mapping[str, str] = {
 """Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group."""
 
 TARGETS: Mapping[str, str] = {
+    "data_engine.cycle.LocalSteps": "data_engine.cycle.SubprocessRunner",
+    "data_engine.cycle.SlurmSteps": "data_engine.cycle.SlurmRunner",
     "sam_train.evaluation.noc.ClicksNeededProtocol": "sam_train.evaluation.clicks_needed.ClicksNeededProtocol",
     "sam_train.evaluation.suite.SuiteProtocol": "sam_train.evaluation.sa23.Sa23Protocol",
     "sam_train.inference.ProposedMasks": "sam_train.inference.BoxMaskGenerator",

@@ -1,8 +1,8 @@
 """Turn the engine: annotate, train, evaluate, promote, and again with the better model.
 
     sam-cycle experiment=quickstart                       every step a process, one after the other
-    sam-cycle experiment=quickstart steps=slurm           every step a job that waits for the one before it
-    sam-cycle rollback run=RUN step=STEP because=WHY      an earlier model works again
+    sam-cycle experiment=quickstart runner=slurm           every step a job that waits for the one before it
+    sam-cycle rollback run=RUN step=STEP reason=WHY       an earlier model works again
     sam-cycle ledger run=RUN                              who, which model and which prompts made each mask
     sam-cycle ablation run=RUN                            what the stages' masks are worth, each set without the others
 
@@ -18,7 +18,7 @@ over, what was begun goes on. It knows nothing but files:
       2_...
       promoted.json                the model that works now, and all verdicts
       clock.json                   how long each process ran
-      jobs/, jobs.json             scripts, logs and numbers of jobs (steps=slurm)
+      jobs/, jobs.json             scripts, logs and numbers of jobs (runner=slurm)
       model.pt                     a copy of the promoted model
       report.json, report.html
 
@@ -29,7 +29,7 @@ budget.py    when a stage has had enough      masks.py      the ledger of masks
 ablation.py  stages against each other
 """
 
-from data_engine.cycle.slurm_runner import SlurmSteps
-from data_engine.cycle.subprocess_runner import LocalSteps
+from data_engine.cycle.slurm_runner import SlurmRunner
+from data_engine.cycle.subprocess_runner import SubprocessRunner
 
-__all__ = ["LocalSteps", "SlurmSteps"]
+__all__ = ["SlurmRunner", "SubprocessRunner"]

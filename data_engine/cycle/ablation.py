@@ -15,11 +15,11 @@ from rich import box
 from rich.table import Table
 
 from data_engine.console import console
-from data_engine.cycle.overrides import quoted, seen
-from data_engine.cycle.pipeline import folders_of
-from data_engine.cycle.subprocess_runner import Processes
-from data_engine.promote import history
-from data_engine.steps import parse_steps
+from data_engine.cycle.overrides import hydra_quote, training_data_overrides
+from data_engine.cycle.pipeline import split_shard_folders
+from data_engine.cycle.subprocess_runner import ProcessLauncher
+from data_engine.cycle_folder.promotion import history
+from data_engine.cycle_folder.steps import parse_steps
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write_bytes
 
@@ -33,7 +33,7 @@ SETS: Mapping[str, Sequence[str]] = {
 """Figure of the paper's section 7.6: stages 1, 1+2, 1+2+3, and automatic masks only."""
 
 
-def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[str]) -> None:
+def run_ablation(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[str]) -> None:
     """Train and measure once for each of SETS, in run_dir/ablation; writes ablation.json and prints it.
 
     All begin with the cycle's first model and have the training of its last step, changed by `training` (overrides). What is
@@ -43,12 +43,12 @@ def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[
     first = history(run_dir)[:1]
     if not first:
         raise ConfigError(f"{run_dir} has no model yet: run its cycle first")
-    processes = Processes(run_dir, lock)
+    processes = ProcessLauncher(run_dir, lock)
     found = {}
     for name, stages in SETS.items():
         written = [step for step in steps if step.name != first[0]["step"] and (run_dir / step.name / "shards").is_dir()]
         chosen = [step for step in written if step.stage in stages]
-        by_people, by_models = folders_of(chosen, run_dir)
+        by_people, by_models = split_shard_folders(chosen, run_dir)
         if missing := set(stages) - {step.stage for step in chosen}:
             raise ConfigError(
                 f"{run_dir} has no masks of {', '.join(sorted(missing))} (after its first model): nothing to compare"
@@ -56,25 +56,25 @@ def ablate(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[
         folder = run_dir / "ablation" / name
         if not (folder / "train" / "metrics.json").is_file():
             overrides = [
-                *seen(by_people, by_models, human_mask_weight=cfg.human_mask_weight),
-                f"run_dir={quoted(folder / 'train')}",
+                *training_data_overrides(by_people, by_models, human_mask_weight=cfg.human_mask_weight),
+                f"run_dir={hydra_quote(folder / 'train')}",
             ]
             overrides += [
-                f"name={quoted(f'{cfg.name}-ablation-{name}')}",
-                f"init_checkpoint={quoted(run_dir / first[0]['checkpoint'])}",
+                f"name={hydra_quote(f'{cfg.name}-ablation-{name}')}",
+                f"init_checkpoint={hydra_quote(run_dir / first[0]['checkpoint'])}",
             ]
             own = [*cfg.training, *overrides, *steps[-1].training, *training]
             processes.start(f"ablation {name}: train", "sam_train.train", *own)
         if not (folder / "evaluation.json").is_file():
-            asked = [f"checkpoint={quoted(folder / 'train' / 'model.pt')}", f"shards={quoted(cfg.corpus.heldout)}"]
-            asked += [f"out={quoted(folder / 'evaluation.json')}", *cfg.evaluation]
+            asked = [f"checkpoint={hydra_quote(folder / 'train' / 'model.pt')}", f"shards={hydra_quote(cfg.corpus.heldout)}"]
+            asked += [f"out={hydra_quote(folder / 'evaluation.json')}", *cfg.evaluation]
             processes.start(f"ablation {name}: evaluate", "sam_train.evaluate", *asked)
         found[name] = {"steps": [step.name for step in chosen], **json.loads((folder / "evaluation.json").read_bytes())}
     atomic_write_bytes(run_dir / "ablation.json", (json.dumps(found, indent=1) + "\n").encode())
-    console.print(table_of(found))
+    console.print(results_table(found))
 
 
-def table_of(found: Mapping[str, Mapping[str, Any]]) -> Table:
+def results_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """A line for each set of masks."""
     measures = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
     table = Table(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_engine.steps import Step
+from data_engine.cycle_folder.steps import Step
 
 
 def spent(run_dir: Path, steps: Sequence[Step], clock: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

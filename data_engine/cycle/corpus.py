@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from data_engine.steps import Step
+from data_engine.cycle_folder.steps import Step
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write_bytes
 from sam_train.shards import expand_shards
@@ -27,19 +27,19 @@ def check_corpus(cfg: DictConfig, run_dir: Path, steps: Sequence[Step], say: Cal
     with, also resized or recompressed (`corpus.leak_bits` of 256 may differ), and when steps ask for more pictures than
     there are.
     """
-    truth, heldout = expand_shards(cfg.corpus.truth), expand_shards(cfg.corpus.heldout)
-    seen = sorted({*truth, *(expand_shards(cfg.start.shards) if cfg.start.shards else [])})
+    truth, heldout = expand_shards(cfg.corpus.ground_truth), expand_shards(cfg.corpus.heldout)
+    seen = sorted({*truth, *(expand_shards(cfg.initial_model.shards) if cfg.initial_model.shards else [])})
     if both := {path.resolve() for path in seen} & {path.resolve() for path in heldout}:
         raise ConfigError(f"{min(both)} is in the corpus and held out: a model would be judged by what it learned")
     num_images = sum(len(index_shard(shard)) for shard in truth)
-    check_pictures_suffice(steps, num_images)
+    check_enough_images(steps, num_images)
     found = find_duplicates(seen, heldout, threshold=cfg.corpus.leak_bits, workers=cfg.corpus.workers)
     leaks = [item for item in found.duplicates if item.leak]
     if leaks:
         named = "; ".join(
             f"{leak.place.shard} {leak.place.key} is {leak.kept.key}, {leak.distance} bits apart" for leak in leaks[:NUM_NAMED]
         )
-        what_to_do = f"sam-data dedupe {cfg.corpus.truth} --against {cfg.corpus.heldout} --out NEW leaves them out"
+        what_to_do = f"sam-data dedupe {cfg.corpus.ground_truth} --against {cfg.corpus.heldout} --out NEW leaves them out"
         raise ConfigError(f"{len(leaks)} held-out pictures are in the corpus: {named}; {what_to_do}")
     document = {
         "files": fingerprint(cfg),
@@ -54,7 +54,7 @@ def check_corpus(cfg: DictConfig, run_dir: Path, steps: Sequence[Step], say: Cal
     say(f"corpus: {num_images} images; none of {document['num_heldout']} held-out ones is among them{unread}")
 
 
-def is_checked(cfg: DictConfig, run_dir: Path) -> bool:
+def is_corpus_checked(cfg: DictConfig, run_dir: Path) -> bool:
     """Whether corpus.json speaks of the files that are there now."""
     path = run_dir / "corpus.json"
     if not path.is_file():
@@ -73,7 +73,7 @@ def read_corpus(run_dir: Path) -> dict[str, Any]:
 def fingerprint(cfg: DictConfig) -> str:
     """SHA-256 of the names, sizes and times of all shards that were looked at."""
     digest = hashlib.sha256()
-    for shards in (cfg.corpus.truth, cfg.corpus.heldout, cfg.start.shards):
+    for shards in (cfg.corpus.ground_truth, cfg.corpus.heldout, cfg.initial_model.shards):
         for path in expand_shards(shards) if shards else []:
             stat = path.stat()
             digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
@@ -81,7 +81,7 @@ def fingerprint(cfg: DictConfig) -> str:
     return digest.hexdigest()
 
 
-def check_pictures_suffice(steps: Sequence[Step], num_images: int) -> None:
+def check_enough_images(steps: Sequence[Step], num_images: int) -> None:
     """Raise ConfigError when a step would have no pictures, or fewer than it asks for, should no budget end a stage."""
     end = 0
     for step in steps:

@@ -13,7 +13,7 @@ from sam_train.errors import ConfigError
 
 
 @contextmanager
-def locked(run_dir: Path, *, wait: bool = True) -> Iterator[IO[str]]:
+def lock_run_folder(run_dir: Path, *, wait: bool = True) -> Iterator[IO[str]]:
     """Hold the run folder alone; waits for what a killed cycle left running.
 
     Raises ConfigError where it is held and not `wait`.

@@ -20,8 +20,8 @@ from rich import box
 from rich.table import Table
 
 from data_engine.console import console
-from data_engine.promote import history
-from data_engine.steps import parse_steps
+from data_engine.cycle_folder.promotion import history
+from data_engine.cycle_folder.steps import parse_steps
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write
 from sam_train.shards import done_shards, iterate_samples
@@ -40,11 +40,11 @@ SCHEMA = pa.schema(
 """`step`: which wrote it; `model_step`: which trained the model that helped, empty when none did; `prompts`: [x, y, label]."""
 
 
-def show_ledger(run_dir: Path, cfg: DictConfig, *, image: str = "", out: Path | None = None) -> None:
+def print_provenance(run_dir: Path, cfg: DictConfig, *, image: str = "", out: Path | None = None) -> None:
     """Write masks.parquet and print what it comes to, or the masks of one image. Raises ConfigError for an image without any."""
     out = out or run_dir / "masks.parquet"
     names = [step.name for step in parse_steps(cfg.stages)]
-    write_ledger(out, run_dir, names)
+    write_provenance_table(out, run_dir, names)
     rows = parquet.read_table(out, filters=[("image_key", "=", image)] if image else None)
     if image:
         if not rows.num_rows:
@@ -57,17 +57,17 @@ def show_ledger(run_dir: Path, cfg: DictConfig, *, image: str = "", out: Path | 
     console.print(f"{out}: {parquet.read_metadata(out).num_rows} masks")
 
 
-def write_ledger(out: Path, run_dir: Path, steps: Sequence[str]) -> None:
+def write_provenance_table(out: Path, run_dir: Path, steps: Sequence[str]) -> None:
     """A row for each mask in the finished shards of these steps, a shard at a time in memory. Raises ShardError."""
     trained_by = {entry["sha256"]: entry["step"] for entry in reversed(history(run_dir))}
     with atomic_write(out) as stream, parquet.ParquetWriter(stream, SCHEMA, compression="zstd") as writer:
         for step in steps:
             for shard in done_shards(run_dir / step / "shards"):
-                rows = [{"step": step, "shard": shard.name, **row} for row in rows_of(shard, trained_by)]
+                rows = [{"step": step, "shard": shard.name, **row} for row in mask_rows(shard, trained_by)]
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
 
 
-def rows_of(shard: Path, trained_by: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def mask_rows(shard: Path, trained_by: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """The masks of a shard. `trained_by`: hash of a checkpoint -> step. A checkpoint of no step is named by its hash."""
     for sample in iterate_samples([shard]):
         for mask in sample.record.masks:

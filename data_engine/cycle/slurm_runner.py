@@ -18,12 +18,12 @@ from typing import IO, Any
 
 from data_engine.console import console
 from data_engine.cycle.pipeline import Action, Cycle
-from data_engine.cycle.subprocess_runner import Processes
+from data_engine.cycle.subprocess_runner import ProcessLauncher
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write_bytes
 
 SCRIPT = """#!/bin/bash
-# {name}, by sam-cycle steps=slurm; submitted again by the same command when it is not done.
+# {name}, by sam-cycle runner=slurm; submitted again by the same command when it is not done.
 {options}
 {setup}
 # The script waits for its step, which answers the signals by a checkpoint and code 75.
@@ -45,7 +45,7 @@ exit "$code"
 """
 
 
-class SlurmSteps:
+class SlurmRunner:
     """A chain of jobs: a job that fails ends those behind it, and the same command submits what is left.
 
     partition, account: None leaves them to the site.
@@ -64,7 +64,7 @@ class SlurmSteps:
     ) -> None:
         kinds = ("all", "corpus", "annotate", "train", "evaluate", "report")
         if unknown := [kind for kind in sbatch or {} if kind not in kinds]:
-            raise ConfigError(f"steps.sbatch has {', '.join(unknown)}: expected some of {', '.join(kinds)}")
+            raise ConfigError(f"runner.sbatch has {', '.join(unknown)}: expected some of {', '.join(kinds)}")
         self.place = {"partition": partition, "account": account}
         self.sbatch, self.setup = dict(sbatch or {}), list(setup or ())
 
@@ -73,7 +73,7 @@ class SlurmSteps:
 
         Raises ConfigError when there is no SLURM or it does not take a job; those before it are cancelled then.
         """
-        if self.are_under_way(cycle.run_dir):
+        if self.has_queued_jobs(cycle.run_dir):
             return
         folder = cycle.run_dir / "jobs"
         folder.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ class SlurmSteps:
         console.print(f"jobs submitted, one after the other: {', '.join(numbers)}; scripts and logs in {folder}")
         console.print("the same command says which are left, and submits what failed; scancel ends one and those behind it")
 
-    def are_under_way(self, run_dir: Path) -> bool:
+    def has_queued_jobs(self, run_dir: Path) -> bool:
         """Whether jobs of an earlier submission wait or run; they are listed then. Asked without the lock, which a job holds."""
         waiting = self._waiting(run_dir)
         if waiting:
@@ -101,7 +101,7 @@ class SlurmSteps:
         try:
             done = subprocess.run(["sbatch", "--parsable", *wait, str(script)], capture_output=True, text=True, check=False)  # noqa: S607
         except FileNotFoundError as error:
-            raise ConfigError("there is no sbatch here: steps=local needs no SLURM") from error
+            raise ConfigError("there is no sbatch here: runner=local needs no SLURM") from error
         if done.returncode:
             if before:
                 subprocess.run(["scancel", *before], check=False)  # noqa: S607
@@ -136,16 +136,16 @@ class SlurmSteps:
         return {number: (name, states[number]) for number, name in jobs.items() if number in states}
 
 
-def step_processes(run_dir: Path, lock: IO[str]) -> Processes:
+def launcher_in_job(run_dir: Path, lock: IO[str]) -> ProcessLauncher:
     """What a job starts its step's process with: a training under srun, with the job's nodes and tasks for devices."""
     if "SLURM_JOB_ID" not in os.environ:
-        return Processes(run_dir, lock)
+        return ProcessLauncher(run_dir, lock)
     for number in (signal.SIGTERM, signal.SIGUSR1):  # the training has them too, and answers
         signal.signal(number, lambda *_: None)
-    return Processes(run_dir, lock, under=["srun", "--kill-on-bad-exit=0"], devices=job_devices())
+    return ProcessLauncher(run_dir, lock, under=["srun", "--kill-on-bad-exit=0"], devices=job_device_overrides())
 
 
-def job_devices() -> list[str]:
+def job_device_overrides() -> list[str]:
     """The overrides by which a training has a device for each task of its job."""
     nodes = os.environ.get("SLURM_NNODES", "1")
     tasks = os.environ.get("SLURM_NTASKS_PER_NODE", "1")

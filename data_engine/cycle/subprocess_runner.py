@@ -24,19 +24,19 @@ ASKED_TO_LEAVE = 75
 
 
 @runtime_checkable  # so that the type checks of the tests can ask
-class Steps(Protocol):
+class CycleRunner(Protocol):
     """Where the steps of a cycle run."""
 
     def run(self, cycle: Cycle) -> None:
         """See to it that every action of the cycle is done, or will be."""
         ...
 
-    def are_under_way(self, run_dir: Path) -> bool:
+    def has_queued_jobs(self, run_dir: Path) -> bool:
         """Whether an earlier command saw to it already, so that this one need only say so."""
         ...
 
 
-class LocalSteps:
+class SubprocessRunner:
     """On this machine, one after the other; each annotation and training may spread over others by its own config."""
 
     def run(self, cycle: Cycle) -> None:
@@ -47,12 +47,12 @@ class LocalSteps:
             elif action.what == "evaluate":
                 console.print(f"[dim]{action.folder}: done")
 
-    def are_under_way(self, run_dir: Path) -> bool:
+    def has_queued_jobs(self, run_dir: Path) -> bool:
         """Never: a cycle that another command runs holds the lock."""
         return False
 
 
-class Processes:
+class ProcessLauncher:
     """Starts modules of ours and waits for them.
 
     lock: stays with the child, so that a cycle killed alone leaves a worker that a new cycle must wait for.
@@ -60,7 +60,7 @@ class Processes:
     """
 
     def __init__(self, run_dir: Path, lock: IO[str], *, under: Sequence[str] = (), devices: Sequence[str] = ()) -> None:
-        self.clock, self._lock = Clock(run_dir / "clock.json"), lock
+        self.clock, self._lock = ProcessTimes(run_dir / "clock.json"), lock
         self._under, self._devices = list(under), list(devices)
 
     def start(self, title: str, module: str, *arguments: str) -> None:
@@ -84,7 +84,7 @@ class Processes:
             raise SamTrainError(f"{title} ended with exit code {code}; mend what it says and start again")
 
 
-class Clock:
+class ProcessTimes:
     """How long the processes of a run took: {title: {"seconds": ..., "devices": ...}}, told every `TICK_S` and at the end."""
 
     def __init__(self, path: Path) -> None:

@@ -10,10 +10,17 @@ from typing import Any, TypeVar
 import torch
 
 from data_engine.report.comparison import Comparison, compare
+from data_engine.report.cycle_run import CycleRun, read_run
 from data_engine.report.mask_distributions import MAX_SHARDS, measure_stage
 from data_engine.report.page import Page, render
-from data_engine.report.run_folder import RunFolder, read_run
-from data_engine.report.stage_statistics import StageNumbers, Truth, load_manifests, read_truth, stage_numbers, walk_masks
+from data_engine.report.stage_statistics import (
+    StageStatistics,
+    Truth,
+    compute_stage_statistics,
+    load_manifests,
+    measure_masks,
+    read_ground_truth,
+)
 from data_engine.report.training_log import read_log
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write_bytes
@@ -29,7 +36,7 @@ Item = TypeVar("Item")
 class Report:
     """What was found and where it was written."""
 
-    stages: list[StageNumbers]
+    stages: list[StageStatistics]
     notes: list[str]
     """What is missing or odd, a sentence each."""
     json_path: Path
@@ -83,30 +90,30 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _truth(run: RunFolder, manifests: list[list[Manifest]], notes: list[str]) -> Truth | None:
-    if run.truth is None:
-        notes.append("The config names no corpus.truth, so nothing says how good the written masks are.")
+def _truth(run: CycleRun, manifests: list[list[Manifest]], notes: list[str]) -> Truth | None:
+    if run.ground_truth is None:
+        notes.append("The config names no corpus.ground_truth, so nothing says how good the written masks are.")
         return None
     try:
-        shards = expand_shards(run.truth)
+        shards = expand_shards(run.ground_truth)
     except ConfigError as error:
         notes.append(f"No truth to measure the masks against: {error} (relative to {Path.cwd()}).")
         return None
-    return read_truth(shards, {key for of_stage in manifests for manifest in of_stage for key in manifest.keys})
+    return read_ground_truth(shards, {key for of_stage in manifests for manifest in of_stage for key in manifest.keys})
 
 
 def _stages(
-    run: RunFolder, manifests: list[list[Manifest]], truth: Truth | None, notes: list[str]
-) -> tuple[list[StageNumbers], list[list[Sample]]]:
-    lines: list[StageNumbers] = []
+    run: CycleRun, manifests: list[list[Manifest]], truth: Truth | None, notes: list[str]
+) -> tuple[list[StageStatistics], list[list[Sample]]]:
+    lines: list[StageStatistics] = []
     galleries: list[list[Sample]] = []
     for position, (stage, of_stage) in enumerate(zip(run.stages, manifests, strict=True)):
         keys = [key for manifest in of_stage for key in manifest.keys]
         shown = [keys[i] for i in evenly_spaced_indices(len(keys), NUM_GALLERY, at="ends")]
         # By the manifests read before, so that a shard finished meanwhile is in all numbers or in none.
         shards = [stage.folder / "shards" / manifest.shard for manifest in of_stage]
-        masks = walk_masks(shards, truth or {}, set(shown))
-        lines.append(stage_numbers(run, position, of_stage, masks if truth is not None else None))
+        masks = measure_masks(shards, truth or {}, set(shown))
+        lines.append(compute_stage_statistics(run, position, of_stage, masks if truth is not None else None))
         galleries.append(masks.shown)
         if lines[-1].masks_without_truth:
             notes.append(
@@ -115,7 +122,7 @@ def _stages(
     return lines, galleries
 
 
-def _statistics(run: RunFolder, manifests: list[list[Manifest]], notes: list[str]) -> list[Statistics]:
+def _statistics(run: CycleRun, manifests: list[list[Manifest]], notes: list[str]) -> list[Statistics]:
     found = []
     for stage, of_stage in zip(run.stages, manifests, strict=True):
         found.append(measure_stage([stage.folder / "shards" / manifest.shard for manifest in of_stage]))
@@ -124,7 +131,7 @@ def _statistics(run: RunFolder, manifests: list[list[Manifest]], notes: list[str
     return found
 
 
-def _comparison(run: RunFolder, num_images: int, device: torch.device) -> tuple[Comparison | None, str]:
+def _comparison(run: CycleRun, num_images: int, device: torch.device) -> tuple[Comparison | None, str]:
     try:
         return compare(run, num_images=num_images, device=device), ""
     except ConfigError as error:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_engine.report.build_report import write_report
-from data_engine.report.stage_statistics import StageNumbers
+from data_engine.report.stage_statistics import StageStatistics
 from data_engine.report.stage_table import COLUMNS, MODEL_TITLE, cell, model_cell
 from sam_train.errors import ConfigError
 
@@ -34,7 +34,7 @@ def report(*, run: str, heldout_images: str = "24") -> None:
     console.print(escape(str(written.html_path)), soft_wrap=True)
 
 
-def stage_table(stages: Sequence[StageNumbers]) -> Table:
+def stage_table(stages: Sequence[StageStatistics]) -> Table:
     """The stage table for a terminal, broken into lines so that it fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("Stage", no_wrap=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_engine.report.cycle_run import CycleRun, PromotionRecord
 from data_engine.report.mask_images import decode_mask
-from data_engine.report.run_folder import RunFolder, Trial
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
@@ -60,7 +60,7 @@ class Comparison:
     mean_ious: tuple[float, ...]
 
 
-def compare(run: RunFolder, *, num_images: int, device: torch.device) -> Comparison:
+def compare(run: CycleRun, *, num_images: int, device: torch.device) -> Comparison:
     """One click on up to MASKS_PER_IMAGE objects of each of `num_images` images, spread evenly over the held-out shards.
 
     Raises ConfigError when the run has no promoted model yet, a checkpoint is gone or was replaced, or there is no
@@ -100,7 +100,7 @@ class _Answer:
     iou: float
 
 
-def _first_and_last(run: RunFolder) -> list[Trial]:
+def _first_and_last(run: CycleRun) -> list[PromotionRecord]:
     promoted = [trial for trial in run.history if trial.promoted]
     if not promoted:
         raise ConfigError("no model has been promoted yet")
@@ -145,7 +145,7 @@ def _answers(predictor: Predictor, sample: Sample) -> Iterator[_Answer]:
         yield _Answer(click_xy=(click[0], click[1]), mask=encode_rle(mask), iou=iou)
 
 
-def _summary(trials: list[Trial], objects: list[ComparedObject], num_images: int) -> Comparison:
+def _summary(trials: list[PromotionRecord], objects: list[ComparedObject], num_images: int) -> Comparison:
     gains = [item.gain for item in objects]
     changes = [b - a for item in objects for a, b in pairwise(item.ious)]
     return Comparison(

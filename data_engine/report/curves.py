@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data_engine.report.stage_statistics import StageNumbers
+from data_engine.report.stage_statistics import StageStatistics
 from data_engine.report.training_log import Series, concatenate, smooth
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -46,7 +46,7 @@ STYLE: dict[Any, Any] = {  # matplotlib's own type of the keys is a list of all 
 }
 
 
-def quality_svg(stages: Sequence[StageNumbers]) -> str:
+def quality_svg(stages: Sequence[StageStatistics]) -> str:
     """Held-out mIoU after 1, 3 and 5 clicks by stage; empty when nothing was evaluated."""
     if not any(stage.miou_at_1 is not None or stage.candidate for stage in stages):
         return ""
@@ -54,7 +54,7 @@ def quality_svg(stages: Sequence[StageNumbers]) -> str:
     return figure_svg("quality", label, (6.4, 3.6), 1, lambda axes: _quality(axes[0], stages))
 
 
-def cost_svg(stages: Sequence[StageNumbers]) -> str:
+def cost_svg(stages: Sequence[StageStatistics]) -> str:
     """Clicks and seconds per mask by stage; empty when nothing was counted."""
     if not any(stage.clicks_per_mask is not None or stage.seconds_per_mask is not None for stage in stages):
         return ""
@@ -69,7 +69,7 @@ def training_svg(steps: Sequence[str], logs: list[dict[str, Series]]) -> str:
     return figure_svg("training", "Training loss and IoU over steps", (13.0, 3.4), 2, lambda axes: _training(axes, steps, logs))
 
 
-def _quality(axis: Axes, stages: Sequence[StageNumbers]) -> None:
+def _quality(axis: Axes, stages: Sequence[StageStatistics]) -> None:
     x = np.arange(len(stages))
     # A model that was not better stays out of use; its score is shown, or the line would hide the attempt.
     rejected = [line.candidate if line.promoted is False and line.candidate else {} for line in stages]
@@ -87,7 +87,7 @@ def _quality(axis: Axes, stages: Sequence[StageNumbers]) -> None:
     _name_stages(axis, stages)
 
 
-def _cost(axes: Sequence[Axes], stages: Sequence[StageNumbers]) -> None:
+def _cost(axes: Sequence[Axes], stages: Sequence[StageStatistics]) -> None:
     for axis, key, colour in zip(axes, ("clicks_per_mask", "seconds_per_mask"), (BLUE, AMBER), strict=True):
         values = [getattr(stage, key) for stage in stages]
         bars = axis.bar(np.arange(len(stages)), np.nan_to_num(_or_nan(values)), color=colour, width=0.6)
@@ -137,7 +137,7 @@ def _plot_series(axis: Axes, series: Series, colour: str, label: str) -> None:
     axis.plot(series.steps, smooth(series.values, len(series.values) // 15), color=colour, label=label, linewidth=1.8)
 
 
-def _name_stages(axis: Axes, stages: Sequence[StageNumbers], *, short: bool = False) -> None:
+def _name_stages(axis: Axes, stages: Sequence[StageStatistics], *, short: bool = False) -> None:
     named = len(stages) <= MAX_NAMED_STAGES and not short
     labels = [_stage_label(stage.step).replace(" ", "\n", 2) if named else str(i) for i, stage in enumerate(stages, 1)]
     axis.set_xticks(np.arange(len(stages)), labels, fontsize=9)

@@ -12,10 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_engine.report.comparison import MASKS_PER_IMAGE, MIN_AREA_PX, ComparedObject, Comparison
 from data_engine.report.curves import cost_svg, quality_svg, training_svg
+from data_engine.report.cycle_run import CycleRun
 from data_engine.report.mask_distributions import data_svg
 from data_engine.report.mask_images import data_uri, decode_mask, draw_answer, draw_sample, draw_target, window_around
-from data_engine.report.run_folder import RunFolder
-from data_engine.report.stage_statistics import StageNumbers
+from data_engine.report.stage_statistics import StageStatistics
 from data_engine.report.stage_table import COLUMNS, MODEL_MEANING, MODEL_TITLE, cell, model_cell
 from data_engine.report.training_log import Series
 from sam_train.shards import Sample, decode_jpeg
@@ -41,8 +41,8 @@ REASONS = {
 class Page:
     """What the page is made from."""
 
-    run: RunFolder
-    stages: list[StageNumbers]
+    run: CycleRun
+    stages: list[StageStatistics]
     galleries: list[list[Sample]]
     """For each stage the images to show."""
     logs: list[dict[str, Series]]
@@ -82,11 +82,11 @@ def render(page: Page) -> str:
     )
 
 
-def _stage_name(line: StageNumbers) -> str:
+def _stage_name(line: StageStatistics) -> str:
     return line.step.replace("_", " ")
 
 
-def _tiles(stages: list[StageNumbers], device_hours: float | None) -> list[dict[str, str]]:
+def _tiles(stages: list[StageStatistics], device_hours: float | None) -> list[dict[str, str]]:
     """The numbers to see first, and from where they came."""
     masks, images = (sum(getattr(line, key) or 0 for line in stages) for key in ("masks", "images"))
     tiles = [{"title": "Masks written", "value": f"{masks:,}", "from": f"in {images:,} images"}]
@@ -109,7 +109,7 @@ def _tiles(stages: list[StageNumbers], device_hours: float | None) -> list[dict[
     return tiles
 
 
-def _gallery(line: StageNumbers, samples: list[Sample]) -> dict[str, Any]:
+def _gallery(line: StageStatistics, samples: list[Sample]) -> dict[str, Any]:
     shots: list[dict[str, Any]] = []
     for sample in samples:
         number = len(sample.record.masks)
@@ -161,7 +161,7 @@ def _compared(item: ComparedObject, *, last_only: bool = False) -> dict[str, Any
     }
 
 
-def _counted(stages: list[StageNumbers], counts: Callable[[StageNumbers], dict[str, float]]) -> list[dict[str, Any]]:
+def _counted(stages: list[StageStatistics], counts: Callable[[StageStatistics], dict[str, float]]) -> list[dict[str, Any]]:
     """A row for each name that any stage counted, the most frequent first; None where the stage wrote nothing yet."""
     by_stage = [counts(line) for line in stages]
     totals = {name: sum(count.get(name, 0) for count in by_stage) for name in sorted({n for c in by_stage for n in c})}

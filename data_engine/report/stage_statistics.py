@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from data_engine.ledger import Counts
-from data_engine.report.run_folder import MIOU_KEYS, RunFolder, Stage
+from data_engine.report.cycle_run import MIOU_KEYS, CycleRun, StageResult
 from sam_train.errors import ShardError
 from sam_train.masks import rle_total_pixels
 from sam_train.records import ImageRecord, Rle
@@ -21,7 +21,7 @@ DROPPED_PREFIX = "dropped/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageNumbers:
+class StageStatistics:
     """A line of the report, in the order of its JSON. None: not there yet, or nothing to divide by."""
 
     stage: str
@@ -52,7 +52,7 @@ class StageNumbers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StageMasks:
+class MaskMeasurements:
     """What a walk over the masks of a stage gives."""
 
     best_ious: np.ndarray
@@ -65,12 +65,12 @@ class StageMasks:
 Truth = Mapping[str, ImageRecord]
 
 
-def read_truth(shards: list[Path], keys: set[str]) -> dict[str, ImageRecord]:
+def read_ground_truth(shards: list[Path], keys: set[str]) -> dict[str, ImageRecord]:
     """Records of the truth for the images in `keys`."""
     return {sample.record.key: sample.record for sample in iterate_samples(shards) if sample.record.key in keys}
 
 
-def walk_masks(shards: list[Path], truth: Truth, shown_keys: set[str]) -> StageMasks:
+def measure_masks(shards: list[Path], truth: Truth, shown_keys: set[str]) -> MaskMeasurements:
     """Measure every mask of `shards` against the truth and keep the samples to show. Raises ShardError for a bad mask."""
     ious, without, shown = [np.zeros(0)], 0, []
     for sample in iterate_samples(shards):
@@ -81,7 +81,7 @@ def walk_masks(shards: list[Path], truth: Truth, shown_keys: set[str]) -> StageM
             without += len(record.masks)
         if record.key in shown_keys:
             shown.append(sample)
-    return StageMasks(best_ious=np.concatenate(ious), num_without_truth=without, shown=shown)
+    return MaskMeasurements(best_ious=np.concatenate(ious), num_without_truth=without, shown=shown)
 
 
 def best_ious(record: ImageRecord, truth: ImageRecord) -> np.ndarray:
@@ -97,14 +97,16 @@ def best_ious(record: ImageRecord, truth: ImageRecord) -> np.ndarray:
     return np.asarray(coco_mask.iou(drawn, true, [0] * len(true))).max(1)
 
 
-def stage_numbers(run: RunFolder, position: int, manifests: list[Manifest], masks: StageMasks | None) -> StageNumbers:
+def compute_stage_statistics(
+    run: CycleRun, position: int, manifests: list[Manifest], masks: MaskMeasurements | None
+) -> StageStatistics:
     """The line of stage `position` (from 0). `masks` is None when there is no truth to measure against."""
     stage = run.stages[position]
     counts = _counts(stage, manifests)
     images = sum(len(manifest.keys) for manifest in manifests) if manifests else None
     num_masks = sum(manifest.num_masks for manifest in manifests) if manifests else None
     trial, in_use = run.trial_of(stage), run.promoted_after(position)
-    return StageNumbers(
+    return StageStatistics(
         stage=stage.stage,
         images=images,
         masks_per_image=_ratio(None if num_masks is None else float(num_masks), images),
@@ -124,12 +126,12 @@ def stage_numbers(run: RunFolder, position: int, manifests: list[Manifest], mask
     )
 
 
-def load_manifests(stage: Stage) -> list[Manifest]:
+def load_manifests(stage: StageResult) -> list[Manifest]:
     """Manifests of the finished shards of a stage."""
     return [load_manifest(shard) for shard in stage.shards()]
 
 
-def _counts(stage: Stage, manifests: list[Manifest]) -> Counts:
+def _counts(stage: StageResult, manifests: list[Manifest]) -> Counts:
     """All shards' counts added up. A name that a shard lacks is a thing that did not happen there."""
     # Nobody works in the fully automatic stage, so clicks that were never counted there are zero and no gap.
     nobody = stage.stage == "fully_automatic" and manifests

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_engine.report.stage_statistics import StageNumbers
+from data_engine.report.stage_statistics import StageStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ MODEL_TITLE = "Better?"
 MODEL_MEANING = "Whether the model trained after the stage beat the one before it on the held-out images, and so came into use."
 
 
-def cell(line: StageNumbers, column: Column) -> Cell:
+def cell(line: StageStatistics, column: Column) -> Cell:
     """The number, or why there is none."""
     value = getattr(line, column.key)
     if value is not None:
@@ -54,14 +54,14 @@ def cell(line: StageNumbers, column: Column) -> Cell:
     return Cell(_why_missing(line, column.key), False)
 
 
-def model_cell(line: StageNumbers) -> Cell:
+def model_cell(line: StageStatistics) -> Cell:
     """Whether the new model was promoted."""
     if line.promoted is None:
         return Cell("left out" if line.left_out else "not yet", False)
     return Cell("yes" if line.promoted else "no", True)
 
 
-def _why_missing(line: StageNumbers, key: str) -> str:
+def _why_missing(line: StageStatistics, key: str) -> str:
     if line.left_out or line.stage == "start":
         return "–"
     if line.masks is None or key.startswith("miou_at_"):

@@ -11,7 +11,7 @@ import pytest
 PUBLIC = {
     "sam_train": ["AutomaticMaskGenerator", "Predictor", "__version__", "load_checkpoint", "load_predictor"],
     "data_engine.annotators": ["AnnotationResult", "Annotator", "SimulatedAnnotator"],
-    "data_engine.cycle": ["LocalSteps", "SlurmSteps"],
+    "data_engine.cycle": ["SlurmRunner", "SubprocessRunner"],
     "data_engine.drivers": ["Driver", "LocalDriver", "ProgressDisplay", "RayDriver", "SlurmDriver"],
     "data_engine.privacy": [
         "CenterFace",

@@ -41,7 +41,7 @@ TRAIN = (
 TRAINABLE = f"{TRAIN} data.shards={{world}}/shards"
 EVALUATE = "sam-evaluate checkpoint={world}/model.pt shards={world}/shards"
 ENGINE = "sam-engine stage=assisted_manual source={world}/shards out={tmp}/out privacy=none"
-CYCLE = "sam-cycle run_dir={tmp}/run corpus.truth={world}/shards corpus.heldout={world}/heldout"
+CYCLE = "sam-cycle run_dir={tmp}/run corpus.ground_truth={world}/shards corpus.heldout={world}/heldout"
 ONE_STAGE = "stages=[{{stage:assisted_manual,first_image:0,num_images:1}}]"
 
 
@@ -180,7 +180,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (ENGINE + " stage.annotator.max_clicks=0", "max_clicks 0 must be at least 1"),
         # cycles
         ("sam-cycle", "a cycle needs stages: try sam-cycle experiment=quickstart"),
-        ("sam-cycle " + ONE_STAGE, "a cycle needs corpus.truth=SHARDS"),
+        ("sam-cycle " + ONE_STAGE, "a cycle needs corpus.ground_truth=SHARDS"),
         (CYCLE + " stages=[{{stage:by_hand,first_image:0,num_images:1}}]", "expected one of assisted_manual, fully_automatic"),
         (CYCLE + " stages=[{{stage:assisted_manual,num_images:9}}]", "is to annotate images 0 to 8, and the corpus has 3"),
         (CYCLE.replace("/heldout", "/shards") + " " + ONE_STAGE, "is in the corpus and held out"),

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 PATIENCE_S = 600
 STAGE = "stages=[{stage:assisted_manual,first_image:0,num_images:4}]"
 ACTIONS = ["corpus", *(f"1_assisted_manual/{what}" for what in ("annotate", "train", "evaluate")), "report"]
-SLURM = ["steps=slurm", "steps.partition=low", "steps.sbatch.all.cpus-per-task=1", "steps.sbatch.all.time=10"]
+SLURM = ["runner=slurm", "runner.partition=low", "runner.sbatch.all.cpus-per-task=1", "runner.sbatch.all.time=10"]
 
 
 def turn(cluster: Any, folder: Path, *options: str) -> str:

@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import data_engine.cycle.lock
 from data_engine.commands import cycle as main
-from data_engine.cycle.lock import locked
-from data_engine.cycle.overrides import quoted
-from data_engine.cycle.run import refuse_another, run
-from data_engine.cycle.subprocess_runner import Clock, Processes
+from data_engine.cycle.lock import lock_run_folder
+from data_engine.cycle.overrides import hydra_quote
+from data_engine.cycle.run_cycle import check_same_cycle, run
+from data_engine.cycle.subprocess_runner import ProcessLauncher, ProcessTimes
 from sam_train.config import config_dir, save_resolved
 from sam_train.errors import ConfigError, SamTrainError
 from sam_train.records import ImageRecord
@@ -48,7 +48,7 @@ def config(tmp_path: Path) -> DictConfig:
     write_shard(tmp_path / "truth" / "sa_000000.tar", [sample(index) for index in range(NUM_IMAGES)])
     write_shard(tmp_path / "heldout" / "sa_000000.tar", [sample(index) for index in range(100, 103)])
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        folders = [f"corpus.truth={tmp_path}/truth", f"corpus.heldout={tmp_path}/heldout"]
+        folders = [f"corpus.ground_truth={tmp_path}/truth", f"corpus.heldout={tmp_path}/heldout"]
         cfg = compose("cycle", overrides=[f"run_dir={tmp_path}/run", *folders, "images_per_shard=7"])
     cfg.stages, cfg.training, cfg.evaluation = STAGES, ["threads=1"], ["threads=2"]
     return cfg
@@ -63,7 +63,7 @@ class Steps:
         self.scores: dict[str, float] = dict(SCORES)
         self.seconds, self.hours = 0.0, 0.0
 
-    def start(self, processes: Processes, title: str, module: str, *arguments: str) -> None:
+    def start(self, processes: ProcessLauncher, title: str, module: str, *arguments: str) -> None:
         self.started.append(title)
         self.arguments[title] = list(arguments)
         if title == self.fail_at:
@@ -85,7 +85,7 @@ class Steps:
 @pytest.fixture
 def steps(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> Steps:
     fake = Steps(Path(config.run_dir))
-    monkeypatch.setattr(Processes, "start", lambda processes, *given: fake.start(processes, *given))  # noqa: PLW0108
+    monkeypatch.setattr(ProcessLauncher, "start", lambda processes, *given: fake.start(processes, *given))  # noqa: PLW0108
     return fake
 
 
@@ -162,7 +162,7 @@ def test_finished_cycle_only_writes_its_report_again(config: DictConfig, steps: 
 def test_corpus_is_composed_when_asked(config: DictConfig, steps: Steps) -> None:
     config.corpus.synthetic = {"num_images": 8, "num_heldout": 4, "seed": 3, "longest_side": 128}
     run(config)
-    assert steps.started[:2] == [f"corpus: {config.corpus.truth}", f"corpus: {config.corpus.heldout}"]
+    assert steps.started[:2] == [f"corpus: {config.corpus.ground_truth}", f"corpus: {config.corpus.heldout}"]
     assert steps.arguments[f"corpus: {config.corpus.heldout}"] == [
         "--out", config.corpus.heldout, "--num-images", "4", "--seed", "4", "--longest-side", "128"
     ]  # fmt: skip
@@ -178,20 +178,20 @@ def test_corpus_is_composed_when_asked(config: DictConfig, steps: Steps) -> None
 )
 def test_step_that_fails(tmp_path: Path, code: str, error: type[BaseException], message: str) -> None:
     (tmp_path / "failing.py").write_text(code)
-    with locked(tmp_path) as lock, pytest.MonkeyPatch.context() as patch:
+    with lock_run_folder(tmp_path) as lock, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(error, match=message):
-            Processes(tmp_path, lock).start("title", "failing")
-    assert Clock(tmp_path / "clock.json").times()["title"]["devices"] >= 1
+            ProcessLauncher(tmp_path, lock).start("title", "failing")
+    assert ProcessTimes(tmp_path / "clock.json").times()["title"]["devices"] >= 1
 
 
 def test_clock_counts_what_was_waited_before_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_engine.cycle.subprocess_runner.TICK_S", 0.05)
-    clock = Clock(tmp_path / "clock.json")
+    clock = ProcessTimes(tmp_path / "clock.json")
     command = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
     began = time.monotonic()
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        monkeypatch.setattr(Clock, "_add", ended_after(3, Clock._add))
+        monkeypatch.setattr(ProcessTimes, "_add", ended_after(3, ProcessTimes._add))
         with pytest.raises(KeyboardInterrupt):
             clock.wait(process, "a: train")
         process.communicate()
@@ -200,10 +200,10 @@ def test_clock_counts_what_was_waited_before_a_kill(tmp_path: Path, monkeypatch:
 
 
 def ended_after(times: int, add: Any) -> Any:
-    """`Clock._add` that ends the cycle when it was called so often."""
+    """`ProcessTimes._add` that ends the cycle when it was called so often."""
     calls: list[float] = []
 
-    def wrapped(clock: Clock, title: str, seconds: float) -> None:
+    def wrapped(clock: ProcessTimes, title: str, seconds: float) -> None:
         add(clock, title, seconds)
         calls.append(seconds)
         if len(calls) == times:
@@ -216,16 +216,16 @@ def test_child_keeps_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """What a killed cycle leaves running is a child that still holds the lock."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(clock: Clock, process: subprocess.Popen[bytes], title: str) -> int:
+    def begin(clock: ProcessTimes, process: subprocess.Popen[bytes], title: str) -> int:
         started.append(process)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Clock, "wait", begin)
+    monkeypatch.setattr(ProcessTimes, "wait", begin)
     monkeypatch.setattr(subprocess.Popen, "__exit__", lambda *_: None)
     (tmp_path / "waiting.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with locked(tmp_path) as lock, pytest.raises(KeyboardInterrupt):
-        Processes(tmp_path, lock).start("title", "waiting")
+    with lock_run_folder(tmp_path) as lock, pytest.raises(KeyboardInterrupt):
+        ProcessLauncher(tmp_path, lock).start("title", "waiting")
     with (tmp_path / ".lock").open("w") as other:
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -239,7 +239,7 @@ def test_child_keeps_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_paths_pass_through_the_grammar_of_overrides(path: str) -> None:
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        cfg = compose("engine", overrides=[f"out={quoted(Path(path) / 'x')}", f"source={quoted([path + '/x', 'b'])}"])
+        cfg = compose("engine", overrides=[f"out={hydra_quote(Path(path) / 'x')}", f"source={hydra_quote([path + '/x', 'b'])}"])
     assert cfg.out == f"{path}/x"
     assert list(cfg.source) == [f"{path}/x", "b"]
 
@@ -279,7 +279,7 @@ def test_a_cycle_begins_with_public_masks_and_the_paper_leaves_them_out_later(
     config: DictConfig, steps: Steps, tmp_path: Path
 ) -> None:
     write_shard(tmp_path / "public" / "sa_000000.tar", [sample(index) for index in range(50, 53)])
-    config.start = {"checkpoint": None, "shards": str(tmp_path / "public"), "training": ["seed=3"]}
+    config.initial_model = {"checkpoint": None, "shards": str(tmp_path / "public"), "training": ["seed=3"]}
     config.stages = [{**STAGES[0], "train_on": "annotated"}, *STAGES[1:]]
     run(config)
     assert steps.started[:2] == ["0_start: train", "0_start: evaluate"]
@@ -293,7 +293,7 @@ def test_a_cycle_begins_with_public_masks_and_the_paper_leaves_them_out_later(
 
 def test_a_cycle_begins_with_a_model(config: DictConfig, steps: Steps, tmp_path: Path) -> None:
     (tmp_path / "weak.pt").write_text("weak")
-    config.start.checkpoint = str(tmp_path / "weak.pt")
+    config.initial_model.checkpoint = str(tmp_path / "weak.pt")
     steps.scores["0_start"] = 0.55
     run(config)
     kept = steps.run_dir / "0_start" / "weak.pt"
@@ -301,8 +301,8 @@ def test_a_cycle_begins_with_a_model(config: DictConfig, steps: Steps, tmp_path:
     assert overrides(steps, "1_assisted_manual: train")["init_checkpoint"] == str(kept)
     history = json.loads((steps.run_dir / "promoted.json").read_bytes())["history"]
     assert [(e["step"], e["promoted"]) for e in history[:2]] == [("0_start", True), ("1_assisted_manual", False)]
-    config.start.checkpoint = str(tmp_path / "gone.pt")
-    with pytest.raises(ConfigError, match=r"gone\.pt, and no such file is there"):
+    config.initial_model.checkpoint = str(tmp_path / "gone.pt")
+    with pytest.raises(ConfigError, match=r"gone\.pt: expected a file"):
         run(config)
 
 
@@ -352,7 +352,7 @@ def test_held_out_picture_in_the_corpus_is_an_error(config: DictConfig, steps: S
 
 
 def test_held_out_masks_are_none_to_begin_with(config: DictConfig, steps: Steps) -> None:
-    config.start.shards = config.corpus.heldout
+    config.initial_model.shards = config.corpus.heldout
     with pytest.raises(ConfigError, match="is in the corpus and held out"):
         run(config)
 
@@ -419,7 +419,7 @@ def test_rolled_back_the_earlier_model_works_in_the_steps_that_follow(
     steps.fail_at = "3_fully_automatic: annotate"
     with pytest.raises(SamTrainError):
         run(config)
-    word(monkeypatch, "rollback", f"run={steps.run_dir}", "step=1_assisted_manual", "because=it hates cats")
+    word(monkeypatch, "rollback", f"run={steps.run_dir}", "step=1_assisted_manual", "reason=it hates cats")
     assert (steps.run_dir / "model.pt").read_text() == "1_assisted_manual"
     steps.fail_at = ""
     run(config)
@@ -438,7 +438,8 @@ def test_rolled_back_the_earlier_model_works_in_the_steps_that_follow(
     ("arguments", "message"),
     [
         (["rollback", "run={run}", "step=9_x"], "has judged no model of '9_x': expected one of 1_assisted_manual"),
-        (["rollback", "run={run}"], "step is missing: expected run=... step=... [because=...]"),
+        (["rollback", "run={run}"], "step is missing: expected run=... step=... [reason=...]"),
+        (["rollback", "run={run}", "step=1_assisted_manual", "because=x"], "because=: renamed to reason="),
         (["rollback", "run={run}", "stp=1"], "'stp=1' is not taken here"),
         (["rollback", "run={run}/nowhere", "step=1"], "has no config.yaml: give the folder of a cycle"),
         (
@@ -483,17 +484,17 @@ def test_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             fcntl.flock(other, fcntl.LOCK_UN)
 
         monkeypatch.setattr(data_engine.cycle.lock.console, "print", say)
-        with locked(tmp_path):
+        with lock_run_folder(tmp_path):
             assert "waiting for it to end" in said[0]
 
 
 def test_another_cycle_into_the_same_folder_is_refused(tmp_path: Path) -> None:
-    cfg = OmegaConf.create({"corpus": {"truth": "a"}, "stages": [1], "name": "x"})
-    refuse_another(cfg, tmp_path)  # nothing there yet
+    cfg = OmegaConf.create({"corpus": {"ground_truth": "a"}, "stages": [1], "name": "x"})
+    check_same_cycle(cfg, tmp_path)  # nothing there yet
     save_resolved(cfg, tmp_path / "config.yaml")
-    refuse_another(OmegaConf.merge(cfg, {"name": "y"}), tmp_path)
+    check_same_cycle(OmegaConf.merge(cfg, {"name": "y"}), tmp_path)
     with pytest.raises(ConfigError, match=r"another corpus.*remove the folder"):
-        refuse_another(OmegaConf.merge(cfg, {"corpus": {"truth": "b"}}), tmp_path)
+        check_same_cycle(OmegaConf.merge(cfg, {"corpus": {"ground_truth": "b"}}), tmp_path)
 
 
 def test_ablation_learns_from_each_set_of_stages_and_from_one_model(
@@ -507,13 +508,13 @@ def test_ablation_learns_from_each_set_of_stages_and_from_one_model(
     run(config)
     told: dict[str, dict[str, str]] = {}
 
-    def start(processes: Processes, title: str, module: str, *arguments: str) -> None:
+    def start(processes: ProcessLauncher, title: str, module: str, *arguments: str) -> None:
         told[title] = dict(argument.split("=", 1) for argument in arguments)
         path = Path(told[title]["out"] if "out" in told[title] else f"{told[title]['run_dir']}/metrics.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"miou_at_1": 0.25}))
 
-    monkeypatch.setattr(Processes, "start", start)
+    monkeypatch.setattr(ProcessLauncher, "start", start)
     word(monkeypatch, "ablation", f"run={steps.run_dir}", "training=seed=4 optim.warmup_steps=3")
     names = {"manual": [2], "manual_semi_automatic": [2, 3], "all": [2, 3, 4], "automatic": [4]}
     for name, numbers in names.items():

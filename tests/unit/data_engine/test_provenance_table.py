@@ -12,8 +12,8 @@ from conftest import make_sample
 from omegaconf import OmegaConf
 
 from data_engine.commands import cycle as main
-from data_engine.cycle.ablation import SETS, table_of
-from data_engine.cycle.provenance_table import write_ledger
+from data_engine.cycle.ablation import SETS, results_table
+from data_engine.cycle.provenance_table import write_provenance_table
 from sam_train.records import ImageRecord, Provenance
 from sam_train.shards import write_shard
 
@@ -43,12 +43,12 @@ def run_dir(tmp_path: Path) -> Path:
     history += [{**history[0], "rolled_back_from": STEPS[1], "because": "it hates cats"}]
     (tmp_path / "promoted.json").write_text(json.dumps({"checkpoint": "x", "sha256": "f" * 64, "history": history}))
     stages = [{"stage": step[2:], "num_images": 1} for step in STEPS]
-    OmegaConf.save(OmegaConf.create({"corpus": {"truth": "t"}, "stages": stages}), tmp_path / "config.yaml")
+    OmegaConf.save(OmegaConf.create({"corpus": {"ground_truth": "t"}, "stages": stages}), tmp_path / "config.yaml")
     return tmp_path
 
 
 def test_a_row_for_every_mask(run_dir: Path) -> None:
-    write_ledger(run_dir / "masks.parquet", run_dir, STEPS)
+    write_provenance_table(run_dir / "masks.parquet", run_dir, STEPS)
     masks = duckdb.read_parquet(f"{run_dir}/masks.parquet")
     columns = "step, image_key, annotator, model_step, prompts, seconds"
     rows = masks.aggregate(f"{columns}, count(*)", columns).order("image_key").fetchall()
@@ -91,7 +91,7 @@ def test_sets_of_the_ablation_are_the_papers() -> None:
         ("assisted_manual", "semi_automatic", "fully_automatic"),
         ("fully_automatic",),
     ]
-    table = table_of({"manual": {"miou_at_1": 0.5}, "all": {"miou_at_1": 0.75, "miou_at_3": 0.8}})
+    table = results_table({"manual": {"miou_at_1": 0.5}, "all": {"miou_at_1": 0.75, "miou_at_3": 0.8}})
     assert table.row_count == 2
     assert list(table.columns[1].cells) == ["0.500", "0.750"]
     assert list(table.columns[2].cells) == ["", "0.800"]

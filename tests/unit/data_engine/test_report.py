@@ -18,9 +18,9 @@ from data_engine.commands import REPORT
 from data_engine.report import write_report
 from data_engine.report.comparison import compare, representative
 from data_engine.report.curves import training_svg
+from data_engine.report.cycle_run import read_run
 from data_engine.report.mask_distributions import data_svg, measure_stage
 from data_engine.report.mask_images import MAX_HEIGHT_PX, MAX_WIDTH_PX, draw_sample, to_thumbnail, window_around
-from data_engine.report.run_folder import read_run
 from data_engine.report.stage_statistics import best_ious
 from data_engine.report.training_log import Series, concatenate, read_log, smooth
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
@@ -112,7 +112,7 @@ class FakeRun:
 
     def begin(self, stages: tuple[str, ...] = STAGES, **corpus: str) -> None:
         self.folder.mkdir(parents=True)
-        there = {"truth": str(self.folder.parent / "truth"), "heldout": str(self.folder.parent / "truth"), **corpus}
+        there = {"ground_truth": str(self.folder.parent / "truth"), "heldout": str(self.folder.parent / "truth"), **corpus}
         write_shard(self.folder.parent / "truth" / "sa_000000.tar", TRUTH)
         config = {"name": "x", "corpus": there, "stages": [{"stage": stage} for stage in stages]}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -529,7 +529,7 @@ def test_a_start_a_step_that_was_left_out_and_a_roll_back_are_told(tmp_path: Pat
     run.begin(stages=("assisted_manual", "assisted_manual"))
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     config |= {
-        "start": {"checkpoint": "weak.pt", "shards": None},
+        "initial_model": {"checkpoint": "weak.pt", "shards": None},
         "stages": [{"stage": "assisted_manual", "num_images": 1, "repeat": 3}],
     }
     (run.folder / "config.yaml").write_text(yaml.safe_dump(config))

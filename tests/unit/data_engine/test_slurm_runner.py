@@ -11,11 +11,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from data_engine.cycle.lock import locked
+from data_engine.cycle.lock import lock_run_folder
 from data_engine.cycle.pipeline import Action, Cycle
-from data_engine.cycle.run import run
-from data_engine.cycle.slurm_runner import SlurmSteps, job_devices, step_processes
-from data_engine.cycle.subprocess_runner import Processes
+from data_engine.cycle.run_cycle import run
+from data_engine.cycle.slurm_runner import SlurmRunner, job_device_overrides, launcher_in_job
+from data_engine.cycle.subprocess_runner import ProcessLauncher
 from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError
 
@@ -30,10 +30,10 @@ echo "$0 $*" >> "{folder}/called"
 @pytest.fixture
 def cycle(tmp_path: Path) -> Cycle:
     cfg = OmegaConf.create(
-        {"stages": STAGES, "start": {"checkpoint": None, "shards": None}, "corpus": {"truth": "t", "heldout": "h"}}
+        {"stages": STAGES, "initial_model": {"checkpoint": None, "shards": None}, "corpus": {"ground_truth": "t", "heldout": "h"}}
     )
-    with locked(tmp_path) as lock:
-        return Cycle(cfg, tmp_path, Processes(tmp_path, lock))
+    with lock_run_folder(tmp_path) as lock:
+        return Cycle(cfg, tmp_path, ProcessLauncher(tmp_path, lock))
 
 
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **does: str) -> None:
@@ -55,7 +55,7 @@ NUMBERED = 'echo "$((100 + $(grep -c sbatch "$(dirname "$0")/../called")));clust
 
 def test_each_job_waits_for_the_one_before_it(cycle: Cycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(tmp_path, monkeypatch, sbatch=NUMBERED)
-    SlurmSteps().run(cycle)
+    SlurmRunner().run(cycle)
     files = [name.replace("/", "-") for name in NAMES]
     waits = ["", *(f"--dependency=afterok:{number} " for number in range(101, 105))]
     assert called(tmp_path) == [
@@ -68,12 +68,12 @@ def test_nothing_is_submitted_while_jobs_are_in_the_queue(
     cycle: Cycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm(tmp_path, monkeypatch, sbatch=NUMBERED, squeue="echo '104 PENDING'; echo '999 RUNNING'")
-    SlurmSteps().run(cycle)
-    SlurmSteps().run(cycle)
+    SlurmRunner().run(cycle)
+    SlurmRunner().run(cycle)
     assert len([line for line in called(tmp_path) if "sbatch" in line]) == len(NAMES)
     assert "104  1_assisted_manual/evaluate: PENDING" in capsys.readouterr().out
     slurm(tmp_path, monkeypatch, squeue="true")  # they are gone, and nothing is done
-    SlurmSteps().run(cycle)
+    SlurmRunner().run(cycle)
     assert len([line for line in called(tmp_path) if "sbatch" in line]) == 2 * len(NAMES)
 
 
@@ -84,19 +84,19 @@ def test_a_job_that_is_not_taken_ends_those_before_it(cycle: Cycle, tmp_path: Pa
     with pytest.raises(
         ConfigError, match=r"sbatch does not take .*train.sbatch: no such partition; the jobs before it were cancel"
     ):
-        SlurmSteps(partition="nowhere").run(cycle)
+        SlurmRunner(partition="nowhere").run(cycle)
     assert called(tmp_path)[-1] == "bin/scancel 101 102"
     assert not (tmp_path / "jobs.json").exists()
 
 
 def test_without_slurm(cycle: Cycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="there is no sbatch here: steps=local"):
-        SlurmSteps().run(cycle)
+    with pytest.raises(ConfigError, match="there is no sbatch here: runner=local"):
+        SlurmRunner().run(cycle)
 
 
 def test_options_of_the_site_and_of_a_kind_of_job(cycle: Cycle, tmp_path: Path) -> None:
-    steps: SlurmSteps = build(OmegaConf.load(f"{config_dir()}/steps/slurm.yaml"), partition="gpu", setup=["module load cuda"])
+    steps: SlurmRunner = build(OmegaConf.load(f"{config_dir()}/runner/slurm.yaml"), partition="gpu", setup=["module load cuda"])
     train = cycle.actions()[2]
     script = steps.script(tmp_path, train)
     options = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
@@ -116,8 +116,8 @@ def test_options_of_the_site_and_of_a_kind_of_job(cycle: Cycle, tmp_path: Path) 
 
 
 def test_kind_that_is_none() -> None:
-    with pytest.raises(ConfigError, match=r"steps.sbatch has training: expected some of all, corpus, annotate, train"):
-        SlurmSteps(sbatch={"training": {}})
+    with pytest.raises(ConfigError, match=r"runner.sbatch has training: expected some of all, corpus, annotate, train"):
+        SlurmRunner(sbatch={"training": {}})
 
 
 def test_in_a_job_a_training_runs_under_srun_on_all_its_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,9 +126,9 @@ def test_in_a_job_a_training_runs_under_srun_on_all_its_devices(tmp_path: Path, 
     monkeypatch.setenv("SLURM_NNODES", "2")
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    assert job_devices() == ["trainer.num_nodes=2", "trainer.devices=4"]
-    with locked(tmp_path) as lock:
-        processes = step_processes(tmp_path, lock)
+    assert job_device_overrides() == ["trainer.num_nodes=2", "trainer.devices=4"]
+    with lock_run_folder(tmp_path) as lock:
+        processes = launcher_in_job(tmp_path, lock)
         processes.start("a: train", "sam_train.train", "name=x")
     (line,) = called(tmp_path)
     assert line.startswith("bin/srun --kill-on-bad-exit=0 ")
@@ -147,8 +147,10 @@ def test_what_is_in_the_queue_is_told_while_a_job_holds_the_lock(
     (tmp_path / "jobs.json").write_text('{"7": "1_assisted_manual/train"}')
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         stages = "stages=[{stage:assisted_manual,num_images:2}]"
-        cfg = compose("cycle", overrides=[f"run_dir={tmp_path}", "corpus.truth=t", "corpus.heldout=h", stages, "steps=slurm"])
-    with locked(tmp_path):
+        cfg = compose(
+            "cycle", overrides=[f"run_dir={tmp_path}", "corpus.ground_truth=t", "corpus.heldout=h", stages, "runner=slurm"]
+        )
+    with lock_run_folder(tmp_path):
         run(cfg)
     assert "7  1_assisted_manual/train: RUNNING" in capsys.readouterr().out
     assert not (tmp_path / "config.yaml").exists()

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from data_engine.cycle.lock import locked
+from data_engine.cycle.lock import lock_run_folder
 from data_engine.cycle.pipeline import Cycle
-from data_engine.cycle.slurm_runner import step_processes
-from data_engine.cycle.subprocess_runner import Processes, Steps
-from data_engine.promote import check_measure
-from data_engine.steps import parse_steps
+from data_engine.cycle.slurm_runner import launcher_in_job
+from data_engine.cycle.subprocess_runner import CycleRunner, ProcessLauncher
+from data_engine.cycle_folder.promotion import check_promotion_measure
+from data_engine.cycle_folder.steps import parse_steps
 from sam_train.config import build, changed_keys, config_dir, load_stored, save_resolved
 from sam_train.errors import ConfigError
 from sam_train.shards.maintenance.duplicate_groups import MAX_THRESHOLD
 
 RESUME_KEYS = (
-    "corpus", "start", "stages", "images_per_shard", "engine", "training", "evaluation", "promote_by", "min_gain",
+    "corpus", "initial_model", "stages", "images_per_shard", "engine", "training", "evaluation", "promote_by", "min_gain",
 )  # fmt: skip
 """What a cycle that goes on must have as it was."""
 
@@ -26,21 +26,21 @@ def run(cfg: DictConfig) -> None:
     """See to every action that is not done yet, then to the report."""
     check(cfg)
     run_dir = Path(cfg.run_dir)
-    steps: Steps = build(cfg.steps)
+    steps: CycleRunner = build(cfg.runner)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if steps.are_under_way(run_dir):
+    if steps.has_queued_jobs(run_dir):
         return
-    with locked(run_dir) as lock:
-        refuse_another(cfg, run_dir)
+    with lock_run_folder(run_dir) as lock:
+        check_same_cycle(cfg, run_dir)
         save_resolved(cfg, run_dir / "config.yaml")
-        steps.run(Cycle(cfg, run_dir, Processes(run_dir, lock)))
+        steps.run(Cycle(cfg, run_dir, ProcessLauncher(run_dir, lock)))
 
 
 def perform(run_dir: Path, name: str) -> None:
     """One action of a cycle, which a job is there for. Raises ConfigError when the cycle has none of that name."""
-    cfg = load_cycle(run_dir)
-    with locked(run_dir) as lock:
-        cycle = Cycle(cfg, run_dir, step_processes(run_dir, lock))
+    cfg = load_cycle_config(run_dir)
+    with lock_run_folder(run_dir) as lock:
+        cycle = Cycle(cfg, run_dir, launcher_in_job(run_dir, lock))
         action = next((action for action in cycle.actions() if action.name == name), None)
         if action is None:
             names = ", ".join(action.name for action in cycle.actions())
@@ -49,7 +49,7 @@ def perform(run_dir: Path, name: str) -> None:
             cycle.perform(action)
 
 
-def load_cycle(run_dir: Path) -> DictConfig:
+def load_cycle_config(run_dir: Path) -> DictConfig:
     """The config of a run folder. Raises ConfigError when there is none, or none of a cycle."""
     path = run_dir / "config.yaml"
     if not path.is_file():
@@ -60,7 +60,7 @@ def load_cycle(run_dir: Path) -> DictConfig:
     return cfg
 
 
-def refuse_another(cfg: DictConfig, run_dir: Path) -> None:
+def check_same_cycle(cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError if the folder holds a cycle of another corpus, stages or training."""
     saved = run_dir / "config.yaml"
     if saved.is_file() and (changed := changed_keys(cfg, saved, RESUME_KEYS)):
@@ -72,16 +72,18 @@ def check(cfg: DictConfig) -> None:
     """Raise ConfigError for what would only fail hours later."""
     if not cfg.stages:
         raise ConfigError("a cycle needs stages: try sam-cycle experiment=quickstart")
-    if not cfg.corpus.truth or not cfg.corpus.heldout:
-        raise ConfigError("a cycle needs corpus.truth=SHARDS, whose masks play the person, and corpus.heldout=SHARDS to judge by")
-    check_measure(cfg.promote_by)
+    if not cfg.corpus.ground_truth or not cfg.corpus.heldout:
+        raise ConfigError(
+            "a cycle needs corpus.ground_truth=SHARDS, whose masks play the person, and corpus.heldout=SHARDS to judge by"
+        )
+    check_promotion_measure(cfg.promote_by)
     if not isinstance(cfg.min_gain, (int, float)) or cfg.min_gain < 0:
         raise ConfigError(f"min_gain is {cfg.min_gain!r}, expected 0 or more: a model that is worse is never promoted")
     if not isinstance(cfg.corpus.leak_bits, int) or not 0 <= cfg.corpus.leak_bits <= MAX_THRESHOLD:
         raise ConfigError(f"corpus.leak_bits is {cfg.corpus.leak_bits!r}, expected 0 to {MAX_THRESHOLD}")
-    if cfg.start.checkpoint and not Path(cfg.start.checkpoint).is_file():
+    if cfg.initial_model.checkpoint and not Path(cfg.initial_model.checkpoint).is_file():
         raise ConfigError(
-            f"start.checkpoint is {cfg.start.checkpoint}, and no such file is there: expected model.pt or released weights"
+            f"initial_model.checkpoint is {cfg.initial_model.checkpoint}: expected a file, model.pt or released weights"
         )
     known = sorted(path.stem for path in (Path(config_dir()) / "stage").glob("*.yaml"))
     for step in parse_steps(cfg.stages):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_engine.steps import START_STEP, parse_steps
+from data_engine.cycle_folder.steps import START_STEP, parse_steps
 from sam_train.config import load_stored
 from sam_train.errors import ConfigError
 from sam_train.shards import done_shards
@@ -27,7 +27,7 @@ MIOU_KEYS = ("miou_at_1", "miou_at_3", "miou_at_5")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class StageResult:
     """One step of the cycle. The folder may not be there yet."""
 
     step: str
@@ -55,7 +55,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class PromotionRecord:
     """One entry of the history: a model that was trained, and whether it replaced the one before."""
 
     step: str
@@ -70,26 +70,26 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunFolder:
+class CycleRun:
     """A run of the cycle."""
 
     folder: Path
     config: dict[str, Any]
-    stages: tuple[Stage, ...]
-    history: tuple[Trial, ...]
+    stages: tuple[StageResult, ...]
+    history: tuple[PromotionRecord, ...]
     """Oldest first."""
 
     @property
-    def truth(self) -> str | list[str] | None:
+    def ground_truth(self) -> str | list[str] | None:
         """Shards with the corpus' true masks, None when the corpus has none."""
-        return self._corpus("truth")
+        return self._corpus("ground_truth")
 
     @property
     def heldout(self) -> str | list[str] | None:
         """Held-out shards, None when the config names none."""
         return self._corpus("heldout")
 
-    def promoted_after(self, position: int) -> Trial | None:
+    def promoted_after(self, position: int) -> PromotionRecord | None:
         """The model in use once stage `position` (from 0) had its verdict; None before that, or when there was none yet."""
         judged = [trial.step if not trial.rolled_back_from else "" for trial in self.history]
         step = self.stages[position].step
@@ -97,7 +97,7 @@ class RunFolder:
             return None
         return next((trial for trial in reversed(self.history[: judged.index(step) + 1]) if trial.promoted), None)
 
-    def trial_of(self, stage: Stage) -> Trial | None:
+    def trial_of(self, stage: StageResult) -> PromotionRecord | None:
         """The model that `stage` trained, None before it was judged."""
         return next((trial for trial in self.history if trial.step == stage.step), None)
 
@@ -112,7 +112,7 @@ class RunFolder:
         return (corpus.get(name) or None) if isinstance(corpus, Mapping) else None
 
 
-def read_run(folder: Path) -> RunFolder:
+def read_run(folder: Path) -> CycleRun:
     """Read config and history. Raises ConfigError when the folder is no run of the cycle or a file in it is malformed."""
     path = folder / "config.yaml"
     if not path.is_file():
@@ -122,7 +122,7 @@ def read_run(folder: Path) -> RunFolder:
     stages = config.get("stages")
     if not isinstance(stages, list) or not stages:
         raise ConfigError(f"{path} has no list `stages`: give the folder of a cycle, not of a training run")
-    return RunFolder(
+    return CycleRun(
         folder=folder,
         config=config,
         stages=_stages(folder, config, stages, path),
@@ -137,21 +137,21 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _stages(folder: Path, config: Mapping[str, Any], entries: list[Any], path: Path) -> tuple[Stage, ...]:
+def _stages(folder: Path, config: Mapping[str, Any], entries: list[Any], path: Path) -> tuple[StageResult, ...]:
     try:
         steps = parse_steps(entries)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    start = config.get("start") or {}
+    start = config.get("initial_model") or {}
     began = (
-        [Stage(step=START_STEP, stage="start", folder=folder / START_STEP)]
+        [StageResult(step=START_STEP, stage="start", folder=folder / START_STEP)]
         if start.get("checkpoint") or start.get("shards")
         else []
     )
-    return (*began, *(Stage(step=step.name, stage=step.stage, folder=folder / step.name) for step in steps))
+    return (*began, *(StageResult(step=step.name, stage=step.stage, folder=folder / step.name) for step in steps))
 
 
-def _read_history(folder: Path) -> tuple[Trial, ...]:
+def _read_history(folder: Path) -> tuple[PromotionRecord, ...]:
     path = folder / "promoted.json"
     if not path.is_file():
         return ()
@@ -161,14 +161,14 @@ def _read_history(folder: Path) -> tuple[Trial, ...]:
     return tuple(_trial(folder, entry, path) for entry in history)
 
 
-def _trial(folder: Path, entry: Any, path: Path) -> Trial:
+def _trial(folder: Path, entry: Any, path: Path) -> PromotionRecord:
     wanted = {"step": str, "checkpoint": str, "sha256": str, "promoted": bool}
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{path}: an entry of `history` is no object but {entry!r:.80}")
     for key, kind in wanted.items():
         if not isinstance(entry.get(key), kind):
             raise ConfigError(f"{path}: an entry of `history` needs `{key}` as {kind.__name__}, got {entry.get(key)!r:.80}")
-    return Trial(
+    return PromotionRecord(
         step=entry["step"],
         checkpoint=folder / entry["checkpoint"],
         sha256=entry["sha256"],

@@ -22,7 +22,7 @@ ENTRY_KEYS = ("stage", "repeat", "first_image", "num_images", "train_on", "engin
 TRAIN_ON = ("all", "annotated", "new")
 """All masks so far, those the cycle began with among them; those that its steps wrote, as the paper's stage one; those of the
 step alone."""
-BUDGETS = ("annotator_hours", "device_hours")
+BUDGET_KEYS = ("annotator_hours", "device_hours")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Step:
     training: tuple[str, ...] = ()
     """Overrides of sam-train."""
     budget: Mapping[str, float] = field(default_factory=dict)
-    """Hours after which no further step of its entry begins, by name (BUDGETS)."""
+    """Hours after which no further step of its entry begins, by name (BUDGET_KEYS)."""
 
 
 def parse_steps(stages: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
@@ -87,5 +87,5 @@ def _check(entry: Any, number: int) -> None:
     if (entry.get("train_on") or "all") not in TRAIN_ON:
         raise ConfigError(f"{place}: train_on is {entry['train_on']!r}, expected one of {', '.join(TRAIN_ON)}")
     for name, hours in (entry.get("budget") or {}).items():
-        if name not in BUDGETS or not isinstance(hours, (int, float)) or hours <= 0:
-            raise ConfigError(f"{place}: budget {name}={hours!r}, expected hours above 0 for {' or '.join(BUDGETS)}")
+        if name not in BUDGET_KEYS or not isinstance(hours, (int, float)) or hours <= 0:
+            raise ConfigError(f"{place}: budget {name}={hours!r}, expected hours above 0 for {' or '.join(BUDGET_KEYS)}")

@@ -18,28 +18,28 @@ from sam_train.checkpoint import checkpoint_hash
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write, atomic_write_bytes
 
-MEASURES = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
+PROMOTION_MEASURES = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
 """What sam-evaluate measures and a model may be promoted by."""
 
 
-def check_measure(measure: object) -> None:
+def check_promotion_measure(measure: object) -> None:
     """Raise ConfigError unless a model may be promoted by `measure`."""
-    if measure not in MEASURES:
-        raise ConfigError(f"promote_by is {measure!r}, expected one of {', '.join(MEASURES)}")
+    if measure not in PROMOTION_MEASURES:
+        raise ConfigError(f"promote_by is {measure!r}, expected one of {', '.join(PROMOTION_MEASURES)}")
 
 
-def promoted(run_dir: Path) -> Path | None:
+def promoted_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint that the engine works with now, None before the first."""
     checkpoint = _read(run_dir)["checkpoint"]
     return run_dir / checkpoint if checkpoint else None
 
 
-def is_judged(run_dir: Path, step: str) -> bool:
+def has_decision(run_dir: Path, step: str) -> bool:
     """Whether the candidate of `step` has had its verdict."""
     return any(entry["step"] == step for entry in _read(run_dir)["history"])
 
 
-def judge(
+def promote_if_better(
     run_dir: Path, *, step: str, candidate: Path, evaluation: Mapping[str, Any], measure: str, min_gain: float = 0.0
 ) -> bool:
     """Promote `candidate` if its `measure` is above that of the model promoted now, by more than `min_gain`; the verdict is
@@ -65,7 +65,7 @@ def judge(
     return better
 
 
-def roll_back(run_dir: Path, *, step: str, because: str = "") -> str:
+def roll_back(run_dir: Path, *, step: str, reason: str = "") -> str:
     """Let the model of an earlier `step` work again; the step whose model worked until now.
 
     Raises ConfigError when nobody judged such a step, its model works already, or its file is not the one that was judged.
@@ -82,15 +82,15 @@ def roll_back(run_dir: Path, *, step: str, because: str = "") -> str:
         hashes = f"its SHA-256 is {found[:12]}, expected {entry['sha256'][:12]}"
         raise ConfigError(f"{run_dir / entry['checkpoint']} is not the model that was judged: {hashes}")
     kept = {key: entry[key] for key in ("step", "checkpoint", "sha256", "evaluation")}
-    pointer["history"].append({**kept, "promoted": True, "rolled_back_from": working["step"], "because": because})
+    pointer["history"].append({**kept, "promoted": True, "rolled_back_from": working["step"], "because": reason})
     pointer |= {"checkpoint": entry["checkpoint"], "sha256": entry["sha256"]}
     atomic_write_bytes(run_dir / "promoted.json", (json.dumps(pointer, indent=1) + "\n").encode())
     return str(working["step"])
 
 
-def publish(run_dir: Path) -> None:
+def export_promoted_model(run_dir: Path) -> None:
     """Put a copy of the promoted model at run_dir/model.pt, where people look for it."""
-    checkpoint = promoted(run_dir)
+    checkpoint = promoted_checkpoint(run_dir)
     if checkpoint is not None:
         with atomic_write(run_dir / "model.pt") as copy, checkpoint.open("rb") as original:
             shutil.copyfileobj(original, copy)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_engine.promote import MEASURES, is_judged, judge, promoted, roll_back
+from data_engine.cycle_folder.promotion import PROMOTION_MEASURES, has_decision, promote_if_better, promoted_checkpoint, roll_back
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.evaluation.clicks import ClickResult
 
@@ -18,30 +18,30 @@ def verdict(run_dir: Path, step: str, score: float) -> bool:
     candidate = run_dir / step / "model.pt"
     candidate.parent.mkdir(exist_ok=True)
     candidate.write_text(f"weights of {step}")
-    return judge(run_dir, step=step, candidate=candidate, evaluation={"miou": score, "other": 1.0}, measure="miou")
+    return promote_if_better(run_dir, step=step, candidate=candidate, evaluation={"miou": score, "other": 1.0}, measure="miou")
 
 
 def test_measures_are_those_of_sam_evaluate() -> None:
     summary = ClickResult(ious=np.ones((2, 5)), oracle=np.ones(2), num_images=1).summary()
-    assert set(MEASURES) == {name for name, value in summary.items() if isinstance(value, float)}
+    assert set(PROMOTION_MEASURES) == {name for name, value in summary.items() if isinstance(value, float)}
 
 
 def test_nothing_is_promoted_at_first(tmp_path: Path) -> None:
-    assert promoted(tmp_path) is None
-    assert not is_judged(tmp_path, "1_a")
+    assert promoted_checkpoint(tmp_path) is None
+    assert not has_decision(tmp_path, "1_a")
 
 
 def test_only_if_better(tmp_path: Path) -> None:
     scores = [("1_a", 0.0), ("2_b", 0.5), ("3_c", 0.4), ("4_d", 0.5), ("5_e", 0.6)]
     assert [verdict(tmp_path, step, score) for step, score in scores] == [True, True, False, False, True]
-    assert promoted(tmp_path) == tmp_path / "5_e" / "model.pt"
+    assert promoted_checkpoint(tmp_path) == tmp_path / "5_e" / "model.pt"
 
 
 def test_the_better_one_stays(tmp_path: Path) -> None:
     verdict(tmp_path, "1_a", 0.5)
     verdict(tmp_path, "2_b", 0.4)
-    assert promoted(tmp_path) == tmp_path / "1_a" / "model.pt"
-    assert is_judged(tmp_path, "2_b")
+    assert promoted_checkpoint(tmp_path) == tmp_path / "1_a" / "model.pt"
+    assert has_decision(tmp_path, "2_b")
 
 
 def test_history_says_all(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_run_folder_may_be_moved(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     verdict(tmp_path / "old", "1_a", 0.5)
     (tmp_path / "old").rename(tmp_path / "new")
-    checkpoint = promoted(tmp_path / "new")
+    checkpoint = promoted_checkpoint(tmp_path / "new")
     assert checkpoint is not None
     assert checkpoint.is_file()
 
@@ -83,17 +83,17 @@ def test_what_cannot_be_judged(tmp_path: Path) -> None:
     model = tmp_path / "model.pt"
     model.write_text("x")
     with pytest.raises(ConfigError, match=r"'miou', the evaluation has \['other'\]"):
-        judge(tmp_path, step="1", candidate=model, evaluation={"other": 1.0}, measure="miou")
+        promote_if_better(tmp_path, step="1", candidate=model, evaluation={"other": 1.0}, measure="miou")
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        judge(tmp_path, step="1", candidate=tmp_path / "no.pt", evaluation={"miou": 1.0}, measure="miou")
+        promote_if_better(tmp_path, step="1", candidate=tmp_path / "no.pt", evaluation={"miou": 1.0}, measure="miou")
     assert not (tmp_path / "promoted.json").exists()
 
 
 def test_rolled_back_and_judged_by_the_model_that_works_then(tmp_path: Path) -> None:
     for step, score in [("1_a", 0.5), ("2_b", 0.6)]:
         verdict(tmp_path, step, score)
-    assert roll_back(tmp_path, step="1_a", because="it leaks") == "2_b"
-    assert promoted(tmp_path) == tmp_path / "1_a" / "model.pt"
+    assert roll_back(tmp_path, step="1_a", reason="it leaks") == "2_b"
+    assert promoted_checkpoint(tmp_path) == tmp_path / "1_a" / "model.pt"
     entry = json.loads((tmp_path / "promoted.json").read_bytes())["history"][-1]
     assert (entry["step"], entry["promoted"], entry["rolled_back_from"], entry["because"]) == ("1_a", True, "2_b", "it leaks")
     assert verdict(tmp_path, "3_c", 0.55), "better than the model that works, if not than the best there was"
@@ -119,4 +119,4 @@ def test_a_gain_of_less_than_was_asked_for_is_none(tmp_path: Path) -> None:
     for step, score, better in [("1_a", 0.5, True), ("2_b", 0.51, False), ("3_c", 0.53, True)]:
         candidate.write_text(step)
         asked = {"step": step, "candidate": candidate, "evaluation": {"miou": score}, "measure": "miou"}
-        assert judge(tmp_path, **asked, min_gain=0.02) is better
+        assert promote_if_better(tmp_path, **asked, min_gain=0.02) is better
