@@ -439,9 +439,9 @@ def test_rolled_back_the_earlier_model_works_in_the_steps_that_follow(
     [
         (["rollback", "run={run}", "step=9_x"], "has judged no model of '9_x': expected one of 1_assisted_manual"),
         (["rollback", "run={run}"], "step is missing: expected run=... step=... [reason=...]"),
-        (["rollback", "run={run}", "step=1_assisted_manual", "because=x"], "because=: renamed to reason="),
-        (["rollback", "run={run}", "stp=1"], "'stp=1' is not taken here"),
-        (["rollback", "run={run}/nowhere", "step=1"], "has no config.yaml: give the folder of a cycle"),
+        (["rollback", "run={run}", "step=1_assisted_manual", "because=x"], "because: renamed to reason"),
+        (["rollback", "run={run}", "stp=1"], "did you mean step? expected run=... step=..."),
+        (["rollback", "run={run}/nowhere", "step=1"], "no such file or folder: give the folder of the cycle"),
         (
             ["step", "run={run}", "name=4_x/train"],
             "has no action '4_x/train': expected one of corpus, 1_assisted_manual/annotate",
