@@ -1,13 +1,13 @@
-"""Everything this project raises on purpose.
+"""Exceptions that this project raises deliberately.
 
     SamTrainError
-    ├── ConfigError        names something that is not there, or values that cannot go together
-    ├── ShardError         a shard or record is not what the schema says (shard, key, field)
-    │   └── SkipSampleError     this sample only; counted by reason, fatal after N in a row
-    ├── CheckpointError    a file that cannot be a model of ours, or misses weights (which)
-    └── TrainingError      a loss is no number any more
+    ├── ConfigError            a config names something that does not exist, or values that exclude each other
+    ├── ShardError             a shard or record violates the schema (shard, key, field)
+    │   └── SkipSampleError    one sample is unusable; counted by reason, fatal after N in a row
+    ├── CheckpointError        a file is not a readable model, or lacks weights (names them)
+    └── TrainingError          a loss is NaN or inf
 
-A message says what came, what was expected and what to do. `ValueError` stays what it is in Python: a bad
+A message states what was found, what was expected and what to do. `ValueError` keeps its Python meaning: an invalid
 argument of a plain function.
 """
 
@@ -21,24 +21,24 @@ from typing import ParamSpec, TypeVar
 
 
 class SamTrainError(Exception):
-    """Base of all errors that are meant to be read by the person who started the command."""
+    """Base class of all errors whose message is written for the user of the command."""
 
 
 class ConfigError(SamTrainError):
-    """A configuration names something that is not there, or values that cannot go together."""
+    """A configuration names something that does not exist, or values that exclude each other."""
 
 
 class ShardError(SamTrainError):
-    """A shard or a record in it is not what the schema says."""
+    """A shard or a record in it violates the schema. `shard`, `key` and `field` locate it; each may be empty."""
 
     def __init__(self, message: str, *, shard: str = "", key: str = "", field: str = "") -> None:
-        place = ", ".join(f"{n} {v}" for n, v in (("shard", shard), ("key", key), ("field", field)) if v)
-        super().__init__(f"{message} ({place})" if place else message)
+        location = ", ".join(f"{n} {v}" for n, v in (("shard", shard), ("key", key), ("field", field)) if v)
+        super().__init__(f"{message} ({location})" if location else message)
         self.shard, self.key, self.field = shard, key, field
 
 
 class SkipSampleError(ShardError):
-    """One sample cannot be used. `reason` is a short fixed name by which such samples are counted."""
+    """One sample cannot be used and is skipped. `reason` is a short fixed name under which such samples are counted."""
 
     def __init__(self, reason: str, message: str = "", *, shard: str = "", key: str = "", field: str = "") -> None:
         super().__init__(message or reason, shard=shard, key=key, field=field)
@@ -46,34 +46,36 @@ class SkipSampleError(ShardError):
 
 
 class CheckpointError(SamTrainError):
-    """A file that cannot be a model of ours, or misses weights."""
+    """A file is not a readable model, or lacks weights."""
 
 
 class TrainingError(SamTrainError):
-    """A run that cannot go on as it is: its loss is no number any more."""
+    """A training run cannot continue, because its loss is NaN or inf."""
 
 
-_TRY_AGAIN = "and start the same command again: what is finished stays"
-_WHAT_TO_DO = {
-    errno.ENOSPC: f"free space on that disk {_TRY_AGAIN}",
-    errno.EDQUOT: f"free space in your quota {_TRY_AGAIN}",
-    errno.EFBIG: f"raise the limit on the size of a file (ulimit -f) {_TRY_AGAIN}",
-    errno.EACCES: "change its permissions or name another place",
-    errno.EPERM: "change its permissions or name another place",
-    errno.EROFS: "name a place that can be written to",
-    errno.EEXIST: "a file stands where a folder is wanted: name another place",
-    errno.ENOTDIR: "a file stands where a folder is wanted: name another place",
-    errno.EISDIR: "a folder stands where a file is wanted: name another place",
+_RERUN = "and run the same command again: it keeps its finished results"
+_REMEDIES = {
+    errno.ENOSPC: f"free space on that disk {_RERUN}",
+    errno.EDQUOT: f"free space in your quota {_RERUN}",
+    errno.EFBIG: f"raise the file size limit (ulimit -f) {_RERUN}",
+    errno.EACCES: "change its permissions or choose another path",
+    errno.EPERM: "change its permissions or choose another path",
+    errno.EROFS: "choose a path on a writable file system",
+    errno.EEXIST: "a file exists where a folder is expected: choose another path",
+    errno.ENOTDIR: "a file exists where a folder is expected: choose another path",
+    errno.EISDIR: "a folder exists where a file is expected: choose another path",
 }
+"""Remedy to print for the error number of an OSError."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def exit_with_message(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorate an entry point: an expected error ends the process with one message and exit code 1.
+    """Decorate an entry point so that an expected error ends the process with one message and exit code 1.
 
-    `OSError` is in because a full disk and a forbidden folder are things that the user mends, not we.
+    Expected are `SamTrainError` and `OSError`: the user, not the code, fixes a full disk or a missing permission.
+    Ctrl-C exits with code 130.
     """
 
     @wraps(main)
@@ -84,17 +86,17 @@ def exit_with_message(main: Callable[P, R]) -> Callable[P, R]:
             print(f"error: {format_error(error)}", file=sys.stderr)
             raise SystemExit(1) from None
         except KeyboardInterrupt:
-            print("interrupted: start the same command again to go on", file=sys.stderr)
+            print("interrupted: run the same command again to resume", file=sys.stderr)
             raise SystemExit(130) from None
 
     return wrapped
 
 
 def format_error(error: Exception) -> str:
-    """What to print of an error: for the person who started the command, without the way the error came."""
+    """Return the message of an error for the user, without a traceback and with a remedy for common OSErrors."""
     if isinstance(error, OSError):
-        what_to_do = _WHAT_TO_DO.get(error.errno or 0)
-        return f"{error}: {what_to_do}" if what_to_do else str(error)
+        remedy = _REMEDIES.get(error.errno or 0)
+        return f"{error}: {remedy}" if remedy else str(error)
     text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: "
-    # A DataLoader puts the whole traceback of its worker into the message.
+    # A DataLoader puts the full traceback of its worker into the message.
     return text.rpartition(name)[2].strip() if "\nOriginal Traceback" in text else text

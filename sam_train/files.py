@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their SHA-256."""
+"""Atomic file writes, and the SHA-256 of files."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes `path` when the block ends, whole or not at all.
+    """Open a binary stream whose content replaces `path` atomically when the block ends.
 
-    It is written aside in the same folder (made if need be), synced and renamed, and the folder is synced; on any error the
-    aside goes and `path` stays as it was. Raises OSError as opening, writing and renaming do.
+    The stream writes a temporary file in the same folder, which is created if it does not exist. At the end of the block the
+    file is synced and renamed to `path`, and the folder is synced. On any error the temporary file is removed and `path`
+    stays unchanged. Raises OSError if opening, writing or renaming fails.
 
-    A killed process leaves its aside. The next one that writes `path` on the same machine removes it, if nobody holds the
-    lock that a living writer has on its aside. Asides carry the machine's name because locks do not reach over every network
-    file system, and a random part because process ids of two containers may be equal.
+    A killed process leaves its temporary file behind. The next process that writes `path` on the same machine removes it,
+    unless a live writer holds the file's lock. Temporary files carry the host name because locks do not reach over every
+    network file system, and a random part because process ids of two containers may be equal.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    aside, stream = _locked_aside(path)
+    _remove_stale_temporaries(path)
+    temporary, stream = _open_locked_temporary(path)
     try:
         with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-            aside.replace(path)  # before the lock goes with the stream
+            temporary.replace(path)  # before closing the stream releases the lock
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """`atomic_write` for bytes that are already there."""
+    """Write `data` to `path` atomically, see `atomic_write`."""
     with atomic_write(path) as stream:
         stream.write(data)
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the file, hex, read by the piece."""
+    """Return the SHA-256 of a file as hex digits, reading it in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -54,22 +55,22 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _locked_aside(path: Path) -> tuple[Path, BinaryIO]:
+def _open_locked_temporary(path: Path) -> tuple[Path, BinaryIO]:
     while True:
-        aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{token_hex(4)}.tmp")
-        stream = aside.open("xb")
-        with suppress(OSError):  # a file system without locks: nobody removes leftovers there
+        temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{token_hex(4)}.tmp")
+        stream = temporary.open("xb")
+        with suppress(OSError):  # on a file system without locks, stale files are not removed either
             fcntl.flock(stream, fcntl.LOCK_EX)
-        if aside.exists():
-            return aside, stream
-        stream.close()  # another writer of `path` took it for a leftover before it was locked
+        if temporary.exists():
+            return temporary, stream
+        stream.close()  # another writer of `path` considered the file stale and removed it before it was locked
 
 
-def _remove_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f".{escape(path.name)}.{escape(socket.gethostname())}.*.tmp"):
-        with suppress(OSError), leftover.open("r+b") as stream:  # in use, gone meanwhile, or not ours to touch
+def _remove_stale_temporaries(path: Path) -> None:
+    for stale in path.parent.glob(f".{escape(path.name)}.{escape(socket.gethostname())}.*.tmp"):
+        with suppress(OSError), stale.open("r+b") as stream:  # in use, already removed, or owned by another user
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+            stale.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,9 +1,8 @@
-"""The three frames and the only place where a coordinate meets a scale.
+"""Coordinate frames, and all conversions between them.
 
 *Image frame*: original pixels. *Model frame*: longest side resized to `size`, padded right and bottom to a
-square. *Crop frame*: a window of the image, its origin at the window's top left corner. A point (x, y) lies
-in continuous coordinates of released SAM: pixel (column, row) is given as its integer index; the prompt
-encoder adds the half pixel.
+square. *Crop frame*: a window of the image, its origin at the window's top left corner. Points (x, y) follow
+released SAM: pixel (column, row) is given by its integer indices, and the prompt encoder adds the half pixel.
 """
 
 from __future__ import annotations
@@ -19,23 +18,26 @@ from torch.nn import functional as F
 
 Resampling = Literal["area", "bilinear"]
 
-# Pixels that Pillow is handed at once: it copies what it is given, at four bytes a pixel.
 MAX_CHUNK_PIXELS = 1 << 24
+"""Number of pixels that Pillow resizes in one call: it copies its input, at four bytes a pixel."""
 
 
 @dataclass(frozen=True, slots=True)
 class InterpolationTaps:
-    """An axis of an image on a coarser grid: each of n pixels is a mean of three neighbours."""
+    """Interpolation of n image pixels along one axis from a coarser grid: a weighted mean of three adjacent grid cells each."""
 
     first: np.ndarray
-    """n, int64, rising: the first of the three. What lies beyond the grid stands for its nearest end."""
+    """n, int64, ascending: index of the first of the three cells. Indices outside the grid stand for its nearest cell."""
     weights: np.ndarray
-    """n x 3, float64, of sum 1."""
+    """n x 3, float64: weights of the three cells, of sum 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Image frame to model frame and back: longest side to `size` (segment_anything/utils/transforms.py)."""
+    """Mapping between the image frame of a height x width image and the model frame: the longest side becomes `size` pixels.
+
+    Source: segment_anything/utils/transforms.py. Raises ValueError unless all sides are positive.
+    """
 
     height: int
     width: int
@@ -47,34 +49,37 @@ class Resize:
 
     @property
     def scaled_hw(self) -> tuple[int, int]:
-        """Height and width of the picture inside the model frame, before padding."""
+        """Height and width of the image inside the model frame, before padding."""
         scale = self.size / max(self.height, self.width)
         return max(1, int(self.height * scale + 0.5)), max(1, int(self.width * scale + 0.5))
 
     def points_to_model(self, points_xy: Float[Tensor, "... 2"]) -> Float[Tensor, "... 2"]:
-        """Scale by the exact new/old ratio of each side."""
+        """Convert points from the image frame to the model frame, by the exact ratio of each side."""
         height, width = self.scaled_hw
         ratio_xy = [width / self.width, height / self.height]
         return points_xy * torch.tensor(ratio_xy, dtype=points_xy.dtype, device=points_xy.device)
 
     def points_to_image(self, points_xy: Float[Tensor, "... 2"]) -> Float[Tensor, "... 2"]:
-        """The way back from `points_to_model`."""
+        """Convert points from the model frame to the image frame, the inverse of `points_to_model`."""
         height, width = self.scaled_hw
         return points_xy * points_xy.new_tensor([self.width / width, self.height / height])
 
     def logits_to_image(self, mask_logits: Float[Tensor, "N M h w"]) -> Float[Tensor, "N M height width"]:
-        """Bilinear to the model frame, padding cut off, bilinear to the image (Sam.postprocess_masks)."""
+        """Resize logits to the image: bilinear to the model frame, crop the padding, bilinear to the image frame.
+
+        Source: `Sam.postprocess_masks` of segment_anything.
+        """
         full = F.interpolate(mask_logits, (self.size, self.size), mode="bilinear", align_corners=False)
         height, width = self.scaled_hw
-        cut = full[..., :height, :width]
+        cropped = full[..., :height, :width]
         if (height, width) == (self.height, self.width):
-            return cut
-        return F.interpolate(cut, (self.height, self.width), mode="bilinear", align_corners=False)
+            return cropped
+        return F.interpolate(cropped, (self.height, self.width), mode="bilinear", align_corners=False)
 
     def interpolation_taps(self, grid: int) -> tuple[InterpolationTaps, InterpolationTaps]:
-        """Rows and columns of `logits_to_image` for logits on `grid` x `grid`: its two steps in one, an axis at a time.
+        """Return the taps of rows and columns that compute `logits_to_image` in one separable step.
 
-        Raises ValueError for a grid finer than the model frame, where three neighbours would not do.
+        grid: side of the logits. Raises ValueError if it exceeds that of the model frame: three taps would not suffice.
         """
         if grid > self.size:
             raise ValueError(f"logits on {grid} x {grid} are finer than the model frame of {self.size} x {self.size}")
@@ -82,31 +87,35 @@ class Resize:
         return self._axis_taps(grid, height, self.height), self._axis_taps(grid, width, self.width)
 
     def _axis_taps(self, grid: int, scaled: int, length: int) -> InterpolationTaps:
-        # To the model frame: its pixel u lies between the grid's `left` and the next. From it, cut off at `scaled`: pixel n
-        # lies between u and the next, and these two have three of the grid's between them.
-        left, right_share = _between(grid, self.size)
-        left, right_share = left[:scaled], right_share[:scaled]
-        u, next_share = _between(scaled, length)
+        # Grid to model frame: model pixel u lies between grid cells `left` and `left + 1`. Model frame (cropped to `scaled`)
+        # to image: pixel n lies between model pixels u and u + 1, which together depend on three adjacent cells.
+        left, right_weight = _linear_neighbors(grid, self.size)
+        left, right_weight = left[:scaled], right_weight[:scaled]
+        u, next_weight = _linear_neighbors(scaled, length)
         u, following = u.clip(0, scaled - 1), (u + 1).clip(0, scaled - 1)
         first, pixel = left[u], np.arange(length)
         weights = np.zeros((length, 3))
-        for at, share in ((u, 1 - next_share), (following, next_share)):
-            weights[pixel, left[at] - first] += share * (1 - right_share[at])
-            weights[pixel, left[at] - first + 1] += share * right_share[at]
+        for model_pixel, weight in ((u, 1 - next_weight), (following, next_weight)):
+            weights[pixel, left[model_pixel] - first] += weight * (1 - right_weight[model_pixel])
+            weights[pixel, left[model_pixel] - first + 1] += weight * right_weight[model_pixel]
         return InterpolationTaps(first, weights)
 
 
-def _between(num_from: int, num_to: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of `num_to` places on an axis of `num_from`: the place before it, and the share of the next. May reach outside."""
-    place = (np.arange(num_to) + 0.5) * (num_from / num_to) - 0.5
-    before = np.floor(place).astype(np.int64)
-    return before, place - before
+def _linear_neighbors(num_from: int, num_to: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the left source index and the weight of the right one when `num_from` samples are resized linearly to `num_to`.
+
+    Indices may lie outside the source.
+    """
+    position = (np.arange(num_to) + 0.5) * (num_from / num_to) - 0.5
+    left = np.floor(position).astype(np.int64)
+    return left, position - left
 
 
 def resize_image(image: np.ndarray, height: int, width: int, resampling: Resampling = "area") -> np.ndarray:
-    """HWC uint8 to height x width. "area" averages when shrinking (no aliasing) and is bilinear when growing.
+    """Resize an HWC uint8 image to height x width.
 
-    "bilinear" is Pillow's, which smoothes when shrinking: that of released SAM (segment_anything/utils/transforms.py).
+    resampling: "area" averages when shrinking (no aliasing) and is bilinear when enlarging; "bilinear" is that of Pillow, which
+        low-pass filters when shrinking, as released SAM does (segment_anything/utils/transforms.py).
     """
     import cv2
 
@@ -119,7 +128,7 @@ def resize_image(image: np.ndarray, height: int, width: int, resampling: Resampl
 
 
 def _pillow_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Of a large image, which shrinks, columns first, as Pillow does it by itself: not all rows need be there at once."""
+    """Resize with Pillow; a large image first along x in chunks of rows, the order that Pillow itself uses, to save memory."""
     from PIL import Image
 
     def resized(part: np.ndarray, rows: int) -> np.ndarray:
@@ -133,12 +142,12 @@ def _pillow_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """N x H x W bool to N x height x width: a pixel is set when more than half of its area was."""
+    """Resize N x H x W bool masks to height x width: a pixel is set if more than half of its area was."""
     import cv2
 
     if masks.shape[1:] == (height, width):
         return masks
-    # Compared by area: the short side of a long thin image may stay as it is while the long one shrinks.
+    # Compare areas: the short side of a long thin image may stay unchanged while the long one shrinks.
     shrink = height * width < masks.shape[1] * masks.shape[2]
     interpolation = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
     resized = [cv2.resize(m.astype(np.float32), (width, height), interpolation=interpolation) for m in masks]

@@ -1,4 +1,4 @@
-"""Names and config of `transformers.SamModel`, both ways; transformers itself is not needed."""
+"""Conversion of weights and configs from and to `transformers.SamModel`, without importing transformers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sam_train.errors import CheckpointError
 
-# How a name begins, ours and theirs; "#" is a number. The first that fits counts, and what none fits is the same in both.
-_RENAMED = (
+# Prefixes of tensor names in this project and in transformers; "#" is a number. The first match applies; a name that matches
+# none is the same in both.
+_PREFIXES = (
     ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
     ("image_encoder.blocks.#.norm", "vision_encoder.layers.#.layer_norm"),
     ("image_encoder.blocks.#.", "vision_encoder.layers.#."),
@@ -39,43 +40,45 @@ _RENAMED = (
     ("mask_decoder.iou_prediction_head.layers.1.", "mask_decoder.iou_prediction_head.layers.0."),
     ("mask_decoder.iou_prediction_head.layers.2.", "mask_decoder.iou_prediction_head.proj_out."),
 )
-# One matrix under two names in their model; their files hold one of them or both.
+# SamModel has one matrix under two names; its files contain either or both.
 _SHARED = "shared_image_embedding.positional_embedding"
-_SHARED_AGAIN = "prompt_encoder.shared_embedding.positional_embedding"
+_SHARED_ALIAS = "prompt_encoder.shared_embedding.positional_embedding"
 
-_TO_OURS = [(re.compile(re.escape(theirs).replace(r"\#", r"(\d+)")), ours.replace("#", r"\1")) for ours, theirs in _RENAMED]
-_TO_THEIRS = [(re.compile(re.escape(ours).replace(r"\#", r"(\d+)")), theirs.replace("#", r"\1")) for ours, theirs in _RENAMED]
+_FROM_HUGGINGFACE = [
+    (re.compile(re.escape(theirs).replace(r"\#", r"(\d+)")), ours.replace("#", r"\1")) for ours, theirs in _PREFIXES
+]
+_TO_HUGGINGFACE = [
+    (re.compile(re.escape(ours).replace(r"\#", r"(\d+)")), theirs.replace("#", r"\1")) for ours, theirs in _PREFIXES
+]
 
 
 def convert_from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A SamModel's state dict under our names; names that are not theirs stay as they are."""
-    once = {(_SHARED if name == _SHARED_AGAIN else name): tensor for name, tensor in state.items()}
-    return {_translated(name, _TO_OURS): tensor for name, tensor in once.items()}
+    """Return a SamModel's state dict under this project's names; other names stay unchanged."""
+    deduplicated = {(_SHARED if name == _SHARED_ALIAS else name): tensor for name, tensor in state.items()}
+    return {_rename(name, _FROM_HUGGINGFACE): tensor for name, tensor in deduplicated.items()}
 
 
 def convert_to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a Sam with a ViT encoder as SamModel's files hold it: the shared matrix once."""
-    return {_translated(name, _TO_THEIRS): tensor for name, tensor in state.items()}
+    """Return the state dict of a Sam with a ViT encoder under SamModel's names, the shared matrix once."""
+    return {_rename(name, _TO_HUGGINGFACE): tensor for name, tensor in state.items()}
 
 
-def _translated(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, begin in table:
+def _rename(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, prefix in table:
         if match := pattern.match(name):
-            return match.expand(begin) + name[match.end() :]
+            return match.expand(prefix) + name[match.end() :]
     return name
 
 
 def read_decoder_heads(config: Mapping[str, Any], *, origin: str) -> int:
-    """The mask decoder's attention heads in a parsed config.json. Raises CheckpointError when it is not SamModel's."""
+    """Return the mask decoder's number of attention heads in a parsed config.json. Raises CheckpointError if not a SamModel's."""
     if config.get("model_type") != "sam":
-        raise CheckpointError(
-            f"{origin} is of a model of type {config.get('model_type')!r}; expected 'sam', transformers' SamModel"
-        )
+        raise CheckpointError(f"{origin} has model_type {config.get('model_type')!r}; expected 'sam', transformers' SamModel")
     return int((config.get("mask_decoder_config") or {}).get("num_attention_heads", 8))
 
 
 def sam_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of SamModel for a config of `build_sam`."""
+    """Return the config.json of SamModel for a config of `build_sam`."""
     size, dim, patch = config["image_size"], config["prompt_dim"], config["patch_size"]
     vision = {
         "model_type": "sam_vision_model",
@@ -116,7 +119,10 @@ def sam_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sam_processor_config(image_size: int, mask_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
-    """The preprocessor_config.json of SamProcessor: longest side to `image_size`, pixels of 0 ... 255 by `mean` and `std`."""
+    """Return the preprocessor_config.json of SamProcessor.
+
+    image_size: side of the model frame. mask_size: side of low-resolution masks. mean, std: of each channel, 0 to 255.
+    """
     return {
         "image_processor_type": "SamImageProcessor",
         "processor_class": "SamProcessor",

@@ -1,9 +1,9 @@
-"""A masked auto-encoder's ViT into our image encoder: MAE's own files and timm's, whose names are nearly the same.
+"""Initialization of the image encoder from a masked auto-encoder's ViT: MAE's files and timm's, whose names are nearly the same.
 
-The encoder was trained on other grids and patches. Positions are interpolated (bicubic, as ViTDet does). Patches of
-another size, MAE's ViT-H has 14 where SAM has 16, are resized by the pseudo-inverse (FlexiViT, Beyer et al. 2023, section 3.4):
-the new kernel gives on an enlarged patch exactly what the old one gave on the patch, while an interpolated kernel would
-answer (16 / 14)^2 times as strongly.
+The MAE may have another grid and patch size. Position embeddings are interpolated (bicubic, as ViTDet does). Patch kernels
+of another size (MAE's ViT-H has 14 pixels where SAM has 16) are resized by the pseudo-inverse (FlexiViT, Beyer et al. 2023,
+section 3.4): the new kernel has on an enlarged patch exactly the output of the old one on the patch, while the output of an
+interpolated kernel would be (16 / 14)^2 times as large.
 """
 
 from __future__ import annotations
@@ -19,57 +19,61 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam_train.errors import CheckpointError
-from sam_train.model.weights import check_shapes, shape_mismatches
+from sam_train.model.weights import check_state_dict
 
 _DROPPED = re.compile(r"cls_token$|mask_token$|norm\.|fc_norm\.|head\.|decoder_")
-_OURS_ALONE = re.compile(r"neck\.|blocks\.\d+\.attn\.rel_pos_[hw]$")
+_NOT_IN_MAE = re.compile(r"neck\.|blocks\.\d+\.attn\.rel_pos_[hw]$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaeLoadReport:
-    """What became of the names: taken from the file, dropped of it, left as they were in the model."""
+    """Names of the tensors that `load_mae_encoder` loaded, dropped and left initialised; `str` gives a summary."""
 
     loaded: tuple[str, ...]
+    """Tensors of the encoder that come from the file."""
     dropped: tuple[str, ...]
+    """Tensors of the file that are not used."""
     initialised: tuple[str, ...]
+    """Tensors of the encoder that are not in the file and keep their initialization."""
 
     def __str__(self) -> str:
-        kinds = (("loaded", self.loaded), ("dropped", self.dropped), ("left as initialised", self.initialised))
-        return "; ".join(f"{len(names)} tensors {what}" + _some(names) for what, names in kinds)
+        groups = (("loaded", self.loaded), ("dropped", self.dropped), ("left as initialised", self.initialised))
+        return "; ".join(f"{len(names)} tensors {outcome}" + _first_names(names) for outcome, names in groups)
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _first_names(names: tuple[str, ...]) -> str:
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
 def load_mae_encoder(encoder: torch.nn.Module, state: Mapping[str, Tensor], *, origin: str) -> MaeLoadReport:
-    """Fill a ViT `ImageEncoder`; relative positions and neck stay as they are, a decoder and a classifier are dropped.
+    """Load a masked auto-encoder's weights into a ViT `ImageEncoder`.
 
-    Raises CheckpointError, which begins with `origin`, when anything else is missing, unexpected or of another shape.
+    Relative positions and the neck keep their initialization; the MAE's decoder and classifier are dropped. Raises
+    CheckpointError, which begins with `origin`, if any other tensor is missing, unexpected or of another shape.
     """
-    own = encoder.state_dict()
-    found = {_our_name(name): tensor for name, tensor in state.items() if not _DROPPED.match(name)}
-    if "pos_embed" in found and "pos_embed" in own:
-        found["pos_embed"] = resize_position_embeddings(found["pos_embed"], own["pos_embed"].shape[1])
+    expected = encoder.state_dict()
+    loaded = {_encoder_name(name): tensor for name, tensor in state.items() if not _DROPPED.match(name)}
+    if "pos_embed" in loaded and "pos_embed" in expected:
+        loaded["pos_embed"] = resize_position_embeddings(loaded["pos_embed"], expected["pos_embed"].shape[1])
     kernel = "patch_embed.proj.weight"
-    if kernel in found and kernel in own:
-        found[kernel] = resize_patch_kernel(found[kernel], own[kernel].shape[-1])
-    kept = {name: tensor for name, tensor in own.items() if _OURS_ALONE.match(name)}
+    if kernel in loaded and kernel in expected:
+        loaded[kernel] = resize_patch_kernel(loaded[kernel], expected[kernel].shape[-1])
+    kept = {name: tensor for name, tensor in expected.items() if _NOT_IN_MAE.match(name)}
     hint = ": a masked auto-encoder fits an image encoder of its width and depth with model.stem=linear"
-    check_shapes(shape_mismatches(own, kept | found), origin=origin, hint=hint)
-    encoder.load_state_dict(kept | found)
+    check_state_dict(expected, kept | loaded, origin=origin, hint=hint)
+    encoder.load_state_dict(kept | loaded)
     dropped = tuple(name for name in state if _DROPPED.match(name))
-    return MaeLoadReport(loaded=tuple(found), dropped=dropped, initialised=tuple(name for name in kept if name not in found))
+    return MaeLoadReport(loaded=tuple(loaded), dropped=dropped, initialised=tuple(name for name in kept if name not in loaded))
 
 
-def _our_name(name: str) -> str:
+def _encoder_name(name: str) -> str:
     return name.replace(".mlp.fc1.", ".mlp.lin1.").replace(".mlp.fc2.", ".mlp.lin2.")
 
 
 def resize_position_embeddings(positions: Float[Tensor, "1 L C"], grid: int) -> Float[Tensor, "1 grid grid C"]:
-    """A row a token, perhaps a class token first, to a map of `grid` x `grid` tokens; a map of that size is left as it is.
+    """Resize the position embeddings of a ViT, one row per token and possibly a class token first, to `grid` x `grid` tokens.
 
-    Raises CheckpointError when the rows are no square map.
+    Values are unchanged if the size is the same. Raises CheckpointError if the rows do not form a square map.
     """
     rows = positions.shape[1]
     side = math.isqrt(rows)
@@ -83,7 +87,7 @@ def resize_position_embeddings(positions: Float[Tensor, "1 L C"], grid: int) -> 
 
 
 def resize_patch_kernel(kernel: Float[Tensor, "C i p q"], size: int) -> Float[Tensor, "C i size size"]:
-    """The kernel for patches of `size` whose answer to a resized patch is nearest to that of `kernel` to the patch."""
+    """Resize a patch embedding kernel to patches of `size` pixels, so that its output on a resized patch changes least."""
     old = kernel.shape[-1]
     if old == size:
         return kernel

@@ -1,7 +1,7 @@
-"""Released weights in: whose names a state dict has, the same in our names, and the config of the model that it fills.
+"""Import of released weights: detect the naming scheme of a state dict, convert it, and infer the model config from shapes.
 
-Our names are those of Meta's `sam_vit_{b,l,h}.pth` and of MobileSAM's `mobile_sam.pt`; Hugging Face's differ
-(`huggingface.py`), and a masked auto-encoder is an image encoder alone (`mae.py`). Everything here is a function of names and
+This project's tensor names are those of Meta's `sam_vit_{b,l,h}.pth` and of MobileSAM's `mobile_sam.pt`; Hugging Face's differ
+(`huggingface.py`), and a masked auto-encoder is an image encoder only (`mae.py`). All functions here depend only on names and
 shapes.
 """
 
@@ -24,12 +24,13 @@ StateDict = Mapping[str, Tensor]
 RELEASED_WEIGHTS = (
     "released weights (.pth or .safetensors of Meta's sam_vit_b, _l, _h or of MobileSAM, a folder of Hugging Face's SamModel)"
 )
+"""Released weights that can be read, for messages."""
 ACCEPTED_CHECKPOINTS = f"the model.pt that sam-train wrote, or {RELEASED_WEIGHTS}"
-"""What a checkpoint may be, for messages."""
+"""Checkpoints that can be read, for messages."""
 
 
 class NamingScheme(Enum):
-    """Whose names a state dict has."""
+    """Program whose tensor names a state dict has."""
 
     SEGMENT_ANYTHING = "segment-anything"
     MOBILE_SAM = "MobileSAM"
@@ -37,44 +38,44 @@ class NamingScheme(Enum):
     MAE = "masked auto-encoder"
 
 
-_MARKS = {
+_MARKER_TENSORS = {
     "image_encoder.patch_embed.proj.weight": NamingScheme.SEGMENT_ANYTHING,
     "image_encoder.patch_embed.seq.0.c.weight": NamingScheme.MOBILE_SAM,
     "vision_encoder.patch_embed.projection.weight": NamingScheme.HUGGING_FACE,
     "patch_embed.proj.weight": NamingScheme.MAE,
 }
 
-# Constants that some forks save, and the classifier with which TinyViT was trained before it became an image encoder.
+# Constants that some forks save, and the classification head with which TinyViT was pre-trained.
 _UNUSED = re.compile(r"pixel_(mean|std)$|image_encoder\.(norm_head|head)\.(weight|bias)$")
 
 
 def detect_naming_scheme(state: StateDict) -> NamingScheme | None:
-    """Whose names these are, by the first layer; None of anything else."""
-    return next((names for mark, names in _MARKS.items() if mark in state), None)
+    """Return the naming scheme of a state dict, detected by its first layer; None if unknown."""
+    return next((scheme for marker, scheme in _MARKER_TENSORS.items() if marker in state), None)
 
 
 def convert_released_state(state: StateDict, *, origin: str) -> dict[str, Tensor]:
-    """A whole model's state dict under our names, without what no model of ours has.
+    """Return the state dict of a full released model under this project's names, without tensors that are not used.
 
-    Raises CheckpointError, which begins with `origin`, when it is none.
+    origin: source of the weights, with which messages begin. Raises CheckpointError if it is not a full model of a known scheme.
     """
-    names = detect_naming_scheme(state)
-    if names is NamingScheme.MAE:
-        raise CheckpointError(f"{origin} is an image encoder alone (a masked auto-encoder): train from it by init_checkpoint=")
-    if names is None:
-        first = ", ".join(list(state)[:3]) or "nothing"
+    scheme = detect_naming_scheme(state)
+    if scheme is NamingScheme.MAE:
+        raise CheckpointError(f"{origin} is only an image encoder (a masked auto-encoder): train from it by init_checkpoint=")
+    if scheme is None:
+        first = ", ".join(list(state)[:3]) or "none"
         raise CheckpointError(
-            f"{origin} holds {len(state)} tensors ({first} ...) but is no model known here: give {ACCEPTED_CHECKPOINTS}"
+            f"{origin} holds {len(state)} tensors ({first} ...) of an unknown model: give {ACCEPTED_CHECKPOINTS}"
         )
-    named = huggingface.convert_from_huggingface(state) if names is NamingScheme.HUGGING_FACE else state
-    return {name: tensor for name, tensor in named.items() if not _UNUSED.match(name)}
+    converted = huggingface.convert_from_huggingface(state) if scheme is NamingScheme.HUGGING_FACE else state
+    return {name: tensor for name, tensor in converted.items() if not _UNUSED.match(name)}
 
 
 def infer_config(state: StateDict, *, origin: str, decoder_heads: int = 8) -> dict[str, Any]:
-    """The config whose model a state dict of our names fills, read off the shapes.
+    """Infer the model config of a state dict with this project's names from its shapes.
 
-    decoder_heads: attention heads of the mask decoder, which no shape tells; all released models have 8.
-    Raises CheckpointError, which begins with `origin`, when shapes are missing or contradict each other.
+    decoder_heads: attention heads of the mask decoder, which shapes do not determine; all released models have 8.
+    Raises CheckpointError, which begins with `origin`, if tensors are missing or shapes contradict each other.
     """
     try:
         tiny = detect_naming_scheme(state) is NamingScheme.MOBILE_SAM
@@ -87,7 +88,7 @@ def infer_config(state: StateDict, *, origin: str, decoder_heads: int = 8) -> di
             "decoder_heads": decoder_heads,
         }
     except KeyError as error:
-        raise CheckpointError(f"{origin} misses {error.args[0]}: give {ACCEPTED_CHECKPOINTS}") from error
+        raise CheckpointError(f"{origin} lacks {error.args[0]}: give {ACCEPTED_CHECKPOINTS}") from error
     except ValueError as error:
         raise CheckpointError(f"{origin}: {error}") from error
 
@@ -98,7 +99,7 @@ def _vit_config(state: StateDict) -> dict[str, Any]:
     tables = [state[f"{blocks}{i}.attn.rel_pos_h"].shape for i in range(_count(state, blocks))]
     windows = {(rows + 1) // 2 for rows, _ in tables if rows != 2 * grid - 1}
     if len(windows) > 1:
-        raise ValueError(f"its blocks have windows of {sorted(windows)} tokens on a grid of {grid}; one size was expected")
+        raise ValueError(f"its blocks have windows of {sorted(windows)} tokens on a grid of {grid}; expected one window size")
     return {
         "_target_": "sam_train.model.build.build_sam",
         "image_size": grid * patch_size,
@@ -112,7 +113,7 @@ def _vit_config(state: StateDict) -> dict[str, Any]:
 
 
 def _tiny_vit_config(state: StateDict) -> dict[str, Any]:
-    """No weight depends on the size of the image; 1024 is the released one."""
+    """Infer the config of MobileSAM. No weight depends on the image size; 1024 is the released one."""
     stages = range(_count(state, "image_encoder.layers."))
     biases = [state[f"image_encoder.layers.{i}.blocks.0.attn.attention_biases"].shape for i in stages[1:]]
     widths = [state[f"image_encoder.layers.{i}.downsample.conv3.c.weight"] for i in stages[:-1]]
@@ -122,33 +123,38 @@ def _tiny_vit_config(state: StateDict) -> dict[str, Any]:
         "embed_dims": [len(state["image_encoder.patch_embed.seq.2.c.weight"]), *map(len, widths)],
         "depths": [_count(state, f"image_encoder.layers.{i}.blocks.") for i in stages],
         "num_heads": [2, *(heads for heads, _ in biases)],  # the first stage has no attention: as released
-        "window_sizes": [7, *(math.isqrt(places) for _, places in biases)],
+        "window_sizes": [7, *(math.isqrt(distances) for _, distances in biases)],
         "freeze_batch_norm": True,
     }
 
 
 def _count(state: StateDict, prefix: str) -> int:
-    """How many numbers follow `prefix`. Raises KeyError for none."""
+    """Count the distinct indices that follow `prefix` in tensor names. Raises KeyError if there is none."""
     numbers = {name[len(prefix) :].partition(".")[0] for name in state if name.startswith(prefix)}
     if not numbers:
         raise KeyError(f"{prefix}0")
     return len(numbers)
 
 
-def shape_mismatches(own: StateDict, state: StateDict) -> list[str]:
-    """What keeps `state` from being loaded where `own` is: names missing, unexpected, of another shape, in turns."""
-    missing = [f"missing {name}" for name in own if name not in state]
-    unexpected = [f"unexpected {name}" for name in state if name not in own]
+def check_state_dict(expected: StateDict, state: StateDict, *, origin: str, hint: str = "") -> None:
+    """Raise CheckpointError unless `state` has the names and shapes of `expected`.
+
+    The message begins with `origin`, lists the first five tensors that are missing, unexpected or of another shape, and ends
+    with `hint`.
+    """
+    mismatches = _mismatches(expected, state)
+    if mismatches:
+        shown = "; ".join(mismatches[:5]) + (f"; and {len(mismatches) - 5} more" if len(mismatches) > 5 else "")
+        raise CheckpointError(f"{origin} does not fit the model: {shown}{hint}")
+
+
+def _mismatches(expected: StateDict, state: StateDict) -> list[str]:
+    """Return messages on missing, unexpected and misshapen tensors, interleaved so that a short list shows every kind."""
+    missing = [f"missing {name}" for name in expected if name not in state]
+    unexpected = [f"unexpected {name}" for name in state if name not in expected]
     misshapen = [
         f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
+        for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    return [problem for turn in zip_longest(missing, unexpected, misshapen) for problem in turn if problem]
-
-
-def check_shapes(problems: list[str], *, origin: str, hint: str = "") -> None:
-    """Raise CheckpointError with the first five of `problems` and their number, if there are any."""
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"{origin} does not fit the model: {shown}{hint}")
+    return [mismatch for group in zip_longest(missing, unexpected, misshapen) for mismatch in group if mismatch]

@@ -130,7 +130,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
     [
         # a checkpoint that is not there, or none
         (EVALUATE.replace("model.pt", "no.pt"), "checkpoint={world}/no.pt: no such file or folder: give the model.pt of a run"),
-        (EVALUATE.replace("model.pt", "text.pt"), "text.pt is no checkpoint"),
+        (EVALUATE.replace("model.pt", "text.pt"), "text.pt is not a checkpoint"),
         (EVALUATE.replace("model.pt", "half.pt"), "give the model.pt that sam-train wrote"),
         (EVALUATE.replace("/model.pt", ""), "no checkpoint at {world}: give"),
         (ENGINE + " checkpoint={world}/text.pt", "give the model.pt that sam-train wrote"),
@@ -154,12 +154,12 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (EVALUATE.replace("{world}/shards", "{world}/torn"), "the tar is torn or no tar"),
         (EVALUATE.replace("{world}/shards", "{world}/empty"), "no shard matches '{world}/empty': expected"),
         # places
-        (ENGINE.replace("{tmp}/out", "{world}/file"), "a file stands where a folder is wanted: name another place"),
-        (ENGINE.replace("{tmp}/out", "{world}/file/out"), "a file stands where a folder is wanted: name another place"),
+        (ENGINE.replace("{tmp}/out", "{world}/file"), "a file exists where a folder is expected: choose another path"),
+        (ENGINE.replace("{tmp}/out", "{world}/file/out"), "a file exists where a folder is expected: choose another path"),
         (ENGINE.replace("{tmp}/out", "{world}/shards"), "tars that this stage did not write: choose another out="),
-        (TRAINABLE.replace("{tmp}/run", "{world}/file"), "a file stands where a folder is wanted: name another place"),
+        (TRAINABLE.replace("{tmp}/run", "{world}/file"), "a file exists where a folder is expected: choose another path"),
         (CYCLE.replace("{tmp}/run", "{world}/file") + " " + ONE_STAGE, "a file stands where a folder is wanted"),
-        (EVALUATE + " out={world}/empty", "a folder stands where a file is wanted: name another place"),
+        (EVALUATE + " out={world}/empty", "a folder exists where a file is expected: choose another path"),
         ("sam-report run={world}/empty", "has no config.yaml: give the folder that sam-cycle wrote"),
         # values
         (TRAINABLE + " trainer.accelerator=banana", "invalid accelerator name: `accelerator='banana'`. Available names are"),
@@ -171,7 +171,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (TRAINABLE + " prompts.num_empty_rounds=7", "num_empty_rounds must be 0, 1 or 2, got 7"),
         (TRAINABLE + " data.images_per_step=0", "expected a whole number of at least 1"),
         (TRAINABLE + " model.patch_size=7", "image_size 64 must be a multiple of patch_size 7"),
-        (EVALUATE + " device=banana", "device=banana cannot be used here"),
+        (EVALUATE + " device=banana", "device=banana is unavailable on this machine"),
         (ENGINE + " images_per_shard=0", "images_per_shard is 0: expected a whole number of at least 1"),
         (ENGINE + " images_per_shard=null", "images_per_shard is None: expected"),
         (ENGINE + " first_image=-1", "first_image is -1: expected a whole number of at least 0"),
@@ -270,7 +270,7 @@ def test_full_disk(fails: Callable[..., str], tmp_path: Path, line: str, size: i
         written = [path.name for path in (tmp_path / "small").rglob("*")]
     assert message.startswith("error: ")
     assert message.count("\n") == 1
-    assert "start the same command again: what is finished stays" in message
+    assert "run the same command again: it keeps its finished results" in message
     assert [name for name in written if name.endswith((".tar", ".pt", ".ckpt", ".tmp", "metrics.json"))] == []
 
 
@@ -290,7 +290,7 @@ def test_no_permission(fails: Callable[..., str], world: Path, tmp_path: Path) -
     [
         (ConfigError("no such thing"), "error: no such thing\n", 1),
         (PermissionError(13, "Permission denied", "a"), "error: [Errno 13] Permission denied: 'a': change its permissions", 1),
-        (KeyboardInterrupt(), "interrupted: start the same command again to go on\n", 130),
+        (KeyboardInterrupt(), "interrupted: run the same command again to resume\n", 130),
     ],
 )
 def test_ways_out(error: BaseException, message: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_a_masked_auto_encoder_fills_the_encoder(shards: Path, tmp_path: Path, c
     torch.save({"model": mae}, tmp_path / "mae.pth")
     with caplog.at_level(logging.INFO, logger="sam_train"):
         path = train(shards, tmp_path / "mae.pth", *VIT, "optim.lr=0")
-    assert "mae.pth: image encoder alone, 27 tensors loaded (" in caplog.text
+    assert "mae.pth: image encoder only, 27 tensors loaded (" in caplog.text
     assert "; 2 tensors dropped (" in caplog.text
     state = load_checkpoint(path).state_dict()
     assert torch.equal(state["image_encoder.blocks.1.mlp.lin2.weight"], mae["blocks.1.mlp.fc2.weight"])

@@ -62,7 +62,7 @@ def shaken(model: Sam) -> Sam:
 
 @pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors", "huggingface"])
 def test_what_others_know_nothing_of_is_not_written_for_them(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="pass a sigmoid"):
+    with pytest.raises(CheckpointError, match="applies a sigmoid"):
         export_weights(build_sam(**VIT, iou_sigmoid=True), tmp_path / name)
     with pytest.raises(CheckpointError, match="each image's own mean"):
         export_weights(build_sam(**VIT, pixel_statistics="image"), tmp_path / name)
@@ -73,7 +73,9 @@ def test_what_others_know_nothing_of_is_not_written_for_them(name: str, tmp_path
 def test_weights_for_other_pixels_are_refused(model: Sam, theirs: str, ours: str, tmp_path: Path) -> None:
     config = {"_target_": "sam_train.model.build.build_sam", **VIT} | ({"pixel_statistics": theirs} if theirs == "image" else {})
     save_checkpoint(tmp_path / "model.pt", model, config, {})
-    with pytest.raises(CheckpointError, match=f"pixel_statistics={theirs}, this model has {ours}; set model.pixel_statistics="):
+    with pytest.raises(
+        CheckpointError, match=f"pixel_statistics={theirs}, but this model has {ours}; set model.pixel_statistics="
+    ):
         initialize_from_checkpoint(build_sam(**VIT, pixel_statistics=ours), tmp_path / "model.pt")
     initialize_from_checkpoint(build_sam(**VIT, pixel_statistics=theirs), tmp_path / "model.pt")
 
@@ -168,10 +170,10 @@ def test_a_folder_says_how_many_heads_the_decoder_has(tmp_path: Path) -> None:
     assert decoder.transformer.layers[0].self_attn.num_heads == 4  # type: ignore[union-attr]
     config = tmp_path / "folder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "sam2"}))
-    with pytest.raises(CheckpointError, match=r"config\.json is of a model of type 'sam2'; expected 'sam'"):
+    with pytest.raises(CheckpointError, match=r"config\.json has model_type 'sam2'; expected 'sam'"):
         load_checkpoint(tmp_path / "folder")
     config.write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json is no JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
         load_checkpoint(tmp_path / "folder")
 
 
@@ -193,7 +195,7 @@ def test_what_hugging_face_has_no_model_for_is_refused(model: Sam, tmp_path: Pat
 
 
 def test_another_ending_is_refused(model: Sam, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.onnx ends in \.onnx: expected \.pth, \.safetensors, or none"):
+    with pytest.raises(ValueError, match=r"model\.onnx has suffix \.onnx: expected \.pth, \.safetensors, or none"):
         export_weights(model, tmp_path / "model.onnx")
 
 
@@ -203,16 +205,16 @@ def test_what_is_missing_is_named(model: Sam, tmp_path: Path) -> None:
     torch.save(state | {"prompt_encoder.extra": torch.zeros(1)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(tmp_path / "a.pth")
-    for words in (
+    for mismatch in (
         "missing mask_decoder.iou_token",
         "missing image_encoder.blocks.1.norm1.bias",
         "unexpected prompt_encoder.extra",
     ):
-        assert words in str(error.value)
+        assert mismatch in str(error.value)
     encoder = {k: v for k, v in state.items() if k.startswith("image_encoder.")}
     torch.save(encoder, tmp_path / "b.pth")
     with pytest.raises(
-        CheckpointError, match=r"b\.pth misses mask_decoder\.transformer\.layers\.0\.mlp\.lin1\.weight: give the model\.pt"
+        CheckpointError, match=r"b\.pth lacks mask_decoder\.transformer\.layers\.0\.mlp\.lin1\.weight: give the model\.pt"
     ):
         load_checkpoint(tmp_path / "b.pth")
 
@@ -221,7 +223,7 @@ def test_a_torn_safetensors_file(model: Sam, tmp_path: Path) -> None:
     path = tmp_path / "torn.safetensors"
     export_weights(model, path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match=r"torn\.safetensors is no checkpoint \(SafetensorError.*give the model\.pt"):
+    with pytest.raises(CheckpointError, match=r"torn\.safetensors is not a checkpoint \(SafetensorError.*give the model\.pt"):
         load_checkpoint(path)
 
 
@@ -302,7 +304,7 @@ def test_mae_fills_the_encoder(extra: dict[str, Tensor], tmp_path: Path) -> None
     said = initialize_from_checkpoint(model, mae_file(mae, tmp_path / "mae.pth", extra))
     num_loaded = 3 + 3 * 12  # positions and patch embedding; a block's two norms, two projections and two of the MLP
     num_dropped, num_kept = 3 + len(extra), 3 * 2 + 6
-    assert f"image encoder alone, {num_loaded} tensors loaded (" in said
+    assert f"image encoder only, {num_loaded} tensors loaded (" in said
     assert f"; {num_dropped} tensors dropped (cls_token, " in said
     assert f"; {num_kept} tensors left as initialised (" in said
     after = model.state_dict()
@@ -344,7 +346,7 @@ def test_mae_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_mae_is_no_model_by_itself(tmp_path: Path) -> None:
     path = mae_file(FakeMae(patch=16, grid=4, dim=24, depth=3, heads=3), tmp_path / "mae.pth", {})
-    with pytest.raises(CheckpointError, match=r"image encoder alone .*init_checkpoint="):
+    with pytest.raises(CheckpointError, match=r"only an image encoder .*init_checkpoint="):
         load_checkpoint(path)
 
 
