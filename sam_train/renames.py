@@ -15,6 +15,9 @@ from sam_train.errors import ConfigError
 KEYS: Mapping[str, str] = {
     "losses.loser_weight": "losses.all_candidates_weight",
     "corpus.truth": "corpus.ground_truth",
+    "proposals.words": "proposals.text_prompts",
+    "protocol.generator.words": "protocol.generator.text_prompts",
+    "stage.generator.words": "stage.generator.text_prompts",
     "details": "high_res_features",
     "model.details": "model.high_res_features",
     "num_ahead": "num_prefetch",
@@ -35,6 +38,9 @@ KEYS: Mapping[str, str] = {
     "text.wordings": "text.templates",
 }
 """Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group."""
+
+OPTIONS: Mapping[tuple[str, str], str] = {("generator", "words"): "text_prompts"}
+"""Config group and option of an earlier version, and the option of today."""
 
 TARGETS: Mapping[str, str] = {
     "data_engine.cycle.LocalSteps": "data_engine.cycle.SubprocessRunner",
@@ -61,9 +67,11 @@ CALLBACKS: Mapping[str, str] = {"WeightAverage": "WeightEMA", "LeaveOnSignal": "
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raise ConfigError, with the new name, if a command-line override `key=value` sets a key that was renamed."""
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+        key, _, value = override.lstrip("+~").partition("=")
         if (new := _renamed(key)) is not None:
             raise ConfigError(f"{key}: renamed to {new}")
+        if (option := _renamed_option(key, value)) is not None:
+            raise ConfigError(f"{key}={value}: renamed to {key}={option}")
 
 
 def upgrade_config(config: Any) -> Any:
@@ -91,14 +99,20 @@ def _upgrade_value(key: Any, value: Any, path: tuple[str, ...]) -> Any:
 
 def _upgrade_override(text: str) -> str:
     key, equals, value = text.partition("=")
-    new = _renamed(key) if equals else None
-    return text if new is None else f"{new}={value}"
+    if not equals:
+        return text
+    return f"{_renamed(key) or key}={_renamed_option(key, value) or value}"
 
 
 def _new_key(key: Any, path: tuple[str, ...]) -> Any:
     """Return the name of today of `key` in the group that lies at `path`."""
     new = KEYS.get(".".join((*path, str(key))))
     return key if new is None else new.rpartition(".")[2]
+
+
+def _renamed_option(key: str, value: str) -> str | None:
+    """Return the name of today of an option of a config group, which `key` names as `group` or `group@package`."""
+    return OPTIONS.get((key.partition("@")[0], value))
 
 
 def _renamed(key: str) -> str | None:

@@ -66,7 +66,7 @@ def permissive_text_generator(folder: Path, words: Sequence[str]) -> list[str]:
     word, if it has a pixel."""
     clip = ["text_encoder@proposals.encoder=clip", f"proposals.encoder.model={write_tiny_clip(folder)}"]
     anything = ["proposals.pred_iou_thresh=-100", "proposals.stability_score_thresh=-1"]
-    return ["generator@proposals=words", f"proposals.words=[{','.join(words)}]", *clip, *anything]
+    return ["generator@proposals=text_prompts", f"proposals.text_prompts=[{','.join(words)}]", *clip, *anything]
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from data_engine.annotators.base import AnnotationResult
 from data_engine.ledger import Counts
-from data_engine.structures import Candidate, MaskOrigin, ReviewVerdict, SourceImage
+from data_engine.structures import ReviewVerdict, SourceImage
 from sam_train.errors import ConfigError
-from sam_train.inference import Predictor
+from sam_train.inference import GeneratedMask, MaskOrigin, PredictorLike
+from sam_train.inference.generator_types import Point
 from sam_train.masks import decode_rle, encode_rle, mask_iou, stability_score
 from sam_train.prompts import PromptSimulator
 from sam_train.structures import PointLabel, Prediction, Prompts
@@ -57,7 +58,7 @@ class SimulatedAnnotator:
         self.seconds_to_draw, self.seconds_to_review = seconds_to_draw, seconds_to_review
         self.simulator = PromptSimulator(num_corrections=max_clicks - 1, num_empty_rounds=0, box_probability=0, click="center")
 
-    def review(self, image: SourceImage, prefilled: Sequence[Candidate]) -> tuple[list[ReviewVerdict], Counts]:
+    def review(self, image: SourceImage, prefilled: Sequence[GeneratedMask]) -> tuple[list[ReviewVerdict], Counts]:
         """Keep what is close enough to an object, one mask an object; the best comes first and wins."""
         objects = torch.from_numpy(self._objects(image))
         taken: set[int] = set()
@@ -74,34 +75,36 @@ class SimulatedAnnotator:
                 verdicts.append(ReviewVerdict(kept=True))
         return verdicts, Counts(masks_reviewed=len(prefilled), seconds=self.seconds_to_review * len(prefilled))
 
-    def annotate(self, image: SourceImage, predictor: Predictor | None, existing: Sequence[Candidate]) -> AnnotationResult:
+    def annotate(
+        self, image: SourceImage, predictor: PredictorLike | None, existing: Sequence[GeneratedMask]
+    ) -> AnnotationResult:
         """Click, look, click again; draw what clicking does not bring. `predictor` already holds the image."""
         wanted = self._wanted(image, existing)
         if predictor is None:
-            masks = [self._drawn(mask, [], image) for mask in wanted]
+            masks = [self._drawn(mask, ()) for mask in wanted]
         else:
             masks = self._clicked(torch.from_numpy(wanted), predictor, image) if len(wanted) else []
         counts = Counts(
-            clicks=sum(len(m.prompts) for m in masks),
+            clicks=sum(len(m.prompt_points) for m in masks),
             masks_drawn=sum(m.origin is MaskOrigin.DRAWN for m in masks),
             masks_clicked=sum(m.origin is MaskOrigin.CLICKED for m in masks),
             seconds=sum(m.seconds for m in masks),
         )
         return AnnotationResult(masks=masks, counts=counts)
 
-    def _clicked(self, wanted: Bool[Tensor, "N H W"], predictor: Predictor, image: SourceImage) -> list[Candidate]:
+    def _clicked(self, wanted: Bool[Tensor, "N H W"], predictor: PredictorLike, image: SourceImage) -> list[GeneratedMask]:
         """All objects of the image at once, each until its answer is accepted."""
         generator = torch.Generator().manual_seed(image.image_id % 2**63)
         wanted = wanted.to(predictor.device)
         open_ = torch.arange(len(wanted), device=wanted.device)
         prompts = self.simulator.first_prompts(wanted, torch.zeros_like(open_), generator)
-        masks: dict[int, Candidate] = {}
+        masks: dict[int, GeneratedMask] = {}
         for round_ in self.simulator.draw_rounds(generator):
             best = predictor.predict(prompts, multimask_output=round_.multimask_output).best()
             answers = predictor.masks_to_image(best.mask_logits)[:, 0]
             accepted = mask_iou(answers, wanted[open_]) >= self.accept_iou
             for i in accepted.nonzero()[:, 0].tolist():
-                masks[int(open_[i])] = self._accepted(answers[i], prompts[i : i + 1], best, i, image)
+                masks[int(open_[i])] = self._accepted(answers[i], prompts[i : i + 1], best, i)
             left = ~accepted
             open_, prompts = open_[left], prompts[left]
             if not len(open_):
@@ -109,35 +112,31 @@ class SimulatedAnnotator:
             logits = best.mask_logits[left]
             prompts = self.simulator.next_prompts(round_, prompts, answers[left], wanted[open_], logits, generator)
         for i, index in enumerate(open_.tolist()):
-            masks[index] = self._drawn(wanted[index].cpu().numpy(), clicks_from_prompts(prompts[i : i + 1]), image)
+            masks[index] = self._drawn(wanted[index].cpu().numpy(), clicks_from_prompts(prompts[i : i + 1]))
         return [masks[i] for i in sorted(masks)]
 
-    def _accepted(self, answer: Tensor, prompt: Prompts, best: Prediction, i: int, image: SourceImage) -> Candidate:
+    def _accepted(self, answer: Tensor, prompt: Prompts, best: Prediction, i: int) -> GeneratedMask:
         clicks = clicks_from_prompts(prompt)
-        return Candidate(
-            rle=encode_rle(answer.cpu().numpy()),
+        return GeneratedMask.from_rle(
+            encode_rle(answer.cpu().numpy()),
             origin=MaskOrigin.CLICKED,
             predicted_iou=float(best.iou_scores[i, 0]),
             stability_score=float(stability_score(best.mask_logits[i, 0])),
-            crop_box=_whole(image),
-            point_coords=[clicks[0][:2]],
-            prompts=clicks,
+            prompt_points=clicks,
             seconds=self.seconds_to_find + self.seconds_per_click * len(clicks),
         )
 
-    def _drawn(self, mask: np.ndarray, clicks: list[list[float]], image: SourceImage) -> Candidate:
-        return Candidate(
-            rle=encode_rle(mask),
+    def _drawn(self, mask: np.ndarray, clicks: tuple[Point, ...]) -> GeneratedMask:
+        return GeneratedMask.from_rle(
+            encode_rle(mask),
             origin=MaskOrigin.DRAWN,
             predicted_iou=1.0,  # SA-1B's keys want a number
             stability_score=1.0,
-            crop_box=_whole(image),
-            point_coords=[c[:2] for c in clicks[:1]],
-            prompts=clicks,
+            prompt_points=clicks,
             seconds=self.seconds_to_find + self.seconds_per_click * len(clicks) + self.seconds_to_draw,
         )
 
-    def _wanted(self, image: SourceImage, existing: Sequence[Candidate]) -> np.ndarray:
+    def _wanted(self, image: SourceImage, existing: Sequence[GeneratedMask]) -> np.ndarray:
         """Objects that no existing mask covers, largest first, N x H x W bool."""
         objects = self._objects(image)
         if existing and len(objects):
@@ -156,12 +155,7 @@ class SimulatedAnnotator:
         return np.stack(masks) if masks else np.zeros((0, height, width), bool)
 
 
-def clicks_from_prompts(prompts: Prompts) -> list[list[float]]:
+def clicks_from_prompts(prompts: Prompts) -> tuple[Point, ...]:
     """[x, y, label] of the one prompt's clicks, in order, padding left out."""
-    points = torch.cat([prompts.points_xy[0], prompts.point_labels[0, :, None].float()], 1).tolist()
-    return [p for p in points if p[2] != PointLabel.PADDING]
-
-
-def _whole(image: SourceImage) -> list[float]:
-    height, width = image.image.shape[:2]
-    return [0.0, 0.0, float(width), float(height)]
+    points = zip(prompts.points_xy[0].tolist(), prompts.point_labels[0].tolist(), strict=True)
+    return tuple((x, y, label) for (x, y), label in points if label != PointLabel.PADDING)

@@ -18,15 +18,15 @@ from data_engine.privacy import Privacy, RedactionAudit
 from data_engine.slices.claims import Claim, ClaimLostError
 from data_engine.slices.job import EngineJob, ProgressListener, SliceProgress, SliceResult, SliceStatus
 from data_engine.slices.listing import SliceListing
+from data_engine.slices.mask_record import to_mask_record
 from data_engine.slices.prefetch import BackgroundFinisher, prefetch_images
 from data_engine.stages import Stage
-from data_engine.structures import MASK_IDS_PER_IMAGE, MaskOrigin, RedactedBox, SourceImage
+from data_engine.structures import MASK_IDS_PER_IMAGE, RedactedBox, SourceImage
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build
 from sam_train.errors import SamTrainError, SkipSampleError
-from sam_train.masks import rle_area, rle_to_box_xywh
 from sam_train.model import Sam
-from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.records import ImageRecord
 from sam_train.shards import load_manifest, write_shard
 
 MAX_UNREACHABLE = 20
@@ -85,27 +85,16 @@ class Worker:
     def _finished(self, image: SourceImage, hw: tuple[int, ...], work: AnnotationResult) -> FinishedImage:
         first_id = image.image_id * MASK_IDS_PER_IMAGE
         masks = [
-            MaskRecord(
-                id=first_id + number,
-                segmentation=candidate.rle,
-                bbox=rle_to_box_xywh(candidate.rle),
-                area=rle_area(candidate.rle),
-                predicted_iou=candidate.predicted_iou,
-                stability_score=candidate.stability_score,
-                crop_box=candidate.crop_box,
-                point_coords=candidate.point_coords,
-                provenance=Provenance(
-                    stage=self.stage.name,
-                    checkpoint=self.job.provenance["checkpoint"],
-                    annotator="automatic" if candidate.origin is MaskOrigin.GENERATED else self.stage.annotator_name,
-                    config=self.job.provenance["config"],
-                    prompts=candidate.prompts,
-                    seconds=candidate.seconds,
-                    parent=None if candidate.parent is None else first_id + candidate.parent,
-                    name=candidate.name,
-                ),
+            to_mask_record(
+                mask,
+                index,
+                first_id=first_id,
+                stage=self.stage.name,
+                annotator=self.stage.annotator_name,
+                checkpoint=self.job.provenance["checkpoint"],
+                config=self.job.provenance["config"],
             )
-            for number, candidate in enumerate(work.masks)
+            for index, mask in enumerate(work.masks)
         ]
         record = ImageRecord(key=image.key, image_id=image.image_id, width=hw[1], height=hw[0], masks=masks)
         counts = Counts(work.counts)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from data_engine.annotators import AnnotationResult
 from data_engine.ledger import Counts
-from data_engine.structures import Candidate, MaskOrigin, SourceImage
+from data_engine.structures import SourceImage
 from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskGenerator
 from sam_train.model import Sam
-from sam_train.structures import PointLabel
 
 
 class FullyAutomatic:
@@ -29,33 +28,12 @@ class FullyAutomatic:
             raise ValueError("the fully automatic stage needs a model")
         generator = self.generator
         if isinstance(generator, AutomaticMaskGenerator):
-            selection = generator.select(model, image.image)
-            return lambda: self._work(*generator.finish(selection))
-        found = generator.generate(model, image.image)
-        return lambda: self._work(*found)
+            candidates = generator.infer(model, image.image)
+            return lambda: self._result(*generator.postprocess(*candidates))
+        masks, dropped = generator.generate(model, image.image)
+        return lambda: self._result(masks, dropped)
 
-    def _work(self, found: Sequence[GeneratedMask], reasons: Counter[str]) -> AnnotationResult:
-        candidates, dropped = automatic_candidates(found, reasons)
+    def _result(self, masks: list[GeneratedMask], dropped: Counter[str]) -> AnnotationResult:
         counts = Counts({f"dropped/{reason}": number for reason, number in dropped.items()})
-        counts.add({"masks_automatic": len(candidates)})
-        return AnnotationResult(masks=candidates, counts=counts)
-
-
-def automatic_candidates(found: Sequence[GeneratedMask], dropped: Counter[str]) -> tuple[list[Candidate], Counter[str]]:
-    """What a generator found in an image, best first, and what it dropped by reason."""
-    candidates = [
-        Candidate(
-            rle=m.rle,
-            origin=MaskOrigin.GENERATED,
-            predicted_iou=m.predicted_iou,
-            stability_score=m.stability_score,
-            crop_box=[float(v) for v in (m.crop.x, m.crop.y, m.crop.width, m.crop.height)],
-            point_coords=[[x, y] for x, y, label in m.prompt if label in (PointLabel.FOREGROUND, PointLabel.BACKGROUND)],
-            prompts=[[x, y, float(label)] for x, y, label in m.prompt],
-            seconds=0.0,
-            parent=m.parent,
-            name=m.name,
-        )
-        for m in found
-    ]
-    return candidates, dropped
+        counts.add({"masks_automatic": len(masks)})
+        return AnnotationResult(masks=masks, counts=counts)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from data_engine.annotators import AnnotationResult, Annotator
 from data_engine.stages.base import immediate
-from data_engine.stages.fully_automatic import automatic_candidates
 from data_engine.structures import SourceImage
 from sam_train.inference import MaskGenerator, Predictor, generate_masks
 from sam_train.model import Sam
@@ -33,7 +32,7 @@ class SemiAutomatic:
             raise ValueError("the semi-automatic stage needs a model")
         predictor = Predictor(model)
         predictor.set_image(image.image)
-        prefilled, _ = automatic_candidates(*generate_masks(self.generator, model, image.image, predictor.image_embeddings))
+        prefilled, _ = generate_masks(self.generator, model, image.image, predictor.image_embeddings)
         verdicts, counts = self.annotator.review(image, prefilled)
         kept = [c for c, verdict in zip(prefilled, verdicts, strict=True) if verdict.kept]
         added = self.annotator.annotate(image, predictor, kept)

@@ -27,8 +27,7 @@ from sam_train.evaluation.protocol import (
     load_sample,
     mean,
 )
-from sam_train.inference import Predictor
-from sam_train.inference.predictor import make_prompts
+from sam_train.inference import Predictor, make_prompts
 from sam_train.masks import decode_rle
 from sam_train.metrics.number_of_clicks import number_of_clicks
 from sam_train.prompts.sampling import squared_distance_transform

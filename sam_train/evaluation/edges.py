@@ -20,9 +20,8 @@ from sam_train.evaluation.edge_maps import EdgeMap
 from sam_train.evaluation.protocol import EvaluationImage, EvaluationProtocol, Measurement, Summary
 from sam_train.files import atomic_write_bytes
 from sam_train.geometry import InterpolationTaps, Resize
-from sam_train.inference import Predictor
+from sam_train.inference import Predictor, click_prompts
 from sam_train.inference.grids import point_grid
-from sam_train.inference.predictor import click_prompts
 from sam_train.masks import masks_to_boxes_xyxy, nms
 from sam_train.metrics.edge_scores import MAX_DISTANCE, NUM_THRESHOLDS, edge_counts, edge_scores
 from sam_train.metrics.thinning import thin

@@ -28,8 +28,7 @@ from sam_train.evaluation.protocol import (
     load_sample,
 )
 from sam_train.files import atomic_write_bytes
-from sam_train.inference import Predictor
-from sam_train.inference.predictor import make_prompts
+from sam_train.inference import Predictor, make_prompts
 from sam_train.masks import encode_rle
 from sam_train.metrics.coco_scores import check_engine, coco_scores
 from sam_train.shards import decode_jpeg

@@ -1,4 +1,4 @@
-"""Masks from a proposer's boxes: what stage two shows before an annotator looks (paper, section 4)."""
+"""Masks from the boxes of a proposer: the prefilled masks of the semi-automatic stage (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from torch import Tensor
 from sam_train.checkpoint import atomic_torch_save
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.geometry import Resize
-from sam_train.inference.generator_types import GeneratedMask
-from sam_train.inference.grids import generate_crops
+from sam_train.inference.generator_types import GeneratedMask, encode_mask
 from sam_train.inference.predictor import Predictor
-from sam_train.masks import encode_rle, mask_nms, remove_small_regions_rle, rle_area, rle_to_box_xywh, stability_score
+from sam_train.masks import mask_nms, stability_score
 from sam_train.model import Sam
 from sam_train.model.proposer import Proposer, encoder_hash
 from sam_train.structures import PointLabel, Prompts
 
 FORMAT = "sam-train/proposer-1"
 CHUNK_SIZE = 16
-"""Masks that are brought to the size of the image together."""
+"""Masks that are upsampled to the size of the image together."""
 
 
 class BoxMaskGenerator:
-    """Boxes become masks through the decoder, which has the last word on which are shown.
+    """Segments the boxes of a class-agnostic proposer and filters the masks by the decoder's scores.
 
-    file: proposer.pt of `sam-train experiment=proposer`. score_thresh, max_boxes, box_nms_thresh: of the boxes, see `Proposer`.
-    pred_iou_thresh, stability_score_thresh: of their masks, as in AutomaticMaskGenerator. mask_nms_thresh: IoU above which the
-    lesser of two masks goes. min_region_area_px: as there. Raises CheckpointError for a file that is no proposer.
+    file: proposer.pt, as `sam-train experiment=proposer` writes it.
+    score_thresh, max_boxes, box_nms_thresh: filters of the boxes (`Proposer.propose`).
+    pred_iou_thresh, stability_score_thresh: filters of the masks, as in AutomaticMaskGenerator.
+    mask_nms_thresh: mask IoU above which the lower-scored of two masks is dropped.
+    min_region_area_px: as in AutomaticMaskGenerator.
+
+    Raises ConfigError if max_boxes is less than 1, and CheckpointError if `file` is not a proposer.
     """
 
     def __init__(
@@ -53,13 +56,13 @@ class BoxMaskGenerator:
         self.file, self.score_thresh, self.max_boxes, self.box_nms_thresh = file, score_thresh, max_boxes, box_nms_thresh
         self.pred_iou_thresh, self.stability_score_thresh = pred_iou_thresh, stability_score_thresh
         self.mask_nms_thresh, self.min_region_area_px = mask_nms_thresh, min_region_area_px
-        self.proposer, self.encoder = load_proposer(Path(file))
-        self._fits: Sam | None = None
+        self.proposer, self.encoder_hash = load_proposer(Path(file))
+        self._checked_model: Sam | None = None
 
     def generate(self, model: Sam, image: np.ndarray) -> tuple[list[GeneratedMask], Counter[str]]:
-        """Masks of an H x W x 3 uint8 RGB image, best predicted IoU first, and what was dropped by reason.
+        """Return the masks of an H x W x 3 uint8 RGB image, highest predicted IoU first, and counts of dropped masks by reason.
 
-        Raises CheckpointError for a model with another image encoder than the proposer learned on.
+        Raises CheckpointError if the model's image encoder is not the one that the proposer was trained on.
         """
         self.check_model(model)
         predictor = Predictor(model)
@@ -67,20 +70,20 @@ class BoxMaskGenerator:
         return self.generate_from_embedding(model, predictor.image_embeddings, (image.shape[0], image.shape[1]))
 
     def check_model(self, model: Sam) -> None:
-        """Raise CheckpointError for a model whose embeddings mean something else to the proposer."""
-        if self._fits is model:
+        """Raise CheckpointError if the model's image encoder is not the one that the proposer was trained on."""
+        if self._checked_model is model:
             return
-        if (other := encoder_hash(model)) != self.encoder:
-            message = f"{self.file} reads image encoder {self.encoder[:12]}, this model's is {other[:12]}"
+        if (model_hash := encoder_hash(model)) != self.encoder_hash:
+            message = f"{self.file} was trained on image encoder {self.encoder_hash[:12]}, this model's is {model_hash[:12]}"
             raise CheckpointError(f"{message}: train a proposer on it (sam-train experiment=proposer init_checkpoint=...)")
         self.proposer.to(model.pixel_mean.device)
-        self._fits = model
+        self._checked_model = model
 
     @torch.inference_mode()
     def generate_from_embedding(
         self, model: Sam, image_embedding: Float[Tensor, "1 E h w"], image_hw: tuple[int, int]
     ) -> tuple[list[GeneratedMask], Counter[str]]:
-        """As `generate`, for an image that is encoded already."""
+        """Return what `generate` returns, from the embedding of an image of height and width `image_hw`."""
         self.check_model(model)
         dropped: Counter[str] = Counter()
         resize = Resize(*image_hw, model.image_size)
@@ -96,81 +99,74 @@ class BoxMaskGenerator:
             return [], dropped
         corners = torch.cat([boxes[:, :2], (boxes[:, 2:] - 1).clamp(min=0)], 1)  # first and last pixel inside
         prompts = Prompts.from_boxes(torch.zeros(len(boxes), dtype=torch.long, device=boxes.device), corners)
-        answer = model.decode(image_embedding, prompts, multimask_output=False)
-        stability = stability_score(answer.mask_logits[:, 0])
-        sure = answer.iou_scores[:, 0] >= self.pred_iou_thresh
-        dropped["pred_iou"] += int((~sure).sum())
-        dropped["stability"] += int((sure & (stability < self.stability_score_thresh)).sum())
-        sure &= stability >= self.stability_score_thresh
-        in_image = resize.points_to_image(corners[sure].reshape(-1, 2, 2)).reshape(-1, 4)
-        scores = (answer.iou_scores[sure, 0], stability[sure])
-        masks = self._cleaned(resize, answer.mask_logits[sure], image_hw, in_image, scores, dropped)
+        prediction = model.decode(image_embedding, prompts, multimask_output=False)
+        stability = stability_score(prediction.mask_logits[:, 0])
+        passes = prediction.iou_scores[:, 0] >= self.pred_iou_thresh
+        dropped["pred_iou"] += int((~passes).sum())
+        dropped["stability"] += int((passes & (stability < self.stability_score_thresh)).sum())
+        passes &= stability >= self.stability_score_thresh
+        image_corners = resize.points_to_image(corners[passes].reshape(-1, 2, 2)).reshape(-1, 4)
+        scores = (prediction.iou_scores[passes, 0], stability[passes])
+        masks = self._to_image(resize, prediction.mask_logits[passes], image_corners, scores, dropped)
         kept = mask_nms([mask.rle for mask in masks], torch.tensor([m.predicted_iou for m in masks]), self.mask_nms_thresh)
         dropped["nms"] += len(masks) - len(kept)
         return [masks[i] for i in kept.tolist()], dropped
 
-    def _cleaned(
+    def _to_image(
         self,
         resize: Resize,
         mask_logits: Float[Tensor, "N 1 h w"],
-        image_hw: tuple[int, int],
         boxes_xyxy: Float[Tensor, "N 4"],
         scores: tuple[Tensor, Tensor],
         dropped: Counter[str],
     ) -> list[GeneratedMask]:
-        """At the size of the image, a few at a time, without small regions."""
-        found: list[GeneratedMask] = []
-        whole = generate_crops(*image_hw, 0, 0.0)[0]
+        """Upsample masks to the size of the image, a few at a time, and remove small regions."""
+        masks: list[GeneratedMask] = []
         for start in range(0, len(mask_logits), CHUNK_SIZE):
             pixels = resize.logits_to_image(mask_logits[start : start + CHUNK_SIZE])[:, 0] > 0
-            for number, mask in enumerate(pixels.cpu().numpy(), start):
-                rle = encode_rle(mask)
-                cleaned = (
-                    remove_small_regions_rle(rle, self.min_region_area_px) if self.min_region_area_px and mask.any() else rle
-                )
-                if cleaned is None or not mask.any():
-                    dropped["small_region" if mask.any() else "empty"] += 1
+            for index, mask in enumerate(pixels.cpu().numpy(), start):
+                rle = encode_mask(mask, self.min_region_area_px, dropped)
+                if rle is None:
                     continue
-                x, y, width, height = (int(side) for side in rle_to_box_xywh(cleaned))
-                left, top, right, bottom = boxes_xyxy[number].tolist()
-                prompt = ((left, top, int(PointLabel.BOX_TOP_LEFT)), (right, bottom, int(PointLabel.BOX_BOTTOM_RIGHT)))
-                found.append(
-                    GeneratedMask(
-                        rle=cleaned,
-                        area=rle_area(cleaned),
-                        box_xyxy=(x, y, x + width, y + height),
-                        predicted_iou=float(scores[0][number]),
-                        stability_score=float(scores[1][number]),
-                        prompt=prompt,
-                        crop=whole,
+                left, top, right, bottom = boxes_xyxy[index].tolist()
+                corners = ((left, top, int(PointLabel.BOX_TOP_LEFT)), (right, bottom, int(PointLabel.BOX_BOTTOM_RIGHT)))
+                masks.append(
+                    GeneratedMask.from_rle(
+                        rle,
+                        predicted_iou=float(scores[0][index]),
+                        stability_score=float(scores[1][index]),
+                        prompt_points=corners,
                     )
                 )
-        return found
+        return masks
 
 
 def save_proposer(path: Path, proposer: Proposer, model: Sam, provenance: Mapping[str, Any]) -> None:
-    """Write proposer.pt, whole or not at all. model: whose embeddings it reads."""
+    """Write proposer.pt atomically. `model` is the one whose embeddings the proposer was trained on."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in proposer.state_dict().items()}
     document = {"format": FORMAT, "proposer": state, "config": proposer.config, "encoder": encoder_hash(model)}
     atomic_torch_save(path, {**document, "provenance": dict(provenance)})
 
 
 def load_proposer(path: Path) -> tuple[Proposer, str]:
-    """The proposer of a file, in eval mode, and the hash of the image encoder that it reads. Raises CheckpointError."""
-    wanted = "give the proposer.pt that sam-train experiment=proposer wrote"
+    """Return the proposer of a file in eval mode, and the hash of the image encoder that it was trained on.
+
+    Raises CheckpointError if the file does not exist or does not hold a proposer.
+    """
+    expected = "expected the proposer.pt that sam-train experiment=proposer writes"
     if not path.is_file():
-        raise CheckpointError(f"no proposer at {path}: {wanted}")
+        raise CheckpointError(f"no such file: {path}; {expected}")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a different type for each way in which a file is wrong
+    except Exception as error:  # torch raises a different type for each kind of invalid file
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckpointError(f"{path} is no proposer ({reason}): {wanted}") from error
+        raise CheckpointError(f"{path} cannot be read as a proposer ({reason}): {expected}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no proposer but something else: {wanted}")
+        raise CheckpointError(f"{path} is not a proposer: {expected}")
     try:
         proposer = Proposer(**document["config"])
         proposer.load_state_dict(document["proposer"])
         encoder = str(document["encoder"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: its parts do not fit together ({error}): {wanted}") from error
+        raise CheckpointError(f"{path}: weights and configuration of the proposer do not match ({error}); {expected}") from error
     return proposer.eval(), encoder

@@ -1,9 +1,12 @@
-"""What makes masks without a person, and what it answers with."""
+"""Masks before they become records, and the protocols of the generators that return them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum, auto
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,18 +14,121 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_train.inference.grids import Crop
-from sam_train.inference.mask_filters import FilteredCandidate, Point
-from sam_train.masks import decode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh
+from sam_train.masks import decode_rle, encode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh
 from sam_train.model import Sam
 from sam_train.records import Rle
 
+Point = tuple[float, float, int]
+"""x and y in pixels of the image frame, and the label (`structures.PointLabel`)."""
 
-@runtime_checkable  # so that the type checks of the tests can ask
+
+class MaskOrigin(Enum):
+    """How a mask was made."""
+
+    GENERATED = auto()
+    """By the model alone, from a grid, a proposer's boxes or text prompts."""
+    CLICKED = auto()
+    """By the model, from the clicks and boxes of an annotator."""
+    DRAWN = auto()
+    """By an annotator, with the brush."""
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: cached properties need a __dict__
+class GeneratedMask:
+    """One mask of an image with its prompt and its scores, from the decoder until it is written as a `MaskRecord`.
+
+    All coordinates are pixels of the image frame.
+    """
+
+    segmentation: Rle | Callable[[], Rle]
+    """COCO compressed RLE of the mask, or a function that rasterizes it. Read `rle` instead, which calls the function once."""
+    box_xyxy: tuple[int, int, int, int]
+    """Left, top, right and bottom of the mask; right and bottom are exclusive."""
+    predicted_iou: float
+    """IoU with the object as the model estimates it, about 0 to 1; 1 for a drawn mask, which has no estimate."""
+    stability_score: float
+    """IoU of the mask cut at logits above and below 0 (paper, section B), 0 to 1; 1 for a drawn mask."""
+    crop: Crop
+    """Crop of the image that the model encoded."""
+    prompt_points: tuple[Point, ...] = ()
+    """Points of the prompt. A box is two points, its corners."""
+    origin: MaskOrigin = MaskOrigin.GENERATED
+    seconds: float = 0.0
+    """Time that an annotator spent on this mask."""
+    parent: int | None = None
+    """Index of the smallest mask of the same list that contains this one; None if there is none or it was not computed."""
+    name: str = ""
+    """Text prompt that the mask was generated from, else empty."""
+
+    @staticmethod
+    def from_rle(
+        rle: Rle,
+        *,
+        predicted_iou: float,
+        stability_score: float,
+        prompt_points: tuple[Point, ...] = (),
+        origin: MaskOrigin = MaskOrigin.GENERATED,
+        seconds: float = 0.0,
+        name: str = "",
+    ) -> GeneratedMask:
+        """Return the mask of an RLE that the model, or the annotator, made from the whole image."""
+        height, width = rle["size"]
+        return GeneratedMask(
+            segmentation=rle,
+            box_xyxy=_rle_box_xyxy(rle),
+            predicted_iou=predicted_iou,
+            stability_score=stability_score,
+            crop=Crop.whole_image(height, width),
+            prompt_points=prompt_points,
+            origin=origin,
+            seconds=seconds,
+            name=name,
+        )
+
+    @cached_property
+    def rle(self) -> Rle:
+        """COCO compressed RLE of the mask; rasterized on first use."""
+        return self.segmentation() if callable(self.segmentation) else self.segmentation
+
+    @cached_property
+    def area(self) -> int:
+        """Number of pixels."""
+        return rle_area(self.rle)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """H x W bool. Decoded on each access: all decoded masks of a large image take gigabytes."""
+        height, width = self.rle["size"]
+        return decode_rle(self.rle, height=height, width=width)
+
+    def rasterized(self) -> GeneratedMask:
+        """Return the same mask with its RLE in place of the function, which frees the logits that the function holds."""
+        return replace(self, segmentation=self.rle)
+
+    def without_small_regions(self, min_area: int, *, keep_largest: bool = False) -> GeneratedMask | None:
+        """Return the mask with small holes filled and small islands removed (`masks.remove_small_regions`).
+
+        The mask itself is returned if it has no small region, None if it has no other.
+        """
+        rle = remove_small_regions_rle(self.rle, min_area, keep_largest=keep_largest)
+        if rle is None or rle == self.rle:
+            return None if rle is None else self
+        return replace(self, segmentation=rle, box_xyxy=_rle_box_xyxy(rle))
+
+
+@runtime_checkable  # for isinstance checks in the tests
 class MaskGenerator(Protocol):
-    """Finds masks in a picture: AutomaticMaskGenerator by a grid, BoxMaskGenerator by boxes, TextMaskGenerator by words."""
+    """A method that segments an image without an annotator.
+
+    Implementations: `AutomaticMaskGenerator` (a grid of points), `BoxMaskGenerator` (boxes of a proposer),
+    `TextMaskGenerator` (text prompts).
+    """
 
     def generate(self, model: Sam, image: np.ndarray) -> tuple[list[GeneratedMask], Counter[str]]:
-        """Masks of an H x W x 3 uint8 RGB image, best predicted IoU first, and candidates dropped by reason."""
+        """Return the masks of an H x W x 3 uint8 RGB image, highest predicted IoU first, and counts of dropped candidates.
+
+        The keys of the counts name the filter that dropped the candidates.
+        """
         ...
 
 
@@ -31,71 +137,44 @@ class EmbeddingMaskGenerator(MaskGenerator, Protocol):
     """A MaskGenerator that needs only the embedding of the whole image: BoxMaskGenerator, TextMaskGenerator."""
 
     def check_model(self, model: Sam) -> None:
-        """Raise CheckpointError or ConfigError for a model that it cannot ask."""
+        """Raise CheckpointError or ConfigError if the generator does not fit the model."""
         ...
 
     def generate_from_embedding(
         self, model: Sam, image_embedding: Float[Tensor, "1 E h w"], image_hw: tuple[int, int]
     ) -> tuple[list[GeneratedMask], Counter[str]]:
-        """As `generate`, for an image that is encoded already."""
+        """Return what `generate` returns, from the embedding of an image of height and width `image_hw`."""
         ...
 
 
 def generate_masks(
-    maker: MaskGenerator, model: Sam, image: np.ndarray, image_embedding: Float[Tensor, "1 E h w"]
+    generator: MaskGenerator, model: Sam, image: np.ndarray, image_embedding: Float[Tensor, "1 E h w"]
 ) -> tuple[list[GeneratedMask], Counter[str]]:
-    """Run `maker` on an image whose embedding is known; only an EmbeddingMaskGenerator makes use of the embedding.
+    """Run `generator` on an image whose embedding is known; only an EmbeddingMaskGenerator uses the embedding.
 
-    Raises CheckpointError or ConfigError for a model that it cannot ask.
+    Raises CheckpointError or ConfigError if the generator does not fit the model.
     """
-    if not isinstance(maker, EmbeddingMaskGenerator):
-        return maker.generate(model, image)
-    maker.check_model(model)
-    return maker.generate_from_embedding(model, image_embedding, (image.shape[0], image.shape[1]))
+    if not isinstance(generator, EmbeddingMaskGenerator):
+        return generator.generate(model, image)
+    generator.check_model(model)
+    return generator.generate_from_embedding(model, image_embedding, (image.shape[0], image.shape[1]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedMask:
-    """A mask in the image frame and how it came about."""
+def encode_mask(mask: np.ndarray, min_region_area_px: int, dropped: Counter[str]) -> Rle | None:
+    """Return the RLE of an H x W bool mask without small regions.
 
-    rle: Rle
-    area: int
-    """In pixels."""
-    box_xyxy: tuple[int, int, int, int]
-    """In pixels, right and bottom exclusive."""
-    predicted_iou: float
-    stability_score: float
-    prompt: tuple[Point, ...]
-    """x, y and label (structures.PointLabel) of each point, image frame."""
-    crop: Crop
-    parent: int | None = None
-    """Which of the masks that were found with it contains it, if that was asked for: the smallest that does."""
-    name: str = ""
-    """The word that it was asked by, if it was."""
+    Returns None if nothing is left, and counts the mask as "empty" or "small_region" in `dropped`.
+    """
+    if not mask.any():
+        dropped["empty"] += 1
+        return None
+    rle = encode_rle(mask)
+    cleaned = remove_small_regions_rle(rle, min_region_area_px) if min_region_area_px else rle
+    if cleaned is None:
+        dropped["small_region"] += 1
+    return cleaned
 
-    @property
-    def mask(self) -> np.ndarray:
-        """H x W bool, decoded anew each time."""
-        height, width = self.rle["size"]
-        return decode_rle(self.rle, height=height, width=width)
 
-    @staticmethod
-    def of(found: FilteredCandidate) -> GeneratedMask:
-        """At the size of the image."""
-        return GeneratedMask(
-            rle=found.rle,
-            area=rle_area(found.rle),
-            box_xyxy=found.box_xyxy,
-            predicted_iou=found.predicted_iou,
-            stability_score=found.stability_score,
-            prompt=found.prompt,
-            crop=found.crop,
-        )
-
-    def cleaned(self, min_area: int, *, keep_largest: bool) -> GeneratedMask | None:
-        """Without small regions (masks.remove_small_regions), itself if it has none, None if it has nothing else."""
-        rle = remove_small_regions_rle(self.rle, min_area, keep_largest=keep_largest)
-        if rle is None or rle == self.rle:
-            return None if rle is None else self
-        x, y, width, height = (int(side) for side in rle_to_box_xywh(rle))
-        return replace(self, rle=rle, area=rle_area(rle), box_xyxy=(x, y, x + width, y + height))
+def _rle_box_xyxy(rle: Rle) -> tuple[int, int, int, int]:
+    x, y, width, height = (int(side) for side in rle_to_box_xywh(rle))
+    return x, y, x + width, y + height

@@ -1,9 +1,9 @@
-"""Masks at the size of the image, which need not be there: counts, boxes and runs from logits on the decoder's grid.
+"""Areas, boxes and RLEs of masks at image resolution, computed from low-resolution logits without an upsampled copy.
 
-Two bilinear steps bring logits to an image (geometry.Resize.logits_to_image). Together they make each pixel a mean of 3 x 3
-neighbouring logits at most, so it lies between the least and the greatest of the nine. All pixels with the same neighbours are
-a cell. Where the nine lie on one side of a threshold, so do all pixels of the cell; only those of the others, the *mixed*
-cells along the outline, are computed.
+Two bilinear steps bring logits to an image (geometry.Resize.logits_to_image). Together they make each pixel a weighted mean of
+3 x 3 neighbouring logits at most, so it lies between the smallest and the largest of the nine. All pixels with the same
+neighbours form a cell. Where the nine lie on one side of a threshold, so do all pixels of the cell; only the pixels of the
+other, *mixed* cells along the mask's boundary are computed.
 
 N masks · h w the decoder's grid · I J cells: rows and columns, one more than the grid's · P Q rows and columns of pixels in the
 largest cell · K some cells of any of the masks.
@@ -22,58 +22,59 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam_train.geometry import InterpolationTaps, Resize
-from sam_train.masks import extent_per_row
+from sam_train.masks import extent_per_row, run_lengths_to_rle
+from sam_train.records import Rle
 
-# Pixels that are computed at once: half a megabyte, so that a CPU does it within its caches.
-VALUES_AT_ONCE = 1 << 17
-# Pixels of the image of which there is a mask at once while its runs are found.
-PIXELS_AT_ONCE = 1 << 24
+MIXED_PIXELS_PER_CHUNK = 1 << 17
+"""Pixels of mixed cells that are computed together: half a megabyte, so that a CPU computes them within its caches."""
+MASK_PIXELS_PER_CHUNK = 1 << 24
+"""Pixels of a mask that are rasterized together for its RLE."""
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
-    """The cells along one axis."""
+class CellAxis:
+    """The cells along one axis of the image."""
 
     start: Int[Tensor, " I"]
-    """The first pixel of each."""
+    """First pixel of each cell."""
     length: Int[Tensor, " I"]
-    """How many pixels, perhaps none."""
+    """Number of pixels of each cell; may be 0."""
     weights: Float[Tensor, "3 P I"]
-    """Of the three neighbours for each pixel; NaN past the last one, which is above no threshold."""
+    """Weights of the three neighbouring logits for each pixel; NaN past a cell's last pixel, so that it exceeds no threshold."""
 
     @staticmethod
-    def of(taps: InterpolationTaps, grid: int, device: torch.device) -> Axis:
-        """From what `geometry` says of each pixel."""
-        cell = taps.first + 1  # the first cell lies before the middle of the grid's first place
+    def from_taps(taps: InterpolationTaps, grid: int, device: torch.device) -> CellAxis:
+        """Build the cells of an axis from the interpolation taps of its pixels."""
+        cell = taps.first + 1  # the first cell lies before the centre of the grid's first logit
         length = np.bincount(cell, minlength=grid + 1)
         start = np.cumsum(length) - length
         weights = np.full((3, length.max(), grid + 1), np.nan, np.float32)
         weights[:, np.arange(len(cell)) - start[cell], cell] = taps.weights.T
-        return Axis(*(torch.from_numpy(x).to(device) for x in (start, length, weights)))
+        return CellAxis(*(torch.from_numpy(x).to(device) for x in (start, length, weights)))
 
-    def __getitem__(self, cells: slice) -> Axis:
-        """Some of the cells, where they are."""
-        return Axis(self.start[cells], self.length[cells], self.weights[:, :, cells])
+    def __getitem__(self, cells: slice) -> CellAxis:
+        """Return a range of the cells with their positions in the image."""
+        return CellAxis(self.start[cells], self.length[cells], self.weights[:, :, cells])
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """What a threshold makes of masks."""
+class CellMasks:
+    """Cells of N masks cut at a threshold."""
 
     threshold: float
     above: Bool[Tensor, "N I J"]
-    """Cells all of whose pixels are above it."""
+    """Cells all of whose pixels exceed the threshold."""
     mixed: Bool[Tensor, "N I J"]
-    """Cells of which the grid does not tell."""
+    """Cells whose nine logits do not decide; their pixels must be computed."""
 
-    def __getitem__(self, masks: Tensor) -> Cut:
-        """Of some of the masks."""
-        return Cut(self.threshold, self.above[masks], self.mixed[masks])
+    def __getitem__(self, masks: Tensor) -> CellMasks:
+        """Return the cells of some of the masks."""
+        return CellMasks(self.threshold, self.above[masks], self.mixed[masks])
 
 
 @dataclass(frozen=True, slots=True)
 class LogitPatch:
-    """The part of a mask's padded logits that decides where it is above 0, and the row and column of its first cell."""
+    """The part of a mask's padded logits that determines the mask, and the row and column of its first cell."""
 
     row: int
     column: int
@@ -82,52 +83,52 @@ class LogitPatch:
 
 @dataclass(frozen=True, slots=True)
 class MaskRasterizer:
-    """All cells of an image, or a window of them."""
+    """The cells of an image, or of a rectangular range of them. Create it with `for_image`."""
 
-    rows: Axis
-    columns: Axis
+    rows: CellAxis
+    columns: CellAxis
 
     @staticmethod
     @lru_cache(maxsize=64)
-    def of(resize: Resize, grid: int, device: torch.device) -> MaskRasterizer:
-        """Those of an image for logits on `grid` x `grid`."""
-        rows, columns = (Axis.of(taps, grid, device) for taps in resize.interpolation_taps(grid))
+    def for_image(resize: Resize, grid: int, device: torch.device) -> MaskRasterizer:
+        """Return the rasterizer of an image for logits on a grid of `grid` x `grid`."""
+        rows, columns = (CellAxis.from_taps(taps, grid, device) for taps in resize.interpolation_taps(grid))
         return MaskRasterizer(rows, columns)
 
     @staticmethod
-    def padded(logits: Float[Tensor, "N h w"]) -> Float[Tensor, "N h+3 w+3"]:
-        """The logits with their ends repeated: one before and two after, so that each cell has nine."""
+    def pad(logits: Float[Tensor, "N h w"]) -> Float[Tensor, "N h+3 w+3"]:
+        """Repeat the edge logits, one before and two after, so that each cell has nine logits."""
         return F.pad(logits, (1, 2, 1, 2), mode="replicate")
 
-    def cut(self, padded: Float[Tensor, "N h w"], threshold: float) -> Cut:
-        """Decide each cell by its nine logits."""
-        low = padded > threshold
-        above, touched = _in_threes(low, torch.bitwise_and), _in_threes(low, torch.bitwise_or)
-        seen = (self.rows.length > 0)[:, None] & (self.columns.length > 0)
-        return Cut(threshold, above & seen, (above ^ touched) & seen)
+    def cut(self, padded: Float[Tensor, "N h w"], threshold: float) -> CellMasks:
+        """Classify each cell by its nine logits: all above the threshold, or mixed."""
+        exceeds = padded > threshold
+        above, touched = _reduce_3x3(exceeds, torch.bitwise_and), _reduce_3x3(exceeds, torch.bitwise_or)
+        has_pixels = (self.rows.length > 0)[:, None] & (self.columns.length > 0)
+        return CellMasks(threshold, above & has_pixels, (above ^ touched) & has_pixels)
 
-    def pixels(self, cells: Bool[Tensor, "N I J"]) -> Int[Tensor, " N"]:
-        """How many pixels some cells of each mask have."""
+    def count_pixels(self, cells: Bool[Tensor, "N I J"]) -> Int[Tensor, " N"]:
+        """Return the number of pixels in the selected cells of each mask."""
         by_row = cells.float() @ self.columns.length.float()  # whole numbers below 2^24: exact
         return (by_row.long() * self.rows.length).sum(1)
 
-    def count(self, padded: Float[Tensor, "N h w"], cut: Cut) -> Int[Tensor, " N"]:
-        """How many pixels of each mask are above the threshold."""
-        counts = self.pixels(cut.above)
-        for n, _, _, above in self._computed(padded, cut.mixed, cut.threshold):
-            counts.index_add_(0, n, above.sum((0, 1), dtype=torch.int32).long())
-        return counts
+    def areas(self, padded: Float[Tensor, "N h w"], cut: CellMasks) -> Int[Tensor, " N"]:
+        """Return the number of pixels of each mask above the threshold."""
+        areas = self.count_pixels(cut.above)
+        for n, _, _, above in self._mixed_pixels(padded, cut.mixed, cut.threshold):
+            areas.index_add_(0, n, above.sum((0, 1), dtype=torch.int32).long())
+        return areas
 
-    def boxes(self, padded: Float[Tensor, "N h w"], cut: Cut) -> Int[Tensor, "N 4"]:
-        """XYXY around the pixels above the threshold, right and bottom exclusive; zeros where there are none."""
+    def boxes(self, padded: Float[Tensor, "N h w"], cut: CellMasks) -> Int[Tensor, "N 4"]:
+        """Return XYXY boxes around the pixels above the threshold, right and bottom exclusive; zeros for an empty mask."""
         rows, columns = cut.above.any(2), cut.above.any(1)
-        # What lies between rows and between columns that are decided widens no box.
-        between = _filled(rows)[:, :, None] & _filled(columns)[:, None]
+        # Mixed cells between rows and between columns that are decided cannot widen the box.
+        enclosed = _fill_gaps(rows)[:, :, None] & _fill_gaps(columns)[:, None]
         pixel_rows, pixel_columns = (
-            some.repeat_interleave(axis.length, 1) for some, axis in ((rows, self.rows), (columns, self.columns))
+            decided.repeat_interleave(axis.length, 1) for decided, axis in ((rows, self.rows), (columns, self.columns))
         )
         first_row, first_column = self.rows.start[0], self.columns.start[0]
-        for n, i, j, above in self._computed(padded, cut.mixed & ~between, cut.threshold):
+        for n, i, j, above in self._mixed_pixels(padded, cut.mixed & ~enclosed, cut.threshold):
             p, k = above.any(1).nonzero().unbind(1)
             pixel_rows[n[k], self.rows.start[i[k]] + p - first_row] = True
             q, k = above.any(0).nonzero().unbind(1)
@@ -136,26 +137,30 @@ class MaskRasterizer:
         corners = torch.stack([left + first_column, top + first_row, right + first_column, bottom + first_row], 1)
         return corners * (right > left)[:, None]
 
-    def patch(self, padded: Float[Tensor, "h w"], cut: Cut) -> LogitPatch:
-        """What `runs` needs of a mask, on the CPU. `cut` is that mask's at 0, not empty."""
+    def crop_logits(self, padded: Float[Tensor, "h w"], cut: CellMasks) -> LogitPatch:
+        """Return the logits that `encode_rle` needs, copied to the CPU. `cut` is the cut of this one mask at 0, not empty."""
         touched = cut.above[0] | cut.mixed[0]
         (top, bottom), (left, right) = (tuple(int(x) for x in extent_per_row(touched.any(axis)[None])) for axis in (1, 0))
         return LogitPatch(top, left, padded[top : bottom + 2, left : right + 2].cpu().clone())
 
-    def window(self, rows: slice, columns: slice) -> MaskRasterizer:
-        """Some of the cells; they belong to logits that begin with theirs and end two after theirs."""
+    def cell_range(self, rows: slice, columns: slice) -> MaskRasterizer:
+        """Return the rasterizer of a range of cells; its padded logits begin with the first cell and end two past the last."""
         return MaskRasterizer(self.rows[rows], self.columns[columns])
 
-    def runs(self, patch: LogitPatch, x: int, y: int, image_hw: tuple[int, int]) -> Int[np.ndarray, " R"]:
-        """Lengths of the runs below and above 0 by turns, column by column (COCO's RLE), of a mask whose frame lies at (x, y)."""
+    def encode_rle(self, patch: LogitPatch, x: int, y: int, image_hw: tuple[int, int]) -> Rle:
+        """Return the COCO RLE of a mask in an image of size `image_hw` in which the mask's frame lies at (x, y)."""
+        return run_lengths_to_rle(self.run_lengths(patch, x, y, image_hw), *image_hw)
+
+    def run_lengths(self, patch: LogitPatch, x: int, y: int, image_hw: tuple[int, int]) -> Int[np.ndarray, " R"]:
+        """Return the alternating lengths of the runs below and above 0, column by column: COCO's uncompressed RLE counts."""
         height, num_pixels = image_hw[0], image_hw[0] * image_hw[1]
         num_rows, num_columns = (side - 2 for side in patch.logits.shape)
         rows = slice(patch.row, patch.row + num_rows)
-        step = max(1, PIXELS_AT_ONCE // (height * self.columns.weights.shape[1]))
+        step = max(1, MASK_PIXELS_PER_CHUNK // (height * self.columns.weights.shape[1]))
         changes, last = [np.zeros(1, np.int64)], False
         for at in range(0, num_columns, step):
-            band = self.window(rows, slice(patch.column + at, patch.column + min(at + step, num_columns)))
-            canvas = band._columns_of_pixels(patch.logits[:, at : at + step + 2], y, height).numpy().reshape(-1)
+            band = self.cell_range(rows, slice(patch.column + at, patch.column + min(at + step, num_columns)))
+            canvas = band._rasterize_columns(patch.logits[:, at : at + step + 2], y, height).numpy().reshape(-1)
             if not len(canvas):
                 continue
             offset = (x + int(band.columns.start[0])) * height
@@ -168,30 +173,30 @@ class MaskRasterizer:
             changes.append(np.array([end]))
         return np.diff(np.concatenate([*changes, [num_pixels]]))
 
-    def _columns_of_pixels(self, padded: Float[Tensor, "h w"], y: int, height: int) -> Bool[Tensor, "columns rows"]:
-        """The mask's own columns, each over the whole height of the image, in which the frame begins at row y."""
+    def _rasterize_columns(self, padded: Float[Tensor, "h w"], y: int, height: int) -> Bool[Tensor, "columns rows"]:
+        """Return the pixel columns of these cells over the whole height of the image, in which the frame begins at row y."""
         cut = self.cut(padded[None], 0.0)
-        own = cut.above[0].T.repeat_interleave(self.rows.length, 1).repeat_interleave(self.columns.length, 0)
+        decided = cut.above[0].T.repeat_interleave(self.rows.length, 1).repeat_interleave(self.columns.length, 0)
         top, left = int(self.rows.start[0]), int(self.columns.start[0])
-        canvas = own.new_zeros(len(own), height)
-        canvas[:, y + top : y + top + own.shape[1]] = own
-        for _, i, j, above in self._computed(padded[None], cut.mixed, 0.0):
+        canvas = decided.new_zeros(len(decided), height)
+        canvas[:, y + top : y + top + decided.shape[1]] = decided
+        for _, i, j, above in self._mixed_pixels(padded[None], cut.mixed, 0.0):
             p, q, k = above.nonzero().unbind(1)
             canvas[self.columns.start[j[k]] - left + q, self.rows.start[i[k]] + y + p] = True
         return canvas
 
-    def _computed(
+    def _mixed_pixels(
         self, padded: Float[Tensor, "N h w"], cells: Bool[Tensor, "N I J"], threshold: float
     ) -> Iterator[tuple[Int[Tensor, " K"], Int[Tensor, " K"], Int[Tensor, " K"], Bool[Tensor, "P Q K"]]]:
-        """For some cells at a time: mask, row and column, and which of their pixels are above the threshold."""
+        """Yield chunks of the selected cells: mask, row and column of each cell, and which of its pixels exceed the threshold."""
         height, width = padded.shape[1:]
         around = torch.tensor([[a * width + b] for a in range(3) for b in range(3)], device=padded.device)
-        num_cells = max(1, VALUES_AT_ONCE // (self.rows.weights.shape[1] * self.columns.weights.shape[1]))
+        num_cells = max(1, MIXED_PIXELS_PER_CHUNK // (self.rows.weights.shape[1] * self.columns.weights.shape[1]))
         for n, i, j in (part.unbind(1) for part in cells.nonzero().split(num_cells)):
             by_row, by_column = self.rows.weights[:, :, i], self.columns.weights[:, :, j]
             nine = padded.take((n * height + i) * width + j + around).unflatten(0, (3, 3))
             values = None
-            for b in range(3):  # cells last: they are many, and what is done to all of them is done at once
+            for b in range(3):  # cells are the last axis: they are the most, and each operation covers all of them
                 column = by_row[0] * nine[0, b]
                 column.addcmul_(by_row[1], nine[1, b]).addcmul_(by_row[2], nine[2, b])
                 values = column[:, None] * by_column[b] if values is None else values.addcmul_(column[:, None], by_column[b])
@@ -199,12 +204,12 @@ class MaskRasterizer:
             yield n, i, j, values > threshold
 
 
-def _in_threes(cells: Bool[Tensor, "N h w"], both: Callable[[Tensor, Tensor], Tensor]) -> Bool[Tensor, "N I J"]:
-    """All, or any, of each 3 x 3 neighbours."""
-    cells = both(both(cells[:, :-2], cells[:, 1:-1]), cells[:, 2:])
-    return both(both(cells[:, :, :-2], cells[:, :, 1:-1]), cells[:, :, 2:])
+def _reduce_3x3(cells: Bool[Tensor, "N h w"], reduce: Callable[[Tensor, Tensor], Tensor]) -> Bool[Tensor, "N I J"]:
+    """Reduce each 3 x 3 neighbourhood by a binary operation (and, or)."""
+    cells = reduce(reduce(cells[:, :-2], cells[:, 1:-1]), cells[:, 2:])
+    return reduce(reduce(cells[:, :, :-2], cells[:, :, 1:-1]), cells[:, :, 2:])
 
 
-def _filled(some: Bool[Tensor, "N I"]) -> Bool[Tensor, "N I"]:
-    """From the first to the last that is set."""
-    return (some.cumsum(1) > 0) & (some.flip(1).cumsum(1) > 0).flip(1)
+def _fill_gaps(flags: Bool[Tensor, "N I"]) -> Bool[Tensor, "N I"]:
+    """Set all flags between the first and the last that are set."""
+    return (flags.cumsum(1) > 0) & (flags.flip(1).cumsum(1) > 0).flip(1)

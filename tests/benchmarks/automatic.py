@@ -107,9 +107,9 @@ def ours(weights: Path, parts: dict[str, float]) -> Generate:
         (MaskDecoder, "_answer", "decoder", threads),
         (Filters, "stability", "stability", threads),
         (MaskRasterizer, "boxes", "boxes", threads),
-        (MaskRasterizer, "patch", "patches", threads),
-        (MaskRasterizer, "runs", "rle", 1),
-        (AutomaticMaskGenerator, "_distinct", "nms", 1),
+        (MaskRasterizer, "crop_logits", "patches", threads),
+        (MaskRasterizer, "run_lengths", "rle", 1),
+        (AutomaticMaskGenerator, "_nms", "nms", 1),
     ):
         watch(place, name, part, parts, num_threads)
     generator = build(OmegaConf.load(Path(config_dir()) / "generator" / "released.yaml"))

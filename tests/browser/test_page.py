@@ -58,7 +58,7 @@ def test_hover_click_remove_cycle_commit(at: Any) -> None:
 def test_the_mask_is_what_torch_makes_of_the_same_clicks(at: Any, checkpoint: Path) -> None:
     """Embedding, ONNX in WebAssembly, resampling and RLE in the page against the predictor."""
     from sam_train.inference import load_predictor
-    from sam_train.inference.predictor import make_prompts
+    from sam_train.inference.prompt_arrays import make_prompts
     from sam_train.shards import decode_jpeg
 
     at.click(120, 90)

@@ -28,7 +28,7 @@ from sam_train.evaluate import run as evaluate
 from sam_train.evaluation.text_figures import CAPTION_PX
 from sam_train.export import run as export
 from sam_train.inference import load_predictor
-from sam_train.inference.predictor import make_prompts
+from sam_train.inference.prompt_arrays import make_prompts
 from sam_train.records import Provenance
 from sam_train.shards import iterate_samples, write_shard
 from sam_train.structures import Batch, Prompts
@@ -225,9 +225,9 @@ def test_another_encoder_is_refused(trained: Path, shards: Path, tmp_path: Path)
 
 def test_the_engine_asks_by_a_list_of_words(trained: Path, shards: Path, clip: str, tmp_path: Path) -> None:
     by_words = [
-        "generator@stage.generator=words",
+        "generator@stage.generator=text_prompts",
         "text_encoder@stage.generator.encoder=clip",
-        "stage.generator.words=[cat,red car]",
+        "stage.generator.text_prompts=[cat,red car]",
     ]
     anything = [
         f"stage.generator.encoder.model={clip}",

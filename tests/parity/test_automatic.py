@@ -157,14 +157,16 @@ def assert_same(found: list[GeneratedMask], expected: list[dict[str, Any]], *, e
     """Mask by mask; `exact` to a pixel in ten thousand, else to an IoU of 0.99."""
     assert len(found) == len(expected)
     assert [m.predicted_iou for m in found] == sorted((m.predicted_iou for m in found), reverse=True)
-    found = sorted(found, key=lambda m: ([m.crop.x, m.crop.y, m.crop.width], *np.round(m.prompt[0][:2], 2), m.predicted_iou))
+    found = sorted(
+        found, key=lambda m: ([m.crop.x, m.crop.y, m.crop.width], *np.round(m.prompt_points[0][:2], 2), m.predicted_iou)
+    )
     expected = sorted(expected, key=lambda m: (m["crop_box"][:3], *np.round(m["point_coords"][0], 2), m["predicted_iou"]))
     for mine, theirs in zip(found, expected, strict=True):
         assert coco_mask.iou([mine.rle], [theirs["segmentation"]], [0])[0, 0] >= (0.9999 if exact else 0.99)
         assert mine.area == pytest.approx(theirs["area"], rel=1e-4 if exact else 1e-2)
         assert mine.predicted_iou == pytest.approx(theirs["predicted_iou"], abs=1e-4)
         assert mine.stability_score == pytest.approx(theirs["stability_score"], abs=1e-3)
-        assert [point[:2] for point in mine.prompt] == [pytest.approx(point, abs=1e-3) for point in theirs["point_coords"]]
+        assert [point[:2] for point in mine.prompt_points] == [pytest.approx(point, abs=1e-3) for point in theirs["point_coords"]]
         assert [mine.crop.x, mine.crop.y, mine.crop.width, mine.crop.height] == theirs["crop_box"]
         x0, y0, x1, y1 = mine.box_xyxy
         assert [x0, y0, x1 - 1 - x0, y1 - 1 - y0] == pytest.approx(theirs["bbox"], abs=0 if exact else 2)

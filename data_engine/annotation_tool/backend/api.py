@@ -247,7 +247,7 @@ def _proposal_from_model(mask: GeneratedMask, checkpoint: str) -> ProposedMask:
         name=mask.name,
         predicted_iou=mask.predicted_iou,
         stability_score=mask.stability_score,
-        prompts=[[x, y, float(label)] for x, y, label in mask.prompt],
+        prompts=[[x, y, float(label)] for x, y, label in mask.prompt_points],
         checkpoint=checkpoint,
     )
 

@@ -14,14 +14,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.annotation_tool.backend.mask_store import AnnotatedMask
 from sam_train.errors import ConfigError
 from sam_train.geometry import Resize
-from sam_train.inference import Predictor
 from sam_train.structures import PointLabel, Prediction, Prompts
 
 
@@ -156,8 +155,8 @@ class AnnotationClient:
         return content
 
 
-class RemotePredictor(Predictor):
-    """A predictor for one task's image that decodes on the server, with one request per prompt; `SimulatedAnnotator` uses it."""
+class RemotePredictor:
+    """A predictor (`PredictorLike`) for one task's image that decodes on the server, with one request per prompt."""
 
     def __init__(self, client: AnnotationClient, task: dict[str, Any], model: Mapping[str, Any]) -> None:
         self._client, self._task, self._checkpoint = client, task["id"], model["checkpoint"]
@@ -173,9 +172,9 @@ class RemotePredictor(Predictor):
         logits, scores = zip(*(self._decode(prompts[i : i + 1], multimask_output) for i in range(len(prompts))), strict=True)
         return Prediction(mask_logits=torch.from_numpy(np.stack(logits)), iou_scores=torch.from_numpy(np.stack(scores)))
 
-    def logits_to_image(self, mask_logits: Float[Tensor, "N M h w"], image: int | None = None) -> Float[Tensor, "N M H W"]:
-        """Resample logits to the image as `Predictor.logits_to_image` does."""
-        return self._resize.logits_to_image(mask_logits)
+    def masks_to_image(self, mask_logits: Float[Tensor, "N M h w"], image_index: int | None = None) -> Bool[Tensor, "N M H W"]:
+        """Return masks at the resolution of the task's image. `image_index` is ignored, as there is one image."""
+        return self._resize.logits_to_image(mask_logits) > 0
 
     def _decode(self, prompt: Prompts, multimask_output: bool) -> tuple[np.ndarray, np.ndarray]:
         points = torch.cat([prompt.points_xy[0], prompt.point_labels[0, :, None].float()], 1).tolist()

@@ -173,7 +173,7 @@ class EmbeddingService:
                 self._predictor.set_image(image)  # writes it to the cache
                 embedding = self._cache.load(image)
             if embedding is None:
-                raise SamTrainError(f"{self._cache.path_of(image)} was written and cannot be read back: check the disk")
+                raise SamTrainError(f"{self._cache.embedding_path(image)} was written and cannot be read back: check the disk")
             self._store(key, embedding)
             self._proposals[key] = self._generate_masks(image, embedding)
         except (SamTrainError, OSError, ValueError, RuntimeError) as error:  # reported to this image's page only

@@ -14,7 +14,8 @@ from data_engine.annotation_tool.backend.mask_store import AnnotatedMask
 from data_engine.annotators.simulated import SimulatedAnnotator
 from data_engine.ledger import Counts
 from data_engine.sources import Source
-from data_engine.structures import Candidate, MaskOrigin, SourceImage
+from data_engine.structures import SourceImage
+from sam_train.inference import GeneratedMask, MaskOrigin
 
 SAME_OBJECT_IOU = 0.5
 """A proposed mask that overlaps a new mask by at least this IoU is corrected to it instead of deleted."""
@@ -80,9 +81,11 @@ class SimulatedClient:
         counts.add({"masks": len(work.masks)})
         return counts
 
-    def _review_proposals(self, task: dict[str, Any], image: SourceImage) -> tuple[Counts, list[Candidate], dict[str, Candidate]]:
+    def _review_proposals(
+        self, task: dict[str, Any], image: SourceImage
+    ) -> tuple[Counts, list[GeneratedMask], dict[str, GeneratedMask]]:
         """Accept the correct proposals; return the cost, the masks that stay, and the wrong proposals by id."""
-        wrong: dict[str, Candidate] = {}
+        wrong: dict[str, GeneratedMask] = {}
         proposed = [mask for mask in task["masks"] if mask["origin"] == "proposed"]
         existing = [_candidate(mask) for mask in task["masks"] if mask["origin"] != "proposed"]
         verdicts, counts = self.annotator.review(image, [_candidate(mask) for mask in proposed])
@@ -99,22 +102,22 @@ class SimulatedClient:
             existing.append(_candidate(mask))
         return Counts(counts), existing, wrong
 
-    def _annotated_mask(self, candidate: Candidate) -> AnnotatedMask:
+    def _annotated_mask(self, candidate: GeneratedMask) -> AnnotatedMask:
         return AnnotatedMask(
             rle=candidate.rle,
             origin=_ORIGINS[candidate.origin],
             predicted_iou=candidate.predicted_iou,
             stability_score=candidate.stability_score,
-            prompts=candidate.prompts,
-            clicks=len(candidate.prompts),
+            prompts=[[x, y, float(label)] for x, y, label in candidate.prompt_points],
+            clicks=len(candidate.prompt_points),
             strokes=int(candidate.origin is MaskOrigin.DRAWN),
             seconds=candidate.seconds,
             wall_seconds=candidate.seconds,
-            checkpoint=self.model["checkpoint"] if self.model and candidate.prompts else "",
+            checkpoint=self.model["checkpoint"] if self.model and candidate.prompt_points else "",
         )
 
 
-def _pop_overlapping(wrong: dict[str, Candidate], candidate: Candidate) -> str | None:
+def _pop_overlapping(wrong: dict[str, GeneratedMask], candidate: GeneratedMask) -> str | None:
     """Remove the wrong proposal that `candidate` corrects and return its id, None if there is none."""
     if not wrong:
         return None
@@ -126,15 +129,12 @@ def _pop_overlapping(wrong: dict[str, Candidate], candidate: Candidate) -> str |
     return best
 
 
-def _candidate(mask: Mapping[str, Any]) -> Candidate:
-    height, width = mask["rle"]["size"]
-    return Candidate(
-        rle=mask["rle"],
+def _candidate(mask: Mapping[str, Any]) -> GeneratedMask:
+    return GeneratedMask.from_rle(
+        mask["rle"],
         origin={"clicked": MaskOrigin.CLICKED, "drawn": MaskOrigin.DRAWN}.get(mask["origin"], MaskOrigin.GENERATED),
         predicted_iou=mask["predicted_iou"],
         stability_score=1.0,
-        crop_box=[0.0, 0.0, float(width), float(height)],
-        point_coords=[],
-        prompts=mask["prompts"],
+        prompt_points=tuple((x, y, int(label)) for x, y, label in mask["prompts"]),
         seconds=mask["seconds"],
     )

@@ -10,9 +10,10 @@ from conftest import make_mask_record
 from torch import Tensor
 
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.structures import Candidate, MaskOrigin, SourceImage
+from data_engine.structures import SourceImage
 from sam_train.errors import ConfigError
-from sam_train.inference import Predictor
+from sam_train.inference import GeneratedMask, MaskOrigin, Predictor
+from sam_train.inference.grids import Crop
 from sam_train.masks import encode_rle, mask_iou
 from sam_train.records import ImageRecord
 from sam_train.structures import PointLabel, Prediction, Prompts
@@ -40,17 +41,8 @@ def image_of(masks: list[np.ndarray] | None) -> SourceImage:
     return SourceImage(key="a", image_id=5, image=pixels, jpeg=b"", origin="a.jpg", record=record)
 
 
-def candidate(mask: np.ndarray) -> Candidate:
-    return Candidate(
-        rle=encode_rle(mask),
-        origin=MaskOrigin.GENERATED,
-        predicted_iou=0.9,
-        stability_score=0.9,
-        crop_box=[],
-        point_coords=[],
-        prompts=[],
-        seconds=0.0,
-    )
+def candidate(mask: np.ndarray) -> GeneratedMask:
+    return GeneratedMask.from_rle(encode_rle(mask), predicted_iou=0.9, stability_score=0.9)
 
 
 class KnownAnswers(Predictor):
@@ -79,7 +71,7 @@ class KnownAnswers(Predictor):
     def predict(self, prompts: Prompts, *, multimask_output: bool) -> Prediction:
         asked, answers = {}, []
         for points, labels in zip(prompts.points_xy, prompts.point_labels, strict=True):
-            clicks = [[*xy, label] for xy, label in zip(points.tolist(), labels.tolist(), strict=True) if label >= 0]
+            clicks = tuple((*xy, label) for xy, label in zip(points.tolist(), labels.tolist(), strict=True) if label >= 0)
             x, y, _ = clicks[0]
             which = int(self.objects[:, int(y), int(x)].nonzero()[0, 0])
             asked[which] = clicks
@@ -106,7 +98,7 @@ def annotator(**options: float) -> SimulatedAnnotator:
 def test_without_a_model_all_is_drawn_largest_first() -> None:
     work = annotator().annotate(image_of(OBJECTS), None, [])
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
-    assert [(c.prompts, c.point_coords, c.seconds, c.crop_box) for c in work.masks] == [([], [], 36.0, [0, 0, WIDTH, HEIGHT])] * 3
+    assert [(c.prompt_points, c.seconds, c.crop) for c in work.masks] == [((), 36.0, Crop.whole_image(HEIGHT, WIDTH))] * 3
     assert work.counts == {"clicks": 0, "masks_drawn": 3, "masks_clicked": 0, "seconds": 108.0}
 
 
@@ -115,10 +107,9 @@ def test_clicks_until_accepted_then_never_again() -> None:
     work = annotator(max_clicks=5).annotate(image_of(OBJECTS), predictor, [])
     assert [set(asked) for asked in predictor.asked] == [{0, 1, 2}, {1, 2}, {1}]
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
-    assert [len(c.prompts) for c in work.masks] == [3, 2, 1]
+    assert [len(c.prompt_points) for c in work.masks] == [3, 2, 1]
     assert [c.seconds for c in work.masks] == [2 + 3 * 1.5, 2 + 2 * 1.5, 2 + 1.5]
     assert [c.predicted_iou for c in work.masks] == [0.75] * 3
-    assert [c.point_coords for c in work.masks] == [[c.prompts[0][:2]] for c in work.masks]
     assert work.counts == {"clicks": 6, "masks_drawn": 0, "masks_clicked": 3, "seconds": 6 + 6 * 1.5}
 
 
@@ -146,7 +137,7 @@ def test_takes_the_brush_when_patience_ends() -> None:
 def test_no_more_clicks_than_its_patience(max_clicks: int) -> None:
     predictor = KnownAnswers([NEVER] * 3)
     work = annotator(max_clicks=max_clicks).annotate(image_of(OBJECTS), predictor, [])
-    assert [len(c.prompts) for c in work.masks] == [max_clicks] * 3
+    assert [len(c.prompt_points) for c in work.masks] == [max_clicks] * 3
     assert len(predictor.asked) == max_clicks
 
 
@@ -171,7 +162,7 @@ def test_too_much_is_clicked_away() -> None:
 
     predictor = TooMuch([1], [SMALL])
     (mask,) = annotator().annotate(image_of([SMALL]), predictor, []).masks
-    (_, (x, y, label)) = mask.prompts
+    (_, (x, y, label)) = mask.prompt_points
     assert label == PointLabel.BACKGROUND
     assert not SMALL[int(y), int(x)]
 
@@ -195,7 +186,7 @@ def test_acceptance_is_at_the_threshold() -> None:
 
     for accept_iou, num_clicks in ((0.9, 1), (0.91, 3)):
         work = annotator(accept_iou=accept_iou, max_clicks=3).annotate(image_of([LARGE]), Nearly([1], [LARGE]), [])
-        assert len(work.masks[0].prompts) == num_clicks
+        assert len(work.masks[0].prompt_points) == num_clicks
         np.testing.assert_array_equal(work.masks[0].mask, nearly if num_clicks == 1 else LARGE)
 
 
@@ -204,7 +195,7 @@ def test_what_is_there_is_not_annotated_again() -> None:
     predictor = KnownAnswers([1, 1, 1])
     work = annotator().annotate(image_of(OBJECTS), predictor, existing)
     np.testing.assert_array_equal([c.mask for c in work.masks], [MIDDLE, SMALL])
-    assert predictor.asked == [{0: work.masks[1].prompts, 2: work.masks[0].prompts}]
+    assert predictor.asked == [{0: work.masks[1].prompt_points, 2: work.masks[0].prompt_points}]
 
 
 def test_poor_cover_does_not_count() -> None:

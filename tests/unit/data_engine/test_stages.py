@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,10 +12,9 @@ from omegaconf import OmegaConf
 
 from data_engine.annotators import SimulatedAnnotator
 from data_engine.stages import AssistedManual, FullyAutomatic, SemiAutomatic, Stage
-from data_engine.structures import MaskOrigin, SourceImage
+from data_engine.structures import SourceImage
 from sam_train.config import build, config_dir
-from sam_train.inference import AutomaticMaskGenerator, GeneratedMask
-from sam_train.inference.automatic import Selection
+from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskOrigin
 from sam_train.inference.grids import Crop
 from sam_train.masks import encode_rle
 from sam_train.model import Sam
@@ -38,20 +38,16 @@ class KnownMasks(AutomaticMaskGenerator):
         super().__init__()
         self.masks = masks
 
-    def select(self, model: Sam, image: np.ndarray, prompts: Prompts | None = None) -> Selection:
-        return Selection([], Counter())
+    def infer(self, model: Sam, image: np.ndarray, prompts: Prompts | None = None) -> tuple[list[GeneratedMask], Counter[str]]:
+        return [], Counter()
 
-    def finish(self, selection: Selection) -> tuple[list[GeneratedMask], Counter[str]]:
-        crop = Crop(0, 0, WIDTH, HEIGHT, 0)
+    def postprocess(self, masks: Sequence[GeneratedMask], dropped: Counter[str]) -> tuple[list[GeneratedMask], Counter[str]]:
         found = [
-            GeneratedMask(
-                rle=encode_rle(mask),
-                area=int(mask.sum()),
-                box_xyxy=(0, 0, 1, 1),
+            GeneratedMask.from_rle(
+                encode_rle(mask),
                 predicted_iou=0.9 - i / 10,
                 stability_score=0.97,
-                prompt=((3.0, 4.0, 1),),
-                crop=crop,
+                prompt_points=((3.0, 4.0, 1),),
             )
             for i, mask in enumerate(self.masks)
         ]
@@ -133,7 +129,7 @@ def test_fully_automatic(image: SourceImage, model: Sam) -> None:
     first = work.masks[0]
     assert first.origin is MaskOrigin.GENERATED
     assert (first.predicted_iou, first.stability_score, first.seconds) == (0.9, 0.97, 0)
-    assert (first.crop_box, first.point_coords, first.prompts) == ([0, 0, WIDTH, HEIGHT], [[3, 4]], [[3, 4, 1]])
+    assert (first.crop, first.prompt_points) == (Crop.whole_image(HEIGHT, WIDTH), ((3, 4, 1),))
     assert work.counts == {"dropped/stability": 7, "dropped/nms": 2, "masks_automatic": 2}
 
 

@@ -20,7 +20,6 @@ from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.proposals import PAPER, ProposalProtocol
 from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, Predictor
-from sam_train.inference.grids import Crop
 from sam_train.masks import encode_rle
 from sam_train.shards import write_shard
 
@@ -44,15 +43,7 @@ class Known(AutomaticMaskGenerator):
 
     def generate(self, model: Any, image: np.ndarray, prompts: Any = None) -> tuple[list[GeneratedMask], Counter[str]]:
         masks = [
-            GeneratedMask(
-                rle=encode_rle(mask),
-                area=int(mask.sum()),
-                box_xyxy=(0, 0, 1, 1),
-                predicted_iou=iou,
-                stability_score=stability,
-                prompt=(),
-                crop=Crop(0, 0, SIZE, SIZE, 0),
-            )
+            GeneratedMask.from_rle(encode_rle(mask), predicted_iou=iou, stability_score=stability)
             for mask, iou, stability in self.found
         ]
         return masks, Counter()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sam_train.inference import AutomaticMaskGenerator
 from sam_train.inference.grids import Crop
 from sam_train.inference.mask_filters import touches_inner_edge
-from sam_train.inference.predictor import click_prompts, make_prompts
+from sam_train.inference.prompt_arrays import click_prompts, make_prompts
 from sam_train.model import Sam
 from sam_train.model.mask_decoder import DecodeJob
 from sam_train.structures import PointLabel, Prediction, Prompts
@@ -124,7 +124,7 @@ def test_each_filter_drops_what_it_is_for() -> None:
     assert np.array_equal(whole.mask, rect(36, 36, 60, 60).numpy() > 0), "hole filled, island gone"
     assert np.array_equal(first.mask, rect(4, 4, 28, 28).numpy() > 0)
     assert [m.box_xyxy for m in masks] == [(36, 36, 60, 60), (4, 4, 28, 28), (40, 4, 60, 24)]
-    assert [m.prompt for m in masks] == [((48, 48, 1),), ((16, 16, 1),), ((48, 48, 1),)]
+    assert [m.prompt_points for m in masks] == [((48, 48, 1),), ((16, 16, 1),), ((48, 48, 1),)]
     assert [m.area for m in masks] == [24 * 24, 24 * 24, 20 * 20]
     assert last.stability_score == 1
     assert last.crop == Crop(0, 0, SIZE, SIZE, 0)
@@ -180,7 +180,7 @@ def test_objects_are_found_at_the_size_of_the_image(height: int, width: int) -> 
     found = [m for m in masks if (m.mask & red).sum() / (m.mask | red).sum() > 0.9]
     assert len(found) == 1
     assert all(m.mask.shape == (height, width) for m in masks)
-    ((x, y, _),) = found[0].prompt
+    ((x, y, _),) = found[0].prompt_points
     assert red[int(y), int(x)]
     assert dropped["nms"] > 10, "the same object from many clicks"
 
@@ -198,7 +198,7 @@ def test_crops_zoom_in_and_their_cut_masks_go() -> None:
     assert boxes[64, 64, 192, 192] == 0
     assert boxes[0, 0, 32, 32] == 2, "the most zoomed-in wins"
     for m in masks:
-        ((x, y, _),) = m.prompt
+        ((x, y, _),) = m.prompt_points
         assert m.crop.x <= x <= m.crop.x + m.crop.width
         assert m.crop.y <= y <= m.crop.y + m.crop.height
         assert m.mask[int(y), int(x)], "point and mask are in the image frame"
@@ -292,9 +292,9 @@ def test_prompts_from_outside_beside_the_grid_and_in_its_place() -> None:
     assert model.batch_sizes == [1]
     assert sum(dropped.values()) + len(masks) == 3
     (red,) = [m for m in masks if m.box_xyxy == (40, 40, 60, 60)]
-    assert red.prompt == ((44, 44, PointLabel.BOX_TOP_LEFT), (60, 60, PointLabel.BOX_BOTTOM_RIGHT))
+    assert red.prompt_points == ((44, 44, PointLabel.BOX_TOP_LEFT), (60, 60, PointLabel.BOX_BOTTOM_RIGHT))
     beside, _ = generator().generate(FakeSam(looks_like), image, click_prompts(torch.tensor([[50.0, 50.0]])))
-    assert ((50, 50, 1),) in [m.prompt for m in beside]
+    assert ((50, 50, 1),) in [m.prompt_points for m in beside]
     alone, dropped = generator(points_per_side=0).generate(FakeSam(looks_like), image)
     assert (alone, sum(dropped.values())) == ([], 0)
 
@@ -346,7 +346,7 @@ def test_the_two_halves_are_the_whole_in_any_thread() -> None:
     image, _ = scene(100, 80)
     made = generator(points_per_side=8)
     with ThreadPoolExecutor(1) as pool:
-        finished = pool.submit(made.finish, made.select(FakeSam(looks_like), image)).result()
+        finished = pool.submit(made.postprocess, *made.infer(FakeSam(looks_like), image)).result()
     assert finished == made.generate(FakeSam(looks_like), image)
 
 

@@ -33,8 +33,8 @@ def test_what_was_saved_comes_back(tmp_path: Path, dtype: str, bytes_each: int) 
     assert torch.equal(loaded, saved)
     assert loaded.dtype == torch.float32
     assert torch.allclose(loaded, embedding, atol=0.05)
-    assert cache.path_of(picture()).stat().st_size < bytes_each * embedding.numel() + 600
-    assert not cache.refused
+    assert cache.embedding_path(picture()).stat().st_size < bytes_each * embedding.numel() + 600
+    assert not cache.rejected
 
 
 def test_another_picture_checkpoint_or_dtype_has_none(tmp_path: Path, cache: EmbeddingCache) -> None:
@@ -54,10 +54,10 @@ def test_a_view_and_its_copy_are_one_picture() -> None:
 def test_a_torn_file_is_refused_and_written_anew(cache: EmbeddingCache, length: int) -> None:
     embedding = torch.randn(4, 2, 2)
     cache.save(picture(), embedding)
-    path = cache.path_of(picture())
+    path = cache.embedding_path(picture())
     path.write_bytes(path.read_bytes()[:length])
     assert cache.load(picture()) is None
-    assert cache.refused == {"torn or no safetensors file": 1}
+    assert cache.rejected == {"truncated, or not a safetensors file": 1}
     cache.save(picture(), embedding)
     assert cache.load(picture()) is not None
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -65,33 +65,33 @@ def test_a_torn_file_is_refused_and_written_anew(cache: EmbeddingCache, length: 
 
 def test_a_flipped_bit_is_refused(cache: EmbeddingCache) -> None:
     cache.save(picture(), torch.randn(4, 2, 2))
-    path = cache.path_of(picture())
+    path = cache.embedding_path(picture())
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
     assert cache.load(picture()) is None
-    assert cache.refused == {"changed since it was written": 1}
+    assert cache.rejected == {"changed since it was written": 1}
 
 
 def test_files_under_another_name_are_refused(tmp_path: Path, cache: EmbeddingCache) -> None:
     """Moved by hand, or a collision of folders: the inside says what it is."""
     cache.save(picture(), torch.randn(4, 2, 2))
-    whole = cache.path_of(picture()).read_bytes()
-    cache.path_of(picture(1)).write_bytes(whole)
+    whole = cache.embedding_path(picture()).read_bytes()
+    cache.embedding_path(picture(1)).write_bytes(whole)
     assert cache.load(picture(1)) is None
     other = EmbeddingCache(tmp_path, checkpoint_sha256=B, dtype="float32")
-    other.path_of(picture()).parent.mkdir(parents=True)
-    other.path_of(picture()).write_bytes(whole)
+    other.embedding_path(picture()).parent.mkdir(parents=True)
+    other.embedding_path(picture()).write_bytes(whole)
     assert other.load(picture()) is None
-    cache.path_of(picture(2)).write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
+    cache.embedding_path(picture(2)).write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
     assert cache.load(picture(2)) is None
-    assert cache.refused == {"of another picture": 1, "no embedding of ours": 1}
-    assert other.refused == {"of another checkpoint": 1}
+    assert cache.rejected == {"of another image": 1, "not an embedding file": 1}
+    assert other.rejected == {"of another checkpoint": 1}
 
 
 def test_values_beyond_half_precision_are_named(tmp_path: Path) -> None:
     cache = EmbeddingCache(tmp_path, checkpoint_sha256=A, dtype="float16")
-    with pytest.raises(ValueError, match=r"up to 1e\+05 does not fit float16: take float32"):
+    with pytest.raises(ValueError, match=r"up to 1e\+05 does not fit into float16: use float32"):
         cache.save(picture(), torch.full((4, 2, 2), 1e5))
     assert cache.load(picture()) is None
 
@@ -99,5 +99,5 @@ def test_values_beyond_half_precision_are_named(tmp_path: Path) -> None:
 def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, got 'int8'"):
         EmbeddingCache(tmp_path, checkpoint_sha256=A, dtype="int8")
-    with pytest.raises(ValueError, match="64 hex digits"):
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
         EmbeddingCache(tmp_path, checkpoint_sha256="../elsewhere")

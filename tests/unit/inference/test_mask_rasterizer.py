@@ -55,19 +55,19 @@ def whole(resize: Resize, logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("make", [smooth, noise, lambda num, grid: special(grid)], ids=["smooth", "noise", "special"])
 def test_counts_boxes_and_masks(height: int, width: int, grid: int, make: Any) -> None:
     resize, logits = Resize(height, width, SIZE), make(6, grid)
-    cells, plain = MaskRasterizer.of(resize, grid, CPU), whole(resize, logits)
-    padded = MaskRasterizer.padded(logits)
+    cells, plain = MaskRasterizer.for_image(resize, grid, CPU), whole(resize, logits)
+    padded = MaskRasterizer.pad(logits)
     for threshold in (-1.0, 0.0, 1.0, 5.899):
         cut = cells.cut(padded, threshold)
         expected = (plain > threshold).sum((1, 2))
         # Rounding may differ where a logit is the threshold but for its last digits.
         doubtful = ((plain - threshold).abs() < 2e-5).sum((1, 2))
-        count = cells.count(padded, cut)
+        count = cells.areas(padded, cut)
         assert bool(((count - expected).abs() <= doubtful).all())
         assert int(doubtful.max()) <= 20
-        least = cells.pixels(cut.above)
+        least = cells.count_pixels(cut.above)
         assert bool((least <= count).all())
-        assert bool((count <= least + cells.pixels(cut.mixed)).all())
+        assert bool((count <= least + cells.count_pixels(cut.mixed)).all())
         sure = doubtful == 0
         assert torch.equal(cells.boxes(padded, cut)[sure].float(), masks_to_boxes_xyxy(plain > threshold)[sure])
     check_runs(cells, padded, plain)
@@ -79,7 +79,7 @@ def check_runs(cells: MaskRasterizer, padded: Tensor, plain: Tensor) -> None:
         cut = cells.cut(padded[i : i + 1], 0.0)
         if not bool((cut.above | cut.mixed).any()):
             continue
-        runs = cells.runs(cells.patch(padded[i], cut), 0, 0, (height, width))
+        runs = cells.run_lengths(cells.crop_logits(padded[i], cut), 0, 0, (height, width))
         assert runs.sum() == height * width
         assert (runs[1:] > 0).all(), "only the first run may be of nothing"
         mask = decode_rle(run_lengths_to_rle(runs, height, width), height=height, width=width)
@@ -92,27 +92,27 @@ def test_pixels_that_hit_the_threshold_are_not_above_it(scale: int) -> None:
     """Whole logits and weights of eighths: nothing is rounded, so that both ways agree to the last pixel."""
     resize = Resize(48 * scale, 64 * scale, SIZE)
     logits = torch.randint(-2, 3, (8, 16, 16), generator=torch.Generator().manual_seed(0)).float()
-    cells, plain, padded = MaskRasterizer.of(resize, 16, CPU), whole(resize, logits), MaskRasterizer.padded(logits)
+    cells, plain, padded = MaskRasterizer.for_image(resize, 16, CPU), whole(resize, logits), MaskRasterizer.pad(logits)
     for threshold in (-1.0, 0.0, 1.0):
         cut = cells.cut(padded, threshold)
         assert int((plain == threshold).sum()) > 50
-        assert torch.equal(cells.count(padded, cut), (plain > threshold).sum((1, 2)))
+        assert torch.equal(cells.areas(padded, cut), (plain > threshold).sum((1, 2)))
         assert torch.equal(cells.boxes(padded, cut).float(), masks_to_boxes_xyxy(plain > threshold))
 
 
 def test_a_constant_at_the_threshold_is_below_it() -> None:
     """Where rounding of a mean of equal numbers could say otherwise, no mean is taken."""
-    cells, padded = MaskRasterizer.of(Resize(301, 517, SIZE), 16, CPU), MaskRasterizer.padded(torch.full((1, 16, 16), 0.1))
+    cells, padded = MaskRasterizer.for_image(Resize(301, 517, SIZE), 16, CPU), MaskRasterizer.pad(torch.full((1, 16, 16), 0.1))
     threshold = float(padded[0, 0, 0])
     cut = cells.cut(padded, threshold)
     assert not bool(cut.above.any() | cut.mixed.any())
-    assert cells.count(padded, cut).tolist() == [0]
+    assert cells.areas(padded, cut).tolist() == [0]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_only_what_the_outline_touches_is_computed(grid: int) -> None:
     resize = Resize(480, 640, SIZE)
-    cells, padded = MaskRasterizer.of(resize, grid, CPU), MaskRasterizer.padded(rectangle(grid, 4, 4, 6, 6)[None])
+    cells, padded = MaskRasterizer.for_image(resize, grid, CPU), MaskRasterizer.pad(rectangle(grid, 4, 4, 6, 6)[None])
     cut = cells.cut(padded, 0.0)
     assert int(cut.mixed.sum()) == 8 * 8 - 4 * 4, "a frame of two cells around the rectangle's edge"
     assert int(cut.above.sum()) == 4 * 4
@@ -123,17 +123,17 @@ def test_only_what_the_outline_touches_is_computed(grid: int) -> None:
 def test_the_size_of_the_pieces_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, values_at_once: int, pixels_at_once: int
 ) -> None:
-    cells, padded = MaskRasterizer.of(Resize(100, 141, SIZE), 16, CPU), MaskRasterizer.padded(smooth(3, 16))
+    cells, padded = MaskRasterizer.for_image(Resize(100, 141, SIZE), 16, CPU), MaskRasterizer.pad(smooth(3, 16))
 
     def measured() -> list[Any]:
         cut = cells.cut(padded, 0.0)
-        patches = [cells.patch(padded[i], cells.cut(padded[i : i + 1], 0.0)) for i in range(3)]
-        runs = [cells.runs(patch, 0, 0, (100, 141)).tolist() for patch in patches]
-        return [cells.count(padded, cut).tolist(), cells.boxes(padded, cut).tolist(), runs]
+        patches = [cells.crop_logits(padded[i], cells.cut(padded[i : i + 1], 0.0)) for i in range(3)]
+        runs = [cells.run_lengths(patch, 0, 0, (100, 141)).tolist() for patch in patches]
+        return [cells.areas(padded, cut).tolist(), cells.boxes(padded, cut).tolist(), runs]
 
     expected = measured()
-    monkeypatch.setattr(module, "VALUES_AT_ONCE", values_at_once)
-    monkeypatch.setattr(module, "PIXELS_AT_ONCE", pixels_at_once)
+    monkeypatch.setattr(module, "MIXED_PIXELS_PER_CHUNK", values_at_once)
+    monkeypatch.setattr(module, "MASK_PIXELS_PER_CHUNK", pixels_at_once)
     assert measured() == expected
 
 
@@ -141,26 +141,26 @@ def test_the_size_of_the_pieces_changes_nothing(
 def test_a_crop_is_put_where_it_belongs(x: int, y: int) -> None:
     """A frame of 40 x 50 in an image of 70 x 70, up to its corners."""
     resize, logits = Resize(40, 50, SIZE), torch.cat([smooth(5, 16), special(16)[1:]])
-    cells, plain, padded = MaskRasterizer.of(resize, 16, CPU), whole(resize, logits) > 0, MaskRasterizer.padded(logits)
+    cells, plain, padded = MaskRasterizer.for_image(resize, 16, CPU), whole(resize, logits) > 0, MaskRasterizer.pad(logits)
     for i in range(len(logits)):
-        runs = cells.runs(cells.patch(padded[i], cells.cut(padded[i : i + 1], 0.0)), x, y, (70, 70))
+        runs = cells.run_lengths(cells.crop_logits(padded[i], cells.cut(padded[i : i + 1], 0.0)), x, y, (70, 70))
         expected = np.zeros((70, 70), bool)
         expected[y : y + 40, x : x + 50] = plain[i].numpy()
         assert np.array_equal(decode_rle(run_lengths_to_rle(runs, 70, 70), height=70, width=70), expected)
 
 
 def test_a_patch_is_as_small_as_the_mask() -> None:
-    cells, padded = MaskRasterizer.of(Resize(480, 640, SIZE), 16, CPU), MaskRasterizer.padded(rectangle(16, 4, 6, 2, 3)[None])
-    patch = cells.patch(padded[0], cells.cut(padded, 0.0))
+    cells, padded = MaskRasterizer.for_image(Resize(480, 640, SIZE), 16, CPU), MaskRasterizer.pad(rectangle(16, 4, 6, 2, 3)[None])
+    patch = cells.crop_logits(padded[0], cells.cut(padded, 0.0))
     assert patch.logits.shape == (2 + 2 + 2, 3 + 2 + 2), "its places, a cell more on either side, and two to the last one's nine"
     assert patch.logits.untyped_storage().nbytes() == patch.logits.nbytes, "a copy, or all logits would be kept with it"
 
 
 def test_of_an_image_whose_masks_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts beyond 2^24, which single precision does not hold, from logits alone."""
-    cells = MaskRasterizer.of(Resize(10_000, 10_001, SIZE), 16, CPU)
-    padded = MaskRasterizer.padded(torch.full((1, 16, 16), 1.0))
+    cells = MaskRasterizer.for_image(Resize(10_000, 10_001, SIZE), 16, CPU)
+    padded = MaskRasterizer.pad(torch.full((1, 16, 16), 1.0))
     cut = cells.cut(padded, 0.0)
-    assert cells.count(padded, cut).tolist() == [100_010_000]
+    assert cells.areas(padded, cut).tolist() == [100_010_000]
     assert cells.boxes(padded, cut).tolist() == [[0, 0, 10_001, 10_000]]
-    assert cells.runs(cells.patch(padded[0], cut), 0, 0, (10_000, 10_001)).tolist() == [0, 100_010_000]
+    assert cells.run_lengths(cells.crop_logits(padded[0], cut), 0, 0, (10_000, 10_001)).tolist() == [0, 100_010_000]

@@ -10,7 +10,7 @@ import torch
 
 from sam_train.inference import Predictor
 from sam_train.inference.embedding_cache import EmbeddingCache
-from sam_train.inference.predictor import click_prompts, make_prompts
+from sam_train.inference.prompt_arrays import click_prompts, make_prompts
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 from sam_train.structures import Prompts
@@ -33,7 +33,7 @@ def test_without_an_image_it_says_so(model: Sam, function: str) -> None:
     call = getattr(predictor, function)
     arguments = {"prompts": click_prompts(torch.zeros(1, 2)), "multimask_output": True} if function == "predict" else {}
     logits = () if arguments else (torch.zeros(1, 1, 16, 16),)
-    with pytest.raises(ValueError, match="no image: call set_image first"):
+    with pytest.raises(ValueError, match="no image was set: call set_image first"):
         call(*logits, **arguments)
 
 
@@ -124,9 +124,9 @@ def test_an_image_that_was_not_set_is_named(model: Sam) -> None:
     with pytest.raises(ValueError, match="at least one image"):
         predictor.set_images([])
     predictor.set_images([noise(20, 20), noise(30, 20)])
-    with pytest.raises(ValueError, match="from 0 to 2, and 2 images were set"):
+    with pytest.raises(ValueError, match="from 0 to 2, but 2 images were set"):
         predictor.predict(make_prompts(points_xy=np.zeros((2, 2)), image_index=np.array([0, 2])), multimask_output=True)
-    with pytest.raises(ValueError, match="2 images were set: say which"):
+    with pytest.raises(ValueError, match="2 images were set: pass image_index"):
         predictor.masks_to_image(torch.zeros(1, 1, 16, 16))
 
 
@@ -177,7 +177,7 @@ def test_a_cached_embedding_answers_as_the_first_time(
 
 def test_another_resampling_has_no_cache(model: Sam, tmp_path: Path) -> None:
     """A cache knows an image by its pixels alone."""
-    with pytest.raises(ValueError, match="give none with resampling='bilinear'"):
+    with pytest.raises(ValueError, match="omit the cache with resampling='bilinear'"):
         Predictor(model, EmbeddingCache(tmp_path, checkpoint_sha256="a" * 64, dtype="float32"), resampling="bilinear")
     answers = []
     for resampling in ("area", "bilinear"):

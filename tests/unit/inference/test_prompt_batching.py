@@ -38,8 +38,8 @@ def test_batches_are_halved_until_they_fit(caplog: pytest.LogCaptureFixture) -> 
     assert list(batches.map(memory, elsewhere(100), MANY)) == [16, 16, 16, 16, 16, 16, 4]
     assert memory.tried == [64, 32, 16, 16, 16, 16, 16, 16, 4]
     assert [r.message for r in caplog.records] == [
-        "64 prompts at once do not fit into memory: 32 from here on",
-        "32 prompts at once do not fit into memory: 16 from here on",
+        "64 prompts do not fit into GPU memory: continuing with batches of 32",
+        "32 prompts do not fit into GPU memory: continuing with batches of 16",
     ]
     list(batches.map(memory, elsewhere(20), MANY))
     assert memory.tried[-2:] == [16, 4], "the next image does not try in vain again"
@@ -58,7 +58,7 @@ def test_no_more_at_once_than_the_model_likes() -> None:
 def test_no_prompts_and_no_batch() -> None:
     assert list(PromptBatcher(5).map(Tensor.tolist, torch.arange(0), MANY)) == []
     assert list(PromptBatcher(5).map(Memory(9), elsewhere(0), MANY)) == []
-    with pytest.raises(ValueError, match="0 at a time: it must be at least 1"):
+    with pytest.raises(ValueError, match="points_per_batch is 0: expected at least 1"):
         PromptBatcher(0)
 
 

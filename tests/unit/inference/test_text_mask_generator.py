@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor, TextMaskGenerator
-from sam_train.inference.predictor import make_prompts
+from sam_train.inference.prompt_arrays import make_prompts
 from sam_train.masks import decode_rle
 from sam_train.text import TextEncoder
 
@@ -44,7 +44,7 @@ def image() -> np.ndarray:
 
 def test_every_word_has_its_mask(image: np.ndarray) -> None:
     model, encoder = small_sam(text_dim=DIM).eval(), Letters()
-    found, dropped = TextMaskGenerator(words=WORDS, encoder=encoder, **ALL).generate(model, image)
+    found, dropped = TextMaskGenerator(text_prompts=WORDS, encoder=encoder, **ALL).generate(model, image)
     predictor = Predictor(model)
     predictor.set_image(image)
     best = predictor.predict(make_prompts(text_embeddings=encoder.embed_texts(WORDS)), multimask_output=True).best()
@@ -55,7 +55,7 @@ def test_every_word_has_its_mask(image: np.ndarray) -> None:
     assert dropped["empty"] == len(WORDS) - len(expected)
     for mask in found:
         assert np.array_equal(decode_rle(mask.rle, height=24, width=30), expected[mask.name])
-        assert mask.prompt == ()
+        assert mask.prompt_points == ()
         assert mask.area == expected[mask.name].sum()
     scores = [mask.predicted_iou for mask in found]
     assert scores == sorted(scores, reverse=True)
@@ -63,14 +63,14 @@ def test_every_word_has_its_mask(image: np.ndarray) -> None:
 
 def test_what_the_model_is_not_sure_of_is_left_out_and_counted(image: np.ndarray) -> None:
     model = small_sam(text_dim=DIM).eval()
-    unsure = TextMaskGenerator(words=WORDS, encoder=Letters(), pred_iou_thresh=100, stability_score_thresh=-1)
+    unsure = TextMaskGenerator(text_prompts=WORDS, encoder=Letters(), pred_iou_thresh=100, stability_score_thresh=-1)
     assert unsure.generate(model, image) == ([], Counter(predicted_iou=3, stability=0))
-    shaky = TextMaskGenerator(words=WORDS, encoder=Letters(), pred_iou_thresh=-100, stability_score_thresh=1.1)
+    shaky = TextMaskGenerator(text_prompts=WORDS, encoder=Letters(), pred_iou_thresh=-100, stability_score_thresh=1.1)
     assert shaky.generate(model, image) == ([], Counter(predicted_iou=0, stability=3))
 
 
 def test_small_regions_go(image: np.ndarray) -> None:
-    found, dropped = TextMaskGenerator(words=WORDS, encoder=Letters(), min_region_area_px=10_000, **ALL).generate(
+    found, dropped = TextMaskGenerator(text_prompts=WORDS, encoder=Letters(), min_region_area_px=10_000, **ALL).generate(
         small_sam(text_dim=DIM).eval(), image
     )
     assert found == []
@@ -79,10 +79,10 @@ def test_small_regions_go(image: np.ndarray) -> None:
 
 @pytest.mark.parametrize("words", [[], "cat", ["cat", " "]])
 def test_words_are_wanted(words: Any) -> None:
-    with pytest.raises(ConfigError, match="give some"):
-        TextMaskGenerator(words=words, encoder=Letters())
+    with pytest.raises(ConfigError, match="expected a list of texts"):
+        TextMaskGenerator(text_prompts=words, encoder=Letters())
 
 
 def test_a_model_without_words_is_refused(image: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="takes no words"):
-        TextMaskGenerator(words=WORDS, encoder=Letters()).generate(small_sam(), image)
+        TextMaskGenerator(text_prompts=WORDS, encoder=Letters()).generate(small_sam(), image)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sam_train.checkpoint import export_weights, initialize_from_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.inference import Predictor
-from sam_train.inference.predictor import make_prompts
+from sam_train.inference.prompt_arrays import make_prompts
 from sam_train.model import Sam
 from sam_train.structures import Prompts
 from sam_train.training.distillation import copy_teacher_decoder

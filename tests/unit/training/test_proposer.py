@@ -161,8 +161,8 @@ def test_from_sam_train_to_masks_of_an_image(
     for mask in masks:
         assert mask.mask.shape == image.shape[:2]
         assert mask.area == mask.mask.sum() > 0
-        assert [label for *_, label in mask.prompt] == [2, 3]
-        (left, top, _), (right, bottom, _) = mask.prompt
+        assert [label for *_, label in mask.prompt_points] == [2, 3]
+        (left, top, _), (right, bottom, _) = mask.prompt_points
         assert 0 <= left < right <= image.shape[1]
         assert 0 <= top < bottom <= image.shape[0]
     subject = EvaluationImage(number=1, name="a", source=index_shard(shards / "sa_000000.tar")[0])
@@ -185,7 +185,7 @@ def test_a_proposer_of_another_encoder_is_refused(checkpoint: Path, tmp_path: Pa
     makes.generate(model, np.zeros((32, 48, 3), np.uint8))  # the decoder may have learned since
     other = load_checkpoint(checkpoint)
     next(other.image_encoder.parameters()).data.add_(1)
-    with pytest.raises(CheckpointError, match="reads image encoder"):
+    with pytest.raises(CheckpointError, match="was trained on image encoder"):
         makes.generate(other, np.zeros((32, 48, 3), np.uint8))
 
 
@@ -193,9 +193,9 @@ def test_a_proposer_of_another_encoder_is_refused(checkpoint: Path, tmp_path: Pa
 def test_what_is_no_proposer_is_refused(content: Any, checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "proposer.pt"
     path.write_bytes(checkpoint.read_bytes() if content == "model" else content)
-    with pytest.raises(CheckpointError, match="is no proposer"):
+    with pytest.raises(CheckpointError, match="proposer.pt (cannot be read as|is not) a proposer"):
         load_proposer(path)
-    with pytest.raises(CheckpointError, match="no proposer at"):
+    with pytest.raises(CheckpointError, match="no such file: "):
         load_proposer(tmp_path / "nothing.pt")
 
 
