@@ -193,7 +193,7 @@ def test_a_proposer_of_another_encoder_is_refused(checkpoint: Path, tmp_path: Pa
 def test_what_is_no_proposer_is_refused(content: Any, checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "proposer.pt"
     path.write_bytes(checkpoint.read_bytes() if content == "model" else content)
-    with pytest.raises(CheckpointError, match="proposer.pt (cannot be read as|is not) a proposer"):
+    with pytest.raises(CheckpointError, match=r"proposer\.pt (cannot be read as|is not) a proposer"):
         load_proposer(path)
     with pytest.raises(CheckpointError, match="no such file: "):
         load_proposer(tmp_path / "nothing.pt")
