@@ -51,6 +51,7 @@ TARGETS: Mapping[str, str] = {
     "sam_train.inference.WordMasks": "sam_train.inference.TextMaskGenerator",
     "sam_train.text.CropPrompts": "sam_train.text.CropEmbedder",
     "sam_train.text.NamePrompts": "sam_train.text.NameEmbedder",
+    "sam_train.losses.boxes.BoxLoss": "sam_train.losses.box_loss.BoxLoss",
     "sam_train.training.callbacks.MaskPictures": "sam_train.training.callbacks.LogMaskImages",
     "sam_train.training.strategies.Replicated": "sam_train.training.strategies.SamDDPStrategy",
     "sam_train.training.strategies.ShardedEncoder": "sam_train.training.strategies.EncoderFSDP2Strategy",

@@ -1,4 +1,4 @@
-"""The training step, how several processes share it, and what watches it."""
+"""The training step, its distribution over processes, checkpoints, and the callbacks of a run."""
 
 from sam_train.training.sam_module import SamModule
 

@@ -1,4 +1,4 @@
-"""metrics.csv: one row a logged step, also over a run that was killed and went on."""
+"""metrics.csv: one row per logged step, continued when a killed run resumes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pytorch_lightning.utilities import rank_zero_only
 
 
 class ResumableCSVLogger(CSVLogger):
-    """Lightning's CSV log in `folder`, which keeps the rows before the step at which a run goes on.
+    """Lightning's CSV logger, except that it keeps the rows before the step at which a run resumes.
 
-    Lightning's own deletes what an earlier process logged. Rows at and after that step are dropped, because those steps
-    are done again, and each row is on the disk when its step ends. A kill between a checkpoint and the end of the step that
-    it belongs to loses that step's row.
+    Lightning's own logger deletes the file of an earlier process. Here rows at and after the resumed step are dropped, because
+    those steps are repeated. Each row is written to disk at the end of its step. A kill between a checkpoint and the end of its
+    step loses the row of that step.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,14 +28,14 @@ class ResumableCSVLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer of the file, made when it is first asked for."""
+        """The writer of the file, created on first access."""
         if self._experiment is None:
             self._experiment = _Writer(log_dir=self.log_dir)
         return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        """Write a row; before the first one, keep of an older file what this run does not do again."""
+        """Write a row. Before the first one, drop the rows of an existing file that this run will repeat."""
         if not self._has_row and step is not None:
             self._has_row = True
             path = Path(self.log_dir) / "metrics.csv"
@@ -48,11 +48,11 @@ class ResumableCSVLogger(CSVLogger):
 
 class _Writer(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
-        """Lightning's deletes here what is there."""
+        """Do nothing: Lightning's own method deletes an existing file here."""
 
 
 def rows_before(path: Path, step: int) -> list[dict[str, str]]:
-    """The rows of a metrics.csv whose `step` is below `step`; a last row that was torn by a kill is left out."""
+    """Return the rows of a metrics.csv whose `step` is below `step`, without a last row that a kill has truncated."""
     if not path.is_file():
         return []
     with path.open(newline="") as stream:

@@ -1,7 +1,7 @@
-"""A small image encoder learns a large one's image embeddings (MobileSAM, Zhang et al. 2023, section 3.2).
+"""Distillation: a small image encoder learns the image embeddings of a large one (MobileSAM, Zhang et al. 2023, section 3.2).
 
-The mask decoder has no part in it: both models share the teacher's. So a picture passes the teacher once, whose embedding is
-kept on the disk, and a step costs no more than the student's image encoder.
+The mask decoder is not trained: the student uses the teacher's. Each image is encoded by the teacher once and its embedding is
+cached on disk, so that a step costs only the student's image encoder.
 """
 
 from __future__ import annotations
@@ -15,62 +15,71 @@ from sam_train.checkpoint import load_weights
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
 from sam_train.model.transformer import TwoWayBlock
-from sam_train.prompts.rng import PerImageRng
+from sam_train.optim import OptimizerFactory
 from sam_train.structures import Batch
+from sam_train.training.click_validation import ClickValidation
 from sam_train.training.frozen_encoder import FrozenEncoder
-from sam_train.training.sam_module import SamModule
 from sam_train.training.step_metrics import StepMetricsAccumulator
+from sam_train.training.step_module import StepModule
 
-PER_PICTURE = ("loss", "cosine")
 
+class DistillModule(StepModule):
+    """Trains the image encoder of a `Sam` on the mean squared error between its image embeddings and a teacher's.
 
-class DistillModule(SamModule):
-    """Trains the image encoder of a `Sam` on the mean squared difference from a teacher's image embeddings.
+    The loss of a step is the mean over its images. Masks are used in validation only, which decodes the student's embeddings with
+    the teacher's decoder. Padding is part of the loss, because the decoder sees it.
 
-    The loss of a step is the mean over its pictures; masks and prompts are for the validation, which asks the student's
-    embeddings and the teacher's decoder for masks. Padding is compared too: the decoder sees it.
-
-    teacher: gives the embeddings to match; `copy_teacher_decoder` has made the student fit for it.
-    Other parameters as in `SamModule`.
+    teacher: computes the target embeddings; call `copy_teacher_decoder` on the student first.
+    options: other parameters as in `StepModule`.
     """
 
     progress_bar_metrics = (("loss", "loss"), ("cosine", "cosine"))
+    metric_names = ("loss", "cosine")
+    mean_over = "images"
 
-    def __init__(self, *parts: Any, teacher: FrozenEncoder, **values: Any) -> None:
-        super().__init__(*parts, **values)
+    def __init__(self, model: Sam, optimizer: OptimizerFactory, *, teacher: FrozenEncoder, **options: Any) -> None:
+        super().__init__(model, optimizer, **options)
         self.teacher = teacher
         self.model.prompt_encoder.requires_grad_(requires_grad=False)
         self.model.mask_decoder.requires_grad_(requires_grad=False)
+        self.click_validation = ClickValidation()
 
-    def _new_step_metrics(self, device: torch.device) -> StepMetricsAccumulator:
-        return StepMetricsAccumulator(device, PER_PICTURE, per="images")
-
-    def _backward(self, batch: Batch, draws: PerImageRng, tally: StepMetricsAccumulator) -> None:
-        """Add the gradient of the summed losses of `batch` to what is there."""
-        wanted, found = self.teacher(batch).float(), self._encode(batch).float()
-        losses = (found - wanted).square().mean((1, 2, 3))
+    def backpropagate(self, batch: Batch, metrics: StepMetricsAccumulator, *, offset: int) -> None:
+        """Accumulate the gradients of the summed embedding losses of a pass."""
+        targets, embeddings = self.teacher(batch).float(), self.encode(batch).float()
+        losses = (embeddings - targets).square().mean((1, 2, 3))
         self.manual_backward(losses.sum())
-        cosines = F.cosine_similarity(found.detach(), wanted).mean((1, 2))
-        tally.add(0, torch.stack([losses.detach().sum(), cosines.sum()]))
+        cosines = F.cosine_similarity(embeddings.detach(), targets).mean((1, 2))
+        metrics.add(0, torch.stack([losses.detach().sum(), cosines.sum()]))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the IoU of the student with the teacher's decoder after each of five clicks; model frame."""
+        self.click_validation.update(self.model, batch, self.encode(batch))
+        self.log("val/skipped", float(len(batch.skipped)), reduce_fx="sum", sync_dist=True, batch_size=len(batch.keys))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU@1, @3 and @5."""
+        self.click_validation.log_and_reset(self, has_text_prompts=self.model.prompt_encoder.text_dim is not None)
 
 
 def copy_teacher_decoder(student: Sam, teacher: Sam, *, origin: str) -> None:
-    """Give the student the teacher's prompt encoder and mask decoder. `origin` names the teacher in messages.
+    """Copy the weights of the teacher's prompt encoder and mask decoder into the student.
 
-    Raises ConfigError when the two see pictures of different sizes or have other attention heads, and CheckpointError when
-    weights do not fit.
+    origin: names the teacher in error messages.
+    Raises ConfigError if the two models differ in image size, attention heads or another setting that the decoder depends on, and
+    CheckpointError if the weights do not fit.
     """
-    for name, wanted, there in (
+    for name, expected, actual in (
         ("image_size", teacher.image_size, student.image_size),
         ("decoder_heads", _decoder_heads(teacher), _decoder_heads(student)),
         ("iou_sigmoid", teacher.mask_decoder.iou_sigmoid, student.mask_decoder.iou_sigmoid),
         ("high_res_features", teacher.has_high_res_features, student.has_high_res_features),
         ("text_dim", teacher.prompt_encoder.text_dim, student.prompt_encoder.text_dim),
     ):
-        if wanted != there:
-            raise ConfigError(f"the teacher {origin} has {name}={wanted}, the student {there}: set model.{name}={wanted}")
-    others = {name: value for name, value in teacher.state_dict().items() if not name.startswith("image_encoder.")}
-    load_weights(student, {**student.state_dict(), **others}, origin=f"the teacher {origin}")
+        if expected != actual:
+            raise ConfigError(f"the teacher {origin} has {name}={expected}, the student {actual}: set model.{name}={expected}")
+    decoder = {name: value for name, value in teacher.state_dict().items() if not name.startswith("image_encoder.")}
+    load_weights(student, {**student.state_dict(), **decoder}, origin=f"the teacher {origin}")
 
 
 def _decoder_heads(model: Sam) -> int:

@@ -1,4 +1,4 @@
-"""A running mean of the weights over the steps: what the run hands on, less noisy than its last weights."""
+"""Exponential moving average (EMA) of the weights over the steps, which is less noisy than the last weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from sam_train.training.strategies import shard_like
 
 
 class WeightEMA(Callback):
-    """After each step, mean = decay x mean + (1 - decay) x weights, in float32, from the weights at the start on.
+    """Updates mean = decay x mean + (1 - decay) x weights after each step, in float32, starting from the initial weights.
 
-    decay: in (0, 1); 0.999 looks back about a thousand steps. Validation measures the mean, and model.pt holds it. It travels
-    in the checkpoints, so a run that goes on has the mean of the unbroken run; on the device it takes the room of the weights.
-    Raises ValueError for another decay.
+    Validation measures the EMA, and model.pt holds it. It is stored in checkpoints, so a resumed run has the EMA of the
+    uninterrupted run. On the device it needs as much memory as the weights.
+
+    decay: in (0, 1); 0.999 averages over about a thousand steps.
+    Raises ValueError for a decay outside (0, 1).
     """
 
     def __init__(self, decay: float) -> None:
@@ -27,49 +29,52 @@ class WeightEMA(Callback):
         self.decay = decay
         self._means: dict[str, Tensor] = {}
         self._loaded: Mapping[str, Tensor] = {}
-        self._aside: list[tuple[nn.Parameter, Tensor]] = []
-        self.whole: dict[str, Tensor] = {}
-        """After training: the means, gathered."""
+        self._weights: list[tuple[nn.Parameter, Tensor]] = []
+        self.full_means: dict[str, Tensor] = {}
+        """The EMA after training, gathered on the CPU; empty before."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the weights, or with the means of the checkpoint."""
-        for name, parameter in parameters(pl_module).items():
+        """Initialise the EMA with the weights, or with the EMA of the checkpoint."""
+        for name, parameter in trained_parameters(pl_module).items():
             mean = shard_like(self._loaded[name].to(parameter.device), parameter) if self._loaded else parameter.detach().clone()
             self._means[name] = mean.float()
 
     @torch.no_grad()
     def update(self, pl_module: LightningModule) -> None:
-        """Move the means towards the weights. Called by the step: what follows a step, checkpoints among it, wants it done."""
-        for name, parameter in parameters(pl_module).items():
+        """Update the EMA with the weights.
+
+        The step calls it, not a hook of Lightning's: hooks that follow a step, such as checkpoints, need the updated EMA.
+        """
+        for name, parameter in trained_parameters(pl_module).items():
             self._means[name].lerp_(parameter.float(), 1 - self.decay)
 
     @torch.no_grad()
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the means in the weights' place; before the first step there are none."""
-        for name, parameter in parameters(pl_module).items() if self._means else ():
-            self._aside.append((parameter, parameter.detach().clone()))
+        """Replace the weights by the EMA; before the first step there is none."""
+        for name, parameter in trained_parameters(pl_module).items() if self._means else ():
+            self._weights.append((parameter, parameter.detach().clone()))
             parameter.copy_(self._means[name])
 
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The weights are themselves again. Those of a sharded encoder are not in the module now, but gathered copies."""
-        for parameter, weights in self._aside:
+        """Restore the weights. The parameters of a sharded encoder are unsharded copies during validation."""
+        for parameter, weights in self._weights:
             parameter.copy_(weights)
-        self._aside = []
+        self._weights = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather; every process comes here."""
-        self.whole = {n: (m.full_tensor() if isinstance(m, DTensor) else m).cpu() for n, m in self._means.items()}
+        """Gather the EMA. Every process must call it."""
+        self.full_means = {n: (m.full_tensor() if isinstance(m, DTensor) else m).cpu() for n, m in self._means.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint; sharded means are shares here."""
+        """Return the EMA for the checkpoint; the means of sharded parameters are shards."""
         return {"means": self._means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint."""
+        """Keep the EMA of the checkpoint until training starts."""
         self._loaded = state_dict["means"]
 
 
-def parameters(module: LightningModule) -> dict[str, nn.Parameter]:
-    """Those of the model that are trained, by name."""
+def trained_parameters(module: LightningModule) -> dict[str, nn.Parameter]:
+    """Return the trained parameters of the module's model by name."""
     return {name: p for name, p in module.model.named_parameters() if p.requires_grad}  # type: ignore[union-attr]

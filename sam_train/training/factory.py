@@ -1,10 +1,10 @@
-"""What a config trains: a model filled with weights, which of its parts learn, and the plain model that comes of it in the end
-or, `load_run_model`, in between."""
+"""Builds what a config trains (model, initial weights, module) and the model that results, at the end or from a checkpoint."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,107 +27,135 @@ from sam_train.training.distillation import DistillModule, copy_teacher_decoder
 from sam_train.training.ema import WeightEMA
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.proposer_module import ProposerModule
-from sam_train.training.sam_module import SamModule
+from sam_train.training.sam_module import SamModule, check_loss_resolution
+from sam_train.training.step_module import StepModule
 from sam_train.training.trainer import raise_as_config_error
 
 log_rank_zero = rank_zero_only(logging.getLogger("sam_train").info)
-"""What all processes of a run would say alike is said by the first."""
+"""Logs a message in the process of rank 0 only."""
 
 
-def build_module(cfg: DictConfig) -> SamModule:
-    """The model and its step. Raises ConfigError for values that cannot go together."""
+def build_text_embeddings(cfg: DictConfig) -> TextEmbeddingStore | None:
+    """Return the text embeddings of masks, or None if the config has no text encoder.
+
+    Raises ConfigError if the config also has a teacher.
+    """
+    if not cfg.get("text"):
+        return None
+    if cfg.teacher:
+        raise ConfigError("distillation trains on image embeddings only and has no text prompts: set either text= or teacher=")
+    return TextEmbeddingStore(build(cfg.text), cfg.text_embedding_dir)
+
+
+def with_text_encoder(cfg: DictConfig, texts: TextEmbeddingStore | None) -> DictConfig:
+    """Return the config whose model takes the embeddings of `texts`: with their dimension and the hash of their text encoder.
+
+    `build_module` needs this config for a run with text prompts. Without text embeddings it is `cfg` itself.
+    """
+    if texts is None:
+        return cfg
+    resolved = deepcopy(cfg)
+    with open_dict(resolved):
+        resolved.model.text_dim, resolved.model.text_encoder = texts.dim, texts.embedder.encoder.sha256
+    return resolved
+
+
+def build_module(cfg: DictConfig) -> StepModule:
+    """Return the module that a config trains, with its model and initial weights.
+
+    Raises ConfigError for values that exclude each other, and CheckpointError if initial weights do not fit.
+    """
     check_module_config(cfg)
     model: Sam = build(cfg.model)
     load_initial_weights(model, cfg.init_checkpoint)
     if lora := build_lora(cfg):
         lora.inject(model)
     with raise_as_config_error("training"):
-        parts = (model, build(cfg.prompts), build(cfg.losses), build(cfg.optim))
-        values = {**to_plain(cfg.training), "seed": cfg.seed}
-        if cfg.teacher:
-            module: SamModule = DistillModule(*parts, teacher=build_teacher(cfg, model), **values)
-        elif cfg.get("proposer"):
-            module = build_proposer_module(cfg, parts, values)
-        else:
-            frozen = FrozenEncoder(model, embedding_cache(cfg, cfg.init_checkpoint)) if cfg.freeze_image_encoder else None
-            module = SamModule(*parts, frozen_encoder=frozen, **values)
-    learn, there = (sum(p.numel() for p in module.parameters() if p.requires_grad or everything) for everything in (False, True))
-    if learn < there:
-        log_rank_zero("%.2f of %.2f million parameters learn", learn / 1e6, there / 1e6)
+        module = _build_step_module(cfg, model)
+    all_parameters = list(module.parameters())
+    num_trained, num_total = (sum(p.numel() for p in all_parameters if p.requires_grad), sum(p.numel() for p in all_parameters))
+    if num_trained < num_total:
+        log_rank_zero("%.2f of %.2f million parameters are trained", num_trained / 1e6, num_total / 1e6)
     return module
 
 
+def _build_step_module(cfg: DictConfig, model: Sam) -> StepModule:
+    simulator, loss, optimizer = build(cfg.prompts), build(cfg.losses), build(cfg.optim)
+    options = {**to_plain(cfg.training), "seed": cfg.seed}
+    if not cfg.teacher and not cfg.get("proposer"):
+        frozen = FrozenEncoder(model, embedding_cache(cfg, cfg.init_checkpoint)) if cfg.freeze_image_encoder else None
+        return SamModule(model, simulator, loss, optimizer, frozen_encoder=frozen, **options)
+    check_loss_resolution(options.pop("loss_resolution", "grid"))  # without effect here, as text_alignment_weight
+    options.pop("text_alignment_weight", None)
+    if cfg.teacher:
+        return DistillModule(model, optimizer, teacher=build_teacher(cfg, model), **options)
+    return build_proposer_module(cfg, model, loss, optimizer, options)
+
+
 def check_module_config(cfg: DictConfig) -> None:
-    """Raise ConfigError for an image encoder that is to learn and to stay as it is, or to stay as chance made it."""
+    """Raise ConfigError for options that exclude each other, and for frozen encoders without weights."""
     if cfg.embedding_cache and not (cfg.freeze_image_encoder or cfg.teacher):
-        wanted = "set freeze_image_encoder=true, or give teacher="
-        raise ConfigError(f"embedding_cache keeps what an encoder in training outgrows: {wanted}")
+        remedy = "set freeze_image_encoder=true, or give teacher="
+        raise ConfigError(f"embedding_cache requires an image encoder that is not trained: {remedy}")
     if cfg.freeze_image_encoder and (cfg.teacher or cfg.get("lora")):
-        raise ConfigError("freeze_image_encoder=true leaves nothing to learn from a teacher or by lora: take one of them")
+        raise ConfigError("freeze_image_encoder=true excludes teacher= and lora=, which train the image encoder: set one of them")
     if cfg.freeze_image_encoder and not cfg.init_checkpoint:
-        raise ConfigError("freeze_image_encoder=true would keep random weights as they are: give init_checkpoint=")
+        raise ConfigError("freeze_image_encoder=true would freeze random weights: give init_checkpoint=")
     if cfg.training.text_alignment_weight and not cfg.get("text"):
         raise ConfigError(
             "training.text_alignment_weight is set, but this run has no text prompts: set text=sentence or text=clip"
         )
     if cfg.get("lora") and not cfg.init_checkpoint:
-        raise ConfigError("lora would adapt random weights, which stay as they are: give init_checkpoint=")
-
-
-def load_text_embeddings(cfg: DictConfig) -> TextEmbeddingStore | None:
-    """The words of masks, if the config asks for them; `cfg.model` is told which encoder's they are."""
-    if not cfg.get("text"):
-        return None
-    if cfg.teacher:
-        raise ConfigError("a teacher is matched in its image embeddings, of which words know nothing: take text= or teacher=")
-    texts = TextEmbeddingStore(build(cfg.text), cfg.text_embedding_dir)
-    with open_dict(cfg):
-        cfg.model.text_dim, cfg.model.text_encoder = texts.dim, texts.embedder.encoder.sha256
-    return texts
+        raise ConfigError("lora would adapt random weights, which stay frozen: give init_checkpoint=")
 
 
 def load_initial_weights(model: Sam, init_checkpoint: str | None) -> None:
-    """Start from a checkpoint, ours or released, if the config names one."""
+    """Load the initial weights from a checkpoint of this project or a released one, if there is one.
+
+    Raises ConfigError if there is none and the model has frozen batch norms.
+    """
     if init_checkpoint:
-        log_rank_zero("starting from %s", initialize_from_checkpoint(model, Path(init_checkpoint)))
+        log_rank_zero("initial weights from %s", initialize_from_checkpoint(model, Path(init_checkpoint)))
     elif isinstance(model.image_encoder, TinyViT) and model.image_encoder.frozen_batch_norm:
-        what_to_do = "give init_checkpoint=, or set model.freeze_batch_norm=false"
-        raise ConfigError(f"batch norms that stay as they are normalise nothing in a model of random weights: {what_to_do}")
+        remedy = "give init_checkpoint=, or set model.freeze_batch_norm=false"
+        raise ConfigError(f"frozen batch norms do not normalise the activations of a model with random weights: {remedy}")
 
 
 def build_lora(cfg: DictConfig) -> Lora | None:
-    """The adapters that the config asks for."""
+    """Return the LoRA adapters of a config, or None."""
     return build(cfg.lora) if cfg.get("lora") else None
 
 
 def build_teacher(cfg: DictConfig, student: Sam) -> FrozenEncoder:
-    """The model whose image embeddings are to be matched; the student gets its prompt encoder and mask decoder."""
+    """Return the teacher's image encoder, and copy the teacher's prompt encoder and mask decoder into the student."""
     teacher = load_checkpoint(Path(cfg.teacher))
     copy_teacher_decoder(student, teacher, origin=cfg.teacher)
     return FrozenEncoder(teacher, embedding_cache(cfg, cfg.teacher))
 
 
-def build_proposer_module(cfg: DictConfig, parts: tuple[Any, ...], values: dict[str, Any]) -> ProposerModule:
-    """A proposer of boxes on the embeddings of a model that stays as it is; `parts` and `values` as for SamModule."""
+def build_proposer_module(cfg: DictConfig, model: Sam, loss: Any, optimizer: Any, options: dict[str, Any]) -> ProposerModule:
+    """Return the module that trains a box proposer on the embeddings of a frozen model.
+
+    Raises ConfigError if the image encoder is not frozen, the run has text prompts, or the loss is not a BoxLoss.
+    """
     if not cfg.freeze_image_encoder or cfg.get("text"):
-        raise ConfigError("a proposer reads the embeddings of a model that is done: set freeze_image_encoder=true, and no text")
-    model, loss = parts[0], parts[2]
+        raise ConfigError("a proposer trains on the embeddings of a frozen model: set freeze_image_encoder=true and no text=")
     if not isinstance(loss, BoxLoss):
-        raise ConfigError(f"proposer= learns by boxes, not by {type(loss).__name__}: set losses=boxes")
+        raise ConfigError(f"proposer= needs a box loss, but losses= is {type(loss).__name__}: set losses=boxes")
     proposer: Proposer = build(cfg.proposer, embedding_dim=model.image_embedding_dim)
     frozen = FrozenEncoder(model, embedding_cache(cfg, cfg.init_checkpoint))
-    return ProposerModule(*parts, proposer=proposer, frozen_encoder=frozen, **values)
+    return ProposerModule(model, loss, optimizer, proposer=proposer, frozen_encoder=frozen, **options)
 
 
 def embedding_cache(cfg: DictConfig, checkpoint: str) -> EmbeddingCache | None:
-    """Of the image encoder in `checkpoint`, if the config names a folder."""
+    """Return the cache of the embeddings of the image encoder in `checkpoint`, or None if the config names no folder."""
     if not cfg.embedding_cache:
         return None
     return EmbeddingCache(Path(cfg.embedding_cache), checkpoint_sha256=checkpoint_hash(Path(checkpoint)))
 
 
 def build_inference_model(cfg: DictConfig, weights: Mapping[str, Tensor]) -> Sam:
-    """A model of the config with a trained module's weights, its adapters merged into them."""
+    """Return a model of the config with a trained module's weights, with LoRA adapters merged into them."""
     model: Sam = build(cfg.model)
     lora = build_lora(cfg)
     if lora:
@@ -139,13 +167,14 @@ def build_inference_model(cfg: DictConfig, weights: Mapping[str, Tensor]) -> Sam
 
 
 def load_run_model(run_dir: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
-    """The model at the last checkpoint of a run, or the running mean of its weights; its config and provenance as in model.pt.
+    """Return the model at the last checkpoint of a run (its EMA if there is one), and the config and provenance for model.pt.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError if the folder has no checkpoint or no config.
     """
     path, saved = run_dir / "checkpoints" / "last.ckpt", run_dir / "config.yaml"
     if not path.is_file() or not saved.is_file():
-        raise CheckpointError(f"{run_dir} is no folder of a run: it has no {(saved if path.is_file() else path).name}")
+        missing = saved if path.is_file() else path
+        raise CheckpointError(f"{run_dir} is not a run folder: it has no {missing.name}; give the folder of a sam-train run")
     cfg = OmegaConf.create(load_stored(saved))
     checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
     weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}

@@ -1,4 +1,4 @@
-"""A loss that is no number ends the run before it ends the weights."""
+"""Stops a run at a NaN or inf loss or gradient, before the weights are updated with it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,26 @@ from sam_train.training.step_metrics import ReducedStepMetrics, rank_and_world_s
 
 
 def check_finite(
-    sums: ReducedStepMetrics, norm: Float[Tensor, ""], keys: tuple[str, ...], *, step: int, folder: Path | None
+    step_metrics: ReducedStepMetrics, gradient_norm: Float[Tensor, ""], keys: tuple[str, ...], *, step: int, folder: Path | None
 ) -> None:
-    """Raise TrainingError, in all processes, when a loss of the step or the norm of its gradient is not finite.
+    """Raise TrainingError, in all processes, if a loss of the step or the norm of its gradient is NaN or inf.
 
-    A process whose own losses are not, or all of them when only the gradient is not, leave step, keys and losses in
-    `folder` / no_number_<rank>.json.
+    The processes whose own losses are NaN or inf, or all processes if only the gradient is, write the step, the keys of their
+    images and their sums to `folder` / nan_report_<rank>.json; without a folder nothing is written.
     """
-    if sums.is_finite and bool(norm.isfinite()):
+    if step_metrics.is_finite and bool(gradient_norm.isfinite()):
         return
-    mine = not sums.is_finite_locally or sums.is_finite
-    message = f"step {step}: {'the gradient' if sums.is_finite else 'a loss'} is no number"
-    if not mine:
-        raise TrainingError(f"{message} in another process, which names the pictures")
-    where = ""
+    is_reporter = not step_metrics.is_finite_locally or step_metrics.is_finite
+    message = f"step {step}: {'the gradient' if step_metrics.is_finite else 'a loss'} is NaN or inf"
+    if not is_reporter:
+        raise TrainingError(f"{message} in another process, whose error names the images")
+    report = ""
     if folder:
-        path = folder / f"no_number_{rank_and_world_size()[0]}.json"
-        document = {
-            "step": step,
-            "keys": keys,
-            "gradient_norm": str(float(norm)),
-            "sums": [str(v) for v in sums.local_sums.tolist()],
-        }
+        path = folder / f"nan_report_{rank_and_world_size()[0]}.json"
+        sums = [str(value) for value in step_metrics.local_sums.tolist()]
+        document = {"step": step, "keys": keys, "gradient_norm": str(float(gradient_norm)), "sums": sums}
         atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
-        where = f" (all in {path})"
-    shown = ", ".join(keys[:8])
-    what_to_do = "look at these pictures, or lower optim.lr; the last checkpoint is from before"
-    raise TrainingError(f"{message}, in a batch of {shown}{where}: {what_to_do}")
+        report = f" (all of them in {path})"
+    first_keys = ", ".join(keys[:8])
+    remedy = "inspect these images, or lower optim.lr; the last checkpoint is from before this step"
+    raise TrainingError(f"{message}, in a batch of {first_keys}{report}: {remedy}")

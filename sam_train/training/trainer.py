@@ -1,4 +1,4 @@
-"""Lightning's trainer as a config asks for it: checkpoints, loggers, callbacks, strategy."""
+"""Builds Lightning's trainer from a config: checkpoints, loggers, callbacks, strategy."""
 
 from __future__ import annotations
 
@@ -27,46 +27,50 @@ from sam_train.training.csv_logger import ResumableCSVLogger
 from sam_train.training.preemption import PreemptionCallback
 from sam_train.training.strategies import EncoderFSDP2Strategy
 
-NO_NEWS = (
-    "Using ModelCheckpoint with manual optimization",  # after the step is where ours are meant to be written
-    "Total length of `list` across ranks is zero",  # no validation shards, as the config says
+IGNORED_WARNINGS = (
+    "Using ModelCheckpoint with manual optimization",  # intended: checkpoints are written after the step
+    "Total length of `list` across ranks is zero",  # the config has no validation shards
     "The '.*_dataloader' does not have many workers",  # data.num_workers is the user's choice
-    "Be aware that when using `ckpt_path`",  # another checkpoint_every_n_steps than before is no loss
+    "Be aware that when using `ckpt_path`",  # checkpoint_every_n_steps may change
     ".*LeafSpec.* is deprecated",  # Lightning 2.6 with torch 2.13
-    "None of the inputs have requires_grad",  # of a checkpointed block under lora: fairscale hands in one of its own that does
-    "The `srun` command is available",  # whoever wants SLURM has slurm/train.sbatch
+    "None of the inputs have requires_grad",  # a checkpointed block under lora: fairscale adds an input that requires a gradient
+    "The `srun` command is available",  # slurm/train.sbatch uses srun
 )
-"""Warnings of Lightning about which nobody can or should do anything."""
+"""Warnings of Lightning that need no action."""
 
 
 def silence_lightning() -> None:
-    """Silence Lightning's advertisements, what each of several processes says for itself, and the warnings that are no news."""
+    """Silence Lightning's advertisements, the messages that each process repeats, and IGNORED_WARNINGS."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in NO_NEWS:
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
 
 
 @contextmanager
 def raise_as_config_error(group: str) -> Iterator[None]:
-    """Values that a constructor refuses are the config's mistake."""
+    """Convert the errors that a constructor raises for its arguments into ConfigError; `group` names the config group."""
     try:
         yield
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"the values of {group} do not do: {error}") from error
+        raise ConfigError(f"invalid values in the config group {group}: {error}") from error
 
 
-def build_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
-    """Lightning's trainer with our checkpoints, loggers, callbacks and `more` of them."""
-    if not isinstance(cfg.trainer.max_steps, int) or cfg.trainer.max_steps < 1:
-        raise ConfigError(f"trainer.max_steps is {cfg.trainer.max_steps}: give the number of steps, the schedule depends on it")
-    if str(cfg.trainer.precision) in ("16", "16-mixed"):  # its scaler would scale the encoder's gradient twice
-        raise ConfigError(f"trainer.precision is {cfg.trainer.precision}: the step does not scale its loss, take bf16-mixed")
-    if "strategy" in cfg.trainer:  # Lightning's own sum gradients in each of the step's backward passes, and then we would again
-        raise ConfigError(f"trainer.strategy is {cfg.trainer.strategy}: give strategy= a name of configs/strategy instead")
+def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Trainer:
+    """Return Lightning's trainer for a config, with `callbacks` before those of the config.
+
+    Raises ConfigError if trainer.max_steps is missing, or if trainer.precision or trainer.strategy is not supported.
+    """
+    max_steps, precision = cfg.trainer.max_steps, str(cfg.trainer.precision)
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ConfigError(f"trainer.max_steps is {max_steps}: set it to the number of steps, the schedule depends on it")
+    if precision in ("16", "16-mixed"):  # a loss scaler would scale the encoder's gradient twice
+        raise ConfigError(f"trainer.precision is {precision}: loss scaling is not supported, set trainer.precision=bf16-mixed")
+    if "strategy" in cfg.trainer:  # Lightning's own reduce gradients in each backward pass, and the step would do it again
+        raise ConfigError(f"trainer.strategy is {cfg.trainer.strategy}: set strategy= to a name of configs/strategy instead")
     folder = run_dir / "checkpoints"
-    callbacks: list[Callback] = [
-        *more,
+    all_callbacks: list[Callback] = [
+        *callbacks,
         PreemptionCallback(folder / "last.ckpt"),
         ModelCheckpoint(
             dirpath=folder,
@@ -77,34 +81,34 @@ def build_trainer(cfg: DictConfig, run_dir: Path, *more: Callback) -> Trainer:
             enable_version_counter=False,
         ),
     ]
-    callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
+    all_callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
     strategy = build_strategy(cfg)
     with raise_as_config_error("trainer"):
         return Trainer(
             default_root_dir=run_dir,
             logger=build_loggers(cfg, run_dir),
-            callbacks=callbacks,
+            callbacks=all_callbacks,
             strategy=strategy,
-            inference_mode=not isinstance(strategy, EncoderFSDP2Strategy),  # what it gathers there could not be trained on
+            inference_mode=not isinstance(strategy, EncoderFSDP2Strategy),  # weights gathered in it could not be trained
             plugins=build_plugins(),
-            use_distributed_sampler=False,  # ShardDataModule deals the positions out to the ranks itself
+            use_distributed_sampler=False,  # ShardDataModule shards the positions over the ranks itself
             **to_plain(cfg.trainer),
         )
 
 
 def build_plugins() -> list[Any]:
-    """How checkpoints are written; on SLURM also that signals are ours (PreemptionCallback) and not Lightning's to answer."""
+    """Return the checkpoint IO and, on SLURM, an environment that leaves signals to PreemptionCallback."""
     plugins: list[Any] = [AtomicCheckpointIO()]
     return [*plugins, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else plugins
 
 
 def build_strategy(cfg: DictConfig) -> Any:
-    """The config's strategy where there may be several processes; one alone needs none."""
+    """Return the config's strategy, or "auto" for a single device, which needs none."""
     return "auto" if cfg.trainer.devices == 1 and cfg.trainer.get("num_nodes", 1) == 1 else build(cfg.strategy)
 
 
 def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
-    """metrics.csv always; wandb as the config says, offline unless the user is logged in."""
+    """Return the CSV logger and, if enabled, the wandb logger, which mode=auto sets offline unless the user is logged in."""
     loggers: list[Logger] = [ResumableCSVLogger(run_dir / "csv")]
     if cfg.wandb.enabled:
         mode = ("online" if has_wandb_api_key() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
@@ -114,19 +118,21 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
 
 
 def wandb_run_id(name: str, run_dir: Path) -> str:
-    """The id in the run folder, made of the name and chance at the first start: a run that goes on goes on in wandb too,
-    and one of the same name elsewhere, or after the folder was removed, is another run there.
+    """Return the wandb id that is stored in the run folder; at the first start, store a new one.
+
+    A resumed run continues its wandb run. The id ends in random digits, so a run of the same name in another folder, or after
+    the folder was removed, is another wandb run.
     """
     path = run_dir / "wandb_id"
     if path.is_file():
         return path.read_text().strip()
     run_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:100]}-{token_hex(4)}"
-    rank_zero_only(atomic_write_bytes)(path, f"{run_id}\n".encode())  # the others log nothing
+    rank_zero_only(atomic_write_bytes)(path, f"{run_id}\n".encode())  # the other ranks do not log
     return run_id
 
 
 def has_wandb_api_key() -> bool:
-    """Whether the user is logged in to wandb on this machine."""
+    """Return whether the user is logged in to wandb on this machine."""
     import wandb
 
     return bool(wandb.setup().settings.api_key)

@@ -155,8 +155,8 @@ def ours(batch: Batch, model: Sam, points: Points) -> float:
     """The sums that `training_step` makes before it divides; here divided. The loss."""
     module = Step(model, points, SamLoss(), OptimizerFactory())
     accumulator = StepMetricsAccumulator(batch.images.device)
-    accumulator.count(batch)
-    module._backward(batch, module._draws(batch, 0), accumulator)
+    accumulator.add_batch(batch)
+    module.backpropagate(batch, accumulator, offset=0)
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad /= len(batch.image_index)

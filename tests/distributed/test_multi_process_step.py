@@ -65,7 +65,7 @@ def test_killed_and_gone_on_as_one_and_as_two(strategy: str, two: Ranks, shards:
         with pytest.raises(KilledError):
             run_alone([*chosen, "checkpoint_every_n_steps=1"])
     first, second = two.run(chosen, ask_at=4, ask_rank=1)
-    assert "asked to leave after step 5" in first["preempted"]
+    assert "preempted after step 5" in first["preempted"]
     assert (first["is_rank_zero"], second["is_rank_zero"]) == (True, False)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
     folders = [path.name for path in (tmp_path / "checkpoints").glob("step-*")]

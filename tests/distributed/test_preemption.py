@@ -45,7 +45,7 @@ def test_told_to_leave_it_writes_its_checkpoint_and_goes_on_with_the_next_image(
     left_at = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 3 <= left_at < STEPS
     assert steps(tmp_path) == [str(step) for step in range(left_at)], "each step has its row"
-    assert f"asked to leave after step {left_at}" in said.read_text()
+    assert f"preempted after step {left_at}" in said.read_text()
     run_forked(overrides(shards, tmp_path, 1), said)
     assert steps(tmp_path) == [str(step) for step in range(STEPS)]
     if devices == 1:

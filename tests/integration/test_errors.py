@@ -165,8 +165,8 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (TRAINABLE + " trainer.accelerator=banana", "invalid accelerator name: `accelerator='banana'`. Available names are"),
         (TRAINABLE + " trainer.precision=7", "Allowed precision values"),
         (TRAINABLE + " +trainer.banana=1", "unexpected keyword argument 'banana'"),
-        (TRAINABLE + " trainer.max_steps=0", "give the number of steps"),
-        (TRAINABLE + " trainer.max_steps=lots", "give the number of steps"),
+        (TRAINABLE + " trainer.max_steps=0", "set it to the number of steps"),
+        (TRAINABLE + " trainer.max_steps=lots", "set it to the number of steps"),
         (TRAINABLE + " training.loss_resolution=gird", "loss_resolution must be 'grid' or 'full', got 'gird'"),
         (TRAINABLE + " prompts.num_empty_rounds=7", "num_empty_rounds must be 0, 1 or 2, got 7"),
         (TRAINABLE + " data.images_per_step=0", "expected a whole number of at least 1"),
@@ -212,7 +212,7 @@ def test_error_in_a_loader_process(fails: Callable[..., str]) -> None:
 def test_torn_checkpoint_of_a_run_that_would_go_on(fails: Callable[..., str], world: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     shutil.copy(world / "half.pt", tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert f"last.ckpt is torn: remove the folder {tmp_path / 'run'} to begin anew" in fails(TRAINABLE)
+    assert f"last.ckpt is truncated or corrupt: remove the folder {tmp_path / 'run'} to start again" in fails(TRAINABLE)
 
 
 def test_run_folder_of_another_run_is_not_gone_on_with(

@@ -25,8 +25,8 @@ from sam_train.model import Sam
 from sam_train.shards import write_shard
 from sam_train.structures import PointLabel, Prompts
 from sam_train.train import train_model
-from sam_train.training import SamModule
 from sam_train.training.distillation import copy_teacher_decoder
+from sam_train.training.step_module import StepModule
 
 STEPS = 6
 RUN = [
@@ -77,15 +77,15 @@ def start(shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -
 
 
 def killed(at: int, shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -> None:
-    whole = SamModule.training_step
+    whole = StepModule.training_step
 
-    def until(self: SamModule, batch: object, batch_idx: int) -> None:
+    def until(self: StepModule, batch: object, batch_idx: int) -> None:
         if self.global_step == at:
             raise KilledError
         whole(self, batch, batch_idx)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SamModule, "training_step", until)
+        patch.setattr(StepModule, "training_step", until)
         with pytest.raises(KilledError):
             start(shards, run_dir, model, *overrides)
 
@@ -237,9 +237,9 @@ def test_a_distillation_that_was_killed_ends_as_the_unbroken_one(teacher: Path, 
         (["teacher={teacher}", "model.decoder_heads=4"], ConfigError, "set model.decoder_heads=2"),
         (["teacher={teacher}", "model.decoder_mlp_dim=32"], CheckpointError, "mlp.lin1.weight has shape"),
         (["training.text_alignment_weight=1"], ConfigError, "text_alignment_weight is set"),
-        (["teacher={teacher}", "freeze_image_encoder=true"], ConfigError, "leaves nothing to learn"),
+        (["teacher={teacher}", "freeze_image_encoder=true"], ConfigError, "freeze_image_encoder=true excludes"),
         (["lora=attention"], ConfigError, "give init_checkpoint="),
-        (["lora=attention", "freeze_image_encoder=true", "init_checkpoint=x"], ConfigError, "leaves nothing to learn"),
+        (["lora=attention", "freeze_image_encoder=true", "init_checkpoint=x"], ConfigError, "freeze_image_encoder=true excludes"),
     ],
 )
 def test_what_cannot_go_together_is_refused(

@@ -99,8 +99,8 @@ def trained(shards: Path, clip: str, tmp_path_factory: pytest.TempPathFactory) -
     """The checkpoint of a run by crops that nobody interrupted."""
     run_dir = tmp_path_factory.mktemp("runs") / "words"
     metrics = train(shards, run_dir, *by_crops(clip))
-    assert 0 <= metrics["val/miou_by_words"] <= 1
-    assert 0 <= metrics["val/miou_by_words_and_click"] <= 1
+    assert 0 <= metrics["val/miou_from_text"] <= 1
+    assert 0 <= metrics["val/miou_from_text_and_click"] <= 1
     return run_dir / "model.pt"
 
 
@@ -132,9 +132,9 @@ def test_a_killed_run_ends_with_the_same_bits(trained: Path, shards: Path, clip:
 
 def test_steps_begin_with_words_and_only_masks_with_words_are_there(shards: Path, clip: str, tmp_path: Path) -> None:
     seen: list[tuple[Batch, list[Prompts]]] = []
-    backward, decode = SamModule._backward, None
+    backward, decode = SamModule.backpropagate, None
 
-    def watched(self: SamModule, batch: Batch, *rest: Any) -> None:
+    def watched(self: SamModule, batch: Batch, *rest: Any, **options: Any) -> None:
         asked: list[Prompts] = []
         decode = self.model.decode
 
@@ -144,12 +144,12 @@ def test_steps_begin_with_words_and_only_masks_with_words_are_there(shards: Path
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.model, "decode", noting)
-            backward(self, batch, *rest)
+            backward(self, batch, *rest, **options)
         seen.append((batch, asked))
 
     assert decode is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SamModule, "_backward", watched)
+        patch.setattr(SamModule, "backpropagate", watched)
         train(shards, tmp_path / "words", *by_names(clip), "data.load_names=true")
         train(shards, tmp_path / "clicks", *by_names(clip), "data.load_names=true", "prompts.text_probability=0")
     by_words, by_clicks = seen[:STEPS], seen[STEPS:]

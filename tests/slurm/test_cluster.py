@@ -93,8 +93,8 @@ def test_two_nodes_train_and_a_preempted_job_ends_as_two_processes_that_nobody_d
     two.run([*options, f"run_dir={tmp_path / 'unbroken'}"])  # while SLURM lets the job wait
     job.wait()
     assert "2 devices with 2 each" in job.told()
-    assert f"asked to leave after step {left_at}" in job.told()
-    assert f"going on from {Path('runs/mine/checkpoints/last.ckpt')}" in job.told()
+    assert f"preempted after step {left_at}" in job.told()
+    assert f"resuming from {Path('runs/mine/checkpoints/last.ckpt')}" in job.told()
     check_same(job.run_dir, tmp_path / "unbroken")
 
 

@@ -23,7 +23,7 @@ def test_half_precision_that_needs_a_loss_scale_is_refused(tmp_path: Path) -> No
     overrides = ["data.shards=none.tar", "wandb.enabled=false", "trainer.accelerator=cpu", "trainer.precision=16-mixed"]
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", overrides)
-    with pytest.raises(ConfigError, match="take bf16-mixed"):
+    with pytest.raises(ConfigError, match=r"set trainer\.precision=bf16-mixed"):
         build_trainer(cfg, tmp_path)
 
 

@@ -203,8 +203,8 @@ def test_what_is_no_proposer_is_refused(content: Any, checkpoint: Path, tmp_path
     ("override", "message"),
     [
         ("losses=paper", "losses=boxes"),
-        ("freeze_image_encoder=false", "embedding_cache keeps"),
-        ("training.ema_decay=0.9", "no ema_decay"),
+        ("freeze_image_encoder=false", "embedding_cache requires"),
+        ("training.ema_decay=0.9", "ema_decay is not supported"),
         ("proposer.size_bounds=[0.3,0.1]", "rising numbers"),
     ],
 )

@@ -29,7 +29,7 @@ from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training import SamModule
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.step_metrics import ReducedStepMetrics
-from sam_train.training.stochastic_depth import draw_drop_paths
+from sam_train.training.step_rng import draw_drop_paths
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
@@ -131,7 +131,7 @@ def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
     actual = {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
 
     module.zero_grad()
-    simulator, draws = module.simulator, module._draws(batch, 0)
+    simulator, draws = module.simulator, module.prompt_rng(batch, 0)
     embeddings = module.model.encode_images(batch.images, batch.sizes_hw)
     targets = batch.target_masks.float()
     if loss_resolution == "grid":
@@ -197,7 +197,7 @@ def test_a_frozen_encoder_learns_nothing_and_is_asked_once_a_picture(
     for _ in range(2):
         module.training_step(batch, 0)
     assert encoded == ([2] if cached else [2, 2])
-    assert torch.allclose(module._encode(batch), expected, atol=1e-6)
+    assert torch.allclose(module.encode(batch), expected, atol=1e-6)
     assert all(p.grad is None for p in model.image_encoder.parameters())
     assert all(p.grad is not None for p in model.mask_decoder.transformer.parameters())
     assert not any("image_encoder" in name for name, p in model.named_parameters() if p.requires_grad)
@@ -216,7 +216,7 @@ def test_the_same_picture_with_another_border_is_another_picture(tmp_path: Path)
 def first_points(module: StepOnly, *, step: int, first: int = 0) -> Tensor:
     module.step = step
     batch = make_batch()
-    return module.simulator.first_prompts(batch.target_masks, batch.image_index, module._draws(batch, first)).points_xy
+    return module.simulator.first_prompts(batch.target_masks, batch.image_index, module.prompt_rng(batch, first)).points_xy
 
 
 def test_prompts_depend_on_seed_step_and_place_only() -> None:
@@ -231,10 +231,10 @@ def test_prompts_depend_on_seed_step_and_place_only() -> None:
 
 def test_an_image_is_prompted_alike_whoever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     module, batch = step_only(seed=3), make_batch()
-    together = module.simulator.first_prompts(batch.target_masks, batch.image_index, module._draws(batch, 0)).points_xy
+    together = module.simulator.first_prompts(batch.target_masks, batch.image_index, module.prompt_rng(batch, 0)).points_xy
     for rank, part in enumerate(batch.split(1)):
-        monkeypatch.setattr("sam_train.training.sam_module.rank_and_world_size", lambda rank=rank: (rank, 2))
-        alone = module.simulator.first_prompts(part.target_masks, part.image_index, module._draws(part, 0)).points_xy
+        monkeypatch.setattr("sam_train.training.step_rng.rank_and_world_size", lambda rank=rank: (rank, 2))
+        alone = module.simulator.first_prompts(part.target_masks, part.image_index, module.prompt_rng(part, 0)).points_xy
         assert torch.equal(alone, together[batch.image_index == rank])
 
 
@@ -311,8 +311,8 @@ def test_gradients_are_clipped(quiet_trainer: Callable[..., Trainer]) -> None:
         def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
             raise AssertionError("manual optimisation does not come here")
 
-        def _finish_step(self, optimizer: Any, sums: ReducedStepMetrics) -> Tensor:
-            norm = super()._finish_step(optimizer, sums)
+        def _update_weights(self, optimizer: Any, sums: ReducedStepMetrics) -> Tensor:
+            norm = super()._update_weights(optimizer, sums)
             norms.append(float(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]).norm()))
             return norm
 
@@ -384,7 +384,7 @@ def test_targets_on_the_grid_are_the_majority_of_a_cell() -> None:
     masks[0, 0, 0:2] = True  # half of the cell of 2 x 2: not more than half
     masks[0, 2, 2:4] = masks[0, 3, 2] = True  # three of four
     masks[0, 4:6, 4:6] = True  # a full cell
-    targets = module._targets(masks)
+    targets = module.loss_targets(masks)
     assert targets.shape == (1, 16, 16)
     assert targets[0].nonzero().tolist() == [[1, 1], [2, 2]]
 
@@ -401,7 +401,7 @@ def test_grid_targets_are_half_covered_cells_and_thin_objects_stay() -> None:
     masks = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
     masks[0, 4:9, 4:8] = True  # 2 x 2 full cells and a row of half covered ones: those are not more than half
     masks[1, 11, ::2] = True  # a quarter of each cell it touches
-    targets = module._targets(masks)
+    targets = module.loss_targets(masks)
     expected = torch.zeros(2, cells, cells)
     expected[0, 2:4, 2:4] = 1
     expected[1, 5] = 1

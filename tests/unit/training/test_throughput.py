@@ -45,9 +45,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_batch(
         whole(self, batch, batch_idx)
 
     monkeypatch.setattr(SamModule, "training_step", step)
-    with pytest.raises(TrainingError, match=r"step 3: a loss is no number, in a batch of sa_00000\d, .*lower optim.lr"):
+    with pytest.raises(TrainingError, match=r"step 3: a loss is NaN or inf, in a batch of sa_00000\d, .*lower optim.lr"):
         run_alone(overrides(shards, tmp_path))
-    document = json.loads((tmp_path / "no_number_0.json").read_bytes())
+    document = json.loads((tmp_path / "nan_report_0.json").read_bytes())
     assert (document["step"], document["keys"]) == (3, keys)
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
@@ -107,7 +107,7 @@ def test_speeds_are_logged_at_the_pace_of_the_log(shards: Path, tmp_path: Path) 
     for row in logged:
         assert float(row["speed/images_per_second"]) > 0
         assert float(row["speed/masks_per_second"]) > float(row["speed/images_per_second"])
-        assert 0 <= float(row["speed/waiting_share"]) < 1
+        assert 0 <= float(row["speed/data_wait_fraction"]) < 1
         assert float(row["speed/memory_gb"]) > 0.05
 
 

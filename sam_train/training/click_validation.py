@@ -1,0 +1,91 @@
+"""Validation by simulated interactive segmentation: mIoU after 1, 3 and 5 clicks, and from text prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sam_train.masks import mask_iou
+from sam_train.metrics import ClickIoU
+from sam_train.model import Sam
+from sam_train.prompts import NextStep, PromptRound, PromptSimulator
+from sam_train.structures import Batch, Prediction, Prompts
+
+VALIDATION_CLICKS = (1, 3, 5)
+"""The numbers of clicks after which mIoU is logged."""
+
+TEXT_THEN_CLICK = (PromptRound(0, NextStep.ERROR_CLICK), PromptRound(1, NextStep.END))
+"""Rounds of the validation of text prompts: one prediction from the text, one more after a click."""
+
+
+class ClickValidation(nn.Module):
+    """Validation metrics of a `Sam`: IoU after each of five clicks and, if the masks have text embeddings, from text prompts.
+
+    The clicks are deterministic: at the centre of the object, then at the centre of the largest error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.simulator = validation_simulator()
+        self.iou_from_clicks, self.iou_from_text = ClickIoU(max(VALIDATION_CLICKS)), ClickIoU(len(TEXT_THEN_CLICK))
+
+    def update(self, model: Sam, batch: Batch, embeddings: Float[Tensor, "B E h w"]) -> None:
+        """Add the IoUs of a batch, in the model frame."""
+        generator = torch.Generator().manual_seed(0)
+        clicks = self.simulator.first_prompts(batch.target_masks, batch.image_index, generator)
+        self.iou_from_clicks.update(
+            self._ious(model, batch, embeddings, clicks, self.simulator.draw_rounds(generator), generator)
+        )
+        if batch.text_embeddings is not None:
+            text_prompts = Prompts.from_text(batch.image_index, batch.text_embeddings)
+            self.iou_from_text.update(self._ious(model, batch, embeddings, text_prompts, TEXT_THEN_CLICK, generator))
+
+    def log_and_reset(self, module: LightningModule, *, has_text_prompts: bool) -> None:
+        """Log mIoU@1, @3 and @5 and, with text prompts, mIoU from text and after one more click. Reset the metrics."""
+        means = self.iou_from_clicks.compute()
+        self.iou_from_clicks.reset()
+        for clicks in VALIDATION_CLICKS:
+            module.log(f"val/miou_at_{clicks}", means[clicks - 1], prog_bar=True, sync_dist=True)
+        if has_text_prompts:
+            from_text, after_click = self.iou_from_text.compute()
+            self.iou_from_text.reset()
+            module.log("val/miou_from_text", from_text, prog_bar=True, sync_dist=True)
+            module.log("val/miou_from_text_and_click", after_click, sync_dist=True)
+
+    def _ious(
+        self,
+        model: Sam,
+        batch: Batch,
+        embeddings: Float[Tensor, "B E h w"],
+        prompts: Prompts,
+        rounds: Sequence[PromptRound],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "N K"]:
+        """Return the IoUs of the predictions in each of K rounds that begin with `prompts`."""
+        ious = []
+        for round_ in rounds:
+            best = model.decode(embeddings, prompts, multimask_output=round_.multimask_output).best()
+            masks = predicted_masks(best, model.image_size)
+            ious.append(mask_iou(masks, batch.target_masks))
+            prompts = self.simulator.next_prompts(round_, prompts, masks, batch.target_masks, best.mask_logits, generator)
+        return torch.stack(ious, 1)
+
+
+def validation_simulator() -> PromptSimulator:
+    """Return the simulator of validation: up to five clicks at centres, no boxes, no rounds without a new prompt."""
+    return PromptSimulator(num_corrections=max(VALIDATION_CLICKS) - 1, num_empty_rounds=0, box_probability=0, click="center")
+
+
+def predicted_masks(best: Prediction, image_size: int) -> Bool[Tensor, "N H W"]:
+    """Return the masks of predictions with one mask each, in the model frame."""
+    return upsample_mask_logits(best.mask_logits, image_size)[:, 0] > 0
+
+
+def upsample_mask_logits(mask_logits: Float[Tensor, "N M h w"], image_size: int) -> Float[Tensor, "N M H W"]:
+    """Upsample mask logits from the decoder's resolution to the model frame (bilinear)."""
+    return F.interpolate(mask_logits, (image_size, image_size), mode="bilinear", align_corners=False)
