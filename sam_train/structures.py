@@ -1,8 +1,8 @@
-"""The nouns of a step.
+"""Data structures of a training or inference step: prompts, batches and predictions.
 
-B images in a batch · N prompts, one target mask each · P points in a prompt ·
-M candidate masks (3 when the prompt is ambiguous, else 1) · H W model frame · h w the decoder's grid
-(four cells for each image token along a side: a quarter of H W with 16-pixel patches)
+Dimensions: B images in a batch · N prompts, one target mask each · P points in a prompt · E dimensions of a text embedding ·
+M candidate masks (3 when the prompt is ambiguous, else 1) · H W model frame · h w the decoder's output grid (four cells for
+each image token along a side: a quarter of H W with 16-pixel patches).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class PointLabel(IntEnum):
-    """Released SAM's own numbers."""
+    """Point labels, with the numbers of released SAM."""
 
     PADDING = -1
     BACKGROUND = 0
@@ -27,24 +27,28 @@ class PointLabel(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """N prompts over any number of images. A box is two labelled points; a mask is the last answer fed back.
+    """N prompts over any number of images. A box is two labelled points; a mask prompt is the previous prediction.
 
     A prompt without a box carries one `PADDING` point, as in the released prompt encoder, so a click and a
-    box are equally long and stay so as points are added. Words are an embedding of length one (`sam_train.text` makes it),
-    alone or beside points; either all prompts have one or none has.
+    box have equally many points and keep that as points are added.
     """
 
     image_index: Int[Tensor, " N"]
+    """Index in the batch of the image of each prompt."""
     points_xy: Float[Tensor, "N P 2"]
+    """Points in the model frame, in pixels; a pixel's point is its integer (column, row)."""
     point_labels: Int[Tensor, "N P"]
+    """A `PointLabel` for each point."""
     mask_logits: Float[Tensor, "N 1 h w"] | None = None
+    """Mask logits of the previous prediction; None if no prompt has a mask."""
     text_embeddings: Float[Tensor, "N E"] | None = None
+    """Text embeddings of unit norm (see `sam_train.text`), alone or beside points; None if no prompt has a text."""
 
     @staticmethod
     def from_points(
         image_index: Int[Tensor, " N"], points_xy: Float[Tensor, "N P 2"], point_labels: Int[Tensor, "N P"]
     ) -> Prompts:
-        """Click prompts; the padding point of the released encoder is added here."""
+        """Return click prompts, with the padding point of the released encoder appended."""
         padding_xy = points_xy.new_zeros(len(points_xy), 1, 2)
         padding = point_labels.new_full((len(points_xy), 1), PointLabel.PADDING)
         return Prompts(
@@ -55,7 +59,7 @@ class Prompts:
 
     @staticmethod
     def from_boxes(image_index: Int[Tensor, " N"], boxes_xyxy: Float[Tensor, "N 4"]) -> Prompts:
-        """Box prompts, corners as two labelled points: the first and the last pixel inside, as `noisy_boxes` makes them."""
+        """Return box prompts, the corners as two labelled points: the first and the last pixel inside, as `noisy_boxes` does."""
         labels = torch.tensor([PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT], device=boxes_xyxy.device)
         return Prompts(
             image_index=image_index,
@@ -65,7 +69,7 @@ class Prompts:
 
     @staticmethod
     def from_text(image_index: Int[Tensor, " N"], text_embeddings: Float[Tensor, "N E"]) -> Prompts:
-        """Prompts by words alone: no point but the padding."""
+        """Return text prompts without points, except for the padding point."""
         num, device = len(text_embeddings), text_embeddings.device
         no_points = torch.zeros(num, 0, 2, device=device), torch.zeros(num, 0, dtype=torch.long, device=device)
         return replace(Prompts.from_points(image_index, *no_points), text_embeddings=text_embeddings)
@@ -73,7 +77,7 @@ class Prompts:
     def with_point(
         self, points_xy: Float[Tensor, "N 2"], point_labels: Int[Tensor, " N"], mask_logits: Float[Tensor, "N 1 h w"] | None
     ) -> Prompts:
-        """The same prompts with one more point each and the last answer as mask prompt."""
+        """Return the prompts with one more point each and the previous prediction as mask prompt."""
         return replace(
             self,
             points_xy=torch.cat([self.points_xy, points_xy[:, None]], 1),
@@ -82,14 +86,14 @@ class Prompts:
         )
 
     def with_mask(self, mask_logits: Float[Tensor, "N 1 h w"]) -> Prompts:
-        """The same points with the last answer as mask prompt: a round without new information."""
+        """Return the prompts with the previous prediction as mask prompt and no new point."""
         return replace(self, mask_logits=mask_logits)
 
     def __len__(self) -> int:
         return len(self.image_index)
 
     def __getitem__(self, index: Tensor | slice) -> Prompts:
-        """A selection of the prompts (a slice, an index or a boolean tensor)."""
+        """Return the prompts that a slice, an index tensor or a boolean tensor selects."""
         return Prompts(
             image_index=self.image_index[index],
             points_xy=self.points_xy[index],
@@ -101,23 +105,27 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Packed: no padding masks, and one image per decoder call cannot be written by accident."""
+    """B images with N target masks, packed: `image_index` gives the image of each mask, and no mask is padding."""
 
     keys: tuple[str, ...]
+    """Sample key of each image."""
     images: UInt8[Tensor, "B 3 H W"]
+    """RGB pixels in the model frame, 0 to 255."""
     sizes_hw: Int[Tensor, "B 2"]
-    """Height and width of the picture inside the frame; the rest is padding."""
+    """Height and width of the image inside the model frame; the rest is padding."""
     image_index: Int[Tensor, " N"]
+    """Index in the batch of the image of each mask."""
     target_masks: Bool[Tensor, "N H W"]
+    """Target masks in the model frame."""
     skipped: tuple[str, ...] = ()
-    """Why samples were passed over on the way to this batch, a reason each."""
+    """Reason of each sample that was skipped since the previous batch."""
     names: tuple[str, ...] | None = None
-    """What each of the N masks shows, empty where nobody said; None where the loader was not asked (`data.load_names=true`)."""
+    """Class name or caption of each mask, empty where unknown; None unless the loader reads them (`data.load_names=true`)."""
     text_embeddings: Float[Tensor, "N E"] | None = None
-    """Of length one, for the words of each mask; None where the run has no `text`."""
+    """Text embedding of each mask's name, unit norm; None if the run has no `text`."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch with its tensors on `device` (Lightning's transfer hook looks for this method)."""
+        """Return the batch with its tensors on `device`. Lightning's transfer hook calls this method."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=non_blocking),
@@ -128,7 +136,10 @@ class Batch:
         )
 
     def split(self, num_images: int) -> list[Batch]:
-        """Batches of `num_images` images, the last perhaps of fewer, each with its masks; `skipped` stays with the first."""
+        """Split into batches of `num_images` images, the last perhaps smaller, each with its masks.
+
+        `skipped` stays with the first batch.
+        """
         if num_images >= len(self.keys):
             return [self]
         parts = []
@@ -152,17 +163,19 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the decoder answers: logits before the threshold at 0, and its own estimate of their IoU."""
+    """Output of the mask decoder: M candidate masks for each of N prompts."""
 
     mask_logits: Float[Tensor, "N M h w"]
+    """Logits on the decoder's grid; the mask is where they exceed 0."""
     iou_scores: Float[Tensor, "N M"]
+    """IoU of each mask as the model estimates it."""
 
     def detach(self) -> Prediction:
-        """The same values without history."""
+        """Return the same values detached from the autograd graph."""
         return Prediction(mask_logits=self.mask_logits.detach(), iou_scores=self.iou_scores.detach())
 
     def best(self) -> Prediction:
-        """The candidate with the highest estimated IoU for each prompt, M = 1."""
+        """Return the candidate with the highest estimated IoU for each prompt, M = 1."""
         if self.iou_scores.shape[1] == 1:
             return self
         best = self.iou_scores.argmax(1)

@@ -1,4 +1,4 @@
-"""The paper's figure 4, a part a file: image encoder, prompt encoder, mask decoder."""
+"""The model of the paper's figure 4, one file per component: image encoder, prompt encoder, mask decoder."""
 
 from sam_train.model.sam import Sam
 

@@ -1,7 +1,7 @@
-"""Multi-head attention over a map of tokens, in windows or over all of it, with decomposed relative positions.
+"""Multi-head attention over a map of tokens, windowed or global, with decomposed relative positions.
 
 The bias that relative positions add to the scores is as large as the scores: 805 MB in a global block of a ViT-B at 1024
-pixels. It is made for some windows, heads and rows of queries at a time instead, which is exact.
+pixels. It is therefore computed for chunks of windows, heads and query rows, which is exact.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sam_train.model.chunk_sizes import chunk_sizes_for
 
 
 class Attention(nn.Module):
-    """Attention of every token of an h x w map to those of its window (segment_anything/modeling/image_encoder.py).
+    """Attention of every token of an h x w map to the tokens of its window (segment_anything/modeling/image_encoder.py).
 
-    window_size: side of the windows in tokens; 0 is one window as large as the map. Windows that reach over the map are
-        filled with tokens that are zero before the projection to queries, keys and values, and are attended to: as released.
-    input_size: side of the map that a global block's relative positions are learned for; other sides interpolate them.
+    window_size: side of the windows in tokens; 0 means global attention. Windows that exceed the map are padded with tokens
+        that are zero before the projection to queries, keys and values and are attended to, as in the released code.
+    input_size: side of the map for which a global block's relative positions are learned; they are interpolated for others.
     """
 
     def __init__(self, dim: int, num_heads: int, *, window_size: int, input_size: int, use_rel_pos: bool) -> None:
@@ -40,12 +40,12 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w C"]:
         if not self.window_size:
             return self.proj(self._attend(self.qkv(x)))
-        # Projected before they are cut: tokens that only fill a window are the bias, no product is spent on them.
+        # Project before partitioning: padding tokens equal the bias, so they cost no product.
         windows, padded_hw = window_partition(self.qkv(x), self.window_size, padding=self.qkv.bias)
         return self.proj(window_unpartition(self._attend(windows), self.window_size, padded_hw, x.shape[1:3]))
 
     def _attend(self, qkv: Float[Tensor, "W r c D"]) -> Float[Tensor, "W r c C"]:
-        """Every map of r x c tokens on its own; D = 3 C, queries, keys and values side by side."""
+        """Attend within each map of r x c tokens; D = 3 C, queries, keys and values concatenated."""
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 4, 1, 2, 5).unbind(0)
         k, v = k.flatten(2, 3), v.flatten(2, 3)
         if self.use_rel_pos:
@@ -63,28 +63,30 @@ def relative_position_attention(
     table_h: Float[Tensor, "q r d"],
     table_w: Float[Tensor, "c c d"],
 ) -> Float[Tensor, "W n Q d"]:
-    """softmax(q . k / sqrt(d) + q . table_h + q . table_w) v for W maps of r x c tokens and n heads, L = r c.
+    """Return softmax(q . k / sqrt(d) + q . table_h + q . table_w) v for W maps of r x c tokens and n heads, L = r c.
 
-    The queries are q of the r rows, Q = q c; the tables hold the position of every query against every key of an axis.
-    Split along W, n or q until the bias of a piece is small enough.
+    The queries are q of the r rows, Q = q c; the tables hold the relative position embedding of every query and key along
+    an axis. The computation is split along W, n or q until the bias of a chunk is small enough.
     """
     maps, heads, rows, columns, _ = q.shape
-    rows_at_once = chunk_sizes_for(q.device).attention_bias // (columns * k.shape[2])
-    if maps * heads * rows <= max(1, rows_at_once):
+    rows_per_chunk = chunk_sizes_for(q.device).attention_bias // (columns * k.shape[2])
+    if maps * heads * rows <= max(1, rows_per_chunk):
         if torch.is_grad_enabled():
-            # Scores and bias of a piece are made again in the backward pass: kept, they would be alive all at once.
+            # Recompute scores and bias of a chunk in the backward pass; otherwise those of all chunks would be kept.
             return checkpoint(_attend_unchunked, q, k, v, table_h, table_w, use_reentrant=False, preserve_rng_state=False)
         return _attend_unchunked(q, k, v, table_h, table_w)
-    dim, size = (0, rows_at_once // (heads * rows)) if maps > 1 else (1, rows_at_once // rows) if heads > 1 else (2, rows_at_once)
+    dim, size = (
+        (0, rows_per_chunk // (heads * rows)) if maps > 1 else (1, rows_per_chunk // rows) if heads > 1 else (2, rows_per_chunk)
+    )
     size = max(1, size)
-    pieces = zip(
+    chunks = zip(
         q.split(size, dim),
         k.split(size, dim) if dim < 2 else repeat(k),
         v.split(size, dim) if dim < 2 else repeat(v),
         table_h.split(size) if dim == 2 else repeat(table_h),
         strict=False,  # repeat() has no end
     )
-    return torch.cat([relative_position_attention(*piece, table_w) for piece in pieces], dim)
+    return torch.cat([relative_position_attention(*chunk, table_w) for chunk in chunks], dim)
 
 
 def _attend_unchunked(
@@ -94,7 +96,7 @@ def _attend_unchunked(
     table_h: Float[Tensor, "q r d"],
     table_w: Float[Tensor, "c c d"],
 ) -> Float[Tensor, "W n Q d"]:
-    # The unscaled query meets the position tables, while q . k is scaled: as released.
+    # The position tables are multiplied by the unscaled query, while q . k is scaled, as in the released code.
     bias_h = torch.einsum("wnqcd,qrd->wnqcr", q, table_h)
     bias_w = torch.einsum("wnqcd,ckd->wnqck", q, table_w)
     bias = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(4).flatten(2, 3)
@@ -102,7 +104,7 @@ def _attend_unchunked(
 
 
 def relative_position_table(table: Float[Tensor, "R d"], size: int) -> Float[Tensor, "size size d"]:
-    """The table's entry for every (query, key) distance along one axis, linearly interpolated if the size differs."""
+    """Return the table's entry for every (query, key) pair along one axis, linearly interpolated if the size differs."""
     distances = 2 * size - 1
     if len(table) != distances:
         table = F.interpolate(table.T[None], distances, mode="linear")[0].T
@@ -113,7 +115,10 @@ def relative_position_table(table: Float[Tensor, "R d"], size: int) -> Float[Ten
 def window_partition(
     x: Float[Tensor, "B h w C"], size: int, padding: Float[Tensor, " C"] | None = None
 ) -> tuple[Float[Tensor, "W size size C"], tuple[int, int]]:
-    """Cut into windows, filled up with `padding` (zeros) on the right and below; also the padded height and width."""
+    """Partition a map into windows, padded on the right and bottom with `padding` (default zeros).
+
+    Return the windows and the padded height and width.
+    """
     b, h, w, c = x.shape
     padded_h, padded_w = -(-h // size) * size, -(-w // size) * size
     if (padded_h, padded_w) != (h, w):
@@ -128,7 +133,7 @@ def window_partition(
 def window_unpartition(
     windows: Float[Tensor, "W size size C"], size: int, padded_hw: tuple[int, int], hw: Sequence[int]
 ) -> Float[Tensor, "B h w C"]:
-    """The inverse of `window_partition`, padding cut off."""
+    """Join windows into the map, the inverse of `window_partition`, and crop the padding."""
     rows, columns = padded_hw[0] // size, padded_hw[1] // size
     x = windows.view(-1, rows, columns, size, size, windows.shape[-1]).transpose(2, 3)
     return x.reshape(-1, *padded_hw, windows.shape[-1])[:, : hw[0], : hw[1]]

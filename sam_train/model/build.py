@@ -1,4 +1,4 @@
-"""The variants, a few numbers each."""
+"""Builders of the model variants from a few sizes."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ def build_sam(
     text_dim: int | None = None,
     text_encoder: str | None = None,
 ) -> Sam:
-    """A SAM with a ViT encoder.
+    """Build a SAM with a ViT encoder.
 
-    `high_res_features` lets the decoder see what the convolutional stem saw, see `ImageEncoder`; `iou_sigmoid` is SAM 2's, see
-    `MaskDecoder`; `pixel_statistics` (released, image) are what pixels are normalised by, see `Sam`.
-    `activation_checkpointing` (none, torch, fairscale): whether and by which library the inner activations of the
-    encoder's blocks are computed again in the backward pass instead of being kept.
-    `text_dim`, `text_encoder`: of the embeddings that words come as, see `PromptEncoder`; None takes no words.
-    Raises ConfigError when the numbers cannot go together.
+    high_res_features: pass the features of the convolutional stem to the decoder, see `ImageEncoder`.
+    iou_sigmoid: apply a sigmoid to IoU scores as SAM 2 does, see `MaskDecoder`.
+    pixel_statistics: pixel normalization, "released" or "image", see `Sam`.
+    activation_checkpointing: library that recomputes the encoder blocks' activations in the backward pass instead of storing
+        them: "torch", "fairscale", or "none" to store them.
+    text_dim, text_encoder: dimensions and hash of the text encoder of text prompts, see `PromptEncoder`; None disables text.
+    Raises ConfigError if the values are inconsistent.
     """
     if image_size % patch_size or embed_dim % num_heads or prompt_dim % 16:
         raise ConfigError(
@@ -57,9 +58,9 @@ def build_sam(
     if pixel_statistics not in ("released", "image"):
         raise ConfigError(f"pixel_statistics must be 'released' or 'image', got {pixel_statistics!r}")
     if high_res_features and (stem != "conv" or patch_size < 8):
-        raise ConfigError(f"details need stem 'conv' and patches of 8 pixels or more, got stem {stem!r} and {patch_size} pixels")
+        raise ConfigError(f"high_res_features needs stem 'conv' and patch_size >= 8, got stem {stem!r} and {patch_size}")
     if not set(global_attn_indexes) <= set(range(depth)):
-        raise ConfigError(f"global_attn_indexes {list(global_attn_indexes)} must lie in 0 ... {depth - 1}, the {depth} blocks")
+        raise ConfigError(f"global_attn_indexes {list(global_attn_indexes)} must be in 0 to {depth - 1}, the {depth} blocks")
     encoder = ImageEncoder(
         image_size=image_size,
         patch_size=patch_size,
@@ -109,20 +110,20 @@ def build_mobile_sam(
     text_dim: int | None = None,
     text_encoder: str | None = None,
 ) -> Sam:
-    """A SAM with MobileSAM's TinyViT encoder (see `TinyViT` for its numbers), the rest as in `build_sam`.
+    """Build a SAM with MobileSAM's TinyViT encoder (see `TinyViT` for its sizes); other parameters as in `build_sam`.
 
-    Raises ConfigError when the numbers cannot go together.
+    Raises ConfigError if the values are inconsistent.
     """
     stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "window_sizes": window_sizes}
     if any(len(numbers) != len(MERGE_STRIDES) + 1 or min(numbers) < 1 for numbers in stages.values()):
-        raise ConfigError(f"an encoder of four stages needs four positive numbers of each of {', '.join(stages)}: got {stages}")
+        raise ConfigError(f"an encoder of four stages needs four positive values each for {', '.join(stages)}: got {stages}")
     if image_size % ENCODER_STRIDE or prompt_dim % 16:
         raise ConfigError(f"image_size {image_size} must be a multiple of {ENCODER_STRIDE}, and prompt_dim {prompt_dim} of 16")
     if any(dim % heads for dim, heads in zip(embed_dims[1:], num_heads[1:], strict=True)):
         raise ConfigError(f"embed_dims {list(embed_dims)} must be multiples of num_heads {list(num_heads)} from the second on")
     if activation_checkpointing == "torch" and not freeze_batch_norm:
-        wanted = "fairscale, or freeze_batch_norm=true"
-        raise ConfigError(f"with activation_checkpointing=torch batch norms would count every image twice: take {wanted}")
+        remedy = "use fairscale, or freeze_batch_norm=true"
+        raise ConfigError(f"with activation_checkpointing=torch, batch norms would count every image twice: {remedy}")
     encoder = TinyViT(
         image_size=image_size,
         embed_dims=embed_dims,
@@ -163,7 +164,7 @@ def _assemble(
     text_encoder: str | None,
     pixel_statistics: str = "released",
 ) -> Sam:
-    """The encoder with a prompt encoder and a mask decoder of its width."""
+    """Combine an image encoder with a prompt encoder and a mask decoder of matching width."""
     if prompt_dim % (2 * heads):
         raise ConfigError(f"prompt_dim {prompt_dim} must be a multiple of twice decoder_heads {heads}")
     apply_activation_checkpointing(encoder.blocks, activation_checkpointing)

@@ -11,39 +11,40 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSizes:
-    """Numbers of values."""
+    """Number of tensor elements that one chunk of each computation holds."""
 
     attention_bias: int
-    """Of the bias that relative positions give an attention."""
+    """Elements of the bias that relative positions add to attention scores."""
     image_tokens: int
-    """Of the decoder's image stream, over the prompts that are decoded together."""
+    """Elements of the decoder's image tokens, over the prompts that are decoded together."""
     upscaling: int
-    """Of the part of it that is upscaled together."""
+    """Elements of the image tokens that the decoder upscales together."""
     mask_loss: int
-    """Of the logits whose losses are computed together."""
+    """Logits whose losses are computed together."""
 
 
-# The bias: 16 MB, which stay in the cache and still are 1024 queries of a 64 x 64 map, from where on torch's kernel takes its
-# large blocks.
 CPU_CHUNK_SIZES = ChunkSizes(attention_bias=1 << 22, image_tokens=1 << 22, upscaling=1 << 18, mask_loss=1 << 17)
-# 64 prompts on a grid of 64 x 64 in one piece: in pieces, a GPU would only start kernels. Not measured on one.
+"""Chunk sizes on a CPU. The bias of 16 MB fits the cache and still has 1024 queries of a 64 x 64 map, from which on torch's
+kernel uses its large blocks."""
 ACCELERATOR_CHUNK_SIZES = ChunkSizes(attention_bias=1 << 26, image_tokens=1 << 26, upscaling=1 << 26, mask_loss=1 << 26)
+"""Chunk sizes on a GPU: 64 prompts on a 64 x 64 grid in one chunk, because smaller chunks only add kernel launches. Not
+measured on a GPU."""
 
-_pretended: list[ChunkSizes] = []
+_overrides: list[ChunkSizes] = []
 
 
 def chunk_sizes_for(device: torch.device) -> ChunkSizes:
-    """What is right for a device."""
-    if _pretended:
-        return _pretended[-1]
+    """Return the chunk sizes for a device, or those of the innermost `override_chunk_sizes`."""
+    if _overrides:
+        return _overrides[-1]
     return CPU_CHUNK_SIZES if device.type == "cpu" else ACCELERATOR_CHUNK_SIZES
 
 
 @contextmanager
-def override_chunk_sizes(numbers: ChunkSizes) -> Iterator[None]:
-    """Within it, what is right for another device than the tensors are on."""
-    _pretended.append(numbers)
+def override_chunk_sizes(chunk_sizes: ChunkSizes) -> Iterator[None]:
+    """Use `chunk_sizes` within the block, whatever device tensors are on."""
+    _overrides.append(chunk_sizes)
     try:
         yield
     finally:
-        _pretended.pop()
+        _overrides.pop()

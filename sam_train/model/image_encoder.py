@@ -1,8 +1,8 @@
 """The image encoder: ViTDet as SAM adapts it (paper, section A; segment_anything/modeling/image_encoder.py).
 
-Windowed attention with a few global blocks, absolute and decomposed relative positions, and a neck that brings
-the width to that of the decoder. State-dict keys are the released ones. `stem="conv"` is ours: three
-stride-2 convolutions in place of the linear patch embedding, which a small ViT needs to learn from scratch in
+Windowed attention with a few global blocks, absolute and decomposed relative positions, and a neck that projects
+to the decoder's width. State-dict keys are the released ones. `stem="conv"` is an addition of this project: three
+stride-2 convolutions in place of the linear patch embedding, with which a small ViT learns from scratch in
 minutes (Xiao et al., "Early convolutions help transformers see better").
 """
 
@@ -19,19 +19,20 @@ from torch.nn import functional as F
 from sam_train.model.attention import Attention
 from sam_train.model.layers import DropPath, LayerNorm2d, MLPBlock
 
-# Rows of tokens that pass a feed-forward at a time in evaluation, where there are no windows to go by.
+# Rows of tokens that the MLP of a global block processes together in evaluation on a CPU.
 _STRIP_ROWS = 16
 
 
 class ImageEncoder(nn.Module):
-    """B 3 H W normalised pixels to B C h w image embeddings, h = H / patch_size and w = W / patch_size.
+    """ViT that encodes B 3 H W normalised pixels as B E h w image embeddings, h = H / patch_size and w = W / patch_size.
 
-    With `details`, h and w keep C to 4 C more channels: what the convolutional stem sees at a half and a quarter of the patch,
-    for the decoder's upscaling, as in SAM 2 ("high-resolution features"). The C / 4 and C / 8 channels of the finer grids
-    lie in their image token, children (y, x) and grandchildren in the decoder's order.
+    E is C = `out_chans`, or 4 C with `high_res_features`: the features of the convolutional stem at half and a quarter of the
+    patch size, which the decoder adds when it upscales, as SAM 2's high-resolution features. The C / 4 and C / 8 channels of
+    the two finer grids are folded into the channels of their image token, in the decoder's order of children (y, x) and
+    grandchildren. State-dict keys of that module begin with `details`.
 
-    `image_size` is the side that the position tables are learned for; for other sides they are interpolated.
-    Raises ValueError for sides that are no multiples of patch_size.
+    image_size: side in pixels for which the position tables are learned; they are interpolated for other sides.
+    Raises ValueError for sides that are not multiples of patch_size.
     """
 
     def __init__(
@@ -97,19 +98,22 @@ class ImageEncoder(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One linear map a patch; nothing is seen on a finer grid."""
+    """Linear patch embedding. Return a list with the embedded patches only, since there are no features on finer grids."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ C"]]:
-        # Contiguous, or every residual keeps the layout of the convolution and every norm copies it.
+        # Contiguous: otherwise every residual would keep the layout of the convolution and every norm would copy it.
         return [self.proj(x).permute(0, 2, 3, 1).contiguous()]
 
 
 class ConvStem(nn.Module):
-    """Stride-2 convolutions down to the patch grid, widths doubling up to `embed_dim`; what each sees, finest first."""
+    """Stride-2 convolutions down to the patch grid, widths doubling up to `embed_dim`.
+
+    Return the feature maps of all resolutions, finest first; the last one is the embedded patches.
+    """
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -124,27 +128,27 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        # Norms are over channels: laid out last from the start, no layer has to copy.
+        # Norms are over channels: with channels last from the start, no layer has to copy.
         x = x.contiguous(memory_format=torch.channels_last)
-        seen = []
+        features = []
         for layer in self.layers:
             x = layer(x)
             if isinstance(layer, nn.GELU):
-                seen.append(x.permute(0, 2, 3, 1))
-        return [*seen[:-1], x.permute(0, 2, 3, 1)]
+                features.append(x.permute(0, 2, 3, 1))
+        return [*features[:-1], x.permute(0, 2, 3, 1)]
 
 
 class HighResFeatures(nn.Module):
-    """What the stem sees at a half and a quarter of a patch, folded into the channels of the image tokens.
+    """Feature pyramid over the stem at half and a quarter of the patch size, folded into the channels of the image tokens.
 
-    On the way from the tokens to the finer grids each grid takes what the one above knows and is convolved once more: a
-    feature pyramid (Lin et al. 2017). That is made once an image; the decoder, which works once a prompt, only adds it.
+    From the tokens to the finer grids, each level adds the upsampled coarser level and is convolved once more, as in a feature
+    pyramid network (Lin et al. 2017). It is computed once per image; for each prompt the decoder only adds it.
     """
 
     def __init__(self, stem: nn.Module, out_chans: int) -> None:
         super().__init__()
         if not isinstance(stem, ConvStem) or len(stem.widths) < 3:
-            raise ValueError("details want a convolutional stem with a patch of 8 pixels or more")
+            raise ValueError("high-resolution features need a convolutional stem with a patch_size of 8 or more")
         half, quarter = stem.widths[-2], stem.widths[-3]
         self.to_half, self.to_quarter = PyramidLevel(out_chans, half), PyramidLevel(half, quarter)
         self.at_half, self.at_quarter = nn.Linear(half, out_chans // 4), nn.Linear(quarter, out_chans // 8)
@@ -159,28 +163,28 @@ class HighResFeatures(nn.Module):
     def fold(
         half: Float[Tensor, "B _ _ _"], quarter: Float[Tensor, "B _ _ _"]
     ) -> tuple[Float[Tensor, "B _ h w"], Float[Tensor, "B _ h w"]]:
-        """The pixels of the two finer grids as channels of the image token that they lie in, in the decoder's order."""
+        """Fold the pixels of the two finer grids into channels of their image token, in the decoder's order."""
         half = half.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 2, 4, 5, 1, 3)  # y x o, h w
         quarter = quarter.unflatten(2, (-1, 2, 2)).unflatten(1, (-1, 2, 2)).permute(0, 2, 5, 3, 6, 7, 1, 4)  # y x y x o, h w
         return half.flatten(1, 3), quarter.flatten(1, 5)
 
 
 class PyramidLevel(nn.Module):
-    """A grid and the one above it, of half its side, to the grid with both: their sum, and two 3 x 3 convolutions of it."""
+    """A level of a feature pyramid: features plus the upsampled coarser level of half the side, and two 3 x 3 convolutions."""
 
-    def __init__(self, above: int, dim: int) -> None:
+    def __init__(self, coarser_dim: int, dim: int) -> None:
         super().__init__()
-        self.lateral = nn.Linear(above, dim)
+        self.lateral = nn.Linear(coarser_dim, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.convs = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, dim, 3, padding=1))
 
-    def forward(self, above: Float[Tensor, "B h w _"], x: Float[Tensor, "B 2*h 2*w C"]) -> Float[Tensor, "B 2*h 2*w C"]:
-        x = x + self.lateral(above).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    def forward(self, coarser: Float[Tensor, "B h w _"], x: Float[Tensor, "B 2*h 2*w C"]) -> Float[Tensor, "B 2*h 2*w C"]:
+        x = x + self.lateral(coarser).repeat_interleave(2, 1).repeat_interleave(2, 2)
         return x + self.convs(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ViTBlock(nn.Module):
-    """A pre-norm transformer block; window_size 0 means global attention."""
+    """Pre-norm transformer block; window_size 0 means global attention."""
 
     def __init__(
         self, dim: int, num_heads: int, *, window_size: int, input_size: int, use_rel_pos: bool, drop_path: float
@@ -193,11 +197,11 @@ class ViTBlock(nn.Module):
         self.drop_path, self.mlp_drop_path = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w C"]:
-        # In training the whole map at once: drop path draws once for a sample, and autograd keeps every activation anyway.
+        # In training process the whole map: drop path draws once per sample, and autograd stores every activation anyway.
         if self.training or torch.is_grad_enabled() or x.device.type != "cpu":
             return self._feed_forward(self._attend(x))
-        # On a CPU a strip of rows at a time: windows see nothing outside their strip, and what is alive in between (the
-        # hidden layer, padded windows) is small enough to stay in the cache and in memory that was touched before.
+        # On a CPU process strips of rows: windows do not attend outside their strip, and the intermediate results (the
+        # hidden layer, padded windows) are small enough for the cache and for memory that is already mapped.
         if rows := self.attn.window_size:
             return torch.cat([self._feed_forward(self._attend(strip)) for strip in x.split(rows, 1)], 1)
         return torch.cat([self._feed_forward(strip) for strip in self._attend(x).split(_STRIP_ROWS, 1)], 1)

@@ -1,4 +1,4 @@
-"""Layers that more than one part of the model is made of."""
+"""Layers that several parts of the model share, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-from fairscale.nn.checkpoint import checkpoint_wrapper
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +30,7 @@ class LayerNorm2d(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them (the hypernetworks and the IoU head)."""
+    """Linear layers with ReLU in between, used by the hypernetworks and the IoU head."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
@@ -41,7 +40,7 @@ class MLP(nn.Module):
             nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
 
     def init_last_layer(self, *, gain: float, bias: float) -> None:
-        """Scale the weights of the last layer by `gain` and set its bias: what the MLP answers at first."""
+        """Scale the weights of the last layer by `gain` and set its bias, which determines the initial output."""
         last = cast(nn.Linear, self.layers[-1])
         last.weight.data.mul_(gain)
         nn.init.constant_(last.bias, bias)
@@ -53,7 +52,7 @@ class MLP(nn.Module):
 
 
 class MLPBlock(nn.Module):
-    """The feed-forward half of a transformer block."""
+    """The MLP of a transformer block."""
 
     def __init__(self, dim: int, mlp_dim: int, activation: type[nn.Module] = nn.GELU) -> None:
         super().__init__()
@@ -66,14 +65,15 @@ class MLPBlock(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: a whole residual branch of a sample is dropped with probability `rate` while training.
+    """Stochastic depth: drops the residual branch of a sample with probability `rate` during training.
 
-    A sample is kept where its number in `uniform_draws`, drawn from [0, 1), is at least the rate. Whoever wants a sample to meet
-    the same fate on any device and in any batch sets these numbers; None draws them here, from torch's generator. One module
-    for each branch: a branch that is computed again in the backward pass must find its own numbers.
+    A sample is kept if its value in `uniform_draws` is at least the rate. Each branch needs its own module: a branch that is
+    recomputed in the backward pass must use the same draws.
     """
 
     uniform_draws: Tensor | None = None
+    """One draw from [0, 1) per sample. Set it to make the outcome independent of device and batch; None draws from torch's
+    generator."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -87,16 +87,18 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.rate)
 
 
-def apply_activation_checkpointing(blocks: Iterable[nn.Module], how: str) -> None:
-    """Compute the blocks' inner activations again in the backward pass instead of keeping them; in place, names stay.
+def apply_activation_checkpointing(blocks: Iterable[nn.Module], library: str) -> None:
+    """Make blocks recompute their inner activations in the backward pass instead of storing them; in place, names unchanged.
 
-    how: "torch" (`torch.utils.checkpoint`), "fairscale" (its `checkpoint_wrapper`) or "none".
-    Raises ConfigError for anything else.
+    library: "torch" (`torch.utils.checkpoint`), "fairscale" (its `checkpoint_wrapper`) or "none".
+    Raises ConfigError for any other value.
     """
-    if how not in ("none", "torch", "fairscale"):
-        raise ConfigError(f"activation_checkpointing must be none, torch or fairscale, got {how!r}")
+    if library not in ("none", "torch", "fairscale"):
+        raise ConfigError(f"activation_checkpointing must be none, torch or fairscale, got {library!r}")
     for block in blocks:
-        if how == "torch":
+        if library == "torch":
             block.forward = partial(checkpoint, type(block).forward, block, use_reentrant=False)
-        elif how == "fairscale":
+        elif library == "fairscale":
+            from fairscale.nn.checkpoint import checkpoint_wrapper
+
             checkpoint_wrapper(block)

@@ -1,7 +1,7 @@
-"""LoRA in the image encoder (Hu et al. 2021): beside a frozen linear map W x, a learnt (alpha / rank) B A x of low rank.
+"""LoRA in the image encoder (Hu et al. 2021): adds a learned low-rank term (alpha / rank) B A x to a frozen linear layer W x.
 
-The layers are peft's. What was trained so is handed on merged, W + (alpha / rank) B A in the place of W: a plain model, which
-everything else takes. B starts at zero, so training starts from the model as it was.
+The adapter layers are those of peft. After training they are merged, W + (alpha / rank) B A in place of W, which gives a model
+without adapters. B starts at zero, so the initial model is unchanged.
 """
 
 from __future__ import annotations
@@ -16,31 +16,33 @@ from sam_train.model.sam import Sam
 
 
 class Lora:
-    """Puts adapters beside linear layers of an image encoder, and merges them.
+    """Injects LoRA adapters into linear layers of an image encoder, and merges them.
 
-    rank: of the learnt difference.
-    alpha: the difference is multiplied by alpha / rank, so that another rank does not want another learning rate.
-    targets: which linear layers, by the last words of their names: "qkv" and "proj" are those of attention, in a ViT and in
-        MobileSAM; "lin1" and "lin2" those of a ViT's feed-forward, "fc1" and "fc2" of MobileSAM's.
-    Raises ValueError for numbers that are too small and for no targets.
+    rank: rank of the learned update.
+    alpha: the update is multiplied by alpha / rank, so that the learning rate need not change with the rank.
+    targets: linear layers to adapt, by the last components of their names: "qkv" and "proj" are those of attention, in a ViT
+        and in MobileSAM; "lin1" and "lin2" those of a ViT's MLP, "fc1" and "fc2" those of MobileSAM's.
+    Raises ValueError if rank or alpha is too small or targets is empty.
     """
 
     def __init__(self, *, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("qkv", "proj")) -> None:
         if rank < 1 or alpha <= 0 or not targets:
-            raise ValueError(f"expected rank >= 1, alpha > 0 and a target, got rank {rank}, alpha {alpha}, targets {targets}")
+            raise ValueError(
+                f"expected rank >= 1, alpha > 0 and at least one target, got rank {rank}, alpha {alpha}, targets {targets}"
+            )
         self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
 
     def inject(self, model: Sam) -> None:
-        """Freeze the image encoder but for new adapters, in place. The weights of a layer W are then named W.base_layer.
+        """Freeze the image encoder and add trainable adapters, in place. The weights of a layer W are then named W.base_layer.
 
-        Raises ConfigError for a target that no linear layer is, and without peft.
+        Raises ConfigError if a target matches no linear layer or peft is not installed.
         """
         peft, encoder = _peft(), model.image_encoder
         config = peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self._layers(encoder))
         peft.inject_adapter_in_model(config, encoder)
 
     def merge(self, model: Sam) -> None:
-        """Add the adapters of a model that `inject` changed to its weights, in place, and remove them."""
+        """Merge the adapters that `inject` added into the weights, in place, and remove them."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         encoder = model.image_encoder
@@ -51,16 +53,18 @@ class Lora:
                 setattr(encoder.get_submodule(owner), attribute, layer.get_base_layer())
 
     def _layers(self, encoder: nn.Module) -> list[str]:
-        """Whole names: "proj" alone would mean the convolution of the patches too."""
+        """Return the full names of the target layers; to peft, "proj" alone would also match the patch convolution."""
         linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
         for target in self.targets:
-            if not any(_ends_in(name, target) for name in linear):
-                there = sorted({name.rpartition(".")[2] for name in linear})
-                raise ConfigError(f"lora.targets: this image encoder has no linear layer {target!r}, but {', '.join(there)}")
-        return [name for name in linear if any(_ends_in(name, target) for target in self.targets)]
+            if not any(_has_suffix(name, target) for name in linear):
+                suffixes = sorted({name.rpartition(".")[2] for name in linear})
+                raise ConfigError(
+                    f"lora.targets: this image encoder has no linear layer {target!r}; it has {', '.join(suffixes)}"
+                )
+        return [name for name in linear if any(_has_suffix(name, target) for target in self.targets)]
 
 
-def _ends_in(name: str, target: str) -> bool:
+def _has_suffix(name: str, target: str) -> bool:
     return f".{name}".endswith(f".{target}")
 
 

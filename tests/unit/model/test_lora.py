@@ -101,7 +101,7 @@ def test_gradients_reach_the_adapters_through_checkpointed_blocks(how: str) -> N
 
 
 def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"no linear layer 'fc1', but lin1, lin2, proj, qkv"):
+    with pytest.raises(ConfigError, match=r"no linear layer 'fc1'; it has lin1, lin2, proj, qkv"):
         Lora(targets=["qkv", "fc1"]).inject(small_sam())
     with pytest.raises(ValueError, match="rank >= 1"):
         Lora(rank=0)

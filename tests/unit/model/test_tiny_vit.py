@@ -170,9 +170,9 @@ def test_layer_decay_counts_blocks_through_the_stages(model: Sam) -> None:
         ({"image_size": 72}, "image_size 72 must be a multiple of 16"),
         ({"prompt_dim": 24}, "prompt_dim 24 of 16"),
         ({"num_heads": [1, 2, 3, 4]}, r"multiples of num_heads \[1, 2, 3, 4\]"),
-        ({"depths": [1, 1, 2]}, "four positive numbers of each of embed_dims, depths"),
+        ({"depths": [1, 1, 2]}, "four positive values each for embed_dims, depths"),
         ({"decoder_heads": 3}, "twice decoder_heads 3"),
-        ({"activation_checkpointing": "torch"}, "would count every image twice: take fairscale"),
+        ({"activation_checkpointing": "torch"}, "would count every image twice: use fairscale"),
     ],
 )
 def test_numbers_that_cannot_go_together_are_named(changes: dict[str, Any], names: str) -> None:
