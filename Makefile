@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv quickstart test lint clean
+.PHONY: venv quickstart test lint docs clean
 
 venv: $(STAMP)
 
@@ -26,6 +26,10 @@ lint: venv
 # Many tests wait for servers, kills and SLURM: two workers on two cores, four at most.
 test: lint
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+# The site is written to build/site; dead links and unknown names are errors.
+docs: venv
+	$(BIN)/zensical build --strict
 
 # Caches only: the venv takes minutes to make and runs/ are yours.
 clean:
