@@ -29,7 +29,7 @@ CASES: dict[str, dict[str, list[str]]] = {
     "sam-export": {"help": ["--help"], "misspelled": ["formt=onnx"], "missing": [f"checkpoint={MISSING}", "out=x"]},
     "sam-engine": {"help": ["--help"], "misspelled": ["soruce=x"], "missing": [f"source={MISSING}", "out=x"]},
     "sam-annotate": {"help": ["--help"], "misspelled": ["corpsu=x"], "missing": [f"corpus={MISSING}", "out=x"]},
-    "sam-cycle": {"help": ["--help"], "misspelled": ["satges=x"], "missing": [f"start.checkpoint={MISSING}"]},
+    "sam-cycle": {"help": ["--help"], "misspelled": ["satges=x"], "missing": [f"initial_model.checkpoint={MISSING}"]},
     "sam-report": {"help": ["--help"], "misspelled": ["rum=x"], "missing": [f"run={MISSING}"]},
     "sam-data": {"help": ["--help"], "misspelled": ["imprt"], "missing": ["validate", MISSING]},
 }
