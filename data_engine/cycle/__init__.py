@@ -1,32 +1,24 @@
-"""Turn the engine: annotate, train, evaluate, promote, and again with the better model.
+"""The data-engine loop: annotate, train, evaluate and promote, step after step, each with the best model so far.
 
-    sam-cycle experiment=quickstart                       every step a process, one after the other
-    sam-cycle experiment=quickstart runner=slurm           every step a job that waits for the one before it
-    sam-cycle rollback run=RUN step=STEP reason=WHY       an earlier model works again
-    sam-cycle ledger run=RUN                              who, which model and which prompts made each mask
-    sam-cycle ablation run=RUN                            what the stages' masks are worth, each set without the others
+    sam-cycle experiment=quickstart                        run every action as a process, one after the other
+    sam-cycle experiment=quickstart runner=slurm           submit every action as a SLURM job that waits for the one before it
+    sam-cycle rollback run=RUN step=STEP reason=WHY        promote the model of an earlier step again
+    sam-cycle ledger run=RUN                               list the annotator, model and prompts of each mask
+    sam-cycle ablation run=RUN                             train on the masks of some stages only, and compare the models
 
-A step leaves complete files or none, so the cycle can be killed at any moment and started again: what is done is passed
-over, what was begun goes on. It knows nothing but files:
+Every action writes complete files or none, so the loop can be killed at any moment. Start the same command again: finished
+actions are skipped and an unfinished one resumes. All state is in the files of the run folder, which
+`data_engine.cycle_folder` describes.
 
-    runs/<name>/
-      config.yaml
-      corpus/                      train/ and heldout/, when the corpus is made here
-      corpus.json                  what the corpus holds, and that none of it is held out
-      0_start/                     the model that it began with, if any
-      1_assisted_manual/           shards/, train/, evaluation.json; or left_out.json, when a budget was spent
-      2_...
-      promoted.json                the model that works now, and all verdicts
-      clock.json                   how long each process ran
-      jobs/, jobs.json             scripts, logs and numbers of jobs (runner=slurm)
-      model.pt                     a copy of the promoted model
-      report.json, report.html
-
-command.py   the words after sam-cycle        turn.py       what each step is told, and when it is done
-run.py       check, lock, refuse              processes.py  steps as processes, and their clock
-corpus.py    compose, count, nothing leaked   jobs.py       steps as SLURM jobs
-budget.py    when a stage has had enough      masks.py      the ledger of masks
-ablation.py  stages against each other
+command.py            handlers of sam-cycle and its subcommands
+run_cycle.py          checks the config, locks the run folder, starts the loop
+pipeline.py           the actions of a loop: their overrides, and how a finished one is recognised
+subprocess_runner.py  actions as processes on this machine, and their run times
+slurm_runner.py       actions as SLURM jobs
+corpus.py             composes and counts the corpus, and checks that no held-out image is in it
+budget.py             ends a stage whose budget is spent
+provenance_table.py   the table of masks that `sam-cycle ledger` writes
+ablation.py           the paper's ablation of the stages
 """
 
 from data_engine.cycle.slurm_runner import SlurmRunner

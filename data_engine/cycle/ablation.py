@@ -1,13 +1,12 @@
-"""The paper's ablation of the data engine (section 7.6) on a finished cycle: which stages' masks a model should see.
+"""The paper's ablation of the data engine (section 7.6) on a finished loop: which stages' masks a model should be trained on.
 
-Every set is learned from the same model, in the same number of steps, and measured on the same held-out pictures.
+Every set of masks is trained on from the same model, for the same number of training steps, and evaluated on the same
+held-out images.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import DictConfig
@@ -18,10 +17,9 @@ from data_engine.console import console
 from data_engine.cycle.overrides import hydra_quote, training_data_overrides
 from data_engine.cycle.pipeline import split_shard_folders
 from data_engine.cycle.subprocess_runner import ProcessLauncher
-from data_engine.cycle_folder.promotion import history
-from data_engine.cycle_folder.steps import parse_steps
+from data_engine.cycle_folder import CycleFolder, PromotionRecord, Step, parse_steps
+from data_engine.cycle_folder.promotion import read_history
 from sam_train.errors import ConfigError
-from sam_train.files import atomic_write_bytes
 
 STAGES = ("assisted_manual", "semi_automatic", "fully_automatic")
 SETS: Mapping[str, Sequence[str]] = {
@@ -30,58 +28,75 @@ SETS: Mapping[str, Sequence[str]] = {
     "all": STAGES,
     "automatic": STAGES[2:],
 }
-"""Figure of the paper's section 7.6: stages 1, 1+2, 1+2+3, and automatic masks only."""
+"""Sets of the figure in the paper's section 7.6: stages 1, 1+2, 1+2+3, and automatic masks only."""
+MEASURES = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
 
 
-def run_ablation(cfg: DictConfig, run_dir: Path, lock: IO[str], *, training: Sequence[str]) -> None:
-    """Train and measure once for each of SETS, in run_dir/ablation; writes ablation.json and prints it.
+def run_ablation(cfg: DictConfig, folder: CycleFolder, lock: IO[str], *, training: Sequence[str]) -> None:
+    """Train and evaluate a model for each of SETS, write ablation.json and print it.
 
-    All begin with the cycle's first model and have the training of its last step, changed by `training` (overrides). What is
-    measured already is passed over. Raises ConfigError when a stage wrote nothing yet.
+    All start from the first model of the loop and use the training config of its last step with the overrides `training`.
+    Finished trainings and evaluations are skipped. Raises ConfigError if a stage has no masks yet.
     """
-    steps = parse_steps(cfg.stages)
-    first = history(run_dir)[:1]
-    if not first:
-        raise ConfigError(f"{run_dir} has no model yet: run its cycle first")
-    processes = ProcessLauncher(run_dir, lock)
-    found = {}
-    for name, stages in SETS.items():
-        written = [step for step in steps if step.name != first[0]["step"] and (run_dir / step.name / "shards").is_dir()]
-        chosen = [step for step in written if step.stage in stages]
-        by_people, by_models = split_shard_folders(chosen, run_dir)
-        if missing := set(stages) - {step.stage for step in chosen}:
-            raise ConfigError(
-                f"{run_dir} has no masks of {', '.join(sorted(missing))} (after its first model): nothing to compare"
-            )
-        folder = run_dir / "ablation" / name
-        if not (folder / "train" / "metrics.json").is_file():
+    history = read_history(folder)
+    if not history:
+        raise ConfigError(f"{folder.path} has no model yet: run its cycle first")
+    launcher = ProcessLauncher(folder, lock)
+    results = {}
+    for name in SETS:
+        steps = _steps_of_set(cfg, folder, name, first=history[0])
+        _train(cfg, folder, launcher, name, steps, first=history[0], training=training)
+        set_folder = folder.ablation(name)
+        if not set_folder.evaluation.is_file():
             overrides = [
-                *training_data_overrides(by_people, by_models, human_mask_weight=cfg.human_mask_weight),
-                f"run_dir={hydra_quote(folder / 'train')}",
+                f"checkpoint={hydra_quote(set_folder.model)}",
+                f"shards={hydra_quote(cfg.corpus.heldout)}",
+                f"out={hydra_quote(set_folder.evaluation)}",
             ]
-            overrides += [
-                f"name={hydra_quote(f'{cfg.name}-ablation-{name}')}",
-                f"init_checkpoint={hydra_quote(run_dir / first[0]['checkpoint'])}",
-            ]
-            own = [*cfg.training, *overrides, *steps[-1].training, *training]
-            processes.start(f"ablation {name}: train", "sam_train.train", *own)
-        if not (folder / "evaluation.json").is_file():
-            asked = [f"checkpoint={hydra_quote(folder / 'train' / 'model.pt')}", f"shards={hydra_quote(cfg.corpus.heldout)}"]
-            asked += [f"out={hydra_quote(folder / 'evaluation.json')}", *cfg.evaluation]
-            processes.start(f"ablation {name}: evaluate", "sam_train.evaluate", *asked)
-        found[name] = {"steps": [step.name for step in chosen], **json.loads((folder / "evaluation.json").read_bytes())}
-    atomic_write_bytes(run_dir / "ablation.json", (json.dumps(found, indent=1) + "\n").encode())
-    console.print(results_table(found))
+            launcher.start(f"ablation {name}: evaluate", "sam_train.evaluate", *overrides, *cfg.evaluation)
+        results[name] = {"steps": [step.name for step in steps], **set_folder.read_evaluation()}
+    folder.write_ablation(results)
+    console.print(results_table(results))
 
 
-def results_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A line for each set of masks."""
-    measures = ("miou_at_1", "miou_at_3", "miou_at_5", "oracle_at_1")
-    table = Table(
-        "masks of",
-        *(name.replace("miou_at_", "mIoU@").replace("oracle_at_", "oracle@") for name in measures),
-        box=box.SIMPLE_HEAD,
-    )
-    for name, measured in found.items():
-        table.add_row(name.replace("_", " "), *(f"{measured[key]:.3f}" if key in measured else "" for key in measures))
+def _steps_of_set(cfg: DictConfig, folder: CycleFolder, name: str, *, first: PromotionRecord) -> list[Step]:
+    """Return the steps whose masks are in the set `name`, without the step that trained the first model."""
+    annotated = [s for s in parse_steps(cfg.stages) if s.name != first.step and folder.step(s.name).shards.is_dir()]
+    steps = [step for step in annotated if step.stage in SETS[name]]
+    if missing := set(SETS[name]) - {step.stage for step in steps}:
+        stages = ", ".join(sorted(missing))
+        raise ConfigError(f"{folder.path} has no masks of {stages} (after its first model): nothing to compare")
+    return steps
+
+
+def _train(
+    cfg: DictConfig,
+    folder: CycleFolder,
+    launcher: ProcessLauncher,
+    name: str,
+    steps: Sequence[Step],
+    *,
+    first: PromotionRecord,
+    training: Sequence[str],
+) -> None:
+    set_folder = folder.ablation(name)
+    if set_folder.train_metrics.is_file():
+        return
+    human, automatic = split_shard_folders(steps, folder)
+    overrides = [
+        *training_data_overrides(human, automatic, human_mask_weight=cfg.human_mask_weight),
+        f"run_dir={hydra_quote(set_folder.train)}",
+        f"name={hydra_quote(f'{cfg.name}-ablation-{name}')}",
+        f"init_checkpoint={hydra_quote(folder.path / first.checkpoint)}",
+    ]
+    last_step = parse_steps(cfg.stages)[-1]
+    launcher.start(f"ablation {name}: train", "sam_train.train", *cfg.training, *overrides, *last_step.training, *training)
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table with one row per set of masks."""
+    titles = [name.replace("miou_at_", "mIoU@").replace("oracle_at_", "oracle@") for name in MEASURES]
+    table = Table("masks of", *titles, box=box.SIMPLE_HEAD)
+    for name, measured in results.items():
+        table.add_row(name.replace("_", " "), *(f"{measured[key]:.3f}" if key in measured else "" for key in MEASURES))
     return table

@@ -1,37 +1,31 @@
-"""When a stage has had enough: hours that its steps took of people and of devices."""
+"""The budget of a stage: hours of annotators and of devices that its steps may take together."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from data_engine.cycle_folder.steps import Step
+from data_engine.cycle_folder import CycleFolder, Step
 
 
-def spent(run_dir: Path, steps: Sequence[Step], clock: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Hours that these steps took so far.
+def spent_hours(folder: CycleFolder, steps: Sequence[Step]) -> dict[str, float]:
+    """Return the hours that `steps` took so far, by the names of BUDGET_KEYS.
 
-    annotator_hours: of annotators, as ledgers of finished annotations count them (a person's clock, a simulated one's
-        stated prices). device_hours: wall-clock hours of the steps' processes, times the GPUs they had (1 without any).
+    annotator_hours: time of the annotators, from the ledgers of finished annotations. For a person it is measured, for the
+        simulated annotator it is the sum of the costs in its config.
+    device_hours: wall-clock hours of the steps' processes, times the GPUs that they had (1 without a GPU).
     """
-    ledgers = [run_dir / step.name / "shards" / "ledger.json" for step in steps]
-    annotators = sum(_counts(path).get("seconds", 0.0) for path in ledgers if path.is_file())
+    seconds = sum(folder.step(step.name).annotator_seconds() for step in steps)
     names = {step.name for step in steps}
-    devices = sum(time["seconds"] * time["devices"] for title, time in clock.items() if title.partition(": ")[0] in names)
-    return {"annotator_hours": annotators / 3600, "device_hours": devices / 3600}
+    times = folder.read_process_times().items()
+    devices = sum(time["seconds"] * time["devices"] for title, time in times if title.partition(": ")[0] in names)
+    return {"annotator_hours": seconds / 3600, "device_hours": devices / 3600}
 
 
-def budget_exceeded_reason(run_dir: Path, step: Step, steps: Sequence[Step], clock: Mapping[str, Mapping[str, float]]) -> str:
-    """Why `step` must not begin any more: a sentence, empty while there is something left of its entry's budget."""
-    siblings = [other for other in steps if other.entry == step.entry]
-    hours = spent(run_dir, siblings, clock)
-    over = [
+def budget_exceeded_reason(folder: CycleFolder, step: Step, steps: Sequence[Step]) -> str:
+    """Return in a sentence why `step` must not begin; an empty string while some of its entry's budget is left."""
+    same_entry = [other for other in steps if other.entry == step.entry]
+    hours = spent_hours(folder, same_entry)
+    exceeded = [
         f"{hours[name]:.3g} of {limit:g} {name.replace('_', ' ')}" for name, limit in step.budget.items() if hours[name] >= limit
     ]
-    return f"the budget of its stage is spent: {', '.join(over)}" if over else ""
-
-
-def _counts(ledger: Path) -> dict[str, Any]:
-    return dict(json.loads(ledger.read_bytes())["counts"])
+    return f"the budget of its stage is spent: {', '.join(exceeded)}" if exceeded else ""

@@ -1,195 +1,206 @@
-"""What each step of a cycle is told, and when it is done."""
+"""The actions of a data-engine loop: the overrides of each, and how a finished one is recognised."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from omegaconf import DictConfig
 
 from data_engine.console import console
 from data_engine.cycle.budget import budget_exceeded_reason
-from data_engine.cycle.corpus import check_corpus, is_corpus_checked, read_corpus
+from data_engine.cycle.corpus import check_corpus, is_corpus_checked
 from data_engine.cycle.overrides import hydra_quote, training_data_overrides
+from data_engine.cycle_folder import START_STEP, CycleFolder, Step, parse_steps
 from data_engine.cycle_folder.promotion import export_promoted_model, has_decision, promote_if_better, promoted_checkpoint
-from data_engine.cycle_folder.steps import START_STEP, Step, parse_steps
-from sam_train.files import atomic_write, atomic_write_bytes
+from sam_train.files import atomic_write
 
 
-@runtime_checkable  # so that the type checks of the tests can ask
+@runtime_checkable  # the type checks of the tests need it
 class Launcher(Protocol):
-    """Starts a module of ours as a process, waits, and keeps the clock."""
-
-    clock: Any
+    """Starts a module as a process, waits for its end, and records its run time."""
 
     def start(self, title: str, module: str, *arguments: str) -> None:
-        """Raises SamTrainError when it fails."""
+        """Run `python -m module arguments`. Raises SamTrainError if it fails."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A process of a cycle."""
+    """One action of a loop, which is at most one process."""
 
-    what: str
+    kind: str
     """corpus, annotate, train, evaluate or report."""
-    folder: str = ""
-    """Of the step that it belongs to."""
+    step_name: str = ""
+    """Name of the step that it belongs to; empty for corpus and report."""
     step: Step | None = None
+    """The step, None also for START_STEP."""
 
     @property
     def name(self) -> str:
-        """`2_assisted_manual/train`, `report`."""
-        return f"{self.folder}/{self.what}" if self.folder else self.what
+        """Name in commands and messages, such as `2_assisted_manual/train` or `report`."""
+        return f"{self.step_name}/{self.kind}" if self.step_name else self.kind
 
 
 class Cycle:
-    """The actions over one run folder. Each leaves a file by which it is known to be done."""
+    """The actions of the loop in one run folder. Each writes a file by which it is recognised as done."""
 
-    def __init__(self, cfg: DictConfig, run_dir: Path, starter: Launcher) -> None:
-        self.cfg, self.run_dir, self.starter = cfg, run_dir, starter
+    def __init__(self, cfg: DictConfig, folder: CycleFolder, launcher: Launcher) -> None:
+        self.cfg, self.folder, self.launcher = cfg, folder, launcher
         self.steps = parse_steps(cfg.stages)
 
-    def actions(self) -> list[Action]:
-        """All, in their order."""
-        start = [Action("train", START_STEP)] if self.cfg.initial_model.shards else []
-        start += [Action("evaluate", START_STEP)] if self.cfg.initial_model.shards or self.cfg.initial_model.checkpoint else []
-        turns = [Action(what, step.name, step) for step in self.steps for what in ("annotate", "train", "evaluate")]
-        return [Action("corpus"), *start, *turns, Action("report")]
+    def list_actions(self) -> list[Action]:
+        """Return all actions in their order."""
+        initial = [Action("train", START_STEP)] if self.cfg.initial_model.shards else []
+        if self.cfg.initial_model.shards or self.cfg.initial_model.checkpoint:
+            initial.append(Action("evaluate", START_STEP))
+        actions = [Action(kind, step.name, step) for step in self.steps for kind in ("annotate", "train", "evaluate")]
+        return [Action("corpus"), *initial, *actions, Action("report")]
 
     def is_done(self, action: Action) -> bool:
-        """Whether its files are there. The report is written again each time."""
-        if action.what == "corpus":
-            return is_corpus_checked(self.cfg, self.run_dir)
-        if action.what == "report":
+        """Return whether the files of the action exist. The report is never done: it is written again by every run."""
+        if action.kind == "corpus":
+            return is_corpus_checked(self.cfg, self.folder)
+        if action.kind == "report":
             return False
-        folder = self.run_dir / action.folder
-        if has_decision(self.run_dir, action.folder) or (folder / "left_out.json").is_file():
+        step = self.folder.step(action.step_name)
+        if has_decision(self.folder, action.step_name) or step.is_skipped():
             return True
-        mark = {"annotate": "shards/ledger.json", "train": "train/metrics.json"}.get(action.what)
-        return mark is not None and (folder / mark).is_file()
+        last_file = {"annotate": step.ledger, "train": step.train_metrics}.get(action.kind)
+        return last_file is not None and last_file.is_file()
 
-    def perform(self, action: Action) -> None:
-        """Do it. Raises SamTrainError; whatever is whole by then stays."""
-        if action.what == "corpus":
-            self._corpus()
-        elif action.what == "report":
-            export_promoted_model(self.run_dir)
-            self.starter.start("report", "data_engine.report", f"run={self.run_dir}")
-        elif action.what == "evaluate":
+    def execute(self, action: Action) -> None:
+        """Execute one action. Raises SamTrainError if it fails; its finished files stay."""
+        if action.kind == "corpus":
+            self._prepare_corpus()
+        elif action.kind == "report":
+            export_promoted_model(self.folder)
+            self.launcher.start("report", "data_engine.report", f"run={self.folder.path}")
+        elif action.kind == "evaluate":
             self._evaluate(action)
-        elif action.what == "train":
-            self.starter.start(f"{action.folder}: train", "sam_train.train", *self._train_overrides(action))
+        elif action.kind == "train":
+            self.launcher.start(f"{action.step_name}: train", "sam_train.train", *self._train_overrides(action))
         elif action.step is not None:
             self._annotate(action.step)
 
-    def _corpus(self) -> None:
+    def _prepare_corpus(self) -> None:
         corpus = self.cfg.corpus
-        if (made := corpus.synthetic) is not None:
-            for folder, num_images, seed in (
-                (corpus.ground_truth, made.num_images, made.seed),
-                (corpus.heldout, made.num_heldout, made.seed + 1),
+        if (synthetic := corpus.synthetic) is not None:
+            for shards, num_images, seed in (
+                (corpus.ground_truth, synthetic.num_images, synthetic.seed),
+                (corpus.heldout, synthetic.num_heldout, synthetic.seed + 1),
             ):
-                arguments = {"out": folder, "num-images": num_images, "seed": seed, "longest-side": made.longest_side}
-                options = [part for k, v in arguments.items() for part in (f"--{k}", str(v))]
-                self.starter.start(f"corpus: {folder}", "sam_train.data.synthetic", *options)
-        check_corpus(self.cfg, self.run_dir, self.steps, console.print)
+                arguments = {"out": shards, "num-images": num_images, "seed": seed, "longest-side": synthetic.longest_side}
+                options = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
+                self.launcher.start(f"corpus: {shards}", "sam_train.data.synthetic", *options)
+        check_corpus(self.cfg, self.folder, self.steps, console.print)
 
     def _annotate(self, step: Step) -> None:
-        """Nothing when its stage has had enough. What was begun goes on all the same."""
-        folder = self.run_dir / step.name
-        if not (folder / "shards").exists() and (why := self._why_left_out(step)):
-            atomic_write_bytes(folder / "left_out.json", (json.dumps({"why": why}) + "\n").encode())
-            console.print(f"{step.name}: left out, {why}")
+        """Annotate, or skip the step if its budget is spent. A step that has begun is completed in any case."""
+        step_folder = self.folder.step(step.name)
+        reason = budget_exceeded_reason(self.folder, step, self.steps) if step.budget else ""
+        if reason and not step_folder.shards.exists():
+            step_folder.write_skip_reason(reason)
+            console.print(f"{step.name}: skipped, {reason}")
             return
-        current = promoted_checkpoint(self.run_dir)
+        model = promoted_checkpoint(self.folder)
         overrides = [
             f"stage={step.stage}",
             f"source={hydra_quote(self.cfg.corpus.ground_truth)}",
-            f"out={hydra_quote(folder / 'shards')}",
+            f"out={hydra_quote(step_folder.shards)}",
+            f"first_image={self.first_image(step)}",
         ]
-        overrides += [f"first_image={self.first_image(step)}"]
         overrides += [f"num_images={step.num_images}"] if step.num_images else []
         overrides += [f"images_per_shard={self.cfg.images_per_shard}"]
-        overrides += [f"checkpoint={hydra_quote(current)}"] if current else []
-        self.starter.start(f"{step.name}: annotate", "data_engine.engine", *overrides, *self.cfg.engine, *step.engine)
-
-    def _why_left_out(self, step: Step) -> str:
-        return budget_exceeded_reason(self.run_dir, step, self.steps, self.starter.clock.times()) if step.budget else ""
+        overrides += [f"checkpoint={hydra_quote(model)}"] if model else []
+        self.launcher.start(f"{step.name}: annotate", "data_engine.engine", *overrides, *self.cfg.engine, *step.engine)
 
     def _train_overrides(self, action: Action) -> list[str]:
-        current, folder = promoted_checkpoint(self.run_dir), self.run_dir / action.folder / "train"
+        model = promoted_checkpoint(self.folder)
         if action.step is None and self.cfg.initial_model.checkpoint:
-            current = Path(self.cfg.initial_model.checkpoint)
-        overrides = [*self.masks_for(action.step), f"run_dir={hydra_quote(folder)}"]
-        overrides += [f"name={hydra_quote(f'{self.cfg.name}-{action.folder}')}"]
-        overrides += [f"init_checkpoint={hydra_quote(current)}"] if current else []
-        own = action.step.training if action.step else self.cfg.initial_model.training
-        return [*self.cfg.training, *overrides, *own]
+            model = Path(self.cfg.initial_model.checkpoint)
+        overrides = [
+            *self.training_data(action.step),
+            f"run_dir={hydra_quote(self.folder.step(action.step_name).train)}",
+            f"name={hydra_quote(f'{self.cfg.name}-{action.step_name}')}",
+        ]
+        overrides += [f"init_checkpoint={hydra_quote(model)}"] if model else []
+        step_overrides = action.step.training if action.step else self.cfg.initial_model.training
+        return [*self.cfg.training, *overrides, *step_overrides]
 
-    def masks_for(self, step: Step | None) -> list[str]:
-        """What the training of `step`, or that of the model to start with, sees: overrides."""
-        start = self.cfg.initial_model.shards or []
-        start = [start] if isinstance(start, str) else [str(path) for path in start]
-        until = self.steps[: self.steps.index(step) + 1] if step else ()
-        written = [other for other in until if not self._is_left_out(other)]
+    def training_data(self, step: Step | None) -> list[str]:
+        """Return the overrides for the training data of `step`, or of the initial model if it is None."""
+        initial = self.cfg.initial_model.shards or []
+        initial = [initial] if isinstance(initial, str) else [str(path) for path in initial]
+        steps_so_far = self.steps[: self.steps.index(step) + 1] if step else ()
+        annotated = [other for other in steps_so_far if not self._is_skipped(other)]
         if step and step.train_on != "all":
-            start, written = [], written[-1:] if step.train_on == "new" else written
-        by_people, by_models = split_shard_folders(written, self.run_dir)
-        return training_data_overrides([*start, *by_people], by_models, human_mask_weight=self.cfg.human_mask_weight)
+            initial, annotated = [], annotated[-1:] if step.train_on == "new" else annotated
+        human, automatic = split_shard_folders(annotated, self.folder)
+        return training_data_overrides([*initial, *human], automatic, human_mask_weight=self.cfg.human_mask_weight)
 
     def first_image(self, step: Step) -> int:
-        """Where the step's pictures begin: behind those of the steps before it that were not left out."""
+        """Return the index of the first image of `step`: after those of the steps before it that were not skipped."""
         if step.first_image is not None:
             return step.first_image
         end = 0
         for other in self.steps[: self.steps.index(step)]:
-            if not self._is_left_out(other):
-                last = None if other.num_images is None else self.first_image(other) + other.num_images
-                end = max(end, read_corpus(self.run_dir)["num_images"] if last is None else last)
+            if not self._is_skipped(other):
+                end = max(end, self._end_of_images(other))
         return end
 
-    def _is_left_out(self, step: Step) -> bool:
-        return (self.run_dir / step.name / "left_out.json").is_file()
+    def _end_of_images(self, step: Step) -> int:
+        if step.num_images is not None:
+            return self.first_image(step) + step.num_images
+        corpus = self.folder.read_corpus()
+        assert corpus is not None, "the corpus is checked before the first step"
+        return int(corpus["num_images"])
+
+    def _is_skipped(self, step: Step) -> bool:
+        return self.folder.step(step.name).is_skipped()
 
     def _evaluate(self, action: Action) -> None:
-        """Measure the candidate on the held-out pictures, unless that was done, and promote it if it is better."""
-        folder = self.run_dir / action.folder
-        candidate, evaluation = self._candidate(action), folder / "evaluation.json"
-        if not evaluation.is_file():
+        """Measure the candidate on the held-out images, unless that is done, and promote it if it is better."""
+        step_folder, candidate = self.folder.step(action.step_name), self._candidate(action)
+        if not step_folder.evaluation.is_file():
             overrides = [
                 f"checkpoint={hydra_quote(candidate)}",
                 f"shards={hydra_quote(self.cfg.corpus.heldout)}",
-                f"out={hydra_quote(evaluation)}",
+                f"out={hydra_quote(step_folder.evaluation)}",
             ]
-            self.starter.start(f"{action.folder}: evaluate", "sam_train.evaluate", *overrides, *self.cfg.evaluation)
-        measured, measure = json.loads(evaluation.read_bytes()), self.cfg.promote_by
-        asked = {"step": action.folder, "candidate": candidate, "measure": measure, "min_gain": self.cfg.min_gain}
-        better = promote_if_better(self.run_dir, evaluation=measured, **asked)
-        verdict = "promoted" if better else "not better: the model before it stays"
-        console.print(f"{action.folder}: {measure} {measured[measure]:.3f}, {verdict}")
+            self.launcher.start(f"{action.step_name}: evaluate", "sam_train.evaluate", *overrides, *self.cfg.evaluation)
+        evaluation, measure = step_folder.read_evaluation(), self.cfg.promote_by
+        better = promote_if_better(
+            self.folder,
+            step=action.step_name,
+            candidate=candidate,
+            evaluation=evaluation,
+            measure=measure,
+            min_gain=self.cfg.min_gain,
+        )
+        decision = "promoted" if better else "not better, the promoted model stays"
+        console.print(f"{action.step_name}: {measure} {evaluation[measure]:.3f}, {decision}")
 
     def _candidate(self, action: Action) -> Path:
-        """The model to judge. One that came from elsewhere is copied: a run folder holds all that it promotes."""
+        """Return the model to evaluate. `initial_model.checkpoint` is copied, so that the run folder holds all its models."""
         if action.step is not None or self.cfg.initial_model.shards:
-            return self.run_dir / action.folder / "train" / "model.pt"
-        given = Path(self.cfg.initial_model.checkpoint)
-        copy = self.run_dir / action.folder / given.name
+            return self.folder.step(action.step_name).model
+        checkpoint = Path(self.cfg.initial_model.checkpoint)
+        copy = self.folder.step(action.step_name).path / checkpoint.name
         if not copy.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(copy) as target, given.open("rb") as original:
+            with atomic_write(copy) as target, checkpoint.open("rb") as original:
                 shutil.copyfileobj(original, target)
         return copy
 
 
-def split_shard_folders(steps: Sequence[Step], run_dir: Path) -> tuple[list[Path], list[Path]]:
-    """The folders of shards of steps, in their order: what people had a hand in, and what models made alone."""
-    by_people: list[Path] = []
-    by_models: list[Path] = []
+def split_shard_folders(steps: Sequence[Step], folder: CycleFolder) -> tuple[list[Path], list[Path]]:
+    """Return the shard folders of `steps`, in their order: those that annotators worked on, and those of stage three."""
+    human: list[Path] = []
+    automatic: list[Path] = []
     for step in steps:
-        (by_models if step.stage == "fully_automatic" else by_people).append(run_dir / step.name / "shards")
-    return by_people, by_models
+        (automatic if step.stage == "fully_automatic" else human).append(folder.step(step.name).shards)
+    return human, automatic

@@ -1,57 +1,61 @@
-"""Steps as SLURM jobs, each waiting for the end of the one before it.
+"""Actions as SLURM jobs, each of which waits for the end of the one before it.
 
-Which model a step works with is known when the step before it has been judged, so a job is told its name only and reads the
-rest from the run folder: `sam-cycle step run=RUN name=2_assisted_manual/train`. The folder must be one that all nodes see.
+Which model a step uses is known only when the step before it is evaluated. A job therefore receives only the name of its
+action and reads the rest from the run folder: `sam-cycle step run=RUN name=2_assisted_manual/train`. All nodes must be able
+to read and write the run folder.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from data_engine.console import console
 from data_engine.cycle.pipeline import Action, Cycle
 from data_engine.cycle.subprocess_runner import ProcessLauncher
+from data_engine.cycle_folder import CycleFolder
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write_bytes
 
+JOB_KINDS = ("all", "corpus", "annotate", "train", "evaluate", "report")
+"""Keys of `sbatch`: options for all jobs, and for those of one kind of action."""
+
 SCRIPT = """#!/bin/bash
-# {name}, by sam-cycle runner=slurm; submitted again by the same command when it is not done.
+# {name}, written by sam-cycle runner=slurm. The same command submits it again if the action is not done.
 {options}
 {setup}
-# The script waits for its step, which answers the signals by a checkpoint and code 75.
+# The script waits for its action. On a signal the action writes a checkpoint and exits with code 75.
 trap : TERM USR1
 {command} &
-wait_for=$!
-wait "$wait_for"
+action_pid=$!
+wait "$action_pid"
 code=$?
-while [ "$code" -gt 128 ] && kill -0 "$wait_for" 2>/dev/null; do # a signal ends bash's wait, not the step
-  wait "$wait_for"
+while [ "$code" -gt 128 ] && kill -0 "$action_pid" 2>/dev/null; do # a signal ends the wait of bash, not the action
+  wait "$action_pid"
   code=$?
 done
 if [ "$code" -eq 75 ]; then
-  echo "asked to leave: job $SLURM_JOB_ID waits for its next turn"
+  echo "preempted: job $SLURM_JOB_ID is requeued"
   scontrol requeue "$SLURM_JOB_ID"
-  sleep 60 # until SLURM takes it away; leaving now would count as its end
+  sleep 60 # until SLURM ends the job; an exit before that would count as its end
 fi
 exit "$code"
 """
 
 
 class SlurmRunner:
-    """A chain of jobs: a job that fails ends those behind it, and the same command submits what is left.
+    """Submits a chain of jobs. A job that fails cancels those after it; the same command submits the remaining actions again.
 
-    partition, account: None leaves them to the site.
-    sbatch: options of sbatch for `all` jobs, and for those that `corpus`, `annotate`, `train`, `evaluate` and `report`, by their
-        long names; None leaves one out. A training runs under srun, a task for each of its devices.
+    partition, account: None uses the default of the site.
+    sbatch: options of sbatch by their long names, for `all` jobs and for each kind of action (JOB_KINDS); an option that is
+        None is omitted. A training runs under srun with one task per device.
     setup: lines of shell before Python starts, such as `module load cuda`.
+    Raises ConfigError if `sbatch` has another kind of job.
     """
 
     def __init__(
@@ -62,91 +66,104 @@ class SlurmRunner:
         sbatch: Mapping[str, Mapping[str, Any]] | None = None,
         setup: Sequence[str] | None = None,
     ) -> None:
-        kinds = ("all", "corpus", "annotate", "train", "evaluate", "report")
-        if unknown := [kind for kind in sbatch or {} if kind not in kinds]:
-            raise ConfigError(f"runner.sbatch has {', '.join(unknown)}: expected some of {', '.join(kinds)}")
-        self.place = {"partition": partition, "account": account}
-        self.sbatch, self.setup = dict(sbatch or {}), list(setup or ())
+        if unknown := [kind for kind in sbatch or {} if kind not in JOB_KINDS]:
+            raise ConfigError(f"runner.sbatch has {', '.join(unknown)}: expected some of {', '.join(JOB_KINDS)}")
+        self._site_options = {"partition": partition, "account": account}
+        self._sbatch, self._setup = dict(sbatch or {}), list(setup or ())
 
     def run(self, cycle: Cycle) -> None:
-        """Submit what is not done, unless jobs of this cycle are in the queue still.
+        """Submit every action that is not done, unless jobs of this loop are still waiting or running.
 
-        Raises ConfigError when there is no SLURM or it does not take a job; those before it are cancelled then.
+        Raises ConfigError if SLURM is missing or rejects a job; the jobs before it are cancelled in that case.
         """
-        if self.has_queued_jobs(cycle.run_dir):
+        if self.has_queued_jobs(cycle.folder):
             return
-        folder = cycle.run_dir / "jobs"
-        folder.mkdir(exist_ok=True)
+        cycle.folder.jobs.mkdir(exist_ok=True)
         jobs: dict[str, str] = {}
-        for action in cycle.actions():
+        for action in cycle.list_actions():
             if not cycle.is_done(action):
                 jobs[self._submit(cycle, action, list(jobs))] = action.name
-        atomic_write_bytes(cycle.run_dir / "jobs.json", (json.dumps(jobs, indent=1) + "\n").encode())
-        numbers = list(jobs)
-        console.print(f"jobs submitted, one after the other: {', '.join(numbers)}; scripts and logs in {folder}")
-        console.print("the same command says which are left, and submits what failed; scancel ends one and those behind it")
+        cycle.folder.write_submitted_jobs(jobs)
+        console.print(f"jobs submitted, one after the other: {', '.join(jobs)}; scripts and logs are in {cycle.folder.jobs}")
+        console.print(
+            "the same command lists remaining jobs and submits failed ones again; scancel of a job cancels those after it"
+        )
 
-    def has_queued_jobs(self, run_dir: Path) -> bool:
-        """Whether jobs of an earlier submission wait or run; they are listed then. Asked without the lock, which a job holds."""
-        waiting = self._waiting(run_dir)
-        if waiting:
-            listed = "\n".join(f"  {number}  {name}: {state}" for number, (name, state) in waiting.items())
-            console.print(f"{run_dir}: these jobs are in the queue, nothing was submitted\n{listed}")
-        return bool(waiting)
+    def has_queued_jobs(self, folder: CycleFolder) -> bool:
+        """Return whether jobs of an earlier submission wait or run, and list them.
 
-    def _submit(self, cycle: Cycle, action: Action, before: Sequence[str]) -> str:
-        script = cycle.run_dir / "jobs" / f"{action.name.replace('/', '-')}.sbatch"
-        atomic_write_bytes(script, self.script(cycle.run_dir, action).encode())
-        wait = [f"--dependency=afterok:{before[-1]}"] if before else []
+        It is called without the lock, because a running job holds it.
+        """
+        queued = self._queued_jobs(folder)
+        if queued:
+            listed = "\n".join(f"  {number}  {name}: {state}" for number, (name, state) in queued.items())
+            console.print(f"{folder.path}: these jobs are in the queue, nothing was submitted\n{listed}")
+        return bool(queued)
+
+    def _submit(self, cycle: Cycle, action: Action, earlier_jobs: Sequence[str]) -> str:
+        """Submit the job of an action and return its number."""
+        script = cycle.folder.jobs / f"{_file_stem(action)}.sbatch"
+        atomic_write_bytes(script, self.script(cycle.folder, action).encode())
+        dependency = [f"--dependency=afterok:{earlier_jobs[-1]}"] if earlier_jobs else []
+        command = ["sbatch", "--parsable", *dependency, str(script)]
         try:
-            done = subprocess.run(["sbatch", "--parsable", *wait, str(script)], capture_output=True, text=True, check=False)  # noqa: S607
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
-            raise ConfigError("there is no sbatch here: runner=local needs no SLURM") from error
-        if done.returncode:
-            if before:
-                subprocess.run(["scancel", *before], check=False)  # noqa: S607
-            raise ConfigError(f"sbatch does not take {script}: {done.stderr.strip()}; the jobs before it were cancelled")
-        return done.stdout.strip().partition(";")[0]
+            raise ConfigError("sbatch was not found: use runner=local, which needs no SLURM") from error
+        if result.returncode:
+            if earlier_jobs:
+                subprocess.run(["scancel", *earlier_jobs], check=False)  # noqa: S607
+            raise ConfigError(f"sbatch rejects {script}: {result.stderr.strip()}; the jobs before it were cancelled")
+        return result.stdout.strip().partition(";")[0]
 
-    def script(self, run_dir: Path, action: Action) -> str:
-        """What sbatch is given for an action."""
-        name = f"{run_dir.name}:{action.name}"
-        log = run_dir.absolute() / "jobs" / f"{action.name.replace('/', '-')}-%j.log"
+    def script(self, folder: CycleFolder, action: Action) -> str:
+        """Return the job script of an action."""
+        name = f"{folder.path.name}:{action.name}"
+        log = folder.jobs.absolute() / f"{_file_stem(action)}-%j.log"
         fixed = {"job-name": name, "output": log, "open-mode": "append", "kill-on-invalid-dep": "yes"}
-        options = {**fixed, **self.place, **self.sbatch.get("all", {}), **self.sbatch.get(action.what, {})}
+        options = {**fixed, **self._site_options, **self._sbatch.get("all", {}), **self._sbatch.get(action.kind, {})}
         lines = [f"#SBATCH --{key}={value}" for key, value in options.items() if value is not None]
-        step = [sys.executable, "-m", "data_engine.cycle", "step", f"run={run_dir}", f"name={action.name}"]
-        texts = {"options": "\n".join([*lines, "#SBATCH --requeue"]), "setup": "\n".join(self.setup)}
-        return SCRIPT.format(name=name, command=shlex.join(step), **texts)
+        command = [sys.executable, "-m", "data_engine.cycle", "step", f"run={folder.path}", f"name={action.name}"]
+        return SCRIPT.format(
+            name=name,
+            options="\n".join([*lines, "#SBATCH --requeue"]),
+            setup="\n".join(self._setup),
+            command=shlex.join(command),
+        )
 
-    def _waiting(self, run_dir: Path) -> dict[str, tuple[str, str]]:
-        """Jobs of an earlier submission that wait or run: number -> name and state."""
-        path = run_dir / "jobs.json"
-        if not path.is_file():
+    def _queued_jobs(self, folder: CycleFolder) -> dict[str, tuple[str, str]]:
+        """Return the jobs of an earlier submission that wait or run: number -> name of the action, and state."""
+        jobs = folder.read_submitted_jobs()
+        if not jobs:
             return {}
-        jobs = json.loads(path.read_bytes())
         command = ["squeue", "--noheader", "--me", "--format", "%A %T"]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
-            raise ConfigError("there is no squeue here, and jobs were submitted for this run: ask where SLURM is") from error
-        if answer.returncode:
-            raise ConfigError(f"squeue does not say what is left of this cycle's jobs: {answer.stderr.strip()}; try again")
-        states = dict(line.split(None, 1) for line in answer.stdout.splitlines() if line.strip())
+            message = "squeue was not found, but jobs were submitted for this run: start the command on a SLURM machine"
+            raise ConfigError(message) from error
+        if result.returncode:
+            raise ConfigError(f"squeue cannot list the jobs of this cycle: {result.stderr.strip()}; try again")
+        states = dict(line.split(None, 1) for line in result.stdout.splitlines() if line.strip())
         return {number: (name, states[number]) for number, name in jobs.items() if number in states}
 
 
-def launcher_in_job(run_dir: Path, lock: IO[str]) -> ProcessLauncher:
-    """What a job starts its step's process with: a training under srun, with the job's nodes and tasks for devices."""
+def launcher_in_job(folder: CycleFolder, lock: IO[str]) -> ProcessLauncher:
+    """Return the launcher for an action. In a SLURM job a training runs under srun, on the job's nodes and tasks."""
     if "SLURM_JOB_ID" not in os.environ:
-        return ProcessLauncher(run_dir, lock)
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # the training has them too, and answers
+        return ProcessLauncher(folder, lock)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # the training receives them too, and handles them
         signal.signal(number, lambda *_: None)
-    return ProcessLauncher(run_dir, lock, under=["srun", "--kill-on-bad-exit=0"], devices=job_device_overrides())
+    srun = ["srun", "--kill-on-bad-exit=0"]
+    return ProcessLauncher(folder, lock, training_prefix=srun, training_overrides=job_device_overrides())
 
 
 def job_device_overrides() -> list[str]:
-    """The overrides by which a training has a device for each task of its job."""
+    """Return the overrides that give a training one device per task of its job."""
     nodes = os.environ.get("SLURM_NNODES", "1")
     tasks = os.environ.get("SLURM_NTASKS_PER_NODE", "1")
     return [f"trainer.num_nodes={nodes}", f"trainer.devices={tasks}"]
+
+
+def _file_stem(action: Action) -> str:
+    return action.name.replace("/", "-")

@@ -1,121 +1,111 @@
-"""Steps as processes, one after the other, and the clock that says how long each ran."""
+"""Actions as processes on this machine, one after the other, and their run times."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
 import torch
 
 from data_engine.console import console
 from data_engine.cycle.pipeline import Cycle
+from data_engine.cycle_folder import CycleFolder
 from sam_train.errors import SamTrainError
-from sam_train.files import atomic_write_bytes
 
-TICK_S = 20.0
-ASKED_TO_LEAVE = 75
-"""Exit code of a training that was asked to go and wrote its checkpoint."""
+UPDATE_INTERVAL_S = 20.0
+"""Seconds between two updates of the stored run time of a process."""
+PREEMPTED_EXIT_CODE = 75
+"""Exit code of a training that was preempted and wrote its checkpoint."""
 
 
-@runtime_checkable  # so that the type checks of the tests can ask
+@runtime_checkable  # the type checks of the tests need it
 class CycleRunner(Protocol):
-    """Where the steps of a cycle run."""
+    """Executes the actions of a loop, on this machine or elsewhere."""
 
     def run(self, cycle: Cycle) -> None:
-        """See to it that every action of the cycle is done, or will be."""
+        """Execute, or submit, every action that is not done."""
         ...
 
-    def has_queued_jobs(self, run_dir: Path) -> bool:
-        """Whether an earlier command saw to it already, so that this one need only say so."""
+    def has_queued_jobs(self, folder: CycleFolder) -> bool:
+        """Return whether an earlier command submitted jobs that are still waiting or running."""
         ...
 
 
 class SubprocessRunner:
-    """On this machine, one after the other; each annotation and training may spread over others by its own config."""
+    """Executes the actions on this machine. An annotation or training may use other machines through its own config."""
 
     def run(self, cycle: Cycle) -> None:
-        """Do what is not done. Raises SamTrainError for the first that fails."""
-        for action in cycle.actions():
+        """Execute every action that is not done. Raises SamTrainError at the first that fails."""
+        for action in cycle.list_actions():
             if not cycle.is_done(action):
-                cycle.perform(action)
-            elif action.what == "evaluate":
-                console.print(f"[dim]{action.folder}: done")
+                cycle.execute(action)
+            elif action.kind == "evaluate":
+                console.print(f"[dim]{action.step_name}: done")
 
-    def has_queued_jobs(self, run_dir: Path) -> bool:
-        """Never: a cycle that another command runs holds the lock."""
+    def has_queued_jobs(self, folder: CycleFolder) -> bool:
+        """Return False: another loop on this machine is detected by the lock."""
         return False
 
 
 class ProcessLauncher:
-    """Starts modules of ours and waits for them.
+    """Starts modules of this project as processes and waits for their end.
 
-    lock: stays with the child, so that a cycle killed alone leaves a worker that a new cycle must wait for.
-    under: what stands before Python for a training, such as srun and its options; devices: overrides that it is given too.
+    lock: stays open in the child, so that a new loop waits for a process that a killed one left running.
+    training_prefix: command before Python for a training, such as srun and its options.
+    training_overrides: additional overrides of a training, such as its number of devices.
     """
 
-    def __init__(self, run_dir: Path, lock: IO[str], *, under: Sequence[str] = (), devices: Sequence[str] = ()) -> None:
-        self.clock, self._lock = ProcessTimes(run_dir / "clock.json"), lock
-        self._under, self._devices = list(under), list(devices)
+    def __init__(
+        self,
+        folder: CycleFolder,
+        lock: IO[str],
+        *,
+        training_prefix: Sequence[str] = (),
+        training_overrides: Sequence[str] = (),
+    ) -> None:
+        self._folder, self._lock = folder, lock
+        self._training_prefix, self._training_overrides = list(training_prefix), list(training_overrides)
 
     def start(self, title: str, module: str, *arguments: str) -> None:
-        """Run a module and wait.
+        """Run a module and wait for its end.
 
-        Raises SamTrainError when it fails, its own message stands above; SystemExit(75) when a training was asked to leave.
+        Raises SamTrainError if it fails (its own message is printed above), SystemExit(75) if a training was preempted.
         """
         console.rule(title, align="left", style="dim")
         command = [sys.executable, "-m", module, *arguments]
         if module == "sam_train.train":
-            command = [*self._under, *command, *self._devices]
+            command = [*self._training_prefix, *command, *self._training_overrides]
         with subprocess.Popen(command, pass_fds=[self._lock.fileno()]) as process:
-            code = self.clock.wait(process, title)
-        if code == ASKED_TO_LEAVE:
-            console.print(f"{title} was asked to leave and kept what it had: start the same command again to go on")
-            raise SystemExit(ASKED_TO_LEAVE)
+            code = self._wait(process, title)
+        if code == PREEMPTED_EXIT_CODE:
+            console.print(f"{title} was preempted and wrote a checkpoint: start the same command again to resume")
+            raise SystemExit(PREEMPTED_EXIT_CODE)
         if code < 0:
-            killed = f"{title} was killed by signal {-code} (9 is what a system out of memory sends)"
-            raise SamTrainError(f"{killed}; start the same command again to go on")
+            killed = f"{title} was killed by signal {-code} (signal 9 is sent when memory runs out)"
+            raise SamTrainError(f"{killed}; start the same command again to resume")
         if code:
-            raise SamTrainError(f"{title} ended with exit code {code}; mend what it says and start again")
+            raise SamTrainError(f"{title} ended with exit code {code}; fix the error above and start the same command again")
 
-
-class ProcessTimes:
-    """How long the processes of a run took: {title: {"seconds": ..., "devices": ...}}, told every `TICK_S` and at the end."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def wait(self, process: subprocess.Popen[bytes], title: str) -> int:
-        """Its exit code. What a killed cycle had waited before stays counted."""
-        told = time.monotonic()
+    def _wait(self, process: subprocess.Popen[bytes], title: str) -> int:
+        """Return the exit code. The run time is stored regularly, so that little of it is lost if the loop is killed."""
+        updated = time.monotonic()
         while True:
             try:
-                code = process.wait(TICK_S)
+                code = process.wait(UPDATE_INTERVAL_S)
             except subprocess.TimeoutExpired:
                 code = None
             now = time.monotonic()
-            self._add(title, now - told)
-            told = now
+            self._folder.add_process_time(title, now - updated, devices=num_devices())
+            updated = now
             if code is not None:
                 return code
 
-    def _add(self, title: str, seconds: float) -> None:
-        times = self.times()
-        before = times.get(title, {}).get("seconds", 0.0)
-        times[title] = {"seconds": round(before + seconds, 3), "devices": num_devices()}
-        atomic_write_bytes(self.path, (json.dumps(times, indent=1) + "\n").encode())
-
-    def times(self) -> dict[str, dict[str, float]]:
-        """What it told so far."""
-        return dict(json.loads(self.path.read_bytes())) if self.path.is_file() else {}
-
 
 def num_devices() -> int:
-    """GPUs that this process may use, or 1: a machine without any. In a SLURM job those of all its nodes."""
+    """Return the GPUs that this process may use, 1 on a machine without a GPU; in a SLURM job those of all its nodes."""
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     return nodes * max(1, torch.cuda.device_count())

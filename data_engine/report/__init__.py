@@ -1,8 +1,8 @@
-"""What a run of the cycle came to: report.json for programs, report.html for people.
+"""The report on a data-engine loop: report.json for programs, report.html for people.
 
     sam-report run=runs/quickstart
 
-A run that is still going, or stopped halfway, gives the report of what there is; what is missing says "not yet".
+The report of a loop that is still running or was stopped describes what exists so far; missing numbers read "not yet".
 """
 
 from data_engine.report.build_report import Report, write_report

@@ -1,21 +1,21 @@
-"""From a run folder to report.json and report.html."""
+"""Write report.json and report.html for the run folder of a data-engine loop."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from data_engine.report.comparison import Comparison, compare
+from data_engine.report.comparison import Comparison, compare_models
 from data_engine.report.cycle_run import CycleRun, read_run
 from data_engine.report.mask_distributions import MAX_SHARDS, measure_stage
 from data_engine.report.page import Page, render
 from data_engine.report.stage_statistics import (
+    GroundTruth,
     StageStatistics,
-    Truth,
     compute_stage_statistics,
     load_manifests,
     measure_masks,
@@ -29,117 +29,122 @@ from sam_train.shards.maintenance.statistics.measure import Statistics
 from sam_train.subsets import evenly_spaced_indices
 
 NUM_GALLERY = 6
-Item = TypeVar("Item")
+"""Images that are shown per stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Report:
-    """What was found and where it was written."""
+    """A written report: the stage table, the notes and the two files."""
 
     stages: list[StageStatistics]
     notes: list[str]
-    """What is missing or odd, a sentence each."""
+    """Missing or unusual things, one sentence each."""
     json_path: Path
     html_path: Path
 
 
-def write_report(folder: Path, *, heldout_images: int = 24, device: torch.device | None = None) -> Report:
-    """Write report.json and report.html into a run folder, finished or not.
+def write_report(path: Path, *, heldout_images: int = 24, device: torch.device | None = None) -> Report:
+    """Write report.json and report.html into the run folder `path`, whether its loop is finished or not.
 
-    `heldout_images` is how many images the comparison of models looks at; `device` is where it runs, a GPU when there
-    is one. Raises ConfigError when the folder is no run, ShardError when a finished shard does not read, and
-    CheckpointError when a promoted checkpoint does not.
+    `heldout_images` is the number of images on which the models are compared; `device` is where they run, by default a GPU
+    if there is one. Raises ConfigError if `path` is not the folder of a loop, ShardError for an invalid finished shard, and
+    CheckpointError for an invalid promoted checkpoint.
     """
-    run = read_run(folder)
+    run = read_run(path)
     manifests = [load_manifests(stage) for stage in run.stages]
-    notes = [
-        f"{s.step}: shards left out because they have no manifest and so are not finished: {n}."
-        for s in run.stages
-        if (n := s.num_unfinished())
-    ]
-    notes += [f"{s.step} was left out: {why}." for s in run.stages if (why := s.why_left_out())]
-    notes += [
-        f"Rolled back to the model of {trial.step} from that of {trial.rolled_back_from}"
-        + (f": {trial.because}." if trial.because else ".")
-        for trial in run.history
-        if trial.rolled_back_from
-    ]
-    truth = _truth(run, manifests, notes)
-    stages, galleries = _stages(run, manifests, truth, notes)
-    comparison, reason = _comparison(run, heldout_images, device or default_device())
+    notes = _notes_on_run(run)
+    ground_truth = _read_ground_truth(run, manifests, notes)
+    stages, galleries = _measure_stages(run, manifests, ground_truth, notes)
+    comparison, reason = _compare_models(run, heldout_images, device or default_device())
     if reason:
         notes.append(f"No comparison of models: {reason}.")
-    logs = [read_log(stage.folder / "train" / "csv" / "metrics.csv") for stage in run.stages]
     page = Page(
         run=run,
         stages=stages,
         galleries=galleries,
-        logs=logs,
+        logs=[read_log(stage.folder.training_log) for stage in run.stages],
         comparison=comparison,
-        statistics=_statistics(run, manifests, notes),
+        statistics=_measure_distributions(run, manifests, notes),
         notes=notes,
     )
-    report = Report(stages=stages, notes=notes, json_path=folder / "report.json", html_path=folder / "report.html")
+    report = Report(stages=stages, notes=notes, json_path=run.folder.report_json, html_path=run.folder.report_html)
     atomic_write_bytes(report.html_path, render(page).encode())
     atomic_write_bytes(report.json_path, _to_json(report, comparison))
     return report
 
 
 def default_device() -> torch.device:
-    """A GPU when there is one."""
+    """Return a GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _truth(run: CycleRun, manifests: list[list[Manifest]], notes: list[str]) -> Truth | None:
+def _notes_on_run(run: CycleRun) -> list[str]:
+    """Return notes on unfinished shards, skipped steps and roll-backs."""
+    notes = [
+        f"{stage.step}: {number} shards are excluded because they have no manifest, so they are not finished."
+        for stage in run.stages
+        if (number := stage.num_unfinished())
+    ]
+    notes += [f"{stage.step} was skipped: {reason}." for stage in run.stages if (reason := stage.folder.skip_reason())]
+    notes += [
+        f"Rolled back to the model of {record.step} from that of {record.rolled_back_from}"
+        + (f": {record.reason}." if record.reason else ".")
+        for record in run.history
+        if record.rolled_back_from
+    ]
+    return notes
+
+
+def _read_ground_truth(run: CycleRun, manifests: list[list[Manifest]], notes: list[str]) -> GroundTruth | None:
     if run.ground_truth is None:
-        notes.append("The config names no corpus.ground_truth, so nothing says how good the written masks are.")
+        notes.append("The config names no corpus.ground_truth, so the quality of the written masks is unknown.")
         return None
     try:
         shards = expand_shards(run.ground_truth)
     except ConfigError as error:
-        notes.append(f"No truth to measure the masks against: {error} (relative to {Path.cwd()}).")
+        notes.append(f"The ground truth of the masks is unavailable: {error} (relative to {Path.cwd()}).")
         return None
     return read_ground_truth(shards, {key for of_stage in manifests for manifest in of_stage for key in manifest.keys})
 
 
-def _stages(
-    run: CycleRun, manifests: list[list[Manifest]], truth: Truth | None, notes: list[str]
+def _measure_stages(
+    run: CycleRun, manifests: list[list[Manifest]], ground_truth: GroundTruth | None, notes: list[str]
 ) -> tuple[list[StageStatistics], list[list[Sample]]]:
-    lines: list[StageStatistics] = []
+    """Return the statistics of each stage, and the images of it that are shown."""
+    stages: list[StageStatistics] = []
     galleries: list[list[Sample]] = []
     for position, (stage, of_stage) in enumerate(zip(run.stages, manifests, strict=True)):
         keys = [key for manifest in of_stage for key in manifest.keys]
         shown = [keys[i] for i in evenly_spaced_indices(len(keys), NUM_GALLERY, at="ends")]
-        # By the manifests read before, so that a shard finished meanwhile is in all numbers or in none.
-        shards = [stage.folder / "shards" / manifest.shard for manifest in of_stage]
-        masks = measure_masks(shards, truth or {}, set(shown))
-        lines.append(compute_stage_statistics(run, position, of_stage, masks if truth is not None else None))
+        # Only the shards of the manifests that were read, so that a shard that is finished meanwhile is in no number.
+        shards = [stage.folder.shards / manifest.shard for manifest in of_stage]
+        masks = measure_masks(shards, ground_truth or {}, set(shown))
+        stages.append(compute_stage_statistics(run, position, of_stage, masks if ground_truth is not None else None))
         galleries.append(masks.shown)
-        if lines[-1].masks_without_truth:
-            notes.append(
-                f"{stage.step}: masks left out of mean IoU because the truth lacks their image: {lines[-1].masks_without_truth}."
-            )
-    return lines, galleries
+        if number := stages[-1].masks_without_truth:
+            notes.append(f"{stage.step}: {number} masks are not in the mean IoU because their image has no ground truth.")
+    return stages, galleries
 
 
-def _statistics(run: CycleRun, manifests: list[list[Manifest]], notes: list[str]) -> list[Statistics]:
-    found = []
+def _measure_distributions(run: CycleRun, manifests: list[list[Manifest]], notes: list[str]) -> list[Statistics]:
+    statistics = []
     for stage, of_stage in zip(run.stages, manifests, strict=True):
-        found.append(measure_stage([stage.folder / "shards" / manifest.shard for manifest in of_stage]))
+        statistics.append(measure_stage([stage.folder.shards / manifest.shard for manifest in of_stage]))
         if len(of_stage) > MAX_SHARDS:
-            notes.append(f"{stage.step}: the figures of its masks are those of {MAX_SHARDS} of {len(of_stage)} shards.")
-    return found
+            notes.append(f"{stage.step}: the mask distributions are those of {MAX_SHARDS} of {len(of_stage)} shards.")
+    return statistics
 
 
-def _comparison(run: CycleRun, num_images: int, device: torch.device) -> tuple[Comparison | None, str]:
+def _compare_models(run: CycleRun, num_images: int, device: torch.device) -> tuple[Comparison | None, str]:
+    """Return the comparison, or the reason why there is none."""
     try:
-        return compare(run, num_images=num_images, device=device), ""
+        return compare_models(run, num_images=num_images, device=device), ""
     except ConfigError as error:
         return None, str(error)
 
 
 def _to_json(report: Report, comparison: Comparison | None) -> bytes:
-    document: dict[str, Any] = {"stages": [asdict(line) for line in report.stages], "comparison": None, "notes": report.notes}
+    document: dict[str, Any] = {"stages": [asdict(row) for row in report.stages], "comparison": None, "notes": report.notes}
     if comparison is not None:
         names = ("steps", "num_images", "num_objects", "num_better", "num_worse", "mean_ious")
         document["comparison"] = {name: getattr(comparison, name) for name in names}

@@ -1,4 +1,4 @@
-"""What the masks of each stage are like: the paper's figures 6, and 5 and 7 in one dimension, a line a stage."""
+"""Distributions of the masks of each stage: the paper's figure 6, figures 5 and 7 in one dimension, one line per stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sam_train.shards.maintenance.statistics.reference import MASKS_PER_IMAGE_BI
 from sam_train.subsets import evenly_spaced_indices
 
 MAX_SHARDS = 40
-"""Of a stage with more, so many at even distances are measured."""
+"""Shards that are measured per stage, evenly spaced if there are more."""
 BINS_SHOWN = 25
 _HISTOGRAMS = (
     ("relative_size", "Relative size of masks", "sqrt(mask area / image area)"),
@@ -24,20 +24,20 @@ _HISTOGRAMS = (
 
 
 def measure_stage(shards: Sequence[Path]) -> Statistics:
-    """The masks of a stage's shards, JPEGs unread."""
-    whole = Statistics()
+    """Return the statistics of the masks in up to MAX_SHARDS of a stage's shards. Their JPEGs are not read."""
+    statistics = Statistics()
     for index in evenly_spaced_indices(len(shards), MAX_SHARDS, at="ends"):
-        whole.add(measure_shard(shards[index], lambda _: None))
-    return whole
+        statistics.add(measure_shard(shards[index], lambda _: None))
+    return statistics
 
 
-def data_svg(names: Sequence[str], stages: Sequence[Statistics]) -> str:
-    """Masks per image, relative size and concavity by stage; empty when no stage wrote a mask."""
-    wrote = [(name, stage) for name, stage in zip(names, stages, strict=True) if stage.num_masks]
-    if not wrote:
+def distributions_svg(names: Sequence[str], stages: Sequence[Statistics]) -> str:
+    """Return the figure of masks per image, relative size and concavity by stage, empty if no stage wrote a mask."""
+    with_masks = [(name, stage) for name, stage in zip(names, stages, strict=True) if stage.num_masks]
+    if not with_masks:
         return ""
     label = "Masks per image, their relative size and concavity, by stage"
-    return figure_svg("data", label, (13.0, 3.4), 3, lambda axes: _draw(axes, wrote))
+    return figure_svg("data", label, (13.0, 3.4), 3, lambda axes: _draw(axes, with_masks))
 
 
 def _draw(axes: Sequence[Axes], stages: Sequence[tuple[str, Statistics]]) -> None:
@@ -61,4 +61,5 @@ def _draw(axes: Sequence[Axes], stages: Sequence[tuple[str, Statistics]]) -> Non
 
 
 def _images_between(stage: Statistics, first: int, last: int | None) -> int:
+    """Return the number of images with `first` to `last` masks."""
     return sum(images for masks, images in stage.masks_per_image.items() if masks >= first and (last is None or masks <= last))

@@ -1,4 +1,4 @@
-"""Masks drawn on pictures, and pictures as data URIs, so that the page is one file."""
+"""Masks drawn on images, and images as data URIs, so that the page is a single file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sam_train.shards.drawing import SHADOW_COLOUR, draw_border, draw_masks, fil
 
 MAX_WIDTH_PX, MAX_HEIGHT_PX = 360, 420
 JPEG_QUALITY = 86
-TARGET_COLOUR, ANSWER_COLOUR, CLICK_COLOUR = (255, 255, 255), (37, 132, 255), (34, 197, 94)
+TARGET_COLOUR, PREDICTION_COLOUR, CLICK_COLOUR = (255, 255, 255), (37, 132, 255), (34, 197, 94)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Part of an image, in pixels, right and bottom exclusive."""
+    """A rectangular part of an image in pixels, right and bottom exclusive."""
 
     left: int
     top: int
@@ -29,26 +29,27 @@ class Window:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """HWC uint8 RGB as the `src` of an <img>."""
+    """Return an image (HWC uint8 RGB) as the `src` of an <img>."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, JPEG_QUALITY)).decode("ascii")
 
 
 def decode_mask(sample: Sample, rle: Rle) -> np.ndarray:
-    """An RLE of a sample's image to HW bool. Raises ShardError when it is not of that image's size."""
+    """Decode an RLE of the sample's image to HW bool. Raises ShardError if it has another size."""
     record = sample.record
     return decode_rle(rle, height=record.height, width=record.width, shard=sample.shard, key=record.key)
 
 
 def draw_sample(sample: Sample) -> np.ndarray:
-    """All masks of a sample over its image, HWC uint8 at the size of a thumbnail; the largest lie lowest."""
+    """Draw all masks of a sample on a thumbnail of its image (HWC uint8), smaller masks over larger ones."""
     record = sample.record
-    return draw_masks(to_thumbnail(decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key)), record, shard=sample.shard)
+    image = decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key)
+    return draw_masks(to_thumbnail(image), record, shard=sample.shard)
 
 
 def draw_target(image: np.ndarray, target: np.ndarray, click_xy: tuple[float, float], window: Window) -> np.ndarray:
-    """The window of an image with the outline of what is wanted and the click."""
-    canvas = to_thumbnail(_cut(image, window))
-    draw_border(canvas, resize_mask(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
+    """Draw the border of the target mask and the click on the window of an image."""
+    canvas = to_thumbnail(_crop(image, window))
+    draw_border(canvas, resize_mask(_crop(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
     scale = canvas.shape[1] / (window.right - window.left)
     centre = (round((click_xy[0] + 0.5 - window.left) * scale), round((click_xy[1] + 0.5 - window.top) * scale))
     cv2.circle(canvas, centre, 8, SHADOW_COLOUR, -1, cv2.LINE_AA)
@@ -57,38 +58,42 @@ def draw_target(image: np.ndarray, target: np.ndarray, click_xy: tuple[float, fl
     return canvas
 
 
-def draw_answer(image: np.ndarray, target: np.ndarray, answer: np.ndarray, window: Window) -> np.ndarray:
-    """The window of an image with a model's mask filled in and the outline of what was wanted."""
-    canvas = to_thumbnail(_cut(image, window)).astype(np.float32)
-    fill_mask(canvas, resize_mask(_cut(answer, window), canvas.shape), ANSWER_COLOUR, opacity=0.6)
-    drawn = canvas.astype(np.uint8)
-    draw_border(drawn, resize_mask(_cut(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
-    return drawn
+def draw_prediction(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, window: Window) -> np.ndarray:
+    """Fill the predicted mask and draw the border of the target mask on the window of an image."""
+    canvas = to_thumbnail(_crop(image, window)).astype(np.float32)
+    fill_mask(canvas, resize_mask(_crop(prediction, window), canvas.shape), PREDICTION_COLOUR, opacity=0.6)
+    thumbnail = canvas.astype(np.uint8)
+    draw_border(thumbnail, resize_mask(_crop(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
+    return thumbnail
 
 
 def window_around(masks: list[np.ndarray]) -> Window:
-    """A square-ish part of the image that shows all of `masks` (HW bool, one at least not empty) with a margin."""
+    """Return a nearly square part of the image that contains all `masks` (HW bool, at least one not empty) with a margin."""
     height, width = masks[0].shape
-    seen = np.logical_or.reduce(masks)
-    x, y, box_width, box_height = (int(number) for number in mask_to_box_xywh(seen))
+    union = np.logical_or.reduce(masks)
+    x, y, box_width, box_height = (int(number) for number in mask_to_box_xywh(union))
     longest = max(height, width)
     side = min(max(round(1.3 * max(box_width, box_height)), round(0.4 * longest)), longest)
-    left = _place(x + box_width // 2 - side // 2, side, width)
-    top = _place(y + box_height // 2 - side // 2, side, height)
+    left = _clamp_start(x + box_width // 2 - side // 2, side, width)
+    top = _clamp_start(y + box_height // 2 - side // 2, side, height)
     return Window(left, top, min(left + side, width), min(top + side, height))
 
 
 def to_thumbnail(image: np.ndarray) -> np.ndarray:
-    """HWC uint8 as wide as the page shows it. Small pictures are enlarged first, so that lines drawn on them stay thin."""
+    """Resize an image (HWC uint8) to the size at which the page shows it.
+
+    A small image is enlarged before anything is drawn on it, so that the lines stay thin.
+    """
     height, width = image.shape[:2]
     scale = min(MAX_WIDTH_PX / width, MAX_HEIGHT_PX / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def _place(start: int, side: int, length: int) -> int:
+def _clamp_start(start: int, side: int, length: int) -> int:
+    """Move the start of an interval of `side` pixels so that it lies in 0..length, as far as possible."""
     return max(0, min(start, length - side))
 
 
-def _cut(pixels: np.ndarray, window: Window) -> np.ndarray:
+def _crop(pixels: np.ndarray, window: Window) -> np.ndarray:
     return np.ascontiguousarray(pixels[window.top : window.bottom, window.left : window.right])

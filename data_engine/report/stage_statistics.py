@@ -1,4 +1,4 @@
-"""What each stage wrote, in numbers: counted by the engine, or measured against the truth."""
+"""Statistics of the masks that each stage wrote: counted by the engine, or measured against the ground truth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ DROPPED_PREFIX = "dropped/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStatistics:
-    """A line of the report, in the order of its JSON. None: not there yet, or nothing to divide by."""
+    """One row of the stage table. Fields have the names and the order of report.json.
+
+    None means that the number does not exist yet, or that its denominator is 0.
+    """
 
     stage: str
     images: int | None
@@ -30,82 +33,89 @@ class StageStatistics:
     clicks_per_mask: float | None
     seconds_per_mask: float | None
     mean_iou: float | None
-    """Mean over the written masks of the best IoU with a true mask of the same image."""
+    """Best IoU of a written mask with a ground-truth mask of the same image, averaged over the written masks."""
     miou_at_1: float | None
+    """Held-out mIoU after one click, of the model that is promoted after the stage."""
     miou_at_3: float | None
     miou_at_5: float | None
     step: str
     promoted: bool | None
     masks: int | None
     masks_without_truth: int
-    """Masks of images that the truth does not have: they are not in mean_iou."""
+    """Masks of images without ground truth, which `mean_iou` does not include."""
     dropped: dict[str, float]
-    """Reason -> how often."""
+    """Number of dropped masks by reason."""
     skipped: dict[str, int]
-    """Reason -> images of the source that no shard holds."""
+    """Number of source images that no shard holds, by reason."""
     counts: dict[str, float]
-    """What else the engine counted, summed over the shards."""
+    """All other counts of the engine, summed over the shards."""
     candidate: dict[str, float] | None
-    """Held-out means of the model trained here, promoted or not."""
+    """Held-out means of the model that was trained in this step, promoted or not."""
     left_out: bool
-    """Whether nothing was done here, because the stage had spent its budget."""
+    """True if the step was skipped because the budget of its stage was spent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MaskMeasurements:
-    """What a walk over the masks of a stage gives."""
+    """Measurements of the masks of a stage."""
 
     best_ious: np.ndarray
-    """One for each mask of an image that the truth has."""
+    """Best IoU with a ground-truth mask, one value per mask of an image with ground truth."""
     num_without_truth: int
+    """Number of masks of images without ground truth."""
     shown: list[Sample]
-    """The samples that were asked for, in the order written."""
+    """The requested samples, in the order in which they were written."""
 
 
-Truth = Mapping[str, ImageRecord]
+GroundTruth = Mapping[str, ImageRecord]
+"""Records with ground-truth masks by image key."""
 
 
 def read_ground_truth(shards: list[Path], keys: set[str]) -> dict[str, ImageRecord]:
-    """Records of the truth for the images in `keys`."""
+    """Return the ground-truth records of the images in `keys`, by image key."""
     return {sample.record.key: sample.record for sample in iterate_samples(shards) if sample.record.key in keys}
 
 
-def measure_masks(shards: list[Path], truth: Truth, shown_keys: set[str]) -> MaskMeasurements:
-    """Measure every mask of `shards` against the truth and keep the samples to show. Raises ShardError for a bad mask."""
-    ious, without, shown = [np.zeros(0)], 0, []
+def measure_masks(shards: list[Path], ground_truth: GroundTruth, shown_keys: set[str]) -> MaskMeasurements:
+    """Compare every mask of `shards` with the ground truth, and keep the samples in `shown_keys`.
+
+    Raises ShardError for an invalid mask.
+    """
+    ious, num_without_truth, shown = [np.zeros(0)], 0, []
     for sample in iterate_samples(shards):
         record = sample.record
-        if record.key in truth:
-            ious.append(best_ious(record, truth[record.key]))
+        if record.key in ground_truth:
+            ious.append(best_ious(record, ground_truth[record.key]))
         else:
-            without += len(record.masks)
+            num_without_truth += len(record.masks)
         if record.key in shown_keys:
             shown.append(sample)
-    return MaskMeasurements(best_ious=np.concatenate(ious), num_without_truth=without, shown=shown)
+    return MaskMeasurements(best_ious=np.concatenate(ious), num_without_truth=num_without_truth, shown=shown)
 
 
-def best_ious(record: ImageRecord, truth: ImageRecord) -> np.ndarray:
-    """For each mask of `record` its best IoU with a mask of `truth`, 0 where the truth has none.
+def best_ious(record: ImageRecord, ground_truth: ImageRecord) -> np.ndarray:
+    """Return the best IoU of each mask of `record` with a mask of `ground_truth`, 0 if that has none.
 
-    Raises ShardError when the two are not of one size.
+    Raises ShardError if the image sizes of the two differ.
     """
-    if not record.masks or not truth.masks:
+    if not record.masks or not ground_truth.masks:
         return np.zeros(len(record.masks))
     hw = [record.height, record.width]
-    drawn = [_checked(mask.segmentation, hw, record.key) for mask in record.masks]
-    true = [_checked(mask.segmentation, hw, record.key) for mask in truth.masks]
-    return np.asarray(coco_mask.iou(drawn, true, [0] * len(true))).max(1)
+    written = [_checked_rle(mask.segmentation, hw, record.key) for mask in record.masks]
+    expected = [_checked_rle(mask.segmentation, hw, record.key) for mask in ground_truth.masks]
+    return np.asarray(coco_mask.iou(written, expected, [0] * len(expected))).max(1)
 
 
 def compute_stage_statistics(
     run: CycleRun, position: int, manifests: list[Manifest], masks: MaskMeasurements | None
 ) -> StageStatistics:
-    """The line of stage `position` (from 0). `masks` is None when there is no truth to measure against."""
+    """Return the statistics of stage `position` (from 0). `masks` is None if there is no ground truth."""
     stage = run.stages[position]
-    counts = _counts(stage, manifests)
+    counts = _sum_counts(stage, manifests)
     images = sum(len(manifest.keys) for manifest in manifests) if manifests else None
     num_masks = sum(manifest.num_masks for manifest in manifests) if manifests else None
-    trial, in_use = run.trial_of(stage), run.promoted_after(position)
+    record, in_use = run.record_of(stage), run.promoted_after(position)
+    means = in_use.means() if in_use else {}
     return StageStatistics(
         stage=stage.stage,
         images=images,
@@ -113,29 +123,29 @@ def compute_stage_statistics(
         clicks_per_mask=_ratio(counts.get("clicks"), num_masks),
         seconds_per_mask=_ratio(counts.get("seconds"), num_masks),
         mean_iou=float(masks.best_ious.mean()) if masks is not None and len(masks.best_ious) else None,
-        **{key: in_use.evaluation.get(key) if in_use else None for key in MIOU_KEYS},
+        **{key: means.get(key) for key in MIOU_KEYS},
         step=stage.step,
-        promoted=trial.promoted if trial else None,
+        promoted=record.promoted if record else None,
         masks=num_masks,
         masks_without_truth=masks.num_without_truth if masks is not None else 0,
         dropped={k.removeprefix(DROPPED_PREFIX): v for k, v in counts.items() if k.startswith(DROPPED_PREFIX)},
         skipped=dict(sorted(Counter(reason for manifest in manifests for reason in manifest.skipped.values()).items())),
         counts={k: v for k, v in counts.items() if not k.startswith(DROPPED_PREFIX)},
-        candidate=stage.evaluation() or (trial.evaluation if trial else None),
-        left_out=bool(stage.why_left_out()),
+        candidate=stage.evaluation() or (record.means() if record else None),
+        left_out=stage.folder.is_skipped(),
     )
 
 
 def load_manifests(stage: StageResult) -> list[Manifest]:
-    """Manifests of the finished shards of a stage."""
+    """Return the manifests of the finished shards of a stage."""
     return [load_manifest(shard) for shard in stage.shards()]
 
 
-def _counts(stage: StageResult, manifests: list[Manifest]) -> Counts:
-    """All shards' counts added up. A name that a shard lacks is a thing that did not happen there."""
-    # Nobody works in the fully automatic stage, so clicks that were never counted there are zero and no gap.
-    nobody = stage.stage == "fully_automatic" and manifests
-    total = Counts(dict.fromkeys(("clicks", "seconds"), 0.0) if nobody else {})
+def _sum_counts(stage: StageResult, manifests: list[Manifest]) -> Counts:
+    """Return the counts summed over all shards. A count that a manifest lacks is 0 there."""
+    # There is no annotator in the fully automatic stage, so its clicks and seconds are 0 and not missing.
+    automatic = stage.stage == "fully_automatic" and manifests
+    total = Counts(dict.fromkeys(("clicks", "seconds"), 0.0) if automatic else {})
     for manifest in manifests:
         total.add(manifest.counts)
     return Counts(sorted((name, float(value)) for name, value in total.items()))
@@ -145,8 +155,9 @@ def _ratio(total: float | None, number: int | None) -> float | None:
     return total / number if total is not None and number else None
 
 
-def _checked(rle: Rle, hw: list[int], key: str) -> Rle:
-    # pycocotools compares two RLEs of different sizes without a word, and trusts the runs.
+def _checked_rle(rle: Rle, hw: list[int], key: str) -> Rle:
+    # pycocotools compares two RLEs of different sizes without an error, and does not check the run lengths.
     if list(rle["size"]) != hw or rle_total_pixels(rle["counts"]) != hw[0] * hw[1]:
-        raise ShardError(f"a mask is no RLE of the image's {hw}: truth and written shards differ in size", key=key)
+        message = f"a mask is not an RLE of the image's size {hw}: ground truth and written shards differ in size"
+        raise ShardError(message, key=key)
     return {"size": hw, "counts": rle["counts"].encode("ascii")}

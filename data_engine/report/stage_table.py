@@ -1,4 +1,4 @@
-"""The stage table: which columns, what each means in a sentence, and what a cell without a number says."""
+"""The columns of the stage table, the meaning of each, and the text of a cell without a number."""
 
 from __future__ import annotations
 
@@ -9,63 +9,81 @@ from data_engine.report.stage_statistics import StageStatistics
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column; `key` is its name in report.json."""
+    """One column of the stage table."""
 
     key: str
+    """Its key in report.json."""
     title: str
     digits: int
+    """Digits after the decimal point."""
     meaning: str
+    """Explanation in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in the table, and whether it is a number or says why there is none."""
+    """One cell of the stage table."""
 
     text: str
     present: bool
+    """False if the text says why there is no value."""
 
 
 COLUMNS = (
-    Column("images", "Images", 0, "Images that the stage wrote into finished shards."),
-    Column("masks_per_image", "Masks / image", 1, "Masks written, divided by those images."),
-    Column("clicks_per_mask", "Clicks / mask", 2, "Clicks of the annotator in the whole stage, divided by the masks written."),
+    Column("images", "Images", 0, "Number of images in the finished shards of the stage."),
+    Column("masks_per_image", "Masks / image", 1, "Number of written masks divided by the number of images."),
+    Column("clicks_per_mask", "Clicks / mask", 2, "Clicks of the annotators divided by the number of written masks."),
     Column(
         "seconds_per_mask",
         "Seconds / mask",
         2,
-        "Time the annotator took, measured for a person or by the stated cost model of the simulated one, divided likewise.",
+        "Annotation time divided by the number of written masks: measured for a person, from the costs in the config for the "
+        "simulated annotator.",
     ),
-    Column("mean_iou", "Mean IoU", 3, "How good the written masks are: best IoU with a true mask of the same image, averaged."),
     Column(
-        "miou_at_1", "mIoU@1", 3, "The model in use after the stage, on held-out images: mean IoU after one click on each object."
+        "mean_iou",
+        "Mean IoU",
+        3,
+        "Quality of the written masks: the best IoU of each with a ground-truth mask of the same image, averaged over the masks.",
     ),
-    Column("miou_at_3", "mIoU@3", 3, "The same after three clicks, each where the answer is most wrong."),
+    Column(
+        "miou_at_1",
+        "mIoU@1",
+        3,
+        "Mean IoU on held-out images after one click per object, by the model that is in use after the stage.",
+    ),
+    Column(
+        "miou_at_3",
+        "mIoU@3",
+        3,
+        "The same after three clicks. Each further click is in the error region, farthest from its boundary.",
+    ),
     Column("miou_at_5", "mIoU@5", 3, "The same after five clicks."),
 )
-MODEL_TITLE = "Better?"
-MODEL_MEANING = "Whether the model trained after the stage beat the one before it on the held-out images, and so came into use."
+MODEL_TITLE = "Promoted?"
+MODEL_MEANING = "Yes if the model that was trained in the stage was better on the held-out images than the one in use before."
 
 
-def cell(line: StageStatistics, column: Column) -> Cell:
-    """The number, or why there is none."""
-    value = getattr(line, column.key)
+def cell(row: StageStatistics, column: Column) -> Cell:
+    """Return the formatted number, or the reason why there is none."""
+    value = getattr(row, column.key)
     if value is not None:
         return Cell(f"{value:,.{column.digits}f}", True)
-    return Cell(_why_missing(line, column.key), False)
+    return Cell(_missing_text(row, column.key), False)
 
 
-def model_cell(line: StageStatistics) -> Cell:
-    """Whether the new model was promoted."""
-    if line.promoted is None:
-        return Cell("left out" if line.left_out else "not yet", False)
-    return Cell("yes" if line.promoted else "no", True)
+def model_cell(row: StageStatistics) -> Cell:
+    """Return whether the model of the stage was promoted."""
+    if row.promoted is None:
+        return Cell("skipped" if row.left_out else "not yet", False)
+    return Cell("yes" if row.promoted else "no", True)
 
 
-def _why_missing(line: StageStatistics, key: str) -> str:
-    if line.left_out or line.stage == "start":
+def _missing_text(row: StageStatistics, key: str) -> str:
+    if row.left_out or row.stage == "start":
         return "–"
-    if line.masks is None or key.startswith("miou_at_"):
+    if row.masks is None or key.startswith("miou_at_"):
         return "not yet"
-    if line.masks == 0:
+    if row.masks == 0:
         return "no masks"
-    return "no truth" if key == "mean_iou" else "not counted"
+    return "no ground truth" if key == "mean_iou" else "not counted"

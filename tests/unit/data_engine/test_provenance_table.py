@@ -1,4 +1,4 @@
-"""The ledger of masks says of every mask in every finished shard who made it, with which model and which prompts."""
+"""The table of masks has the annotator, model and prompts of every mask in every finished shard."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from omegaconf import OmegaConf
 from data_engine.commands import cycle as main
 from data_engine.cycle.ablation import SETS, results_table
 from data_engine.cycle.provenance_table import write_provenance_table
+from data_engine.cycle_folder import CycleFolder
 from sam_train.records import ImageRecord, Provenance
 from sam_train.shards import write_shard
 
 STEPS = ["1_assisted_manual", "2_semi_automatic"]
 
 
-def sample(index: int, made: Provenance | None) -> tuple[ImageRecord, bytes]:
-    """Image `index` with two masks that were made so."""
+def sample(index: int, provenance: Provenance | None) -> tuple[ImageRecord, bytes]:
+    """Return image `index` with two masks of this provenance."""
     record, jpeg = make_sample(index)
-    masks = [type(mask)(**{name: getattr(mask, name) for name in mask.__slots__} | {"provenance": made}) for mask in record.masks]
+    masks = [
+        type(mask)(**{name: getattr(mask, name) for name in mask.__slots__} | {"provenance": provenance}) for mask in record.masks
+    ]
     return ImageRecord(key=record.key, image_id=index, width=record.width, height=record.height, masks=masks), jpeg
 
 
@@ -47,8 +50,8 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_row_for_every_mask(run_dir: Path) -> None:
-    write_provenance_table(run_dir / "masks.parquet", run_dir, STEPS)
+def test_writes_one_row_per_mask(run_dir: Path) -> None:
+    write_provenance_table(run_dir / "masks.parquet", CycleFolder(run_dir), STEPS)
     masks = duckdb.read_parquet(f"{run_dir}/masks.parquet")
     columns = "step, image_key, annotator, model_step, prompts, seconds"
     rows = masks.aggregate(f"{columns}, count(*)", columns).order("image_key").fetchall()
@@ -60,21 +63,25 @@ def test_a_row_for_every_mask(run_dir: Path) -> None:
         (STEPS[1], "sa_000004", "", "", [], 0.0, 2),
     ]
     ids = masks.project("mask_id").fetchall()
-    assert sorted(ids) == [(10 * index + place,) for index in range(5) for place in range(2)]
+    assert sorted(ids) == [(10 * index + mask,) for index in range(5) for mask in range(2)]
 
 
-def test_the_command(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_a_summary_and_the_decisions(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["sam-cycle", "ledger", f"run={run_dir}"])
     main()
-    told = capsys.readouterr().out
-    assert "masks.parquet: 10 masks" in told
-    assert "rolled back to the model of 1_assisted_manual from that of 2_semi_automatic: it hates cats" in told
-    lines = [line.split() for line in told.splitlines() if line.strip().startswith(("1_", "2_"))]
+    printed = capsys.readouterr().out
+    assert "masks.parquet: 10 masks" in printed
+    assert "rolled back to the model of 1_assisted_manual from that of 2_semi_automatic: it hates cats" in printed
+    lines = [line.split() for line in printed.splitlines() if line.strip().startswith(("1_", "2_"))]
     assert ["1_assisted_manual", "ann", "none", "2", "0.00", "3.0"] in lines
     assert ["2_semi_automatic", "bob", "1_assisted_manual", "2", "2.00", "3.0"] in lines
 
 
-def test_of_one_image(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_the_masks_of_one_image(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["sam-cycle", "ledger", f"run={run_dir}", "image=sa_000001"])
     main()
     assert "1,2,1 3,4,0" in capsys.readouterr().out
@@ -84,7 +91,7 @@ def test_of_one_image(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "no mask of an image 'sa_999999' was written" in capsys.readouterr().err
 
 
-def test_sets_of_the_ablation_are_the_papers() -> None:
+def test_ablation_has_the_sets_of_the_paper() -> None:
     assert list(SETS.values()) == [
         ("assisted_manual",),
         ("assisted_manual", "semi_automatic"),

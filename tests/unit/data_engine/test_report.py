@@ -1,4 +1,4 @@
-"""The report: numbers against ones worked out by hand, a page that parses and escapes, runs that are not finished."""
+"""The report: numbers against values computed by hand, a page that parses and escapes names, and unfinished runs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import yaml
 
 from data_engine.commands import REPORT
 from data_engine.report import write_report
-from data_engine.report.comparison import compare, representative
+from data_engine.report.comparison import compare_models, representative_indices
 from data_engine.report.curves import training_svg
 from data_engine.report.cycle_run import read_run
-from data_engine.report.mask_distributions import data_svg, measure_stage
+from data_engine.report.mask_distributions import distributions_svg, measure_stage
 from data_engine.report.mask_images import MAX_HEIGHT_PX, MAX_WIDTH_PX, draw_sample, to_thumbnail, window_around
 from data_engine.report.stage_statistics import best_ious
 from data_engine.report.training_log import Series, concatenate, read_log, smooth
@@ -92,8 +92,8 @@ def image(key: str, *masks: np.ndarray, height: int = HEIGHT, width: int = WIDTH
 
 
 TRUTH = [image("a", rectangle(0, 20), rectangle(30, 50)), image("b", rectangle(0, 40, bottom=30)), image("c")]
-# Against TRUTH: half of the first object and all of the second (0.5, 1), a third of the one of b (1/3), and one mask in c,
-# where there is nothing (0).
+# IoU with TRUTH: half of the first object and all of the second (0.5, 1), a third of the one in b (1/3), and one mask in c,
+# which has no object (0).
 WRITTEN = [
     image("a", rectangle(0, 10), rectangle(30, 50)),
     image("b", rectangle(0, 40)),
@@ -105,16 +105,16 @@ COUNTS = {"clicks": 6.0, "seconds": 30.0, "masks_drawn": 1.0, "dropped/nms": 3.0
 
 @dataclass
 class FakeRun:
-    """A run folder that is filled step by step, as the cycle does."""
+    """A run folder that is filled step by step, as by a data-engine loop."""
 
     folder: Path
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def begin(self, stages: tuple[str, ...] = STAGES, **corpus: str) -> None:
         self.folder.mkdir(parents=True)
-        there = {"ground_truth": str(self.folder.parent / "truth"), "heldout": str(self.folder.parent / "truth"), **corpus}
+        corpus = {"ground_truth": str(self.folder.parent / "truth"), "heldout": str(self.folder.parent / "truth"), **corpus}
         write_shard(self.folder.parent / "truth" / "sa_000000.tar", TRUTH)
-        config = {"name": "x", "corpus": there, "stages": [{"stage": stage} for stage in stages]}
+        config = {"name": "x", "corpus": corpus, "stages": [{"stage": stage} for stage in stages]}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
 
     def annotate(self, step: str, samples: list[tuple[ImageRecord, bytes]], index: int = 0, **counts: float) -> Path:
@@ -137,7 +137,7 @@ class FakeRun:
 
 
 class Page(HTMLParser):
-    """Checks that tags close in order; collects ids, addresses and text."""
+    """Parser that checks the order of closing tags and collects ids, addresses and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -170,13 +170,13 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(tmp_path: Path) -> FakeRun:
-    """Named so that every place that prints the name must escape it."""
+    """A run whose name must be escaped wherever it is printed."""
     return FakeRun(tmp_path / "<b>run & co")
 
 
 @pytest.fixture
 def finished(run: FakeRun) -> FakeRun:
-    """Three stages; the second one's model was not better."""
+    """Three stages; the model of the second one was not promoted."""
     run.begin()
     run.annotate(STEPS[0], WRITTEN[:2], 0, **COUNTS)
     run.annotate(STEPS[0], WRITTEN[2:], 1, clicks=2.0, seconds=10.0)
@@ -192,7 +192,7 @@ def stages_of(run: FakeRun) -> list[dict[str, Any]]:
     return json.loads((run.folder / "report.json").read_bytes())["stages"]
 
 
-def test_numbers_of_a_finished_run(finished: FakeRun) -> None:
+def test_statistics_of_a_finished_run(finished: FakeRun) -> None:
     report = write_report(finished.folder)
     assert report.notes == []
     first, second, third = stages_of(finished)
@@ -206,11 +206,11 @@ def test_numbers_of_a_finished_run(finished: FakeRun) -> None:
     assert first["skipped"] == {"too_small": 2}
     assert second["mean_iou"] == pytest.approx(0.75)
     assert third["mean_iou"] == pytest.approx(MEAN_IOU)
-    # Nobody works in the third stage, so what was not counted is zero there.
+    # The third stage has no annotator, so its missing counts are zero.
     assert (third["clicks_per_mask"], third["seconds_per_mask"]) == (0, 0)
 
 
-def test_a_rejected_model_leaves_the_score_of_the_one_in_use(finished: FakeRun) -> None:
+def test_mean_iou_of_the_model_in_use_after_a_rejected_one(finished: FakeRun) -> None:
     write_report(finished.folder)
     first, second, third = stages_of(finished)
     assert [line["promoted"] for line in (first, second, third)] == [True, False, True]
@@ -220,7 +220,7 @@ def test_a_rejected_model_leaves_the_score_of_the_one_in_use(finished: FakeRun) 
     assert second["candidate"]["miou_at_1"] == pytest.approx(0.3)
 
 
-def test_page_parses_and_loads_nothing(finished: FakeRun) -> None:
+def test_page_parses_and_loads_no_other_file(finished: FakeRun) -> None:
     report = write_report(finished.folder)
     page = Page(report.html_path.read_text())
     assert len(page.ids) == len(set(page.ids))
@@ -232,8 +232,8 @@ def test_page_parses_and_loads_nothing(finished: FakeRun) -> None:
     assert "b>run" not in page.tags
     assert "<b>run & co" in page.text
     assert "<odd> & reason" in page.text
-    # Three stages with 3, 1 and 3 images; an object, its click and two answers for each of the three held-out objects; and these
-    # once more with the last answer, as the worst.
+    # Three stages with 3, 1 and 3 images; the click and two predictions for each of the three held-out objects; the same with
+    # only the last prediction, as the worst.
     assert len([a for a in page.addresses if a.startswith("data:")]) == 7 + 3 * 3 + 3 * 2
     assert "not yet" not in page.text
 
@@ -248,14 +248,14 @@ def test_names_from_the_config_are_escaped_everywhere(run: FakeRun) -> None:
     assert '1 <i onclick="x">$a b$' in page.text
 
 
-def test_same_run_same_bytes(finished: FakeRun) -> None:
+def test_report_of_the_same_run_has_the_same_bytes(finished: FakeRun) -> None:
     report = write_report(finished.folder)
     before = report.html_path.read_bytes(), report.json_path.read_bytes()
     write_report(finished.folder)
     assert (report.html_path.read_bytes(), report.json_path.read_bytes()) == before
 
 
-def test_run_that_has_only_a_config(run: FakeRun) -> None:
+def test_report_of_a_run_that_has_only_a_config(run: FakeRun) -> None:
     run.begin()
     report = write_report(run.folder)
     for line in stages_of(run):
@@ -263,10 +263,10 @@ def test_run_that_has_only_a_config(run: FakeRun) -> None:
     assert any("no model has been promoted yet" in note for note in report.notes)
     page = Page(report.html_path.read_text())
     assert "not yet" in page.text
-    assert "Nothing written yet." in page.text
+    assert "No image was written yet." in page.text
 
 
-def test_stage_that_is_annotated_but_not_trained(run: FakeRun) -> None:
+def test_report_of_a_stage_that_is_annotated_but_not_trained(run: FakeRun) -> None:
     run.begin()
     run.annotate(STEPS[0], WRITTEN, **COUNTS)
     run.train(STEPS[0], promoted=True, miou=0.4)
@@ -280,16 +280,16 @@ def test_stage_that_is_annotated_but_not_trained(run: FakeRun) -> None:
     Page(report.html_path.read_text())
 
 
-def test_shard_without_manifest_is_left_out_and_said(run: FakeRun) -> None:
+def test_shard_without_manifest_is_excluded_with_a_note(run: FakeRun) -> None:
     run.begin()
     run.annotate(STEPS[0], WRITTEN[:2], 0)
     manifest_path(run.annotate(STEPS[0], WRITTEN[2:], 1)).unlink()
     report = write_report(run.folder)
     assert report.stages[0].images == 2
-    assert any(note.startswith(STEPS[0]) and note.endswith("not finished: 1.") for note in report.notes)
+    assert any(note.startswith(f"{STEPS[0]}: 1 shards are excluded") for note in report.notes)
 
 
-def test_stage_that_wrote_no_mask(run: FakeRun) -> None:
+def test_report_of_a_stage_that_wrote_no_mask(run: FakeRun) -> None:
     run.begin()
     run.annotate(STEPS[0], [image("a"), image("b")], clicks=0.0, seconds=0.0)
     report = write_report(run.folder)
@@ -299,7 +299,7 @@ def test_stage_that_wrote_no_mask(run: FakeRun) -> None:
     assert "no masks" in report.html_path.read_text()
 
 
-def test_counts_that_a_stage_lacks_are_no_zeros(run: FakeRun) -> None:
+def test_missing_counts_are_not_zero(run: FakeRun) -> None:
     run.begin()
     run.annotate(STEPS[0], WRITTEN)
     report = write_report(run.folder)
@@ -307,36 +307,36 @@ def test_counts_that_a_stage_lacks_are_no_zeros(run: FakeRun) -> None:
     assert "not counted" in report.html_path.read_text()
 
 
-@pytest.mark.parametrize("truth", ["", "/nowhere/truth"])
-def test_run_without_truth(run: FakeRun, truth: str) -> None:
-    run.begin(truth=truth)
+@pytest.mark.parametrize("ground_truth", ["", "/nowhere/truth"])
+def test_report_without_ground_truth(run: FakeRun, ground_truth: str) -> None:
+    run.begin(ground_truth=ground_truth)
     run.annotate(STEPS[0], WRITTEN, **COUNTS)
     report = write_report(run.folder)
     assert report.stages[0].mean_iou is None
-    assert any("truth" in note for note in report.notes)
-    assert "no truth" in report.html_path.read_text()
+    assert any("ground_truth" in note or "ground truth" in note for note in report.notes)
+    assert "no ground truth" in report.html_path.read_text()
 
 
-def test_image_that_the_truth_does_not_have(run: FakeRun) -> None:
+def test_image_without_ground_truth_is_excluded_from_mean_iou(run: FakeRun) -> None:
     run.begin()
     run.annotate(STEPS[0], [*WRITTEN[:1], image("stranger", rectangle(0, 9))])
     report = write_report(run.folder)
     assert report.stages[0].mean_iou == pytest.approx(0.75)
     assert report.stages[0].masks_without_truth == 1
-    assert any("the truth lacks their image: 1" in note for note in report.notes)
+    assert any("1 masks are not in the mean IoU because their image has no ground truth" in note for note in report.notes)
 
 
-def test_truth_of_another_size_is_an_error(run: FakeRun) -> None:
+def test_rejects_ground_truth_of_another_size(run: FakeRun) -> None:
     run.begin()
     run.annotate(STEPS[0], [image("a", rectangle(0, 9, height=40, width=40), height=40, width=40)])
     with pytest.raises(ShardError, match="differ in size"):
         write_report(run.folder)
 
 
-def test_best_iou_is_zero_without_a_true_mask_and_empty_without_a_mask() -> None:
-    drawn, nothing = image("a", rectangle(0, 9))[0], image("a")[0]
-    assert best_ious(drawn, nothing).tolist() == [0.0]
-    assert best_ious(nothing, drawn).shape == (0,)
+def test_best_iou_is_zero_without_ground_truth_and_empty_without_a_mask() -> None:
+    one_mask, no_mask = image("a", rectangle(0, 9))[0], image("a")[0]
+    assert best_ious(one_mask, no_mask).tolist() == [0.0]
+    assert best_ious(no_mask, one_mask).shape == (0,)
 
 
 def test_comparison_of_the_only_promoted_model(run: FakeRun) -> None:
@@ -348,8 +348,8 @@ def test_comparison_of_the_only_promoted_model(run: FakeRun) -> None:
     assert (compared["steps"], compared["num_objects"], len(compared["mean_ious"])) == ([STEPS[0]], 3, 1)
 
 
-def test_comparison_agrees_with_its_own_masks(finished: FakeRun) -> None:
-    comparison = compare(read_run(finished.folder), num_images=3, device=torch.device("cpu"))
+def test_comparison_clicks_inside_its_targets_and_sorts_by_gain(finished: FakeRun) -> None:
+    comparison = compare_models(read_run(finished.folder), num_images=3, device=torch.device("cpu"))
     assert comparison.steps == (STEPS[0], STEPS[2])
     assert comparison.num_better + comparison.num_worse <= comparison.num_objects == 3
     gains = [item.gain for item in comparison.shown]
@@ -362,8 +362,8 @@ def test_comparison_agrees_with_its_own_masks(finished: FakeRun) -> None:
         assert top <= y < top + height
 
 
-def test_the_worst_are_those_of_the_last_model(finished: FakeRun) -> None:
-    comparison = compare(read_run(finished.folder), num_images=3, device=torch.device("cpu"))
+def test_worst_predictions_are_those_of_the_last_model(finished: FakeRun) -> None:
+    comparison = compare_models(read_run(finished.folder), num_images=3, device=torch.device("cpu"))
     last = [item.ious[-1] for item in comparison.worst]
     assert len(last) == comparison.num_objects == 3
     assert last == sorted(last)
@@ -372,49 +372,49 @@ def test_the_worst_are_those_of_the_last_model(finished: FakeRun) -> None:
     assert f"IoU {last[0]:.2f}" in page.text
 
 
-def test_the_masks_of_each_stage_are_drawn_and_the_hours_are_told(finished: FakeRun) -> None:
+def test_page_has_mask_distributions_and_annotator_hours(finished: FakeRun) -> None:
     page = Page(write_report(finished.folder).html_path.read_text())
-    for words in ("% of images, by number of masks", "Relative size of masks", "Concavity of masks"):
-        assert words in page.text
+    for title in ("% of images, by number of masks", "Relative size of masks", "Concavity of masks"):
+        assert title in page.text
     stages = [line for line in stages_of(finished) if line["seconds_per_mask"]]
     hours = sum(line["seconds_per_mask"] * line["masks"] for line in stages) / 3600
     assert f"Annotator hours{hours:,.1f}" in page.text.replace("\n", "")
 
 
-def test_of_many_shards_some_are_measured_and_that_is_said(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_some_of_many_shards_with_a_note(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_engine.report.mask_distributions.MAX_SHARDS", 2)
     monkeypatch.setattr("data_engine.report.build_report.MAX_SHARDS", 2)
     run.begin()
     shards = [run.annotate(STEPS[0], WRITTEN[i : i + 1], i) for i in range(3)]
     assert measure_stage(shards).masks_per_image == {2: 1, 1: 1}, "the first and the last"
-    assert f"{STEPS[0]}: the figures of its masks are those of 2 of 3 shards." in write_report(run.folder).notes
+    assert f"{STEPS[0]}: the mask distributions are those of 2 of 3 shards." in write_report(run.folder).notes
 
 
-def test_no_masks_no_figure() -> None:
-    assert data_svg(["a", "b"], [Statistics(), Statistics()]) == ""
+def test_no_figure_without_masks() -> None:
+    assert distributions_svg(["a", "b"], [Statistics(), Statistics()]) == ""
 
 
-def test_checkpoint_that_is_gone_or_replaced(finished: FakeRun) -> None:
+def test_missing_or_replaced_checkpoint_gives_a_note(finished: FakeRun) -> None:
     first, last = (finished.folder / step / "train" / "model.pt" for step in (STEPS[0], STEPS[2]))
     shutil.copy(first, last)
     assert any("is not the model that was promoted" in note for note in write_report(finished.folder).notes)
     last.unlink()
     report = write_report(finished.folder)
-    assert any("bring it back" in note for note in report.notes)
+    assert any("restore it" in note for note in report.notes)
     assert report.stages[2].miou_at_1 == pytest.approx(0.5)
 
 
-def test_heldout_without_a_usable_object(run: FakeRun, tmp_path: Path) -> None:
+def test_held_out_shards_without_a_large_object_give_a_note(run: FakeRun, tmp_path: Path) -> None:
     write_shard(tmp_path / "empty" / "sa_000000.tar", [image("h")])
     run.begin(heldout=str(tmp_path / "empty"))
     run.train(STEPS[0], promoted=True, miou=0.4)
     assert any("no object of at least" in note for note in write_report(run.folder).notes)
 
 
-def test_representative_takes_both_ends_and_even_ranks() -> None:
-    assert representative([0.0, 0.5, -0.2, 0.1, 0.3], 3) == [1, 3, 2]
-    assert representative([0.1, 0.2], 6) == [1, 0]
-    assert representative([1.0, 1.0, 1.0], 1) == [0]
+def test_representative_indices_have_both_ends_and_even_ranks() -> None:
+    assert representative_indices([0.0, 0.5, -0.2, 0.1, 0.3], 3) == [1, 3, 2]
+    assert representative_indices([0.1, 0.2], 6) == [1, 0]
+    assert representative_indices([1.0, 1.0, 1.0], 1) == [0]
 
 
 @pytest.mark.parametrize(
@@ -422,18 +422,18 @@ def test_representative_takes_both_ends_and_even_ranks() -> None:
     [
         ("config.yaml", None, "has no config.yaml"),
         ("config.yaml", "a: [", "is not a YAML config"),
-        ("config.yaml", "- a\n", "holds no mapping"),
+        ("config.yaml", "- a\n", "is not a mapping"),
         ("config.yaml", "name: x\n", "no list `stages`"),
         ("config.yaml", "stages: []\n", "no list `stages`"),
         ("config.yaml", "stages: [{engine: 1}]\n", "names no stage"),
         ("promoted.json", "{", "is not JSON"),
-        ("promoted.json", "[]", "holds no object"),
+        ("promoted.json", "[]", "holds a JSON list, expected an object"),
         ("promoted.json", "{}", "no list `history`"),
         ("promoted.json", '{"history": [{"step": "x", "checkpoint": 3}]}', "needs `checkpoint` as str"),
         ("1_assisted_manual/evaluation.json", '{"miou_at_1": NaN}', "expected a finite number"),
     ],
 )
-def test_malformed_files_are_named(run: FakeRun, name: str, content: str | None, message: str) -> None:
+def test_malformed_files_are_named_in_the_error(run: FakeRun, name: str, content: str | None, message: str) -> None:
     run.begin()
     path = run.folder / name
     path.parent.mkdir(exist_ok=True)
@@ -446,7 +446,7 @@ def test_malformed_files_are_named(run: FakeRun, name: str, content: str | None,
     assert not (run.folder / "report.html").exists()
 
 
-def test_log_without_its_empty_cells(tmp_path: Path) -> None:
+def test_log_is_read_without_its_empty_cells(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     assert read_log(path) == {}
     path.write_text(LOG)
@@ -459,7 +459,7 @@ def test_log_without_its_empty_cells(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [("epoch,loss\n0,1\n", "without `step`"), ("step,loss\n0,high\n", "column loss")])
-def test_log_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+def test_rejects_an_invalid_log(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -478,12 +478,12 @@ def test_long_log_is_drawn_smoothed(finished: FakeRun) -> None:
     assert "Training loss" in page.text
 
 
-def test_pictures_are_thumbnails_and_masks_show(tmp_path: Path) -> None:
+def test_draws_masks_on_thumbnails(tmp_path: Path) -> None:
     record, jpeg = image("a", rectangle(0, 32, bottom=24))
-    drawn = draw_sample(Sample(shard="s", jpeg=jpeg, record=record))
-    plain = draw_sample(Sample(shard="s", jpeg=jpeg, record=image("a")[0]))
-    changed = (drawn != plain).any(-1)
-    assert drawn.shape == (round(HEIGHT * MAX_WIDTH_PX / WIDTH), MAX_WIDTH_PX, 3)
+    with_mask = draw_sample(Sample(shard="s", jpeg=jpeg, record=record))
+    without_mask = draw_sample(Sample(shard="s", jpeg=jpeg, record=image("a")[0]))
+    changed = (with_mask != without_mask).any(-1)
+    assert with_mask.shape == (round(HEIGHT * MAX_WIDTH_PX / WIDTH), MAX_WIDTH_PX, 3)
     assert changed[:130, :170].mean() > 0.99
     assert not changed[145:].any()
     assert not changed[:, 190:].any()
@@ -491,7 +491,7 @@ def test_pictures_are_thumbnails_and_masks_show(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("box", [(0, 4, 0, 4), (60, 64, 40, 48), (0, 64, 0, 48), (30, 31, 0, 48)])
-def test_window_shows_all_of_the_masks(box: tuple[int, int, int, int]) -> None:
+def test_window_contains_all_masks(box: tuple[int, int, int, int]) -> None:
     left, right, top, bottom = box
     mask = rectangle(left, right, top=top, bottom=bottom)
     window = window_around([mask, np.zeros_like(mask)])
@@ -510,7 +510,7 @@ def test_command_prints_the_stage_table(finished: FakeRun, capsys: pytest.Captur
     assert json.loads((finished.folder / "report.json").read_bytes())["comparison"]["num_images"] == 1
 
 
-def test_command_rejects_a_missing_folder_and_a_number_that_is_none(tmp_path: Path) -> None:
+def test_command_rejects_a_missing_folder_and_an_invalid_number(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing: no such file or folder: give the folder of the cycle"):
         REPORT.run([f"run={tmp_path / 'nothing'}"])
     with pytest.raises(ConfigError, match="heldout_images=0: expected a whole number of at least 1"):
@@ -524,7 +524,7 @@ def test_command_to_run_again_quotes_the_folder(finished: FakeRun) -> None:
     assert f"sam-cycle --config-path '{finished.folder}' --config-name config run_dir='{finished.folder}_again'" in page.text
 
 
-def test_a_start_a_step_that_was_left_out_and_a_roll_back_are_told(tmp_path: Path) -> None:
+def test_reports_initial_model_skipped_step_and_roll_back(tmp_path: Path) -> None:
     run = FakeRun(tmp_path / "run")
     run.begin(stages=("assisted_manual", "assisted_manual"))
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
@@ -551,19 +551,19 @@ def test_a_start_a_step_that_was_left_out_and_a_roll_back_are_told(tmp_path: Pat
     assert [line.step for line in report.stages] == ["0_start", "1_assisted_manual", "2_assisted_manual", "3_assisted_manual"]
     assert [line.miou_at_1 for line in report.stages] == [0.2, 0.5, 0.6, None], "each row is of its own time"
     assert [line.left_out for line in report.stages] == [False, False, False, True]
-    assert "3_assisted_manual was left out: the budget of its stage is spent: 1 of 1 device hours." in report.notes
+    assert "3_assisted_manual was skipped: the budget of its stage is spent: 1 of 1 device hours." in report.notes
     assert "Rolled back to the model of 1_assisted_manual from that of 2_assisted_manual: it hates cats." in report.notes
     page = report.html_path.read_text()
-    for text in ("0 start", "left out", "it hates cats", "and 6 of devices"):
+    for text in ("0 start", "skipped", "it hates cats", "and 6 device hours"):
         assert text in page, text
-    assert page.count('<td class="missing">–</td>') == 5 + 8, "a start writes no masks, a step that was left out has nothing"
+    assert page.count('<td class="missing">–</td>') == 5 + 8, "a start step writes no masks, a skipped step writes nothing"
 
 
 @pytest.mark.parametrize(("first", "shown"), [(100, ("1 assisted manual", "2 semi automatic")), (3, (">1<", ">2<"))])
 def test_trainings_that_begin_close_to_each_other_are_numbered(first: int, shown: tuple[str, ...]) -> None:
-    """Their names would lie on each other."""
+    """Their names would overlap."""
     columns = ("train/loss", "train/iou_first_round")
     logs = [{name: Series(np.arange(float(n)), np.ones(n)) for name in columns} for n in (first, 100)]
     svg = training_svg(["1_assisted_manual", "2_semi_automatic"], logs)
-    assert all(svg.count(name) == 2 for name in shown), "over the loss and over the IoU"
+    assert all(svg.count(name) == 2 for name in shown), "above the plots of loss and IoU"
     assert ("assisted" in svg) == (first == 100)

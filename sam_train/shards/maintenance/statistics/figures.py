@@ -1,13 +1,10 @@
-"""Histograms to drawings: SVG that takes its ink from the page, for light and dark, and PNG on white."""
+"""Figures of a data set's statistics: SVG in the text colour of the page, for light and dark mode, and PNG on white."""
 
 from __future__ import annotations
 
-import html
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -16,32 +13,11 @@ from matplotlib.figure import Figure
 
 from sam_train.shards.maintenance.statistics.measure import NUM_BINS, Statistics
 from sam_train.shards.maintenance.statistics.reference import MASKS_PER_IMAGE_BINS, PREDICTED_IOU_THRESHOLD, STABILITY_THRESHOLD
+from sam_train.shards.maintenance.statistics.svg_figure import INK, figure_style, svg_element
 
-INK = "#010203"  # stands for the page's text colour until the SVG is written
 BLUE, AMBER = "#3b82f6", "#d97706"
 _SMOOTH_FROM = 16
 _INCHES = (5.2, 3.4)
-_STYLE: dict[Any, Any] = {  # matplotlib's own type of the keys is a list of all of them
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.alpha": 0.15,
-    "grid.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +32,7 @@ class Drawing:
 
 def draw_all(statistics: Statistics) -> list[Drawing]:
     """The figures of a set of at least one mask."""
-    draw: dict[str, tuple[str, Callable[[Axes], None]]] = {
+    figures: dict[str, tuple[str, Callable[[Axes], None]]] = {
         "mask_centres": ("Where masks have their centre, images scaled to one square", lambda axes: _centres(axes, statistics)),
         "masks_per_image": ("Share of images by number of masks", lambda axes: _masks_per_image(axes, statistics)),
         "relative_size": ("Share of masks by relative size", lambda axes: _histogram(axes, statistics, "relative_size")),
@@ -64,7 +40,7 @@ def draw_all(statistics: Statistics) -> list[Drawing]:
         "predicted_iou": ("Share of masks by predicted IoU", lambda axes: _histogram(axes, statistics, "predicted_iou")),
         "stability_score": ("Share of masks by stability", lambda axes: _histogram(axes, statistics, "stability_score")),
     }
-    return [_drawing(name, label, make) for name, (label, make) in draw.items()]
+    return [_draw_figure(name, label, draw) for name, (label, draw) in figures.items()]
 
 
 def _centres(axes: Axes, statistics: Statistics) -> None:
@@ -129,21 +105,11 @@ def binned(statistics: Statistics) -> dict[str, int]:
     }
 
 
-def _drawing(name: str, label: str, make: Callable[[Axes], None]) -> Drawing:
-    stream, picture = io.StringIO(), io.BytesIO()
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
+def _draw_figure(name: str, label: str, draw: Callable[[Axes], None]) -> Drawing:
+    png = io.BytesIO()
+    with rc_context(figure_style(name, {"axes.titlesize": 10.5, "legend.fontsize": 9})):
         figure = Figure(figsize=_INCHES, layout="constrained")
-        make(figure.subplots())
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-        figure.savefig(picture, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return Drawing(name=name, label=label, svg=_for_page(name, label, stream.getvalue()), png=picture.getvalue())
-
-
-def _for_page(name: str, label: str, svg: str) -> str:
-    """The <svg> element: in the page's ink, of no size of its own, and without ids that another figure has too."""
-    drawn = svg.replace(INK, "currentColor")
-    drawn = re.sub(r'(?<![\w-])(id="|url\(#|href="#)', rf"\g<1>{name}-", drawn)
-    head, _, body = drawn[drawn.index("<svg ") :].partition(">")
-    (view_box,) = re.findall(r'viewBox="[^"]*"', head)
-    return f'<svg role="img" aria-label="{html.escape(label)}" {view_box}>{body}'
+        draw(figure.subplots())
+        svg = svg_element(figure, name, label)
+        figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return Drawing(name=name, label=label, svg=svg, png=png.getvalue())
