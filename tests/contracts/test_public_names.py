@@ -12,6 +12,7 @@ PUBLIC = {
     "sam_train": ["AutomaticMaskGenerator", "Predictor", "__version__", "load_checkpoint", "load_predictor"],
     "data_engine.annotators": ["AnnotationResult", "Annotator", "SimulatedAnnotator"],
     "data_engine.cycle": ["SlurmRunner", "SubprocessRunner"],
+    "data_engine.cycle_folder": ["CycleFolder", "PromotionRecord", "START_STEP", "Step", "StepFolder", "parse_steps"],
     "data_engine.drivers": ["Driver", "LocalDriver", "ProgressDisplay", "RayDriver", "SlurmDriver"],
     "data_engine.privacy": [
         "CenterFace",
