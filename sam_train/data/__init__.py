@@ -1,1 +1,1 @@
-"""Samples to batches: what a training step is fed with."""
+"""Data loading: from the samples of shards to training batches."""

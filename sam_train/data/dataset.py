@@ -1,9 +1,9 @@
-"""Samples of shards by position in the endless order of `order.SampleOrder`.
+"""Samples of shards by position in the endless order of `sampler.SampleOrder`.
 
-What comes at a position, and how it is augmented, is a pure function of (seed, position). A run that goes on at step s
-therefore goes on at position s x images per step, on any number of devices and loader processes, without reading again what
-came before. That number is all the state there is: torchdata's StatefulDataLoader would keep, for each loader process, what
-follows from it, and bind a run to its number of processes.
+The sample at a position, and its augmentation, is a pure function of (seed, position). A run that resumes at step s therefore
+resumes at position s x images per step, on any number of devices and loader processes, without reading earlier samples again.
+That number is the whole state. torchdata's StatefulDataLoader would store the state of each loader process, all of which
+follows from it, and would tie a run to its number of processes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from sam_train.text import TextEmbeddingStore
 
 log = logging.getLogger(__name__)
 
-_TOLD = 20
-"""Samples of which a process says that it passed them over, and why; the count goes on in the metrics."""
+_MAX_LOGGED_SKIPS = 20
+"""Number of skipped samples that a process logs with their reason; all of them are counted in the metrics."""
 
 
 class ShardDataset(Dataset[TrainingSample]):
-    """Map-style set over shards; an item is asked for by its position in the endless order.
+    """Map-style dataset over shards, indexed by position in the endless order.
 
-    replace_unusable: a sample that cannot be used gives its place to the next of the order, as training wants it. Else its
-        place stays empty, a sample without masks: what measures must not count its neighbour twice.
-    window: shards whose samples are mixed, see SampleOrder.
-    texts: masks come with an embedding of their words, drawn from those that the table has; masks without words stay behind.
+    replace_unusable: return the next usable sample of the order in place of an unusable one, as training needs it. If False,
+        return a sample without masks, because a measurement must not count the next sample twice.
+    window: number of shards whose samples are mixed, see `SampleOrder`.
+    text_store: adds one of its text embeddings to each mask, drawn at random; masks that have none are dropped.
 
-    Why samples were passed over is kept in `TrainingSample.skipped`: `no_mask`, `no_mask_left`, `undecodable_jpeg`,
-    `wrong_size`, `too_large`, `no_words`, or `bad_FIELD` for what the schema refuses. Raises ShardError after
-    `max_consecutive_skips` unusable samples in a row, or as many as there are.
+    `TrainingSample.skipped` holds the reasons for which samples were skipped: `no_mask`, `no_mask_left`, `undecodable_jpeg`,
+    `wrong_size`, `too_large`, `no_text_prompt`, or `bad_FIELD` for a field that violates the schema.
+
+    Indexing raises ShardError after `max_consecutive_skips` unusable samples in a row, or after a whole epoch of them.
     """
 
     def __init__(
@@ -58,86 +59,86 @@ class ShardDataset(Dataset[TrainingSample]):
         self.shards, self.transform, self.seed, self.text_store = shards, transform, seed, text_store
         self.replace_unusable = replace_unusable
         self.max_skips = min(max_consecutive_skips, len(self.order))
-        self._left_empty: dict[str, str] = {}
-        """Samples without masks since the last that had some, and why; by key, because validation comes again and again."""
-        self._told: set[str] = set()
+        self._consecutive_skips: dict[str, str] = {}
+        """Reasons of the samples skipped since the last usable one; by key, because validation reads the same ones repeatedly."""
+        self._logged: set[str] = set()
 
     def __len__(self) -> int:
-        """Samples in an epoch: with weights, other than there are."""
+        """Number of samples in an epoch. With weights it differs from the number of images."""
         return len(self.order)
 
     def __getitem__(self, position: int) -> TrainingSample:
-        return self._usable(position) if self.replace_unusable else self._as_it_is(position)
+        return self._next_usable(position) if self.replace_unusable else self._usable_or_empty(position)
 
     def entry(self, position: int) -> IndexedSample:
-        """Which sample lies at a position, not read yet."""
-        shard, place = self.order.locate(position)
-        return self.shards.indexes[shard][place]
+        """Return the index entry of the sample at a position, without reading the sample."""
+        shard, index = self.order.locate(position)
+        return self.shards.indexes[shard][index]
 
-    def _usable(self, position: int) -> TrainingSample:
+    def _next_usable(self, position: int) -> TrainingSample:
         skipped: list[str] = []
         while len(skipped) < self.max_skips:
             try:
                 return self._load(self.entry(position + len(skipped)), position, tuple(skipped))
             except SkipSampleError as skip:
-                self._tell(skip)
+                self._log_skip(skip)
                 skipped.append(skip.reason)
-        raise too_many(skipped)
+        raise _too_many_skips(skipped)
 
-    def _as_it_is(self, position: int) -> TrainingSample:
+    def _usable_or_empty(self, position: int) -> TrainingSample:
         entry = self.entry(position)
         try:
             sample = self._load(entry, position, ())
         except SkipSampleError as skip:
-            self._tell(skip)
-            self._left_empty[f"{entry.shard}/{entry.key}"] = skip.reason
-            if len(self._left_empty) == self.max_skips:
-                raise too_many([*self._left_empty.values()]) from skip
+            self._log_skip(skip)
+            self._consecutive_skips[f"{entry.shard}/{entry.key}"] = skip.reason
+            if len(self._consecutive_skips) == self.max_skips:
+                raise _too_many_skips([*self._consecutive_skips.values()]) from skip
             return TrainingSample.empty(entry.key, self.transform.image_size, skip.reason, names=self.transform.load_names)
-        self._left_empty = {}
+        self._consecutive_skips = {}
         return sample
 
     def _load(self, entry: IndexedSample, position: int, skipped: tuple[str, ...]) -> TrainingSample:
-        """Raises SkipSampleError for whatever is wrong with this one sample."""
+        """Read and transform one sample. Raises SkipSampleError for anything that is wrong with it."""
         try:
             jpeg, document = read_sample_bytes(entry, self.shards.open_shard)
             record = parse_target_record(document, key=entry.key, shard=str(entry.shard), names=self.transform.load_names)
             if record.image_id != entry.image_id:
-                message = f"image id {record.image_id} where the index has {entry.image_id}: the shard changed since"
+                message = f"the image id is {record.image_id}, and {entry.image_id} in the index: the shard has changed"
                 raise ShardError(message, field="image.image_id")
             rng = np.random.default_rng([self.seed, position])
-            record = record if self.text_store is None else self._with_words(record, entry, position)
+            record = record if self.text_store is None else self._with_text_embeddings(record, entry, position)
             return self.transform.from_jpeg(jpeg, record, rng, shard=str(entry.shard), skipped=skipped)
         except SkipSampleError:
             raise
         except ShardError as error:
-            # `annotations[3].area` is a place; what is counted is the kind of thing that stands there.
+            # The counter of `annotations[3].area` is `bad_area`: without the index of the mask.
             reason = f"bad_{error.field.rpartition('.')[2] or 'sample'}"
-            place = {"shard": error.shard or str(entry.shard), "key": entry.key}
-            raise SkipSampleError(reason, str(error), **({} if error.shard else place)) from error
+            location = {"shard": error.shard or str(entry.shard), "key": entry.key}
+            raise SkipSampleError(reason, str(error), **({} if error.shard else location)) from error
 
-    def _with_words(self, record: TargetRecord, entry: IndexedSample, position: int) -> TargetRecord:
-        """Those masks that have words, with one embedding each. Raises SkipSampleError when there are none."""
+    def _with_text_embeddings(self, record: TargetRecord, entry: IndexedSample, position: int) -> TargetRecord:
+        """Keep the masks that have text embeddings, with one embedding each. Raises SkipSampleError if there is no such mask."""
         assert self.text_store is not None
-        found = self.text_store.load(entry.shard, entry.image_id)
-        rows = {mask_id: row for row, mask_id in enumerate(found.mask_ids.tolist())}
-        places = [place for place, mask_id in enumerate(record.mask_ids) if mask_id in rows]
-        if not places:
-            raise SkipSampleError("no_words", shard=str(entry.shard), key=entry.key)
-        num = found.embeddings.shape[1]
-        drawn = np.random.default_rng([self.seed, position, 1]).integers(num, size=len(places))
-        if not self.replace_unusable:  # what is measured must not be drawn
-            drawn = np.zeros(len(places), int)
-        return record.select_masks(places, found.embeddings[[rows[record.mask_ids[place]] for place in places], drawn])
+        stored = self.text_store.load(entry.shard, entry.image_id)
+        rows = {mask_id: row for row, mask_id in enumerate(stored.mask_ids.tolist())}
+        indices = [index for index, mask_id in enumerate(record.mask_ids) if mask_id in rows]
+        if not indices:
+            raise SkipSampleError("no_text_prompt", shard=str(entry.shard), key=entry.key)
+        num = stored.embeddings.shape[1]
+        choices = np.random.default_rng([self.seed, position, 1]).integers(num, size=len(indices))
+        if not self.replace_unusable:  # a measurement takes the first embedding, not a random one
+            choices = np.zeros(len(indices), int)
+        return record.select_masks(indices, stored.embeddings[[rows[record.mask_ids[index]] for index in indices], choices])
 
-    def _tell(self, skip: SkipSampleError) -> None:
-        if len(self._told) < _TOLD and str(skip) not in self._told:
-            self._told.add(str(skip))
-            more = "; of further ones only the number is kept" if len(self._told) == _TOLD else ""
-            log.warning("passed over, %s: %s%s", skip.reason, skip, more)
+    def _log_skip(self, skip: SkipSampleError) -> None:
+        if len(self._logged) < _MAX_LOGGED_SKIPS and str(skip) not in self._logged:
+            self._logged.add(str(skip))
+            suffix = "; further skipped samples are only counted" if len(self._logged) == _MAX_LOGGED_SKIPS else ""
+            log.warning("skipped a sample, %s: %s%s", skip.reason, skip, suffix)
 
 
-def too_many(skipped: Sequence[str]) -> ShardError:
-    """What to raise after so many unusable samples in a row, given why."""
-    counted = ", ".join(f"{reason} {skipped.count(reason)} x" for reason in sorted(set(skipped)))
-    return ShardError(f"{len(skipped)} samples in a row cannot be used ({counted}): the data or the filters are wrong")
+def _too_many_skips(skipped: Sequence[str]) -> ShardError:
+    """Return the error for consecutive unusable samples, given the reason of each."""
+    counts = ", ".join(f"{reason} {skipped.count(reason)} x" for reason in sorted(set(skipped)))
+    return ShardError(f"{len(skipped)} samples in a row are unusable ({counts}): check the shards and the filters of data.*")

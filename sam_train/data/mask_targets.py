@@ -1,11 +1,12 @@
-"""RLE straight to target masks in the model frame: only the pixels of a mask's box are ever written out.
+"""Target masks in the model frame, resized directly from RLE: only the pixels of a mask's bounding box are written.
 
-`geometry.resize_masks` sets the rule: a pixel is set when more than half of its area was. It is kept to the pixel where the
-picture grows, and for masks whose box is small, where a pixel is much. A larger mask that shrinks is sampled in its runs:
-a pixel is set when its middle was (shrinking up to 2.5 times), or five of nine points of it. Along straight edges
-that is the same; the tests hold such masks to an IoU of 0.96 with the rule at the sizes of SA-1B, and to 0.985 in the mean.
+`geometry.resize_masks` defines the result: a pixel is set if more than half of its area was. The result is exact if the image
+grows, and for masks with a small box, where a single pixel matters. A larger mask that shrinks is sampled in its runs: a pixel
+is set if its centre was (for shrinking by up to 2.5), or else if five of nine points in it were. Along straight edges that is
+the same. The tests require an IoU of at least 0.96 with the exact result at the sizes of SA-1B, and a mean of 0.985.
 
-Where rlemasklib has no wheel, pycocotools and `resize_masks` do all of it, to the rule and slowly; the first use says so.
+Without rlemasklib, for which some platforms have no wheel, pycocotools and `resize_masks` compute the exact result, several
+times as slowly; the first use logs a warning.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-
-from sam_train.data.mask_crops import MaskCrops, crop_mask
+from sam_train.data.mask_crops import MaskCrop, MaskCrops
 from sam_train.data.rle_resize import downsample_rles
 from sam_train.errors import ShardError
 from sam_train.geometry import resize_masks
@@ -28,44 +27,41 @@ log = logging.getLogger(__name__)
 
 
 def resize_rles(rles: Sequence[Rle], size_hw: tuple[int, int], to_hw: tuple[int, int], *, key: str = "") -> MaskCrops:
-    """Masks of an image of `size_hw` pixels as patches of the image resized to `to_hw`.
+    """Resize the masks of an image of `size_hw` pixels to `to_hw`, as crops in the resized frame.
 
-    Raises ShardError (field) for an RLE that is not one of exactly that size.
+    key: key of the sample, for error messages.
+
+    Raises ShardError (field) for an RLE that is invalid or has another size.
     """
-    library, num_pixels = _rlemasklib(), size_hw[0] * size_hw[1]
-    if library is None or num_pixels > MAX_PIXELS:  # which `decode` refuses
-        decoded = (decode(rle, size_hw, key) for rle in rles)
+    rle_mask_class, num_pixels = _rlemasklib(), size_hw[0] * size_hw[1]
+    if rle_mask_class is None or num_pixels > MAX_PIXELS:  # `decode_rle` rejects more than MAX_PIXELS
+        masks = (decode_rle(rle, height=size_hw[0], width=size_hw[1], key=key) for rle in rles)
     elif to_hw[0] * to_hw[1] < num_pixels:
-        return downsample_rles([_runs(library, rle, size_hw, key) for rle in rles], size_hw, to_hw)
+        return downsample_rles([_parse_rle(rle_mask_class, rle, size_hw, key) for rle in rles], size_hw, to_hw)
     else:
-        decoded = (_runs(library, rle, size_hw, key).to_array().view(bool) for rle in rles)
-    return MaskCrops.from_crops(crop_mask(resize_masks(mask[None], *to_hw)[0]) for mask in decoded)
-
-
-def decode(rle: Rle, size_hw: tuple[int, int], key: str) -> np.ndarray:
-    """pycocotools' answer, H x W bool."""
-    return decode_rle(rle, height=size_hw[0], width=size_hw[1], key=key)
+        masks = (_parse_rle(rle_mask_class, rle, size_hw, key).to_array().view(bool) for rle in rles)
+    return MaskCrops.from_crops(MaskCrop.from_mask(resize_masks(mask[None], *to_hw)[0]) for mask in masks)
 
 
 @cache
 def _rlemasklib() -> Any:
-    """Its class of masks, or None on a platform without a wheel."""
+    """Return the class RLEMask of rlemasklib, or None if it is not installed."""
     try:
         from rlemasklib import RLEMask
     except ImportError:
-        log.warning("rlemasklib is not installed: masks are decoded by pycocotools, several times as slowly")
+        log.warning("rlemasklib is not installed: masks are decoded by pycocotools, which is several times slower")
         return None
     return RLEMask
 
 
-def _runs(library: Any, rle: Rle, size_hw: tuple[int, int], key: str) -> Any:
+def _parse_rle(rle_mask_class: Any, rle: Rle, size_hw: tuple[int, int], key: str) -> Any:
     if rle.get("size") != [*size_hw]:
         message = f"RLE size {rle.get('size')} is not the image's {[*size_hw]}"
         raise ShardError(message, key=key, field="segmentation.size")
-    try:  # rlemasklib refuses runs that do not add up to the size; of letters that stand for none it takes some bits
+    try:  # rlemasklib rejects runs that do not add up to the size, but accepts characters outside the encoding's alphabet
         if rle["counts"].isascii():
-            return library.from_dict(rle)
-        problem = "not all letters are ASCII"
+            return rle_mask_class.from_dict(rle)
+        problem = "the counts contain non-ASCII characters"
     except (ValueError, OverflowError) as error:
         problem = str(error)
     raise ShardError(f"RLE runs do not add up to the image's pixels: {problem}", key=key, field="segmentation.counts")

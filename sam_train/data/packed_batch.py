@@ -1,7 +1,7 @@
-"""A batch on its way: pictures without their padding, masks as the pixels of their boxes.
+"""The batch between loader and device: images without padding, and masks cropped to their boxes.
 
-Sixty-four masks at 1024 pixels are 64 MB, of which two are boxes. Loader processes hand on, and a GPU is sent, only these;
-the frames are drawn where they are needed.
+Sixty-four masks at 1024 pixels are 64 MB, of which the boxes are two. Only these pass from the loader processes to the GPU;
+the full frames are written where they are used.
 """
 
 from __future__ import annotations
@@ -19,35 +19,37 @@ from sam_train.structures import Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
-    """What `Batch` holds, its pictures and masks packed. Attributes of the same name are the same."""
+    """The content of a `Batch`, with packed images and masks. Attributes of the same name have the same meaning."""
 
     keys: tuple[str, ...]
     image_size: int
-    """S, the side of the model frame."""
+    """Side S of the model frame."""
     sizes_hw: Int[Tensor, "B 2"]
-    """This and `boxes` are on the CPU wherever the rest is: they are sizes, for which a GPU would have to be waited for."""
-    pictures: UInt8[Tensor, "Q 3"]
-    """The pixels of all pictures, row by row, one picture after the other."""
+    """Height and width of each image without padding. Like `mask_boxes`, always on the CPU: reading them from a GPU would
+    synchronise with it."""
+    image_pixels: UInt8[Tensor, "Q 3"]
+    """The pixels of all images in row-major order, one image after the other."""
     image_index: Int[Tensor, " N"]
-    boxes: Int[Tensor, "N 4"]
-    """First row, first column, rows, columns of each mask's patch in the model frame."""
-    pixels: Bool[Tensor, " P"]
-    """The pixels of all patches, row by row, one patch after the other."""
+    mask_boxes: Int[Tensor, "N 4"]
+    """First row, first column, number of rows and columns of each mask crop in the model frame."""
+    mask_pixels: Bool[Tensor, " P"]
+    """The pixels of all mask crops in row-major order, one crop after the other."""
     skipped: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
     text_embeddings: Float[Tensor, "N E"] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """With its pixels on `device` (Lightning's transfer hook looks for this method)."""
-        there = [n for n in ("pictures", "image_index", "pixels", "text_embeddings") if getattr(self, n) is not None]
-        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in there})
+        """Return the batch with its pixels on `device` (Lightning's transfer hook calls a method of this name)."""
+        names = ("image_pixels", "image_index", "mask_pixels", "text_embeddings")
+        tensors = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
 
     def unpack(self) -> Batch:
-        """The batch with its frames drawn, on the device where the pixels are."""
+        """Return the batch with full frames, on the device of the pixels."""
         return Batch(
             keys=self.keys,
             images=self.images,
-            sizes_hw=self.sizes_hw.to(self.pictures.device),
+            sizes_hw=self.sizes_hw.to(self.image_pixels.device),
             image_index=self.image_index,
             target_masks=self.target_masks,
             skipped=self.skipped,
@@ -57,30 +59,30 @@ class PackedBatch:
 
     @property
     def images(self) -> UInt8[Tensor, "B 3 S S"]:
-        """Drawn anew each time that they are asked for."""
-        images, start = self._frames(len(self.keys), 3, dtype=torch.uint8), 0
+        """The images padded to the model frame. Each access allocates a new tensor."""
+        images, start = self._zeros(len(self.keys), 3, dtype=torch.uint8), 0
         for planes, (height, width) in zip(images, self.sizes_hw.tolist(), strict=True):
-            picture = self.pictures[start : start + height * width].reshape(height, width, 3)
-            if picture.device.type == "cpu":  # ten times as fast as torch's copy
-                cv2.split(picture.numpy(), [plane[:height, :width].numpy() for plane in planes])
+            image = self.image_pixels[start : start + height * width].reshape(height, width, 3)
+            if image.device.type == "cpu":  # ten times as fast as torch's copy
+                cv2.split(image.numpy(), [plane[:height, :width].numpy() for plane in planes])
             else:
-                planes[:, :height, :width] = picture.permute(2, 0, 1)
+                planes[:, :height, :width] = image.permute(2, 0, 1)
             start += height * width
         return images
 
     @property
     def target_masks(self) -> Bool[Tensor, "N S S"]:
-        """Painted anew each time that they are asked for."""
-        masks, start = self._frames(len(self.boxes), dtype=torch.bool), 0
-        painted, pixels = ((t.numpy() if t.device.type == "cpu" else t) for t in (masks, self.pixels))
-        for mask, (top, left, rows, columns) in zip(painted, self.boxes.tolist(), strict=True):
-            mask[top : top + rows, left : left + columns] = pixels[start : start + rows * columns].reshape(rows, columns)
+        """The masks in the model frame. Each access allocates a new tensor."""
+        masks, start = self._zeros(len(self.mask_boxes), dtype=torch.bool), 0
+        frames, pixels = ((t.numpy() if t.device.type == "cpu" else t) for t in (masks, self.mask_pixels))
+        for frame, (top, left, rows, columns) in zip(frames, self.mask_boxes.tolist(), strict=True):
+            frame[top : top + rows, left : left + columns] = pixels[start : start + rows * columns].reshape(rows, columns)
             start += rows * columns
         return masks
 
-    def _frames(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Zeros of shape x S x S."""
-        full, device = (*shape, self.image_size, self.image_size), self.pictures.device
-        if device.type == "cpu":  # NumPy's zeros are pages that the system hands out when they are written
+    def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Return zeros of shape x S x S."""
+        full, device = (*shape, self.image_size, self.image_size), self.image_pixels.device
+        if device.type == "cpu":  # the system allocates the pages of NumPy's zeros when they are first written
             return torch.from_numpy(np.zeros(full, np.uint8)).view(dtype)
         return torch.zeros(full, dtype=dtype, device=device)

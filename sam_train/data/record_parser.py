@@ -1,9 +1,9 @@
-"""A sample's JSON to what a training step needs of its record, ten times as fast as `ImageRecord.from_json`.
+"""Fast parser for the fields of a sample's JSON that training needs, ten times as fast as `ImageRecord.from_json`.
 
-msgspec checks types, lengths and unknown keys of what it reads. What it refuses goes to `ImageRecord.from_json`, which either
-says what is wrong in words of ours or, where it is the more patient of the two, takes it. Boxes, points and provenance, of
-which no target is made, are not looked into, but for names where they are asked for: a hundred masks have thousands of numbers
-there (`sam-data validate` looks).
+msgspec checks types, lengths and unknown keys of the fields that it reads. What it rejects is passed to
+`ImageRecord.from_json`, which raises an error with our message or, where it is more lenient, accepts it. Boxes, points and
+provenance do not enter the targets and are not parsed, except for the names if they are requested: they are thousands of
+numbers for a hundred masks (`sam-data validate` checks them).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class _Mask(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     provenance: msgspec.Raw = msgspec.Raw()
 
 
-class _Named(msgspec.Struct, gc=False):
-    """Of a provenance, the name; what else stands there is passed by."""
+class _Provenance(msgspec.Struct, gc=False):
+    """The name in a provenance; other keys are ignored."""
 
     name: str = ""
 
@@ -56,29 +56,29 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _DECODER = msgspec.json.Decoder(_Document)
-_NAME_DECODER = msgspec.json.Decoder(_Named)
+_PROVENANCE_DECODER = msgspec.json.Decoder(_Provenance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetRecord:
-    """Of an ImageRecord, what becomes targets: N masks in the image frame."""
+    """The fields of an `ImageRecord` from which training targets are made: N masks in the image frame."""
 
     key: str
     image_id: int
     height: int
     width: int
     areas: Sequence[int]
-    """In pixels, as the record says."""
+    """Area of each mask in pixels, as recorded."""
     rles: Sequence[Rle]
     mask_ids: Sequence[int]
     names: Sequence[str] | None = None
-    """What each shows, empty where nobody said; None where they were not asked for."""
+    """Name of each mask, "" if it has none; None if names were not requested."""
     text_embeddings: np.ndarray | None = None
-    """N x E, of their words; None where they have none."""
+    """N x E text embeddings of the masks; None if the dataset has no `text_store`."""
 
     @staticmethod
     def from_image_record(record: ImageRecord, *, names: bool = False) -> TargetRecord:
-        """From the record itself."""
+        """Return the target fields of a parsed record, with the names if `names` is set."""
         return TargetRecord(
             key=record.key,
             image_id=record.image_id,
@@ -90,23 +90,26 @@ class TargetRecord:
             names=[mask.name for mask in record.masks] if names else None,
         )
 
-    def select_masks(self, places: Sequence[int], text_embeddings: np.ndarray) -> TargetRecord:
-        """Some of its masks, with an embedding (n x E) each."""
+    def select_masks(self, indices: Sequence[int], text_embeddings: np.ndarray) -> TargetRecord:
+        """Return a record of the masks at `indices`, with a text embedding (n x E) for each."""
         return replace(
             self,
-            areas=[self.areas[i] for i in places],
-            rles=[self.rles[i] for i in places],
-            mask_ids=[self.mask_ids[i] for i in places],
-            names=self.names and [self.names[i] for i in places],
+            areas=[self.areas[i] for i in indices],
+            rles=[self.rles[i] for i in indices],
+            mask_ids=[self.mask_ids[i] for i in indices],
+            names=self.names and [self.names[i] for i in indices],
             text_embeddings=text_embeddings,
         )
 
 
 def parse_target_record(data: bytes, *, key: str, shard: str = "", names: bool = False) -> TargetRecord:
-    """`names` says whether to look for them. Raises what `ImageRecord.from_json` does of what is read."""
+    """Parse the JSON of a sample, with the names of its masks if `names` is set.
+
+    Raises the errors of `ImageRecord.from_json` for the fields that are read.
+    """
     try:
         document = _DECODER.decode(data)
-        named = [_name_of(mask) for mask in document.annotations] if names else None
+        mask_names = [_mask_name(mask) for mask in document.annotations] if names else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return TargetRecord.from_image_record(ImageRecord.from_json(data, key=key, shard=shard), names=names)
     image, masks = document.image, document.annotations
@@ -120,10 +123,9 @@ def parse_target_record(data: bytes, *, key: str, shard: str = "", names: bool =
         areas=[mask.area for mask in masks],
         rles=[{"size": mask.segmentation.size, "counts": mask.segmentation.counts} for mask in masks],
         mask_ids=[mask.id for mask in masks],
-        names=named,
+        names=mask_names,
     )
 
 
-def _name_of(mask: _Mask) -> str:
-    source = mask.provenance
-    return _NAME_DECODER.decode(source).name if source else ""
+def _mask_name(mask: _Mask) -> str:
+    return _PROVENANCE_DECODER.decode(mask.provenance).name if mask.provenance else ""

@@ -1,4 +1,4 @@
-"""Playing the annotator: the simulator that trains the model also measures it and stands in for people."""
+"""Prompt simulation: it trains the model, measures it, and stands in for annotators."""
 
 from sam_train.prompts.prompt_simulator import NextStep, PromptRound, PromptSimulator
 

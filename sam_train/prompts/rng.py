@@ -1,7 +1,7 @@
-"""Chance for packed prompts.
+"""Random numbers for packed prompts.
 
-A simulator draws for all prompts of a batch at once. With one generator for the batch, what a prompt is dealt depends on
-who else is in the batch, and so on how many devices share a step. `PerImageRng` gives each image a stream of its own.
+The simulator draws for all prompts of a batch at once. With a single generator, the numbers of a prompt depend on the rest of
+the batch, and so on the number of devices that share a step. `PerImageRng` gives each image its own stream.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 
 class PerImageRng:
-    """One stream of random numbers for each image of a batch, each a pure function of its seed.
+    """One stream of random numbers for each image of a batch; a stream is a pure function of its seed.
 
     seeds: a tuple of non-negative integers for each of the B images.
-    image_index: whose each of the N prompts is. Numbers come to the prompts of an image in their order.
+    image_index: index of the image of each of the N prompts. The prompts of an image take its numbers in their order.
     """
 
     def __init__(self, seeds: Sequence[tuple[int, ...]], image_index: Int[Tensor, " N"]) -> None:
@@ -28,39 +28,46 @@ class PerImageRng:
         self._order = image_index.cpu().argsort(stable=True)
         self.device = torch.device("cpu")
 
-    def draw(self, make: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-        """`make` is torch.rand or torch.randn; a row for each prompt. Raises ValueError for another number of rows."""
+    def draw(self, sampler: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Return random numbers of `shape`, one row for each of the N prompts.
+
+        sampler: torch.rand or torch.randn.
+
+        Raises ValueError if the number of rows is not N.
+        """
         if shape[0] != len(self._order):
-            raise ValueError(f"{shape[0]} rows were asked for {len(self._order)} prompts: draw for all of them")
-        rows = [make(count, *shape[1:], generator=g) for count, g in zip(self._counts, self._generators, strict=True)]
-        drawn = torch.empty(shape)
-        drawn[self._order] = torch.cat(rows)
-        return drawn
+            raise ValueError(f"cannot draw {shape[0]} rows for {len(self._order)} prompts: draw one row for each prompt")
+        rows = [sampler(count, *shape[1:], generator=g) for count, g in zip(self._counts, self._generators, strict=True)]
+        numbers = torch.empty(shape)
+        numbers[self._order] = torch.cat(rows)
+        return numbers
 
 
 PromptRng: TypeAlias = torch.Generator | PerImageRng
-"""One stream for all prompts, or one for each image."""
+"""Source of random numbers for packed prompts: one stream for all prompts, or one for each image."""
 
 
 def seeded_generator(seed: tuple[int, ...]) -> torch.Generator:
-    """A generator on the CPU for a tuple of non-negative integers; other tuples give streams that are independent of it."""
+    """Return a CPU generator for a tuple of non-negative integers. Different tuples give independent streams."""
     return torch.Generator().manual_seed(hash_seed(seed))
 
 
 def hash_seed(seed: tuple[int, ...]) -> int:
-    """64 bits that NumPy's SeedSequence makes of a tuple of non-negative integers."""
+    """Return the 64 bits to which NumPy's SeedSequence hashes a tuple of non-negative integers."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
 
 
-def uniform(draws: PromptRng, *shape: int) -> Float[Tensor, "..."]:
-    """Numbers in [0, 1), a row for each prompt; on the CPU or where the generator is."""
-    return draws.draw(torch.rand, shape) if isinstance(draws, PerImageRng) else _of(draws, torch.rand, shape)
+def uniform(rng: PromptRng, *shape: int) -> Float[Tensor, "..."]:
+    """Return uniform numbers in [0, 1), one row for each prompt, on the device of `rng`."""
+    return _draw(rng, torch.rand, shape)
 
 
-def normal(draws: PromptRng, *shape: int) -> Float[Tensor, "..."]:
-    """Standard normal numbers, a row for each prompt; on the CPU or where the generator is."""
-    return draws.draw(torch.randn, shape) if isinstance(draws, PerImageRng) else _of(draws, torch.randn, shape)
+def normal(rng: PromptRng, *shape: int) -> Float[Tensor, "..."]:
+    """Return standard normal numbers, one row for each prompt, on the device of `rng`."""
+    return _draw(rng, torch.randn, shape)
 
 
-def _of(generator: torch.Generator, make: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-    return make(shape, generator=generator, device=generator.device)
+def _draw(rng: PromptRng, sampler: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+    if isinstance(rng, PerImageRng):
+        return rng.draw(sampler, shape)
+    return sampler(shape, generator=rng, device=rng.device)

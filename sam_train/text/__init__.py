@@ -1,8 +1,9 @@
-"""Words as prompts (paper, sections 7.5 and D.5): an embedding of length one becomes one more sparse token of the prompt.
+"""Text prompts (paper, sections 7.5 and D.5): a text embedding of unit norm becomes one more sparse token of the prompt.
 
-Two ways to train on them. With CLIP, no set needs words: a mask's prompt is the embedding of its picture, which lies where that
-of its words would (`CropEmbedder`). With any text encoder, sets whose masks have names or captions are trained on the words
-themselves (`NameEmbedder`). Either way a mask's embeddings are computed once and kept beside its shard (`TextEmbeddingStore`).
+There are two ways to train on them. `CropEmbedder` needs no text in the shards: the text prompt of a mask is the CLIP image
+embedding of its object, which lies close to the embedding of a text that describes the object. `NameEmbedder` works with any
+text encoder: the text prompt of a mask is the embedding of its name, a category or a caption. In both cases the embeddings
+are computed once and stored beside the shard (`TextEmbeddingStore`).
 """
 
 from sam_train.text.clip import ClipEncoder

@@ -1,7 +1,7 @@
 """CLIP (Radford et al. 2021) as the paper's text-to-mask model uses it (section D.5).
 
-Pictures of objects and words that describe them lie close together in its space. So the model is trained with embeddings of
-objects, of which there are as many as masks, and asked with embeddings of words.
+CLIP embeds images of objects close to texts that describe them. The model is therefore trained with image embeddings of
+objects, of which there are as many as masks, and prompted with text embeddings at inference.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_train.text.crops import ObjectCrop
-from sam_train.text.encoder import CHUNK_SIZE, TextEncoder, pretrained
+from sam_train.text.encoder import CHUNK_SIZE, TextEncoder, load_pretrained
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of pixels in [0, 1], as CLIP was trained (openai/CLIP, clip.py)."""
+"""Mean and standard deviation of pixels in [0, 1] with which CLIP was trained (openai/CLIP, clip.py)."""
 
 
 class ClipEncoder(TextEncoder):
-    """`transformers.CLIPModel`, both towers.
+    """Text and image tower of `transformers.CLIPModel`.
 
-    model: a folder, or a name of the Hugging Face hub; the paper's is openai/clip-vit-large-patch14-336.
-    Raises ConfigError when it is first used and cannot be loaded.
+    model: a folder, or a model name of the Hugging Face hub; the paper's is openai/clip-vit-large-patch14-336.
+    device: as in `TextEncoder`.
+
+    Raises ConfigError at first use if the model cannot be loaded.
     """
 
     def __init__(self, model: str, device: str | None = None) -> None:
@@ -36,46 +38,49 @@ class ClipEncoder(TextEncoder):
 
     @cached_property
     def network(self) -> nn.Module:
+        """The CLIP model in eval mode, on `device`."""
+
         def load() -> Any:
             from transformers import CLIPModel
 
             return CLIPModel.from_pretrained(self.model, use_safetensors=True)
 
-        network: nn.Module = pretrained(load, self.model)
+        network: nn.Module = load_pretrained(load, self.model)
         return network.eval().to(self.device)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Of the same folder or name."""
+        """The tokenizer of the same folder or hub model."""
 
         def load() -> Any:
             from transformers import AutoTokenizer
 
             return AutoTokenizer.from_pretrained(self.model)
 
-        return pretrained(load, self.model)
+        return load_pretrained(load, self.model)
 
     @property
     def dim(self) -> int:
+        """Dimension E of an embedding."""
         return int(self._clip.config.projection_dim)
 
     @property
     def image_size(self) -> int:
-        """Side of the crops that it sees, in pixels: 336 for the paper's."""
+        """Side of the square input image in pixels: 336 for the paper's model."""
         return int(self._clip.config.vision_config.image_size)
 
     def _embed(self, texts: list[str]) -> Float[Tensor, "n E"]:
-        longest = self._clip.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(self.device)
+        max_length = self._clip.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt").to(self.device)
         pooled = self._clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         return self._clip.text_projection(pooled)
 
     @torch.inference_mode()
     def embed_crops(self, crops: Sequence[ObjectCrop]) -> Float[Tensor, "N E"]:
-        """Image embeddings of length one of objects, on the CPU.
+        """Return image embeddings of objects, of unit norm, on the CPU.
 
-        In the last layer the output token attends only to patches of the object (paper, section D.5): those that are more than
-        half covered by it or, where there is none, the fullest one.
+        In the last layer the output token attends only to patches of the object (paper, section D.5): those that it covers by
+        more than half or, if there is none, the one that it covers most.
         """
         parts = [self._embed_crops(crops[i : i + CHUNK_SIZE]) for i in range(0, len(crops), CHUNK_SIZE)]
         return F.normalize(torch.cat(parts).float(), dim=1).cpu() if parts else torch.zeros(0, self.dim)
@@ -89,8 +94,8 @@ class ClipEncoder(TextEncoder):
         for layer in layers:
             states = layer(states, None)
         masks = torch.from_numpy(np.stack([crop.mask for crop in crops])).to(self.device)
-        patches = patches_of_object(masks, self._clip.config.vision_config.patch_size)
-        states = last(states, attention_bias(patches).to(states.dtype))
+        is_object = object_patches(masks, self._clip.config.vision_config.patch_size)
+        states = last(states, object_attention_bias(is_object).to(states.dtype))
         return self._clip.visual_projection(vision.post_layernorm(states[:, 0]))
 
     @property
@@ -98,16 +103,19 @@ class ClipEncoder(TextEncoder):
         return self.network
 
 
-def patches_of_object(masks: Bool[Tensor, "N S S"], patch_size: int) -> Bool[Tensor, "N L"]:
-    """Which patches belong to each object, row by row: at least one does."""
-    covered = F.avg_pool2d(masks.float()[:, None], patch_size).flatten(1)
-    return (covered > 0.5) | (covered == covered.amax(1, keepdim=True))
+def object_patches(masks: Bool[Tensor, "N S S"], patch_size: int) -> Bool[Tensor, "N L"]:
+    """Return which of the L patches, in row-major order, belong to each object: at least one does."""
+    coverage = F.avg_pool2d(masks.float()[:, None], patch_size).flatten(1)
+    return (coverage > 0.5) | (coverage == coverage.amax(1, keepdim=True))
 
 
-def attention_bias(patches: Bool[Tensor, "N L"]) -> Float[Tensor, "N 1 T T"]:
-    """To be added to attention logits of T = 1 + L tokens: the first, CLIP's output token, sees the given patches alone."""
-    num, length = patches.shape
-    bias = torch.zeros(num, 1, 1 + length, 1 + length, device=patches.device)
+def object_attention_bias(is_object: Bool[Tensor, "N L"]) -> Float[Tensor, "N 1 T T"]:
+    """Return a bias for the attention logits of T = 1 + L tokens, by which CLIP's output token attends to object patches only.
+
+    The output token is the first one. The attention of all other tokens is unchanged.
+    """
+    num, length = is_object.shape
+    bias = torch.zeros(num, 1, 1 + length, 1 + length, device=is_object.device)
     bias[:, 0, 0, 0] = -torch.inf
-    bias[:, 0, 0, 1:].masked_fill_(~patches, -torch.inf)
+    bias[:, 0, 0, 1:].masked_fill_(~is_object, -torch.inf)
     return bias

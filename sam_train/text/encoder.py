@@ -1,4 +1,4 @@
-"""What every text encoder is: words to embeddings of length one. Loaded when it is first used, with `transformers`."""
+"""Base class of text encoders: texts to embeddings of unit norm. Networks are loaded with `transformers` at first use."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sam_train.errors import ConfigError
 
 INSTALL = "pip install 'sam-train[text]'"
 CHUNK_SIZE = 64
-"""Texts or pictures that are embedded together."""
+"""Number of texts or images that are embedded in one forward pass."""
 
 
 class TextEncoder(ABC):
-    """Words to embeddings of length one.
+    """Encodes texts as embeddings of unit norm.
 
-    device: "cpu", "cuda", ...; None takes a GPU where there is one.
+    device: "cpu", "cuda", ...; None takes a GPU if there is one.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -33,28 +33,28 @@ class TextEncoder(ABC):
     @property
     @abstractmethod
     def dim(self) -> int:
-        """E, the numbers of an embedding."""
+        """Dimension E of an embedding."""
 
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """In eval mode, on its device."""
+        """The network in eval mode, on `device`."""
 
     @abstractmethod
     def _embed(self, texts: list[str]) -> Float[Tensor, "n E"]:
-        """Of a few texts, of any length."""
+        """Return the embeddings, of any norm, of at most CHUNK_SIZE texts."""
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "N E"]:
-        """Embeddings of length one, on the CPU. Raises ValueError for a text without a letter or digit."""
+        """Return embeddings of unit norm, on the CPU. Raises ValueError for a text without a letter or digit."""
         if empty := [text for text in texts if not any(map(str.isalnum, text))]:
-            raise ValueError(f"expected words, got {empty[0]!r}")
+            raise ValueError(f"a text prompt needs a letter or a digit, got {empty[0]!r}")
         parts = [self._embed(list(texts[i : i + CHUNK_SIZE])) for i in range(0, len(texts), CHUNK_SIZE)]
         return F.normalize(torch.cat(parts).float(), dim=1).cpu() if parts else torch.zeros(0, self.dim)
 
     @cached_property
     def sha256(self) -> str:
-        """Of the network's weights, by name: embeddings of other weights mean other things."""
+        """SHA-256 of the class name and the network's named weights: embeddings of other weights are not compatible."""
         digest = hashlib.sha256(type(self).__name__.encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -63,36 +63,39 @@ class TextEncoder(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """Device of the network."""
         return torch.device(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the network: a loader process loads what it needs, which is mostly nothing."""
+        """Return the state without the network: a loader process loads it if it needs it, which is rare."""
         return {name: value for name, value in self.__dict__.items() if name not in ("network", "tokenizer")}
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Of weights that are loaded: they are small, and read from the disk."""
+    """Disable the progress bar of `transformers` while small weights are loaded from disk."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()
 
 
-def pretrained(load: Callable[[], Any], name: str) -> Any:
-    """What `load` makes of a folder or a name of the Hugging Face hub. Raises ConfigError that says why it does not."""
+def load_pretrained(load: Callable[[], Any], name: str) -> Any:
+    """Return the result of `load`, which loads the folder or Hugging Face hub model `name`.
+
+    Raises ConfigError, with the reason, if a package is missing or the model cannot be loaded.
+    """
     try:
         with _no_progress_bar():
             return load()
     except ImportError as error:
-        raise ConfigError(f"words need {error.name}: {INSTALL}") from error
+        raise ConfigError(f"text prompts need the package {error.name}: {INSTALL}") from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        wanted = "give a folder with config.json, model.safetensors and tokenizer.json, or a name of the Hugging Face hub"
-        raise ConfigError(f"{name} cannot be loaded as a text encoder ({reason}): {wanted}") from error
+        remedy = "give a folder with config.json, model.safetensors and tokenizer.json, or a name of the Hugging Face hub"
+        raise ConfigError(f"{name} cannot be loaded as a text encoder ({reason}): {remedy}") from error

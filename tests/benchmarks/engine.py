@@ -61,7 +61,7 @@ def corpus(folder: Path, size: int) -> Path:
         path = out / f"{number // 1000:03d}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         if number < DISTINCT:
-            crop = random_crop(chance, whole[number % len(whole)], height=96, width=128, zoom=(0.5, 1), turn=False)
+            crop = random_crop(chance, whole[number % len(whole)], height=96, width=128, zoom=(0.5, 1), rotate=False)
             path.write_bytes(encode_jpeg(crop.astype(np.uint8)))
             pictures.append(path)
         else:

@@ -169,7 +169,7 @@ def measure_masks(shard: Path) -> dict[str, float]:
         rles = [mask.segmentation for mask in read_sample(entry).record.masks]
         for rle, patch in zip(rles, resize_rles(rles, (HEIGHT, WIDTH), to_hw), strict=True):
             found = np.zeros(to_hw, bool)
-            patch.paint(found)
+            patch.paste_into(found)
             expected = resize_masks(decode_rle(rle, height=HEIGHT, width=WIDTH)[None], *to_hw)[0]
             if expected.sum() >= 16:
                 ious.append((found & expected).sum() / (found | expected).sum())

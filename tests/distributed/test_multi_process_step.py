@@ -143,7 +143,7 @@ def test_half_precision(strategy: str, two: Ranks, shards: Path, alone: Path, tm
 
 
 def test_images_that_cannot_be_dealt_out_are_refused(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data.images_per_step=4 cannot be dealt to 3 devices: give a multiple of 3"):
+    with pytest.raises(ConfigError, match=r"data.images_per_step=4 cannot be split evenly over 3 devices: give a multiple of 3"):
         run_alone(overrides(shards, tmp_path, "trainer.devices=3"))
 
 

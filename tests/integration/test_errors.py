@@ -146,11 +146,11 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         ),
         (ENGINE.replace("{world}/shards", "{world}/torn"), "the tar is torn or no tar: write or download it again"),
         (ENGINE.replace("{world}/shards", "{world}/broken"), "(key sa_000000, field segmentation.counts)"),
-        (TRAIN, "data.shards names nothing: give data.shards="),
+        (TRAIN, "data.shards is empty, and so is data.sources: give data.shards="),
         (TRAIN + " data.shards={world}/nowhere", "data.shards={world}/nowhere: no such file or folder: give a folder, a glob"),
         (TRAIN + " data.shards={world}/empty", "no shard matches '{world}/empty': expected"),
         (TRAIN + " data.shards={world}/torn", "the tar is torn or no tar: write or download it again"),
-        (TRAIN + " data.shards={world}/broken", "3 samples in a row cannot be used (bad_counts 3 x)"),
+        (TRAIN + " data.shards={world}/broken", "3 samples in a row are unusable (bad_counts 3 x)"),
         (EVALUATE.replace("{world}/shards", "{world}/torn"), "the tar is torn or no tar"),
         (EVALUATE.replace("{world}/shards", "{world}/empty"), "no shard matches '{world}/empty': expected"),
         # places
@@ -169,7 +169,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (TRAINABLE + " trainer.max_steps=lots", "set it to the number of steps"),
         (TRAINABLE + " training.loss_resolution=gird", "loss_resolution must be 'grid' or 'full', got 'gird'"),
         (TRAINABLE + " prompts.num_empty_rounds=7", "num_empty_rounds must be 0, 1 or 2, got 7"),
-        (TRAINABLE + " data.images_per_step=0", "expected a whole number of at least 1"),
+        (TRAINABLE + " data.images_per_step=0", "expected an integer of at least 1"),
         (TRAINABLE + " model.patch_size=7", "image_size 64 must be a multiple of patch_size 7"),
         (EVALUATE + " device=banana", "device=banana is unavailable on this machine"),
         (ENGINE + " images_per_shard=0", "images_per_shard is 0: expected a whole number of at least 1"),
@@ -206,7 +206,7 @@ def test_import_of_a_folder_that_is_not_there(fails: Callable[..., str], tmp_pat
 @pytest.mark.slow
 def test_error_in_a_loader_process(fails: Callable[..., str]) -> None:
     message = fails(TRAIN + " data.shards={world}/broken data.num_workers=1")
-    assert message == "error: 3 samples in a row cannot be used (bad_counts 3 x): the data or the filters are wrong\n"
+    assert message == "error: 3 samples in a row are unusable (bad_counts 3 x): check the shards and the filters of data.*\n"
 
 
 def test_torn_checkpoint_of_a_run_that_would_go_on(fails: Callable[..., str], world: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def photographs(folder: Path) -> Path:
     chance, whole = np.random.default_rng(0), load_photographs()
     for number in range(NUM_PHOTOGRAPHS):
         size = {"height": 64, "width": 96} if number % 3 else {"height": 96, "width": 64}
-        crop = random_crop(chance, whole[number % len(whole)], **size, zoom=(0.5, 1), turn=False)
+        crop = random_crop(chance, whole[number % len(whole)], **size, zoom=(0.5, 1), rotate=False)
         (folder / f"{number:03d}.jpg").write_bytes(encode_jpeg(crop.astype(np.uint8)))
     (folder / "torn.jpg").write_bytes((folder / "000.jpg").read_bytes()[:-99])
     return folder

@@ -69,7 +69,7 @@ def test_crop_edges(amg: Any) -> None:
 def test_corners_of_a_box_prompt_are_those_of_the_released_code(amg: Any) -> None:
     masks = torch.rand(20, 30, 40, generator=torch.Generator().manual_seed(0)) > 0.99
     masks[:, 7, 9] = True
-    boxes = noisy_boxes(masks, std=0.0, max_px=20, generator=torch.Generator())
+    boxes = noisy_boxes(masks, std=0.0, max_px=20, rng=torch.Generator())
     assert torch.equal(boxes, amg.batched_mask_to_box(masks).float())
 
 

@@ -224,9 +224,7 @@ def test_box_noise_has_a_tenth_of_the_side_as_deviation() -> None:
     """Gaussian, each coordinate by the side along its own axis, uncapped here."""
     masks = torch.zeros(4000, 100, 200, dtype=torch.bool)
     masks[:, 30:70, 60:140] = True
-    noise = noisy_boxes(masks, std=0.1, max_px=1e9, generator=torch.Generator().manual_seed(0)) - torch.tensor(
-        [60.0, 30, 139, 69]
-    )
+    noise = noisy_boxes(masks, std=0.1, max_px=1e9, rng=torch.Generator().manual_seed(0)) - torch.tensor([60.0, 30, 139, 69])
     assert noise.mean(0).abs().max() < 0.5
     assert noise.std(0).tolist() == pytest.approx([8, 4, 8, 4], rel=0.05)
     correlation = torch.corrcoef(noise.T) - torch.eye(4)
@@ -238,7 +236,7 @@ def test_box_noise_has_a_tenth_of_the_side_as_deviation() -> None:
 def test_box_noise_is_capped() -> None:
     masks = torch.zeros(1000, 64, 64, dtype=torch.bool)
     masks[:, 12:52, 12:52] = True
-    boxes = noisy_boxes(masks, std=0.1, max_px=3.0, generator=torch.Generator().manual_seed(0))
+    boxes = noisy_boxes(masks, std=0.1, max_px=3.0, rng=torch.Generator().manual_seed(0))
     noise = boxes - torch.tensor([12.0, 12, 51, 51])
     assert noise.abs().max() == 3
     at_the_cap = (noise.abs() == 3).float().mean().item()
@@ -259,7 +257,7 @@ def test_boxes_stay_boxes_inside_the_frame() -> None:
     masks = torch.zeros(500, 20, 20, dtype=torch.bool)
     masks[:250, 0:2, 17:20] = True
     masks[250:, 10, 10] = True
-    boxes = noisy_boxes(masks, std=1.0, max_px=1e9, generator=torch.Generator().manual_seed(0))
+    boxes = noisy_boxes(masks, std=1.0, max_px=1e9, rng=torch.Generator().manual_seed(0))
     assert boxes.min() >= 0
     assert boxes.max() <= 19
     assert bool((boxes[:, 2:] >= boxes[:, :2]).all())

@@ -1,4 +1,4 @@
-"""Scenes to SA-1B shards, by the piece: a run that was killed continues where it was."""
+"""Writes synthetic scenes as SA-1B shards. A killed run resumes at its first missing shard."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sam_train.masks import encode_rle, mask_to_box_xywh
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import done_shards, encode_jpeg, load_manifest, manifest_path, write_shard
 
-_MAX_IMAGES = 1_000_000  # of a seed, so that ids of different seeds never meet
-_MAX_MASKS = 100  # of an image, likewise; a scene has at most 7 wholes of 2 parts of 1 sub-part, which is 35
+_MAX_IMAGES = 1_000_000  # images of a seed, so that the ids of different seeds are disjoint
+_MAX_MASKS = 100  # masks of an image, likewise; a scene has at most 7 wholes of 2 parts of 1 sub-part, which is 35
 _LEVEL_NAMES = ("wholes", "parts", "sub_parts")
-_LARGEST_CUT = 0.25
+_MAX_SHORTENING = 0.25  # largest share by which one side is shorter than the other
 _COMPOSER = "2"
-"""To be raised when equal seeds begin to give other scenes or records (2: masks have names): folders
-begun by the old composer are then refused."""
+"""Version of the composer (2: masks have names). Raise it when equal seeds give other scenes or records, so that a folder
+begun by an earlier version is rejected."""
 
 
 def write_corpus(
@@ -39,15 +39,17 @@ def write_corpus(
 ) -> None:
     """Write `num_images` scenes to `folder` as shards `syn_{seed}_000000.tar`, ...
 
-    Each image fits `height` x `width`: one of its sides is shorter by up to a quarter, so that padding occurs. Keys
-    and ids of corpora with different seeds never meet, so their shards may share a folder. Shards that are done
-    stay as they are; calling again with more images adds the missing ones. `true_colours` as in `compose_scene`.
-    `progress` draws a bar on the terminal.
+    height, width: largest size of an image. One of its sides is shorter by up to a quarter, so that padding occurs.
+    true_colours: as in `compose_scene`.
+    progress: show a progress bar on the terminal.
 
-    Raises ConfigError for numbers that cannot go together, for a folder that holds other shards of this seed, and
-    when the photographs are not installed.
+    Finished shards are kept; a call with more images adds the missing shards. Keys and ids of corpora of different seeds are
+    disjoint, so their shards may share a folder.
+
+    Raises ConfigError for numbers out of range, for a folder that contains other shards of this seed, and if the photographs
+    are not installed.
     """
-    _check(num_images=num_images, seed=seed, height=height, width=width, images_per_shard=images_per_shard)
+    _check_arguments(num_images=num_images, seed=seed, height=height, width=width, images_per_shard=images_per_shard)
     load_photographs()
     settings = {
         "stage": "import",
@@ -61,7 +63,7 @@ def write_corpus(
         folder / f"syn_{seed}_{number:06d}.tar": range(start, min(start + images_per_shard, num_images))
         for number, start in enumerate(range(0, num_images, images_per_shard))
     }
-    _check_done_shards(folder, shards, seed=seed, settings=settings)
+    _check_finished_shards(folder, shards, seed=seed, settings=settings)
     for path, indices in track(shards.items(), description="composing scenes", total=len(shards), disable=not progress):
         if not (path.is_file() and manifest_path(path).is_file()):
             counts: Counter[str] = Counter()
@@ -69,23 +71,23 @@ def write_corpus(
             write_shard(path, samples, counts=counts, provenance=settings)
 
 
-def _check(*, num_images: int, seed: int, height: int, width: int, images_per_shard: int) -> None:
+def _check_arguments(*, num_images: int, seed: int, height: int, width: int, images_per_shard: int) -> None:
     if not 1 <= num_images <= _MAX_IMAGES or images_per_shard < 1:
         raise ConfigError(
             f"num_images {num_images} and images_per_shard {images_per_shard}: expected 1 to {_MAX_IMAGES} and at least 1"
         )
     if not 0 <= seed < _MAX_IMAGES:
-        raise ConfigError(f"seed {seed}: expected 0 to {_MAX_IMAGES - 1}, because image ids are counted from it")
-    # Half the largest ratio that a scene allows leaves room for the side that is cut.
-    least = int(np.ceil(MIN_SIDE_PX / (1 - _LARGEST_CUT)))
-    if min(height, width) < least or max(height, width) > 2 * min(height, width):
+        raise ConfigError(f"seed {seed}: expected 0 to {_MAX_IMAGES - 1}, because image ids begin at seed x {_MAX_IMAGES}")
+    # Half the largest ratio that a scene allows leaves room for the side that is shortened.
+    min_side = int(np.ceil(MIN_SIDE_PX / (1 - _MAX_SHORTENING)))
+    if min(height, width) < min_side or max(height, width) > 2 * min(height, width):
         raise ConfigError(
-            f"images of {height} x {width}: expected sides of at least {least} px, neither more than twice the other"
+            f"images of {height} x {width}: expected sides of at least {min_side} px, neither more than twice the other"
         )
 
 
-def _check_done_shards(folder: Path, shards: dict[Path, range], *, seed: int, settings: dict[str, Any]) -> None:
-    """Raise ConfigError unless every done shard of this seed is one that this call would have written."""
+def _check_finished_shards(folder: Path, shards: dict[Path, range], *, seed: int, settings: dict[str, Any]) -> None:
+    """Raise ConfigError unless every finished shard of this seed is one that this call would write."""
     for path in done_shards(folder):
         if not path.name.startswith(f"syn_{seed}_"):
             continue
@@ -93,8 +95,8 @@ def _check_done_shards(folder: Path, shards: dict[Path, range], *, seed: int, se
         keys = [_key(seed, index) for index in shards.get(path, ())]
         if manifest.keys != keys or manifest.provenance != settings:
             raise ConfigError(
-                f"{path} holds {len(manifest.keys)} images made with {manifest.provenance}, where {len(keys)} made with "
-                f"{settings} were asked for: choose another folder or seed, or delete the old shards"
+                f"{path} contains {len(manifest.keys)} images with the settings {manifest.provenance}, and this run would write "
+                f"{len(keys)} with the settings {settings}: choose another folder or seed, or delete the old shards"
             )
 
 
@@ -104,8 +106,8 @@ def _samples(
     for index in indices:
         rng = np.random.default_rng([seed, index])
         sides = [height, width]
-        cut_side = rng.integers(2)
-        sides[cut_side] -= int(sides[cut_side] * rng.uniform(0, _LARGEST_CUT))
+        shorter = rng.integers(2)
+        sides[shorter] -= int(sides[shorter] * rng.uniform(0, _MAX_SHORTENING))
         scene = compose_scene(int(rng.integers(2**63)), height=sides[0], width=sides[1], true_colours=true_colours)
         counts.update(_LEVEL_NAMES[level] for level in scene.levels)
         yield _record(scene, key=_key(seed, index), image_id=seed * _MAX_IMAGES + index), encode_jpeg(scene.image)

@@ -1,4 +1,4 @@
-"""Samples are packed: the masks of all images along one axis, `image_index` says whose each is."""
+"""Tests that the masks of all images are packed along one axis, with `image_index` as the index of their image."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from sam_train.data.collate import collate
 from sam_train.data.transforms import TrainingSample
 
 
-def sample(key: str, num_masks: int, *, skipped: tuple[str, ...] = ()) -> TrainingSample:
+def make_sample(key: str, num_masks: int, *, skipped: tuple[str, ...] = ()) -> TrainingSample:
     rng = np.random.default_rng(num_masks)
-    picture = rng.integers(0, 256, (8, num_masks, 3)).astype(np.uint8)
-    return TrainingSample.from_masks(key, picture, rng.random((num_masks, 8, 8)) < 0.5, skipped=skipped)
+    image = rng.integers(0, 256, (8, num_masks, 3)).astype(np.uint8)
+    return TrainingSample.from_masks(key, image, rng.random((num_masks, 8, 8)) < 0.5, skipped=skipped)
 
 
-def test_packing() -> None:
-    samples = [sample("a", 2, skipped=("no_mask",)), sample("b", 1), sample("c", 3, skipped=("wrong_size", "no_mask"))]
+def test_packs_samples() -> None:
+    samples = [
+        make_sample("a", 2, skipped=("no_mask",)),
+        make_sample("b", 1),
+        make_sample("c", 3, skipped=("wrong_size", "no_mask")),
+    ]
     batch = collate(samples)
     assert batch.keys == ("a", "b", "c")
     assert batch.image_index.tolist() == [0, 0, 1, 2, 2, 2]

@@ -1,5 +1,4 @@
-"""RLE straight to the model frame keeps the rule of `geometry.resize_masks`: to the pixel where masks are small or grow, and
-within a bound where large ones shrink."""
+"""Tests that masks resized from RLE match `geometry.resize_masks`: exactly for small or enlarged masks, else within a bound."""
 
 from __future__ import annotations
 
@@ -8,15 +7,15 @@ import numpy as np
 import pytest
 
 from sam_train.data import mask_targets
-from sam_train.data.mask_crops import MaskCrop, crop_mask
+from sam_train.data.mask_crops import MaskCrop
 from sam_train.data.mask_targets import resize_rles
 from sam_train.errors import ShardError
 from sam_train.geometry import resize_masks
 from sam_train.masks import encode_rle
 
 
-def outlines(height: int, width: int, largest: float, num: int = 12) -> list[np.ndarray]:
-    """Star-shaped regions, some over the edge."""
+def random_masks(height: int, width: int, largest: float, num: int = 12) -> list[np.ndarray]:
+    """Return masks of star-shaped polygons, some of which extend beyond the frame."""
     rng, masks = np.random.default_rng(0), []
     angles = np.linspace(0, 2 * np.pi, 300, endpoint=False)
     for index in range(num):
@@ -29,14 +28,14 @@ def outlines(height: int, width: int, largest: float, num: int = 12) -> list[np.
     return [mask for mask in masks if mask.any()]
 
 
-def ours(masks: list[np.ndarray], to_hw: tuple[int, int]) -> list[np.ndarray]:
-    patches = resize_rles([encode_rle(mask) for mask in masks], masks[0].shape, to_hw)
-    found = []
-    for patch in patches:
+def resize_from_rle(masks: list[np.ndarray], to_hw: tuple[int, int]) -> list[np.ndarray]:
+    crops = resize_rles([encode_rle(mask) for mask in masks], masks[0].shape, to_hw)
+    resized = []
+    for crop in crops:
         frame = np.zeros(to_hw, bool)
-        patch.paint(frame)
-        found.append(frame)
-    return found
+        crop.paste_into(frame)
+        resized.append(frame)
+    return resized
 
 
 @pytest.mark.parametrize(
@@ -50,24 +49,26 @@ def ours(masks: list[np.ndarray], to_hw: tuple[int, int]) -> list[np.ndarray]:
         ((40, 40), (40, 40)),
     ],
 )
-def test_small_masks_and_growing_pictures_keep_the_rule(size_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
-    masks = outlines(*size_hw, largest=20)
-    differing = sum(int((a ^ b).sum()) for a, b in zip(ours(masks, to_hw), resize_masks(np.stack(masks), *to_hw), strict=True))
-    assert differing <= 2  # halves to rounding: OpenCV adds up in another order
+def test_small_and_enlarged_masks_are_exact(size_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
+    masks = random_masks(*size_hw, largest=20)
+    pairs = zip(resize_from_rle(masks, to_hw), resize_masks(np.stack(masks), *to_hw), strict=True)
+    differing = sum(int((a ^ b).sum()) for a, b in pairs)
+    assert differing <= 2  # pixels that are covered by half: OpenCV sums in another order
 
 
 @pytest.mark.parametrize("to_hw", [(683, 1024), (1366, 2048), (342, 512), (171, 256)])
-def test_large_masks_keep_the_rule_within_a_bound(to_hw: tuple[int, int]) -> None:
-    masks = outlines(1500, 2250, largest=400)
-    ious = [(a & b).sum() / (a | b).sum() for a, b in zip(ours(masks, to_hw), resize_masks(np.stack(masks), *to_hw), strict=True)]
+def test_large_masks_are_exact_within_a_bound(to_hw: tuple[int, int]) -> None:
+    masks = random_masks(1500, 2250, largest=400)
+    pairs = zip(resize_from_rle(masks, to_hw), resize_masks(np.stack(masks), *to_hw), strict=True)
+    ious = [(a & b).sum() / (a | b).sum() for a, b in pairs]
     assert min(ious) > 0.96
     assert np.mean(ious) > 0.985
 
 
-def test_without_rlemasklib_it_is_the_rule_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_exact_without_rlemasklib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_targets, "_rlemasklib", lambda: None)
-    masks = outlines(150, 225, largest=60)
-    assert np.array_equal(np.stack(ours(masks, (68, 102))), resize_masks(np.stack(masks), 68, 102))
+    masks = random_masks(150, 225, largest=60)
+    assert np.array_equal(np.stack(resize_from_rle(masks, (68, 102))), resize_masks(np.stack(masks), 68, 102))
 
 
 @pytest.mark.parametrize("present", [True, False])
@@ -81,7 +82,7 @@ def test_without_rlemasklib_it_is_the_rule_itself(monkeypatch: pytest.MonkeyPatc
         ({"size": [8, 8], "counts": "\x00\xff"}, "segmentation.counts"),
     ],
 )
-def test_an_rle_that_is_none(rle: dict[str, object], field: str, present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_an_invalid_rle(rle: dict[str, object], field: str, present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not present:
         monkeypatch.setattr(mask_targets, "_rlemasklib", lambda: None)
     with pytest.raises(ShardError) as caught:
@@ -89,20 +90,20 @@ def test_an_rle_that_is_none(rle: dict[str, object], field: str, present: bool, 
     assert (caught.value.key, caught.value.field) == ("k", field)
 
 
-def test_patches_move_as_their_frames_do() -> None:
+def test_crops_transform_like_their_frames() -> None:
     mask = np.zeros((20, 30), bool)
     mask[3:9, 5:22] = np.random.default_rng(0).random((6, 17)) < 0.5
-    patch = crop_mask(mask)
+    crop = MaskCrop.from_mask(mask)
 
-    def painted(one: MaskCrop, shape: tuple[int, ...]) -> np.ndarray:
+    def paste(one: MaskCrop, shape: tuple[int, ...]) -> np.ndarray:
         frame = np.zeros(shape, bool)
-        one.paint(frame)
+        one.paste_into(frame)
         return frame
 
     for turns in range(4):
         turned = np.rot90(mask, turns)
-        assert np.array_equal(painted(patch.rot90(turns, mask.shape), turned.shape), turned)
-    assert np.array_equal(painted(patch.mirrored(30), mask.shape), mask[:, ::-1])
+        assert np.array_equal(paste(crop.rot90(turns, mask.shape), turned.shape), turned)
+    assert np.array_equal(paste(crop.flip(30), mask.shape), mask[:, ::-1])
     for top, left in [(0, 0), (5, 8), (4, 25), (15, 0)]:
         window = mask[top : top + 4, left : left + 6]
-        assert np.array_equal(painted(patch.cut(top, left, 4, 6), (4, 6))[: window.shape[0], : window.shape[1]], window)
+        assert np.array_equal(paste(crop.clip_to_window(top, left, 4, 6), (4, 6))[: window.shape[0], : window.shape[1]], window)

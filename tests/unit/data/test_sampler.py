@@ -1,4 +1,4 @@
-"""The order is a pure function of (seed, epoch, position); an epoch has every sample as often as its weight says."""
+"""Tests that the order is a pure function of (seed, position), and that an epoch has each sample as often as its weight says."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ def epoch(order: SampleOrder, number: int = 0) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 16])
-def test_every_epoch_has_every_sample_once(window: int) -> None:
+def test_every_epoch_contains_every_sample_once(window: int) -> None:
     sizes = [3, 0, 5, 1, 4, 2, 6]
     order = SampleOrder(sizes, seed=0, shuffle=True, window=window)
-    everything = sorted((shard, place) for shard, size in enumerate(sizes) for place in range(size))
+    all_samples = sorted((shard, index) for shard, size in enumerate(sizes) for index in range(size))
     epochs = [epoch(order, number) for number in range(4)]
-    assert all(sorted(one) == everything for one in epochs)
+    assert all(sorted(one) == all_samples for one in epochs)
     assert len({tuple(one) for one in epochs}) == 4
 
 
-def test_a_position_depends_on_nothing_that_was_asked_before() -> None:
+def test_position_does_not_depend_on_earlier_calls() -> None:
     sizes, positions = [40] * 9, np.random.default_rng(0).permutation(360 * 3)
-    forwards = SampleOrder(sizes, seed=3, shuffle=True, window=2)
-    expected = [forwards.locate(position) for position in range(360 * 3)]
-    jumping = SampleOrder(sizes, seed=3, shuffle=True, window=2)
-    assert all(jumping.locate(int(position)) == expected[position] for position in positions)
+    in_order = SampleOrder(sizes, seed=3, shuffle=True, window=2)
+    expected = [in_order.locate(position) for position in range(360 * 3)]
+    at_random = SampleOrder(sizes, seed=3, shuffle=True, window=2)
+    assert all(at_random.locate(int(position)) == expected[position] for position in positions)
     assert SampleOrder(sizes, seed=3, shuffle=True, window=2).locate(1000) == expected[1000]
 
 
-def test_few_shards_are_read_at_a_time() -> None:
+def test_reads_few_shards_at_a_time() -> None:
     order = SampleOrder([50] * 40, seed=0, shuffle=True, window=4)
     shards = [shard for shard, _ in epoch(order)]
     for start in range(0, len(shards), 200):
         assert len(set(shards[start : start + 200])) == 4
     first = shards[:200]
-    assert min(Counter(first[:100]).values()) > 10, "mixed, not one after the other"
+    assert min(Counter(first[:100]).values()) > 10, "the samples of a window are mixed"
 
 
 def test_weights_repeat_samples() -> None:
@@ -48,26 +48,26 @@ def test_weights_repeat_samples() -> None:
     drawn: Counter[tuple[int, int]] = Counter()
     for number in range(40):
         counts = Counter(epoch(order, number))
-        assert [counts[0, place] for place in range(4)] == [10] * 4
-        assert [counts[1, place] for place in range(10)] == [1] * 10
+        assert [counts[0, index] for index in range(4)] == [10] * 4
+        assert [counts[1, index] for index in range(10)] == [1] * 10
         drawn.update({sample: count for sample, count in counts.items() if sample[0] == 2})
     assert sum(drawn.values()) == 3 * 40
-    assert min(drawn.values()) > 8, "the half is another one each epoch: 20 expected"
+    assert min(drawn.values()) > 8, "each epoch has another half: 20 expected"
 
 
-def test_unshuffled_is_the_order_of_the_shards() -> None:
+def test_unshuffled_order_is_that_of_the_shards() -> None:
     assert epoch(SampleOrder([2, 0, 3], seed=0, shuffle=False, window=1), 5) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]
 
 
-def test_a_far_position_costs_no_more_than_the_first() -> None:
+def test_distant_position_needs_one_window() -> None:
     order = SampleOrder([1000] * 200, seed=0, shuffle=True)
-    order._window = counted(order._window)  # type: ignore[method-assign]
+    order._window = with_call_count(order._window)  # type: ignore[method-assign]
     order.locate(123_456_789)
     assert order._window.calls == 1  # type: ignore[attr-defined]
     assert len(order._windows) == 1
 
 
-def counted(method):  # type: ignore[no-untyped-def]
+def with_call_count(method):  # type: ignore[no-untyped-def]
     def call(*arguments):  # type: ignore[no-untyped-def]
         call.calls += 1
         return method(*arguments)
@@ -76,7 +76,7 @@ def counted(method):  # type: ignore[no-untyped-def]
     return call
 
 
-def test_what_is_kept_does_not_grow() -> None:
+def test_caches_are_bounded() -> None:
     order = SampleOrder([10] * 100, seed=0, shuffle=True, window=2)
     for position in range(0, 10_000, 7):
         order.locate(position)
@@ -95,6 +95,6 @@ def test_what_is_kept_does_not_grow() -> None:
     ],
     ids=str,
 )
-def test_values_that_cannot_be(values: dict[str, object]) -> None:
+def test_rejects_invalid_values(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"window|weights"):
         SampleOrder([2, 3], **({"seed": 0, "shuffle": True} | values))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Synthetic scenes: the same by seed, exact and nested; the corpus on disk: plain SA-1B, resumable."""
+"""Tests that synthetic scenes are deterministic with exact, nested masks, and that the corpus is plain SA-1B and resumable."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SIZE = {"height": 160, "width": 200}
 SMALL = {"seed": 3, "height": 128, "width": 128, "images_per_shard": 2}
 
 
-# pycocotools has not yet learnt numpy 2's __array__(copy=...).
+# pycocotools does not support NumPy 2's __array__(copy=...) yet.
 decodes_rle = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 
-def read_tar(path):
+def read_members(path):
     with tarfile.open(path) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
 
 
 def read_records(path):
-    members = read_tar(path)
+    members = read_members(path)
     return [
         ImageRecord.from_json(data, key=name.removesuffix(".json")) for name, data in members.items() if name.endswith(".json")
     ]
@@ -44,7 +44,7 @@ def scenes():
     return [compose_scene(seed, **SIZE) for seed in SEEDS]
 
 
-def test_equal_seeds_give_equal_scenes_whatever_the_global_state(scenes):
+def test_equal_seeds_give_equal_scenes_in_any_global_state(scenes):
     np.random.seed(1)
     again = compose_scene(SEEDS[5], **SIZE)
     np.testing.assert_array_equal(again.image, scenes[5].image)
@@ -57,7 +57,7 @@ def test_different_seeds_give_different_scenes(scenes):
     assert len({scene.masks.tobytes() for scene in scenes}) == len(scenes)
 
 
-def test_shapes_types_and_plenty_of_masks_of_every_level(scenes):
+def test_scenes_have_masks_of_every_level(scenes):
     for scene in scenes:
         assert scene.image.shape == (160, 200, 3)
         assert scene.image.dtype == np.uint8
@@ -66,14 +66,14 @@ def test_shapes_types_and_plenty_of_masks_of_every_level(scenes):
     levels = np.concatenate([scene.levels for scene in scenes])
     assert set(levels) == {0, 1, 2}
     assert np.mean([len(scene.levels) for scene in scenes]) > 5
-    assert np.mean(levels > 0) > 0.3  # else one click would not be ambiguous
+    assert np.mean(levels > 0) > 0.3  # otherwise one click would not be ambiguous
 
 
-def test_no_mask_is_smaller_than_the_floor(scenes):
+def test_masks_have_the_minimum_area(scenes):
     assert min(mask.sum() for scene in scenes for mask in scene.masks) >= 0.0015 * 160 * 200
 
 
-def test_parts_lie_inside_a_smaller_level_and_wholes_do_not_overlap(scenes):
+def test_parts_lie_inside_their_parents_and_wholes_do_not_overlap(scenes):
     for scene in scenes:
         levels = np.array(scene.levels)
         assert scene.masks[levels == 0].sum(0).max() == 1
@@ -85,20 +85,20 @@ def test_parts_lie_inside_a_smaller_level_and_wholes_do_not_overlap(scenes):
                 assert mask.sum() <= 0.85 * parent.sum()
 
 
-def test_an_outline_can_be_seen_in_the_image(scenes):
-    """Pixels change more across an outline than one pixel further in, or masks and picture would not be aligned."""
-    across, inside = [], []
+def test_mask_boundaries_are_visible_in_the_image(scenes):
+    """The image gradient is larger on a mask's boundary than inside it; otherwise masks and image would not be aligned."""
+    on_boundary, inside = [], []
     for scene in scenes:
         grey = cv2.cvtColor(scene.image, cv2.COLOR_RGB2GRAY).astype(np.float32)
         gradient = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
         for mask in scene.masks:
             depth = cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-            across.append(gradient[(depth > 0) & (depth < 1.2)])
+            on_boundary.append(gradient[(depth > 0) & (depth < 1.2)])
             inside.append(gradient[(depth > 3) & (depth < 6)])
-    assert np.concatenate(across).mean() > 1.5 * np.concatenate(inside).mean()
+    assert np.concatenate(on_boundary).mean() > 1.5 * np.concatenate(inside).mean()
 
 
-def test_rasterised_coverage_is_exact_to_a_quarter_of_a_pixel():
+def test_polygon_coverage_is_exact_to_a_quarter_of_a_pixel():
     square = np.array([[10.0, 20.0], [30.5, 20.0], [30.5, 40.25], [10.0, 40.25]])
     coverage = shapes.rasterize_polygon(square, height=64, width=64)
     assert 20.5 * 20.25 - 1 <= coverage.sum() <= 20.75 * 20.5 + 1
@@ -110,52 +110,52 @@ def test_rasterised_coverage_is_exact_to_a_quarter_of_a_pixel():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_an_outline_reaches_the_unit_circle(seed):
-    outline, shape = shapes.random_polygon(np.random.default_rng(seed))
+def test_polygon_reaches_the_unit_circle(seed):
+    polygon, shape = shapes.random_polygon(np.random.default_rng(seed))
     assert shape in shapes.SHAPES
-    distances = np.linalg.norm(outline, axis=1)
+    distances = np.linalg.norm(polygon, axis=1)
     assert distances.max() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 320), (320, 40), (100, 500)])
-def test_a_size_without_room_is_refused(height, width):
+def test_rejects_sizes_without_room_for_objects(height, width):
     with pytest.raises(ValueError, match=f"{height} x {width}"):
         compose_scene(0, height=height, width=width)
 
 
-def test_true_colours_are_those_of_what_an_object_is_cut_from(scenes):
-    """A grey photograph stays grey, where it would otherwise be recoloured."""
-    pictures = zip(photographs.PHOTOGRAPH_NAMES, photographs.load_photographs(), strict=True)
-    grey = {name for name, pixels in pictures if (pixels[..., 0] == pixels[..., 2]).all()}
+def test_true_colours_keep_the_colours_of_the_photograph(scenes):
+    """A grey photograph stays grey, while it is recoloured without `true_colours`."""
+    named = zip(photographs.PHOTOGRAPH_NAMES, photographs.load_photographs(), strict=True)
+    grey = {name for name, pixels in named if (pixels[..., 0] == pixels[..., 2]).all()}
     assert {"brick", "gravel", "moon"} <= grey
 
-    def casts(found):
-        """Red against blue in what is grey; the median, as parts too small to be kept are painted too."""
-        for scene in found:
+    def red_blue_differences(scenes_):
+        """Yield the median red-blue difference of each grey object: its small parts without a mask are painted too."""
+        for scene in scenes_:
             for number, (mask, name) in enumerate(zip(scene.masks, scene.names, strict=True)):
-                own = mask & ~np.any(scene.masks[number + 1 :], 0) if number + 1 < len(scene.masks) else mask
-                if name.split()[1] in grey and own.sum() > 300:
-                    yield abs(np.median(scene.image[own, 0].astype(int) - scene.image[own, 2]))
+                uncovered = mask & ~np.any(scene.masks[number + 1 :], 0) if number + 1 < len(scene.masks) else mask
+                if name.split()[1] in grey and uncovered.sum() > 300:
+                    yield abs(np.median(scene.image[uncovered, 0].astype(int) - scene.image[uncovered, 2]))
 
-    true = [compose_scene(seed, **SIZE, true_colours=True) for seed in SEEDS]
-    assert len(list(casts(true))) > 20
-    assert max(casts(true)) <= 4
-    assert max(casts(scenes)) > 20
+    true_colours = [compose_scene(seed, **SIZE, true_colours=True) for seed in SEEDS]
+    assert len(list(red_blue_differences(true_colours))) > 20
+    assert max(red_blue_differences(true_colours)) <= 4
+    assert max(red_blue_differences(scenes)) > 20
 
 
-def test_absent_package_says_what_to_install(monkeypatch):
+def test_missing_package_error_names_what_to_install(monkeypatch):
     monkeypatch.setattr(photographs, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"skimage.*pip install 'sam-train\[quickstart\]'"):
         photographs.load_photographs.__wrapped__()
 
 
-def test_absent_photograph_says_which(monkeypatch, tmp_path):
+def test_missing_photograph_error_names_the_file(monkeypatch, tmp_path):
     monkeypatch.setattr(photographs, "_package_folder", lambda package: tmp_path)
     with pytest.raises(ConfigError, match=r"astronaut.png.*pip install"):
         photographs.load_photographs.__wrapped__()
 
 
-def test_photographs_cannot_be_painted_on():
+def test_photographs_are_read_only():
     with pytest.raises(ValueError, match="read-only"):
         photographs.load_photographs()[0][0, 0] = 0
 
@@ -166,7 +166,7 @@ def test_shards_open_with_plain_tarfile_json_and_pycocotools(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["syn_3_000000.tar", "syn_3_000001.tar"]
     keys, sizes = [], set()
     for path in sorted(tmp_path.glob("*.tar")):
-        members = read_tar(path)
+        members = read_members(path)
         for name in [name for name in members if name.endswith(".json")]:
             document = json.loads(members[name])
             pixels = cv2.imdecode(np.frombuffer(members[document["image"]["file_name"]], np.uint8), cv2.IMREAD_COLOR)
@@ -198,29 +198,29 @@ def check_annotations(annotations, height, width):
 
 
 @decodes_rle
-def test_what_is_in_a_shard_is_the_scene(tmp_path, monkeypatch):
-    made = []
+def test_shard_contains_the_scene(tmp_path, monkeypatch):
+    scenes = []
 
-    def remember(*args, **kwargs):
-        made.append(compose_scene(*args, **kwargs))
-        return made[-1]
+    def compose_and_record(*args, **kwargs):
+        scenes.append(compose_scene(*args, **kwargs))
+        return scenes[-1]
 
-    monkeypatch.setattr(corpus, "compose_scene", remember)
+    monkeypatch.setattr(corpus, "compose_scene", compose_and_record)
     write_corpus(tmp_path, num_images=2, **SMALL)
     shard = tmp_path / "syn_3_000000.tar"
-    for scene, record in zip(made, read_records(shard), strict=True):
+    for scene, record in zip(scenes, read_records(shard), strict=True):
         decoded = [coco_mask.decode(mask.segmentation).astype(bool) for mask in record.masks]
         np.testing.assert_array_equal(np.stack(decoded), scene.masks)
         pixels = cv2.cvtColor(
-            cv2.imdecode(np.frombuffer(read_tar(shard)[f"{record.key}.jpg"], np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+            cv2.imdecode(np.frombuffer(read_members(shard)[f"{record.key}.jpg"], np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
         )
         assert np.abs(pixels.astype(int) - scene.image).mean() < 4
     counts = load_manifest(shard).counts
-    assert counts["wholes"] == sum(scene.levels.count(0) for scene in made)
-    assert sum(counts.values()) == sum(len(scene.levels) for scene in made)
+    assert counts["wholes"] == sum(scene.levels.count(0) for scene in scenes)
+    assert sum(counts.values()) == sum(len(scene.levels) for scene in scenes)
 
 
-def test_corpora_of_different_seeds_share_neither_keys_nor_ids(tmp_path):
+def test_corpora_of_different_seeds_have_disjoint_keys_and_ids(tmp_path):
     write_corpus(tmp_path, num_images=2, **SMALL)
     write_corpus(tmp_path, num_images=2, **{**SMALL, "seed": 4})
     records = [record for path in sorted(tmp_path.glob("*.tar")) for record in read_records(path)]
@@ -229,13 +229,13 @@ def test_corpora_of_different_seeds_share_neither_keys_nor_ids(tmp_path):
     assert len(set(mask_ids)) == len(mask_ids)
 
 
-def test_a_restart_keeps_done_shards_and_fills_the_missing_ones(tmp_path, monkeypatch):
+def test_restart_keeps_finished_shards_and_writes_missing_ones(tmp_path, monkeypatch):
     write_corpus(tmp_path, num_images=6, **SMALL)
     shards = sorted(tmp_path.glob("*.tar"))
     before = [path.read_bytes() for path in shards]
     manifest_path(shards[1]).unlink()  # killed between the tar and its manifest
-    shards[1].write_bytes(b"torn")
-    shards[2].unlink()  # and a tar that somebody removed
+    shards[1].write_bytes(b"corrupt")
+    shards[2].unlink()  # a tar that was deleted
     kept_at = shards[0].stat().st_mtime_ns
 
     composed = []
@@ -245,22 +245,22 @@ def test_a_restart_keeps_done_shards_and_fills_the_missing_ones(tmp_path, monkey
     assert shards[0].stat().st_mtime_ns == kept_at
     assert [path.read_bytes() for path in shards] == before
 
-    write_corpus(tmp_path, num_images=8, **SMALL)  # more images: one shard more
+    write_corpus(tmp_path, num_images=8, **SMALL)  # more images: one more shard
     assert len(composed) == 6
     assert [path.read_bytes() for path in sorted(tmp_path.glob("*.tar"))[:3]] == before
 
 
 @pytest.mark.parametrize("other", [{"height": 160}, {"images_per_shard": 1}, {"num_images": 1}])
-def test_a_folder_of_another_corpus_is_refused(tmp_path, other):
+def test_rejects_a_folder_of_another_corpus(tmp_path, other):
     write_corpus(tmp_path, num_images=2, **SMALL)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ConfigError, match=r"syn_3_000000.tar holds 2 images"):
+    with pytest.raises(ConfigError, match=r"syn_3_000000.tar contains 2 images"):
         write_corpus(tmp_path, **{"num_images": 2, **SMALL, **other})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("bad", [{"num_images": 0}, {"images_per_shard": 0}, {"seed": -1}, {"height": 40}, {"width": 300}])
-def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path, bad):
+def test_rejects_numbers_out_of_range_before_writing(tmp_path, bad):
     with pytest.raises(ConfigError, match=str(next(iter(bad.values())))):
         write_corpus(tmp_path / "out", **{"num_images": 2, **SMALL, **bad})
     assert not (tmp_path / "out").exists()
@@ -272,16 +272,18 @@ def run_command(*arguments):
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_command_writes_a_corpus(tmp_path):
-    done = run_command("--out", str(tmp_path / "corpus"), "--num-images", "2", "--longest-side", "96", "--images-per-shard", "1")
-    assert done.returncode == 0, done.stderr
+def test_command_writes_a_corpus(tmp_path):
+    process = run_command(
+        "--out", str(tmp_path / "corpus"), "--num-images", "2", "--longest-side", "96", "--images-per-shard", "1"
+    )
+    assert process.returncode == 0, process.stderr
     shards = sorted((tmp_path / "corpus").glob("*.tar"))
     names = [f"syn_0_{index:06d}.{kind}" for index in (0, 1) for kind in ("jpg", "json")]
-    assert [name for path in shards for name in read_tar(path)] == names
+    assert [name for path in shards for name in read_members(path)] == names
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
-    done = run_command("--out", str(tmp_path), "--seed", "-1")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: seed -1")
-    assert done.stderr.count("\n") == 1
+def test_command_error_is_one_line(tmp_path):
+    process = run_command("--out", str(tmp_path), "--seed", "-1")
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: seed -1")
+    assert process.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Masks stay on what they mask through every augmentation; a sample without a usable mask is skipped by name."""
+"""Tests that masks stay aligned with the image under augmentation, and that a sample without a usable mask is skipped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sam_train.records import ImageRecord, MaskRecord
 Record = Callable[..., MaskRecord]
 
 
-def blob(height: int, width: int) -> np.ndarray:
-    """A shape without any symmetry."""
+def asymmetric_mask(height: int, width: int) -> np.ndarray:
+    """Return a mask of an L-shape without any symmetry."""
     mask = np.zeros((height, width), bool)
     mask[height // 8 : height // 2, width // 6 : width // 3] = True
     mask[height // 8 : height // 4, width // 6 : width * 3 // 4] = True
@@ -30,8 +30,8 @@ def image_record(masks: list[np.ndarray], record: Record) -> ImageRecord:
     return ImageRecord(key="sa_1", image_id=1, width=width, height=height, masks=records)
 
 
-def painted(mask: np.ndarray) -> np.ndarray:
-    """White where the mask is, black elsewhere."""
+def image_of_mask(mask: np.ndarray) -> np.ndarray:
+    """Return an image that is white in the mask and black elsewhere."""
     return np.repeat(mask[..., None], 3, 2).astype(np.uint8) * 255
 
 
@@ -47,12 +47,12 @@ AUGMENTATIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=str)
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 60), (64, 64), (40, 20)])
-def test_masks_stay_on_the_image(height: int, width: int, augmentation: dict[str, Any], mask_record: Record) -> None:
-    mask = blob(height, width)
+def test_masks_stay_aligned_with_the_image(height: int, width: int, augmentation: dict[str, Any], mask_record: Record) -> None:
+    mask = asymmetric_mask(height, width)
     transform = Transform(image_size=64, min_area_px=1, **augmentation)
-    looks = set()
+    variants = set()
     for seed in range(12):
-        sample = transform(painted(mask), image_record([mask], mask_record), np.random.default_rng(seed))
+        sample = transform(image_of_mask(mask), image_record([mask], mask_record), np.random.default_rng(seed))
         rows, columns = sample.size_hw
         assert sample.image.shape == (64, 64, 3)
         assert sample.masks.shape == (1, 64, 64)
@@ -62,51 +62,51 @@ def test_masks_stay_on_the_image(height: int, width: int, augmentation: dict[str
         assert not sample.masks[:, :, columns:].any()
         assert not sample.image[rows:].any()
         assert not sample.image[:, columns:].any()
-        looks.add((sample.size_hw, sample.masks.tobytes()))
-    assert len(looks) > 1 if augmentation else len(looks) == 1
+        variants.add((sample.size_hw, sample.masks.tobytes()))
+    assert len(variants) > 1 if augmentation else len(variants) == 1
 
 
-def test_without_augmentation_the_longest_side_fills_the_frame(mask_record: Record) -> None:
-    mask = blob(30, 45)
-    sample = Transform(image_size=90)(painted(mask), image_record([mask], mask_record), np.random.default_rng(0))
+def test_longest_side_fills_the_frame_without_augmentation(mask_record: Record) -> None:
+    mask = asymmetric_mask(30, 45)
+    sample = Transform(image_size=90)(image_of_mask(mask), image_record([mask], mask_record), np.random.default_rng(0))
     assert sample.size_hw == (60, 90)
     assert abs(int(sample.masks.sum()) - 4 * mask.sum()) < 0.05 * 4 * mask.sum()
 
 
-def test_flips_and_turns_make_all_eight_poses_equally_often(mask_record: Record) -> None:
-    mask = blob(32, 32)
+def test_flips_and_rotations_are_uniform_over_all_eight_poses(mask_record: Record) -> None:
+    mask = asymmetric_mask(32, 32)
     transform = Transform(image_size=32, flip=True, quarter_turns=True)
     record = image_record([mask], mask_record)
-    drawn = Counter(transform(painted(mask), record, np.random.default_rng(seed)).masks[0].tobytes() for seed in range(400))
-    turned = [np.rot90(m, k) for m in (mask, mask[:, ::-1]) for k in range(4)]
-    assert set(drawn) == {np.ascontiguousarray(m).tobytes() for m in turned}
+    drawn = Counter(transform(image_of_mask(mask), record, np.random.default_rng(seed)).masks[0].tobytes() for seed in range(400))
+    poses = [np.rot90(m, k) for m in (mask, mask[:, ::-1]) for k in range(4)]
+    assert set(drawn) == {np.ascontiguousarray(m).tobytes() for m in poses}
     assert min(drawn.values()) > 25  # of 50 expected
 
 
-def test_flips_mirror_left_and_right_only(mask_record: Record) -> None:
-    mask = blob(32, 32)
+def test_flip_mirrors_left_to_right_only(mask_record: Record) -> None:
+    mask = asymmetric_mask(32, 32)
     transform = Transform(image_size=32, flip=True)
     record = image_record([mask], mask_record)
-    drawn = {transform(painted(mask), record, np.random.default_rng(seed)).masks[0].tobytes() for seed in range(20)}
+    drawn = {transform(image_of_mask(mask), record, np.random.default_rng(seed)).masks[0].tobytes() for seed in range(20)}
     assert drawn == {mask.tobytes(), np.ascontiguousarray(mask[:, ::-1]).tobytes()}
 
 
-def test_jitter_is_log_uniform_and_cuts_a_window_anywhere(mask_record: Record) -> None:
+def test_jitter_is_log_uniform_and_crops_anywhere(mask_record: Record) -> None:
     mask = np.ones((64, 64), bool)
-    image = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2) * 4  # brightness tells the column
+    image = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2) * 4  # the brightness encodes the column
     transform = Transform(image_size=64, scale_jitter=(0.25, 4.0), max_area_fraction=1.0)
     record = image_record([mask], mask_record)
     samples = [transform(image, record, np.random.default_rng(seed)) for seed in range(200)]
-    whole = [s for s in samples if s.size_hw[0] < 64]
-    assert len(whole) == pytest.approx(100, abs=20), "as many shrunk as enlarged"
-    assert min(s.size_hw[0] for s in whole) < 20
+    shrunk = [s for s in samples if s.size_hw[0] < 64]
+    assert len(shrunk) == pytest.approx(100, abs=20), "as many shrunk as enlarged"
+    assert min(s.size_hw[0] for s in shrunk) < 20
     lefts = [int(s.image[0, 0, 0]) for s in samples if s.size_hw[0] == 64]
     assert min(lefts) < 10
     assert max(lefts) > 120
 
 
-def test_the_same_generator_draws_the_same_sample(mask_record: Record) -> None:
-    record = image_record([blob(40, 60), blob(40, 60)[:, ::-1]], mask_record)
+def test_equal_generators_draw_equal_samples(mask_record: Record) -> None:
+    record = image_record([asymmetric_mask(40, 60), asymmetric_mask(40, 60)[:, ::-1]], mask_record)
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     transform = Transform(image_size=64, max_masks=1, flip=True, quarter_turns=True, scale_jitter=(0.5, 2.0))
     one, other = (transform(image, record, np.random.default_rng(7)) for _ in range(2))
@@ -114,39 +114,39 @@ def test_the_same_generator_draws_the_same_sample(mask_record: Record) -> None:
     assert np.array_equal(one.masks, other.masks)
 
 
-def bars(num: int) -> list[np.ndarray]:
-    """Bars of 64 x 1, 64 x 2, 64 x 3, ... in a 64 x 64 image."""
+def vertical_bars(num: int) -> list[np.ndarray]:
+    """Return masks of 64 x 1, 64 x 2, 64 x 3, ... pixels in a 64 x 64 image."""
     masks = [np.zeros((64, 64), bool) for _ in range(num)]
     for i, mask in enumerate(masks):
         mask[:, : i + 1] = True
     return masks
 
 
-def areas(transform: Transform, record: ImageRecord, seed: int = 0) -> list[int]:
+def target_areas(transform: Transform, record: ImageRecord, seed: int = 0) -> list[int]:
     sample = transform(np.zeros((64, 64, 3), np.uint8), record, np.random.default_rng(seed))
     return sorted(sample.masks.sum((1, 2)).tolist())
 
 
 def test_masks_are_drawn_without_repetition(mask_record: Record) -> None:
-    record = image_record(bars(6), mask_record)
-    drawn = [areas(Transform(image_size=64, max_masks=4), record, seed) for seed in range(60)]
+    record = image_record(vertical_bars(6), mask_record)
+    drawn = [target_areas(Transform(image_size=64, max_masks=4), record, seed) for seed in range(60)]
     assert all(len(set(a)) == 4 for a in drawn)
     assert Counter(a for sample in drawn for a in sample).keys() == {64 * i for i in range(1, 7)}
-    assert areas(Transform(image_size=64, max_masks=64), record) == [64 * i for i in range(1, 7)]
+    assert target_areas(Transform(image_size=64, max_masks=64), record) == [64 * i for i in range(1, 7)]
 
 
-def test_large_and_small_masks_are_left_out(mask_record: Record) -> None:
-    """A mask of exactly the limit stays, at either end."""
-    record = image_record(bars(64), mask_record)
+def test_drops_large_and_small_masks(mask_record: Record) -> None:
+    """A mask of exactly either limit is kept."""
+    record = image_record(vertical_bars(64), mask_record)
     transform = Transform(image_size=64, max_area_fraction=0.5, min_area_px=3 * 64)
-    assert areas(transform, record) == [64 * i for i in range(3, 33)]
+    assert target_areas(transform, record) == [64 * i for i in range(3, 33)]
 
 
-def test_small_is_measured_in_the_model_frame(mask_record: Record) -> None:
+def test_min_area_is_measured_in_the_model_frame(mask_record: Record) -> None:
     """Of 64 x 64 pixels, 2 and 4 columns are 32 and 64 pixels of 32 x 32."""
-    record = image_record(bars(4)[1::2], mask_record)
-    assert areas(Transform(image_size=32, min_area_px=32), record) == [32, 64]
-    assert areas(Transform(image_size=32, min_area_px=33), record) == [64]
+    record = image_record(vertical_bars(4)[1::2], mask_record)
+    assert target_areas(Transform(image_size=32, min_area_px=32), record) == [32, 64]
+    assert target_areas(Transform(image_size=32, min_area_px=33), record) == [64]
 
 
 @pytest.mark.parametrize(
@@ -154,38 +154,38 @@ def test_small_is_measured_in_the_model_frame(mask_record: Record) -> None:
     [
         ([np.ones((64, 64), bool)], {}, "no_mask"),
         ([np.zeros((64, 64), bool)], {}, "no_mask"),
-        (bars(2), {"min_area_px": 200}, "no_mask_left"),
+        (vertical_bars(2), {"min_area_px": 200}, "no_mask_left"),
     ],
     ids=["too large", "empty", "too small"],
 )
-def test_a_sample_without_a_mask_is_skipped_by_name(
+def test_skips_a_sample_without_a_usable_mask(
     masks: list[np.ndarray], values: dict[str, Any], reason: str, mask_record: Record
 ) -> None:
     with pytest.raises(SkipSampleError, match="key sa_1") as skip:
-        areas(Transform(image_size=64, **values), image_record(masks, mask_record))
+        target_areas(Transform(image_size=64, **values), image_record(masks, mask_record))
     assert skip.value.reason == reason
 
 
-def test_an_image_without_records_is_skipped() -> None:
+def test_skips_an_image_without_masks() -> None:
     with pytest.raises(SkipSampleError) as skip:
-        areas(Transform(image_size=64), ImageRecord(key="sa_1", image_id=1, width=64, height=64, masks=[]))
+        target_areas(Transform(image_size=64), ImageRecord(key="sa_1", image_id=1, width=64, height=64, masks=[]))
     assert skip.value.reason == "no_mask"
 
 
-def test_a_mask_of_another_image_is_an_error_not_a_skip(mask_record: Record) -> None:
-    stray = mask_record(blob(20, 30))
+def test_mask_of_another_image_size_is_an_error(mask_record: Record) -> None:
+    other_size = mask_record(asymmetric_mask(20, 30))
     with pytest.raises(ShardError, match=r"RLE size \[20, 30\] is not the image's \[64, 64\]") as error:
-        areas(Transform(image_size=64), ImageRecord(key="sa_1", image_id=1, width=64, height=64, masks=[stray]))
+        target_areas(Transform(image_size=64), ImageRecord(key="sa_1", image_id=1, width=64, height=64, masks=[other_size]))
     assert not isinstance(error.value, SkipSampleError)
 
 
 @pytest.mark.parametrize("values", [{"min_area_px": 0}, {"max_masks": 0}])
-def test_bad_values_are_named(values: dict[str, int]) -> None:
+def test_rejects_values_below_one(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(values))} 0"):
         Transform(image_size=64, **values)
 
 
 @pytest.mark.parametrize("factors", [(0.0, 1.0), (2.0, 1.0)])
-def test_jitter_that_cannot_be_drawn_is_named(factors: tuple[float, float]) -> None:
+def test_rejects_invalid_jitter(factors: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="scale_jitter"):
         Transform(image_size=64, scale_jitter=factors)

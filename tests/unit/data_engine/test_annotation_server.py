@@ -410,7 +410,7 @@ def test_what_words_find_is_proposed_by_name(config: Callable[..., DictConfig], 
 def test_a_grid_proposes_and_a_model_without_words_is_refused(
     config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="takes no words"):
+    with pytest.raises(ConfigError, match="takes no text prompts"):
         annotate.create_application(config(f"checkpoint={checkpoint}", *permissive_text_generator(tmp_path / "clip", ["cat"])))
     anything = ["pred_iou_thresh=-100", "stability_score_thresh=0", "min_region_area_px=0", "points_per_side=2"]
     grid = ["generator@proposals=paper", *(f"proposals.{value}" for value in anything)]

@@ -152,7 +152,7 @@ def test_no_mask_at_all(one: Sample) -> None:
 
 
 def test_bad_values_are_named() -> None:
-    with pytest.raises(ValueError, match="num_corrections -1"):
+    with pytest.raises(ValueError, match="num_corrections must be at least 0, got -1"):
         ClickProtocol(num_clicks=0)
 
 

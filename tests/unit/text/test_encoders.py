@@ -14,7 +14,7 @@ from tiny_clip import DIM, IMAGE_SIZE, PATCH_SIZE, write_tiny_clip
 
 from sam_train.errors import ConfigError
 from sam_train.text import ClipEncoder, SentenceEncoder, check_text_encoder
-from sam_train.text.clip import attention_bias, patches_of_object
+from sam_train.text.clip import object_attention_bias, object_patches
 from sam_train.text.crops import ObjectCrop
 
 
@@ -53,7 +53,7 @@ def test_texts_are_those_of_transformers(clip: ClipEncoder) -> None:
 
 
 def test_what_says_nothing_is_refused(clip: ClipEncoder) -> None:
-    with pytest.raises(ValueError, match="expected words"):
+    with pytest.raises(ValueError, match="needs a letter or a digit"):
         clip.embed_texts(["cat", " ?"])
 
 
@@ -88,8 +88,8 @@ def test_a_hidden_object_is_seen_through_its_patches_alone(clip: ClipEncoder) ->
 def test_an_object_smaller_than_a_patch_has_its_fullest_one() -> None:
     masks = torch.zeros(1, 16, 16, dtype=torch.bool)
     masks[0, 9:11, 3:7] = True
-    assert patches_of_object(masks, 8)[0].tolist() == [False, False, True, False]
-    bias = attention_bias(patches_of_object(masks, 8))[0, 0]
+    assert object_patches(masks, 8)[0].tolist() == [False, False, True, False]
+    bias = object_attention_bias(object_patches(masks, 8))[0, 0]
     assert bias[0].tolist() == [-torch.inf, -torch.inf, -torch.inf, 0.0, -torch.inf]
     assert not bias[1:].any(), "the patches see each other as before"
 
@@ -146,8 +146,8 @@ def test_models_and_encoders_belong_together(clip: ClipEncoder) -> None:
     check_text_encoder(small_sam(text_dim=DIM, text_encoder=clip.sha256), clip)
     check_text_encoder(small_sam(text_dim=DIM), clip)
     for model, message in (
-        (small_sam(), "takes no words"),
-        (small_sam(text_dim=7), "7 numbers"),
+        (small_sam(), "takes no text prompts"),
+        (small_sam(text_dim=7), "7 dimensions"),
         (small_sam(text_dim=DIM, text_encoder="0" * 64), "trained with text encoder 000000000000"),
     ):
         with pytest.raises(ConfigError, match=message):
