@@ -36,7 +36,7 @@ from sam_train.files import file_sha256
 from sam_train.subsets import parse_slice
 
 HASH_IGNORED_KEYS = (
-    "device", "threads", "out", "checkpoint", "driver", "slice", "dry_run", "load_ahead", "claim_expires_s", "report", "privacy",
+    "device", "threads", "out", "checkpoint", "driver", "slice", "dry_run", "num_prefetch", "claim_expires_s", "report", "privacy",
 )  # fmt: skip
 """What decides no byte of the shards. (The checkpoint does, by its hash, and privacy by its `identity`.)"""
 
@@ -129,7 +129,7 @@ def check_config(cfg: DictConfig) -> Stage:
             raise ConfigError(
                 f"sam-engine needs {name}=...: sam-engine stage=fully_automatic source=PHOTOS checkpoint=FILE out=FOLDER"
             )
-    for name, least in (("first_image", 0), ("num_images", 1), ("images_per_shard", 1), ("load_ahead", 0)):
+    for name, least in (("first_image", 0), ("num_images", 1), ("images_per_shard", 1), ("num_prefetch", 0)):
         if not (isinstance(cfg[name], int) and cfg[name] >= least) and not (name == "num_images" and cfg[name] is None):
             raise ConfigError(f"{name} is {cfg[name]}: expected a whole number of at least {least}")
     stage: Stage = build(cfg.stage)

@@ -13,6 +13,10 @@ from typing import Any
 from sam_train.errors import ConfigError
 
 KEYS: Mapping[str, str] = {
+    "driver.at_once": "driver.array_parallelism",
+    "driver.minutes": "driver.time_limit_min",
+    "driver.requeues": "driver.max_requeues",
+    "load_ahead": "num_prefetch",
     "losses.loser_weight": "losses.all_candidates_weight",
     "corpus.truth": "corpus.ground_truth",
     "proposals.words": "proposals.text_prompts",

@@ -1,12 +1,13 @@
-"""Where slices run. What is done in a slice is the same everywhere: same files, same names, same bytes.
+"""Drivers distribute the slices of a run to workers. The shards have the same names and bytes with every driver.
 
-base.py       what the engine expects of a driver
-local.py      processes on this machine
-slurm.py      a SLURM job array through submitit
-ray.py        tasks of a Ray cluster
+base.py          the driver interface, the queue of slices
+local.py         processes on this machine; worker_pool.py runs and replaces them
+slurm.py         a SLURM job array through submitit
+ray.py           tasks of a Ray cluster
+progress.py      the progress bar and the log lines
 
-Anything else that can count from 0 to N - 1 needs no driver: start N commands with `slice=I/N` each. `kubernetes.yaml` in
-this folder is an indexed job that does so.
+Any other scheduler that can count from 0 to N - 1 needs no driver: it starts N commands, each with its `slice=I/N`.
+`kubernetes.yaml` in this folder is an indexed job that does so.
 """
 
 from data_engine.drivers.base import Driver, ProgressDisplay

@@ -1,4 +1,4 @@
-"""What the engine expects of a driver, and what all of them share."""
+"""The driver interface and the queue of slices that all drivers share."""
 
 from __future__ import annotations
 
@@ -9,80 +9,92 @@ from typing import Protocol, runtime_checkable
 
 from data_engine.slices import EngineJob, ProgressListener, SliceResult, SliceStatus, Worker
 
-PAUSE_S = 1.0
-"""Before a slice is asked for again that another process works on."""
+RETRY_AFTER_S = 1.0
+"""Seconds before a slice that another process holds is tried again."""
 
 
 @runtime_checkable
 class ProgressDisplay(ProgressListener, Protocol):
-    """Whoever follows a run."""
+    """Shows the progress of a run to the user."""
 
-    def slice(self, outcome: SliceResult, *, told: bool) -> None:
-        """A slice is whole. `told`: its pictures were, one by one, by `add`."""
+    def finish_slice(self, result: SliceResult, *, counted: bool) -> None:
+        """Show that a slice is complete. counted: whether `advance` has already counted its images one by one."""
         ...
 
-    def say(self, text: str) -> None:
-        """A sentence for the person who started the run."""
+    def log(self, text: str) -> None:
+        """Show a message to the user."""
         ...
 
 
-@runtime_checkable  # so that the type checks of the tests can ask
+@runtime_checkable  # the runtime type checks of the tests need it
 class Driver(Protocol):
-    """Brings slices to workers."""
+    """Distributes slices to workers."""
 
-    def width(self, device: str) -> int:
-        """Workers at once."""
+    def num_workers(self, device: str) -> int:
+        """Return the number of workers that run concurrently."""
         ...
 
     def run(self, job: EngineJob, slices: Sequence[int], display: ProgressDisplay) -> dict[int, str]:
-        """Make these slices. Returns those that were given up, each with the reason.
+        """Make these slices. Return the slices that failed, each with the reason.
 
-        Raises what a worker raises, as far as it concerns all slices.
+        Raises what a worker raises if the error concerns all slices.
         """
         ...
 
 
 class SliceQueue:
-    """Slices to hand out. Those that others hold come back after a pause."""
+    """Queue of slices that are still to be made; slices that other processes hold are deferred.
+
+    waiting --pop--> with a worker --the worker reports its result--> removed
+       ^                  |
+       +---- put_first ---+   its process died: the slice is tried again immediately
+       +---- defer -------+   another process holds it: it is tried again after RETRY_AFTER_S and after all waiting slices
+    """
 
     def __init__(self, slices: Sequence[int]) -> None:
-        self._now, self._later = deque(slices), deque[tuple[float, int]]()
+        self._waiting, self._deferred = deque(slices), deque[tuple[float, int]]()
 
     def __len__(self) -> int:
-        return len(self._now) + len(self._later)
+        """Return the number of slices in the queue, without those that workers have."""
+        return len(self._waiting) + len(self._deferred)
 
-    def take(self) -> int | None:
-        """The next one; None when there is none at this moment."""
-        if not self._now and self._later and self._later[0][0] <= time.monotonic():
-            return self._later.popleft()[1]
-        return self._now.popleft() if self._now else None
+    def pop(self) -> int | None:
+        """Remove and return the next slice; None if no slice is due yet."""
+        if not self._waiting and self._deferred and self._deferred[0][0] <= time.monotonic():
+            return self._deferred.popleft()[1]
+        return self._waiting.popleft() if self._waiting else None
 
-    def again(self, index: int) -> None:
-        """Next of all."""
-        self._now.appendleft(index)
+    def put_first(self, index: int) -> None:
+        """Put a slice at the front."""
+        self._waiting.appendleft(index)
 
-    def later(self, index: int) -> None:
-        """After a pause, and after all that nobody holds."""
-        self._later.append((time.monotonic() + PAUSE_S, index))
+    def defer(self, index: int) -> None:
+        """Put a slice behind all waiting ones, due after RETRY_AFTER_S."""
+        self._deferred.append((time.monotonic() + RETRY_AFTER_S, index))
 
 
-def report_or_defer(outcome: SliceResult, todo: SliceQueue, display: ProgressDisplay) -> None:
-    """Tell of a slice that a worker gave back, or put it off."""
-    if outcome.status is SliceStatus.HELD:
-        todo.later(outcome.index)
+def report_or_defer(result: SliceResult, queue: SliceQueue, display: ProgressDisplay) -> None:
+    """Show the result of a slice, or defer the slice if another process holds it."""
+    if result.status is SliceStatus.HELD_ELSEWHERE:
+        queue.defer(result.index)
         return
-    display.slice(outcome, told=outcome.status is SliceStatus.WRITTEN)
+    display.finish_slice(result, counted=result.status is SliceStatus.WRITTEN)
 
 
 def process_slices(worker: Worker, slices: Sequence[int], display: ProgressDisplay) -> None:
-    """Make slices in this process, one after the other; waits for those that others hold."""
-    todo, said = SliceQueue(slices), False
-    while todo:
-        index = todo.take()
+    """Make slices in this process, one after the other, and wait for those that other processes hold."""
+    queue, logged = SliceQueue(slices), False
+    while queue:
+        index = queue.pop()
         if index is None:
-            if not said:
-                display.say(f"waiting for {len(todo)} slices that other processes work on")
-            said = True
-            time.sleep(PAUSE_S / 4)
+            if not logged:
+                display.log(waiting_message(queue))
+            logged = True
+            time.sleep(RETRY_AFTER_S / 4)
             continue
-        report_or_defer(worker.run(index, display), todo, display)
+        report_or_defer(worker.process_slice(index, display), queue, display)
+
+
+def waiting_message(queue: SliceQueue) -> str:
+    """Return the message for a queue in which only slices of other processes are left."""
+    return f"waiting for {len(queue)} slices that other processes hold"

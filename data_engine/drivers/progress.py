@@ -1,4 +1,4 @@
-"""How far a run is, on the terminal; in a log, a line a slice."""
+"""Progress of a run: a bar on a terminal, one line per slice in a log."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.text import Text
 
 from data_engine.slices import SliceResult, SliceStatus
 
-_OVER_S = 600.0
-"""Seconds over which the speed is taken: a picture may need minutes."""
+_SPEED_WINDOW_S = 600.0
+"""Seconds over which the speed is averaged. It is long because one image may take minutes."""
 
 
 class ProgressBar:
-    """The audience of a run of `num_images` pictures, `num_done` of which are in shards already."""
+    """Progress bar of a run of `num_images` images, `num_done` of which are already in shards."""
 
     def __init__(self, *, description: str, num_images: int, num_done: int, console: Console | None = None) -> None:
         self._console = console or Console()
@@ -24,14 +24,14 @@ class ProgressBar:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("images"),
-            _Speed(),
+            _SpeedColumn(),
             TextColumn("{task.fields[masks]} masks, {task.fields[skipped]} skipped"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(
-            *columns, console=self._console, speed_estimate_period=_OVER_S, disable=not self._console.is_terminal
+            *columns, console=self._console, speed_estimate_period=_SPEED_WINDOW_S, disable=not self._console.is_terminal
         )
         self._masks, self._skipped = 0, 0
         self._task = self._progress.add_task(description, total=num_images, completed=num_done, masks=0, skipped=0)
@@ -43,61 +43,60 @@ class ProgressBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
-    def begin(self, origin: str) -> None:
-        """As `ProgressListener`."""
+    def start_image(self, origin: str) -> None:
+        """Implement `ProgressListener`."""
 
-    def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """As `ProgressListener`."""
+    def advance(self, *, images: int, masks: int, skipped: int) -> None:
+        """Implement `ProgressListener`."""
         self._masks += masks
         self._skipped += skipped
         self._progress.update(self._task, advance=images + skipped, masks=self._masks, skipped=self._skipped)
 
-    def slice(self, outcome: SliceResult, *, told: bool) -> None:
-        """As `ProgressDisplay`."""
-        if not told:
-            self.add(images=outcome.images, masks=outcome.masks, skipped=outcome.skipped)
+    def finish_slice(self, result: SliceResult, *, counted: bool) -> None:
+        """Implement `ProgressDisplay`."""
+        if not counted:
+            self.advance(images=result.images, masks=result.masks, skipped=result.skipped)
         if not self._console.is_terminal:
-            self.say(line(outcome))
+            self.log(format_slice_result(result))
 
-    def say(self, text: str) -> None:
-        """As `ProgressDisplay`."""
+    def log(self, text: str) -> None:
+        """Implement `ProgressDisplay`."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
 class ProgressLog:
-    """The audience of a task whose output goes into a log."""
+    """Progress display of a task whose output goes into a log: one line per slice."""
 
-    def begin(self, origin: str) -> None:
-        """As `ProgressListener`."""
+    def start_image(self, origin: str) -> None:
+        """Implement `ProgressListener`."""
 
-    def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """As `ProgressListener`."""
+    def advance(self, *, images: int, masks: int, skipped: int) -> None:
+        """Implement `ProgressListener`."""
 
-    def slice(self, outcome: SliceResult, *, told: bool) -> None:
-        """As `ProgressDisplay`."""
-        self.say(line(outcome))
+    def finish_slice(self, result: SliceResult, *, counted: bool) -> None:
+        """Implement `ProgressDisplay`."""
+        self.log(format_slice_result(result))
 
-    def say(self, text: str) -> None:
-        """As `ProgressDisplay`."""
+    def log(self, text: str) -> None:
+        """Implement `ProgressDisplay`."""
         print(text, flush=True)
 
 
-def line(outcome: SliceResult) -> str:
-    """What to print of a slice that is whole."""
-    made = f"{outcome.images} images, {outcome.masks} masks, {outcome.skipped} skipped"
-    if outcome.status is not SliceStatus.WRITTEN:
-        return f"slice {outcome.index}: {made}, by another process"
-    return f"slice {outcome.index}: {made}, {outcome.seconds:.1f} s"
+def format_slice_result(result: SliceResult) -> str:
+    """Return the line that is printed for a complete slice."""
+    totals = f"{result.images} images, {result.masks} masks, {result.skipped} skipped"
+    if result.status is not SliceStatus.WRITTEN:
+        return f"slice {result.index}: {totals}, by another process"
+    return f"slice {result.index}: {totals}, {result.seconds:.1f} s"
 
 
-class _Speed(TextColumn):
-    """Images a second, or seconds an image."""
+class _SpeedColumn(TextColumn):
+    """Column with the speed in images per second, or in seconds per image if it is below one image per second."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     def render(self, task: Task) -> Text:
-        """Of one task."""
         speed = task.speed
         if not speed:
             return Text("")

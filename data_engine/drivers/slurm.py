@@ -1,4 +1,4 @@
-"""A SLURM job array through submitit."""
+"""The SLURM driver: a job array through submitit. A task that runs into its time limit is requeued."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from typing import Any
 
 from data_engine.drivers.base import ProgressDisplay, process_slices
 from data_engine.drivers.progress import ProgressLog
-from data_engine.slices import EngineJob, EngineRunFolder, SliceResult, SliceStatus, Worker
+from data_engine.slices import EngineJob, EngineRunFolder, Worker, existing_result
 from sam_train.errors import ConfigError
-from sam_train.shards import load_manifest
 
 _POLL_S = 2.0
-_ASK_EVERY_S = 15.0
-_VISIBLE_AFTER_S = 20.0
-"""A task's last files may be seen here later than its end."""
+_SQUEUE_INTERVAL_S = 15.0
+_VISIBILITY_DELAY_S = 20.0
+"""Seconds to wait after the end of the array, because the last files of a task may become visible here later."""
 
 
 class SlurmDriver:
-    """Tasks of one array; task i of N makes every N-th of the slices that are left, from the i-th.
+    """Runs one job array; task I of N makes every N-th of the missing slices, starting from the I-th.
 
-    tasks: N. at_once: how many may run at a time; None leaves that to SLURM.
-    partition, account, minutes, cpus_per_task, gpus_per_task, mem_gb: of a task; None leaves it to the site.
-    requeues: how often a task may run into its time limit. It is put back into the queue then, as SLURM does by itself with
-        one that is preempted, and goes on with what is missing.
-    options: further options of sbatch, such as {constraint: a100}. setup: lines of shell before Python starts.
-    cluster: "slurm", or "local" for processes on this machine in its place, to try things out.
+    tasks: number of tasks N. array_parallelism: maximum number of tasks that run concurrently; None leaves it to SLURM.
+    partition, account, time_limit_min, cpus_per_task, gpus_per_task, mem_gb: resources of a task; None leaves them to the site.
+    max_requeues: how often a task that runs into its time limit is requeued; it then resumes with the missing slices. SLURM
+        itself requeues tasks that are preempted.
+    options: further options of sbatch, such as {constraint: a100}. setup: shell lines that run before Python starts.
+    cluster: "slurm", or "local" to run the tasks as processes on this machine, for tests.
     """
 
     def __init__(
         self,
         *,
         tasks: int,
-        at_once: int | None = None,
+        array_parallelism: int | None = None,
         partition: str | None = None,
         account: str | None = None,
-        minutes: int = 1440,
+        time_limit_min: int = 1440,
         cpus_per_task: int = 8,
         gpus_per_task: int = 0,
         mem_gb: float | None = None,
-        requeues: int = 100,
+        max_requeues: int = 100,
         options: Mapping[str, Any] | None = None,
         setup: Sequence[str] | None = None,
         cluster: str = "slurm",
@@ -52,41 +51,41 @@ class SlurmDriver:
             raise ConfigError(f"driver.tasks is {tasks}: expected 1 or more")
         if cluster not in ("slurm", "local"):
             raise ConfigError(f"driver.cluster is {cluster!r}: expected slurm or local")
-        self.tasks, self.at_once, self.cluster, self.requeues = tasks, at_once, cluster, requeues
-        self.cpus_per_task = cpus_per_task
+        self.tasks, self.array_parallelism, self.cluster = tasks, array_parallelism, cluster
+        self.max_requeues, self.cpus_per_task = max_requeues, cpus_per_task
         parameters: dict[str, Any] = {
             "name": "sam-engine",
-            "timeout_min": minutes,
+            "timeout_min": time_limit_min,
             "cpus_per_task": cpus_per_task,
             "gpus_per_node": gpus_per_task or None,
             "mem_gb": mem_gb,
             "stderr_to_stdout": True,
             "slurm_partition": partition,
             "slurm_account": account,
-            "slurm_array_parallelism": at_once or tasks,
+            "slurm_array_parallelism": array_parallelism or tasks,
             "slurm_setup": list(setup or ()) or None,
             "slurm_additional_parameters": dict(options or {}) or None,
         }
         self._parameters = {name: value for name, value in parameters.items() if value is not None}
 
-    def width(self, device: str) -> int:
-        """Tasks at once."""
-        return min(self.tasks, self.at_once or self.tasks)
+    def num_workers(self, device: str) -> int:
+        """Return the number of tasks that run concurrently."""
+        return min(self.tasks, self.array_parallelism or self.tasks)
 
     def run(self, job: EngineJob, slices: Sequence[int], display: ProgressDisplay) -> dict[int, str]:
-        """Submit the array and wait for it. Given up is what is not there when it has left the queue.
+        """Submit the array, wait for its end, and return the slices that are still missing then, with the reason.
 
-        Raises ConfigError when there is no SLURM or it does not take the array.
+        Raises ConfigError if SLURM is unavailable or rejects the array.
         """
         if not slices:
             return {}
-        shares = [list(slices[task :: self.tasks]) for task in range(min(self.tasks, len(slices)))]
-        array = self._submit(job, shares)
-        display.say(f"{array.name}: {len(shares)} tasks, logs in {array.logs}")
+        task_slices = [list(slices[task :: self.tasks]) for task in range(min(self.tasks, len(slices)))]
+        array = self._submit(job, task_slices)
+        display.log(f"{array.description}: {len(task_slices)} tasks, logs in {array.logs}")
         _wait_for_array(array, job.folder, slices, display)
-        return array.failed(job.folder.missing_slices(slices), shares)
+        return array.failure_reasons(job.folder.missing_slices(slices), task_slices)
 
-    def _submit(self, job: EngineJob, shares: Sequence[Sequence[int]]) -> _JobArray:
+    def _submit(self, job: EngineJob, task_slices: Sequence[Sequence[int]]) -> _JobArray:
         try:
             import submitit
             from submitit.core.utils import FailedJobError
@@ -94,16 +93,16 @@ class SlurmDriver:
             raise ConfigError(f"driver=slurm needs submitit ({error}): pip install 'sam-train[slurm]'") from error
         logs = job.folder.driver_folder("slurm")
         try:
-            executor = submitit.AutoExecutor(folder=logs, cluster=self.cluster, slurm_max_num_timeout=self.requeues)
+            executor = submitit.AutoExecutor(folder=logs, cluster=self.cluster, slurm_max_num_timeout=self.max_requeues)
             executor.update_parameters(**self._parameters)
-            jobs = executor.map_array(SlurmTask(self.cpus_per_task), [job] * len(shares), shares)
+            tasks = executor.map_array(SlurmTask(self.cpus_per_task), [job] * len(task_slices), task_slices)
         except (RuntimeError, FailedJobError, subprocess.SubprocessError, OSError) as error:
-            raise ConfigError(f"no array was submitted: {error}; driver=local needs no SLURM") from error
-        return _JobArray(jobs=jobs, logs=logs, slurm=self.cluster == "slurm")
+            raise ConfigError(f"the job array was not submitted: {error}; driver=local needs no SLURM") from error
+        return _JobArray(tasks=tasks, logs=logs, slurm=self.cluster == "slurm")
 
 
 class SlurmTask:
-    """What a task does. It may be put back into the queue at any moment: slices are whole or not there."""
+    """Work of one task of the array. It may be requeued at any moment, because shards are written atomically."""
 
     def __init__(self, cpus: int) -> None:
         self.cpus = cpus
@@ -114,7 +113,7 @@ class SlurmTask:
         process_slices(worker, slices, ProgressLog())
 
     def checkpoint(self, job: EngineJob, slices: Sequence[int]) -> Any:
-        """What submitit puts into the queue when the time is up: the same."""
+        """Return the same work, which submitit requeues at the time limit."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job, slices)
@@ -122,75 +121,74 @@ class SlurmTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _JobArray:
-    """What was submitted."""
+    """A submitted job array."""
 
-    jobs: Sequence[Any]
+    tasks: Sequence[Any]
+    """The jobs of submitit, one per task."""
     logs: Path
     slurm: bool
 
     @property
-    def number(self) -> str:
-        return str(self.jobs[0].job_id).partition("_")[0]
+    def job_id(self) -> str:
+        return str(self.tasks[0].job_id).partition("_")[0]
 
     @property
-    def name(self) -> str:
-        return f"SLURM job {self.number} (scancel {self.number} ends it)" if self.slurm else "processes of submitit"
+    def description(self) -> str:
+        return f"SLURM job {self.job_id} (cancel with scancel {self.job_id})" if self.slurm else "processes of submitit"
 
     def has_results(self) -> bool:
-        return all(job.paths.result_pickle.exists() for job in self.jobs)
+        return all(task.paths.result_pickle.exists() for task in self.tasks)
 
     def has_left_queue(self) -> bool:
-        """Whether SLURM knows of no task that waits or runs. Not asked of sacct, which many a site does not have."""
+        """Return whether no task is pending or running. Uses squeue, because many sites do not have sacct."""
         if not self.slurm:
-            return all(job.done() for job in self.jobs)
-        command = ["squeue", "--noheader", "--jobs", self.number, "--format", "%T"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode:  # a job that ended long ago is an error to squeue, and so is a controller that restarts
-            return "Invalid job id" in answer.stderr
-        return not answer.stdout.strip()
+            return all(task.done() for task in self.tasks)
+        command = ["squeue", "--noheader", "--jobs", self.job_id, "--format", "%T"]
+        response = subprocess.run(command, capture_output=True, text=True, check=False)
+        if response.returncode:  # squeue fails for a job that ended long ago, and also while the controller restarts
+            return "Invalid job id" in response.stderr
+        return not response.stdout.strip()
 
-    def failed(self, missing_slices: Sequence[int], shares: Sequence[Sequence[int]]) -> dict[int, str]:
-        """Each slice that is not there, with what its task says of its end."""
-        missing, reasons = set(missing_slices), dict[int, str]()
-        for job, share in zip(self.jobs, shares, strict=True):
-            if missing & set(share):
-                reasons |= dict.fromkeys(sorted(missing & set(share)), _end_of(job))
+    def failure_reasons(self, missing: Sequence[int], task_slices: Sequence[Sequence[int]]) -> dict[int, str]:
+        """Return each missing slice with the reason for which its task ended."""
+        missing_set, reasons = set(missing), dict[int, str]()
+        for task, slices in zip(self.tasks, task_slices, strict=True):
+            if missing_set & set(slices):
+                reasons |= dict.fromkeys(sorted(missing_set & set(slices)), _exit_reason(task))
         return reasons
 
 
-def _end_of(job: Any) -> str:
+def _exit_reason(task: Any) -> str:
     from submitit.core.utils import pickle_load
 
-    log = f"see {job.paths.stdout}"
-    if not job.paths.result_pickle.exists():
-        return f"task {job.job_id} was ended from outside ({log})"
-    outcome, result = pickle_load(job.paths.result_pickle)
+    log = f"see {task.paths.stdout}"
+    if not task.paths.result_pickle.exists():
+        return f"task {task.job_id} was ended from outside ({log})"
+    outcome, result = pickle_load(task.paths.result_pickle)
     last = str(result).strip().splitlines()[-1:] if outcome == "error" else []
-    return f"task {job.job_id}: {last[0]} ({log})" if last else f"task {job.job_id} left it out ({log})"
+    return f"task {task.job_id}: {last[0]} ({log})" if last else f"task {task.job_id} did not make it ({log})"
 
 
 def _wait_for_array(array: _JobArray, folder: EngineRunFolder, slices: Sequence[int], display: ProgressDisplay) -> None:
-    """Until the array has ended, tell of each slice that is new in the folder."""
-    left, asked = list(slices), time.monotonic()
-    over: float | None = None
+    """Wait for the end of the array, and show each slice that appears in the folder meanwhile."""
+    missing, last_query = list(slices), time.monotonic()
+    ended_at: float | None = None
     while True:
-        left = _report_finished_slices(folder, left, display)
+        missing = _report_finished_slices(folder, missing, display)
         now = time.monotonic()
-        if over is None and (not left or (now - asked > _ASK_EVERY_S and array.has_left_queue())):
-            over = now
-        if over is None and now - asked > _ASK_EVERY_S:
-            asked = now
-        if array.has_results() or (over is not None and now - over > _VISIBLE_AFTER_S):
-            _report_finished_slices(folder, left, display)
+        if ended_at is None and (not missing or (now - last_query > _SQUEUE_INTERVAL_S and array.has_left_queue())):
+            ended_at = now
+        if ended_at is None and now - last_query > _SQUEUE_INTERVAL_S:
+            last_query = now
+        if array.has_results() or (ended_at is not None and now - ended_at > _VISIBILITY_DELAY_S):
+            _report_finished_slices(folder, missing, display)
             return
         time.sleep(_POLL_S)
 
 
 def _report_finished_slices(folder: EngineRunFolder, slices: Sequence[int], display: ProgressDisplay) -> list[int]:
-    """Tell of those that are there; returns the others."""
-    missing_slices = folder.missing_slices(slices)
-    for index in sorted(set(slices) - set(missing_slices)):
-        manifest = load_manifest(folder.shard(index))
-        numbers = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(manifest.skipped)}
-        display.slice(SliceResult(index=index, status=SliceStatus.ALREADY_DONE, **numbers), told=False)
-    return missing_slices
+    """Show those of `slices` that are complete, and return the others."""
+    missing = folder.missing_slices(slices)
+    for index in sorted(set(slices) - set(missing)):
+        display.finish_slice(existing_result(folder, index), counted=False)
+    return missing

@@ -1,4 +1,4 @@
-"""Worker processes that may die. One that does is reported and replaced, and its slice is tried once more."""
+"""A pool of worker processes. A worker that dies is reported and replaced, and its slice is tried once more."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from data_engine.drivers.base import ProgressDisplay, SliceQueue, report_or_defer
+from data_engine.drivers.base import ProgressDisplay, SliceQueue, report_or_defer, waiting_message
 from data_engine.slices import EngineJob, SliceProgress, SliceResult, Worker
-from sam_train.errors import SamTrainError, format_error
+from sam_train.errors import SamTrainError, message_of
 
-DEATHS_PER_SLICE = 2
-DEATHS_IN_A_ROW = 6
-"""Of any workers without a slice made in between: then it is not the pictures."""
+MAX_DEATHS_PER_SLICE = 2
+MAX_CONSECUTIVE_DEATHS = 6
+"""Number of deaths of any workers, without a finished slice in between, that ends the run: the images are then not the cause."""
 _POLL_S = 0.25
-# Not fork: this process has threads (the bar, torch), and a copy of their locks may be held for ever.
+# Not fork: this process has threads (the progress bar, torch), and a forked copy of their locks may stay locked for ever.
 _SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """Where a process works."""
+    """Device and number of threads of a worker process."""
 
     device: str
     threads: int
@@ -34,92 +34,100 @@ class WorkerSpec:
 def run_in_processes(
     job: EngineJob, slices: Sequence[int], display: ProgressDisplay, specs: Sequence[WorkerSpec]
 ) -> dict[int, str]:
-    """Make slices in a process for each seat. Returns those given up after two deaths, with the reason.
+    """Make slices in one process per spec. Return the slices that failed because their worker died twice, with the reason.
 
-    Raises SamTrainError with the words of the first worker that met an error; what others have begun is dropped then.
+    Raises SamTrainError with the message of the first worker that raised an error; unfinished slices of the others are dropped.
     """
-    todo, deaths, failed = SliceQueue(slices), Counter[int](), dict[int, str]()
+    queue, deaths, failed = SliceQueue(slices), Counter[int](), dict[int, str]()
     workers = [_WorkerHandle(job, spec, display) for spec in specs]
-    said, in_a_row = False, 0
+    logged, consecutive_deaths = False, 0
     try:
-        while todo or any(hand.index is not None for hand in workers):
-            for hand in workers:
-                if hand.index is None and (index := todo.take()) is not None:
-                    hand.give(index)
-            if not said and all(hand.index is None for hand in workers):
-                display.say(f"waiting for {len(todo)} slices that other processes work on")
-                said = True
-            for hand in _ready(workers):
-                heard = hand.listen()
-                if isinstance(heard, SliceResult):
-                    in_a_row = 0
-                    report_or_defer(heard, todo, display)
-                elif heard is not None:
-                    in_a_row += 1
-                    _handle_worker_death(heard, in_a_row, todo, deaths, failed, display)
+        while queue or any(worker.index is not None for worker in workers):
+            for worker in workers:
+                if worker.index is None and (index := queue.pop()) is not None:
+                    worker.assign(index)
+            if not logged and all(worker.index is None for worker in workers):
+                display.log(waiting_message(queue))
+                logged = True
+            for worker in _ready_workers(workers):
+                message = worker.receive()
+                if isinstance(message, SliceResult):
+                    consecutive_deaths = 0
+                    report_or_defer(message, queue, display)
+                elif message is not None:
+                    consecutive_deaths += 1
+                    _handle_worker_death(message, consecutive_deaths, queue, deaths, failed, display)
     finally:
-        for hand in workers:
-            hand.dismiss()
+        for worker in workers:
+            worker.terminate()
     return failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Death:
-    """Of a worker process; `index` is the slice it was at, None when it had none."""
+class _WorkerDeath:
+    """Death of a worker process. `index` is the slice that it was making, None if it had none."""
 
     index: int | None
-    how: str
+    cause: str
 
 
 def _handle_worker_death(
-    death: _Death, in_a_row: int, todo: SliceQueue, deaths: Counter[int], failed: dict[int, str], display: ProgressDisplay
+    death: _WorkerDeath,
+    consecutive_deaths: int,
+    queue: SliceQueue,
+    deaths: Counter[int],
+    failed: dict[int, str],
+    display: ProgressDisplay,
 ) -> None:
-    if in_a_row >= DEATHS_IN_A_ROW:
-        what_to_do = "see that there is memory for each (driver.processes) and start the same command again"
-        raise SamTrainError(f"worker processes die one after the other, the last one {death.how}: {what_to_do}")
+    if consecutive_deaths >= MAX_CONSECUTIVE_DEATHS:
+        remedy = "make sure that there is enough memory for driver.processes and start the same command again"
+        raise SamTrainError(f"{consecutive_deaths} worker processes in a row died, the last one {death.cause}: {remedy}")
     if death.index is None:
-        display.say(f"a worker process {death.how}")
+        display.log(f"a worker process {death.cause}")
         return
     deaths[death.index] += 1
-    if deaths[death.index] < DEATHS_PER_SLICE:
-        display.say(f"a worker process {death.how}: slice {death.index} is tried once more")
-        todo.again(death.index)
+    if deaths[death.index] < MAX_DEATHS_PER_SLICE:
+        display.log(f"a worker process {death.cause}: slice {death.index} is tried once more")
+        queue.put_first(death.index)
     else:
-        failed[death.index] = f"its worker process {death.how}, for the second time"
-        display.say(f"slice {death.index} is given up: {failed[death.index]}")
+        failed[death.index] = f"its worker process {death.cause}, for the second time"
+        display.log(f"slice {death.index} failed: {failed[death.index]}")
 
 
 class _WorkerHandle:
-    """A worker process and the pipe to it."""
+    """A worker process and the parent's end of the pipe to it."""
 
     def __init__(self, job: EngineJob, spec: WorkerSpec, display: ProgressDisplay) -> None:
-        self._job, self._seat, self._audience = job, spec, display
+        self._job, self._spec, self._display = job, spec, display
         self.index: int | None = None
         self._start()
 
     def _start(self) -> None:
-        self._tally, self._origin = SliceProgress(self._audience), ""
-        self.pipe, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(self._job, self._seat, theirs), daemon=True)
+        self._progress, self._origin = SliceProgress(self._display), ""
+        self.pipe, child_end = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_serve, args=(self._job, self._spec, child_end), daemon=True)
         self._process.start()
-        theirs.close()  # so that its end is seen here when the process dies
+        child_end.close()  # the pipe then reports end of file when the process dies
 
-    def give(self, index: int) -> None:
-        """Hand it a slice."""
-        self.index, self._tally = index, SliceProgress(self._audience)
-        with suppress(OSError):  # it died: `listen` will tell
+    def assign(self, index: int) -> None:
+        """Send a slice to the process."""
+        self.index, self._progress = index, SliceProgress(self._display)
+        with suppress(OSError):  # the process died, which `receive` reports
             self.pipe.send(index)
 
-    def listen(self) -> SliceResult | _Death | None:
-        """One message of the process; None for one that was about a picture. Raises SamTrainError for an error there."""
+    def receive(self) -> SliceResult | _WorkerDeath | None:
+        """Receive one message of the process; return None if it was about an image.
+
+        Raises SamTrainError with the message of an error in the process.
+        """
         try:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
             return self._replace()
-        if kind == "begin":
+        if kind == "start_image":
             self._origin = content
-        elif kind == "add":
-            self._tally.add(**content)
+        elif kind == "advance":
+            self._progress.advance(**content)
         elif kind == "error":
             raise SamTrainError(content)
         else:
@@ -128,53 +136,53 @@ class _WorkerHandle:
             return content
         return None
 
-    def dismiss(self) -> None:
-        """End the process. What it has begun is dropped: a shard is whole or not there."""
+    def terminate(self) -> None:
+        """End the process. Its unfinished slice is dropped; shards are written atomically."""
         self.pipe.close()
         self._process.terminate()
         self._process.join()
 
-    def _replace(self) -> _Death:
+    def _replace(self) -> _WorkerDeath:
         self.pipe.close()
         self._process.join()
         code, index = self._process.exitcode or 0, self.index
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        how += " (what a system out of memory sends)" if code == -signal.SIGKILL else ""
-        how += f" at {self._origin}" if self._origin else ""
-        self._tally.revert()
+        cause = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        cause += " (possibly by the out-of-memory killer)" if code == -signal.SIGKILL else ""
+        cause += f" at {self._origin}" if self._origin else ""
+        self._progress.revert()
         self.index = None
         self._start()
-        return _Death(index=index, how=how)
+        return _WorkerDeath(index=index, cause=cause)
 
 
-def _ready(workers: Sequence[_WorkerHandle]) -> list[_WorkerHandle]:
-    pipes = {hand.pipe: hand for hand in workers}
-    return [pipes[pipe] for pipe in wait(list(pipes), timeout=_POLL_S) if isinstance(pipe, Connection)]
+def _ready_workers(workers: Sequence[_WorkerHandle]) -> list[_WorkerHandle]:
+    by_pipe = {worker.pipe: worker for worker in workers}
+    return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout=_POLL_S) if isinstance(pipe, Connection)]
 
 
 class _ParentGoneError(Exception):
-    """The process that started this one is gone."""
+    """The parent process ended."""
 
 
 class _WorkerPipe:
-    """A worker's end of the pipe, and its watch."""
+    """The worker's end of the pipe, which is also the worker's progress listener."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
-    def begin(self, origin: str) -> None:
-        self.tell("begin", origin)
+    def start_image(self, origin: str) -> None:
+        self.send("start_image", origin)
 
-    def add(self, *, images: int, masks: int, skipped: int) -> None:
-        self.tell("add", {"images": images, "masks": masks, "skipped": skipped})
+    def advance(self, *, images: int, masks: int, skipped: int) -> None:
+        self.send("advance", {"images": images, "masks": masks, "skipped": skipped})
 
-    def tell(self, kind: str, content: object) -> None:
+    def send(self, kind: str, content: object) -> None:
         try:
             self._pipe.send((kind, content))
         except OSError as error:
             raise _ParentGoneError from error
 
-    def hear(self) -> int:
+    def receive_index(self) -> int:
         try:
             index: int = self._pipe.recv()
         except (EOFError, OSError) as error:
@@ -182,18 +190,18 @@ class _WorkerPipe:
         return index
 
 
-def _serve(job: EngineJob, spec: WorkerSpec, pipe: Connection) -> None:
-    """What a worker process does: a slice for each number that comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the process that started this one decides
-    ear = _WorkerPipe(pipe)
+def _serve(job: EngineJob, spec: WorkerSpec, connection: Connection) -> None:
+    """Run the main loop of a worker process: make one slice for each index that is received."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides what to do
+    pipe = _WorkerPipe(connection)
     with suppress(_ParentGoneError):
         try:
             worker = Worker(job, device=spec.device, threads=spec.threads)
             while True:
-                ear.tell("outcome", worker.run(ear.hear(), ear))
+                pipe.send("result", worker.process_slice(pipe.receive_index(), pipe))
         except (SamTrainError, OSError) as error:
-            ear.tell("error", format_error(error))
+            pipe.send("error", message_of(error))
         except _ParentGoneError:
             raise
-        except Exception:  # a fault of ours: all of it is wanted
-            ear.tell("error", f"a worker process met an error that nobody expected:\n{traceback.format_exc()}")
+        except Exception:  # a bug of ours: the full traceback is needed
+            pipe.send("error", f"unexpected error in a worker process:\n{traceback.format_exc()}")

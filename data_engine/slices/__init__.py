@@ -1,17 +1,17 @@
-"""One worker's share of a source, and how it becomes a shard.
+"""A slice is a fixed part of a source's images; a worker annotates it and writes it as one shard.
 
-job.py       what is sent to a worker, and what it tells
-worker.py    a slice to a shard
-overlap.py   reading ahead and finishing behind
-claims.py    who works on which slice
-listing.py   the source, cut into slices
-folder.py    the run's folder on disk
+job.py             what a worker receives and reports
+worker.py          annotation of a slice, and its shard
+prefetch.py        image prefetching and background finishing
+claims.py          claims (leases with expiry) that give each slice one worker
+slice_listing.py   the source's images, divided into slices
+run_folder.py      the run folder on disk
 """
 
 from data_engine.slices.job import EngineJob, ProgressListener, SliceProgress, SliceResult, SliceStatus, with_absolute_paths
-from data_engine.slices.listing import SliceListing
 from data_engine.slices.run_folder import EngineRunFolder
-from data_engine.slices.worker import Worker
+from data_engine.slices.slice_listing import SliceListing
+from data_engine.slices.worker import Worker, existing_result
 
 __all__ = [
     "EngineJob",
@@ -22,5 +22,6 @@ __all__ = [
     "SliceResult",
     "SliceStatus",
     "Worker",
+    "existing_result",
     "with_absolute_paths",
 ]

@@ -1,22 +1,26 @@
-"""Who works on which slice, settled in a folder that all workers see, so that no slice is made twice.
+"""Claims give each slice one holder at a time, so that no slice is made twice. They are files in a folder that all workers share.
 
-A claim is a file `NAME.GENERATION`. Whoever creates it (O_EXCL: one does, whatever the number of processes and machines)
-holds it for as long as the process lives and touches the file now and then. A holder that is gone is followed by whoever
-creates the next generation, which again only one can; nothing is renamed or removed while a run is going on, so two that
-judge the same holder gone cannot undo each other's claims.
+A claim is a file `NAME.GENERATION`. The process that creates it with O_EXCL holds it; exactly one process can, whatever the
+number of processes and machines. The holder keeps it for as long as it lives and updates the file's modification time
+periodically (a heartbeat). When the holder is gone, its successor is the process that creates the file of the next generation,
+which again only one can. No file is renamed or removed during a run, so two processes that both consider a holder dead cannot
+undo each other's claims.
 
-When a holder is gone:
-- as soon as it lets go, which it writes into its file;
-- on the same machine at once: it held a lock on its file (flock), which dies with it;
-- elsewhere when its file was not touched for `expires_s`. That is measured by whoever waits, on its own clock from the
-  moment it looked first, so clocks of two machines need not agree. Locks are not trusted across machines: some network
-  file systems have none.
+A holder is gone:
+- as soon as it releases the claim, which it writes into its file;
+- immediately after its death, as seen from the same machine: it held a lock on its file (flock), and the lock ends with the
+  process;
+- as seen from another machine, when the claim has expired: the file was not modified for `expires_s`. The waiting process
+  measures this time on its own clock, starting at its first look, so the clocks of two machines need not agree. Locks are not
+  trusted across machines, because some network file systems have none.
 
-What holds: at any moment one process at most believes rightly that it may write. A process that slept (a laptop's lid, a
-stopped container) for longer than `expires_s` may have been followed. It notices when it takes the next generation itself
-just before its shard gets its name (`Claim.confirm`), and gives up. Only if it sleeps a second time for as long in the
-instant between that and the renaming would a slice be written twice, then with the same bytes, one whole file over the other.
-This needs a file system with exclusive creation: any local one, NFS from version 3, Lustre, GPFS, CephFS, SMB; not a bucket
+Guarantee: at any moment at most one process has the right to write a slice. A process that was suspended (a closed laptop,
+a stopped container) for longer than `expires_s` may have a successor. It detects this because it creates the next generation
+itself just before its shard is renamed into place (`Claim.confirm`), and then drops its work. A slice is written twice only if
+the process is suspended a second time, for as long, between that check and the rename; both files then have the same bytes, and
+one complete file replaces the other.
+
+This requires a file system with exclusive creation: any local one, NFS from version 3, Lustre, GPFS, CephFS, SMB; not a bucket
 that is mounted as a folder.
 """
 
@@ -38,22 +42,22 @@ _RELEASED = b"released"
 
 
 class ClaimLostError(SamTrainError):
-    """Another process follows this one: it was not heard of for too long."""
+    """Another process took over this process's claim, because its heartbeat was missing for longer than the expiry time."""
 
 
 class Claims:
-    """The claims in a folder, as one process sees them.
+    """The claims in a folder, from the point of view of one process.
 
-    expires_s: a holder on another machine that was not heard of for so long is taken for dead. Longer than the file
-        system keeps what it knows of files (NFS: 60 s).
+    expires_s: time in seconds without a heartbeat after which a holder on another machine is considered dead. It must be longer
+        than the file system caches file attributes (NFS: 60 s).
     """
 
     def __init__(self, folder: Path, expires_s: float) -> None:
         self.folder, self.expires_s = folder, expires_s
-        self._seen: dict[Path, tuple[tuple[int, bytes], float]] = {}
+        self._last_changes: dict[Path, tuple[tuple[int, bytes], float]] = {}
 
-    def take(self, name: str) -> Claim | None:
-        """A claim of this process, or None: another process holds it, or the folder is gone because all is done."""
+    def acquire(self, name: str) -> Claim | None:
+        """Return a claim of this process; None if another process holds it or the folder was removed because the run is done."""
         generation = 0
         while True:
             path = self.folder / f"{name}.{generation}"
@@ -70,45 +74,48 @@ class Claims:
         try:
             descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
-            return False  # the folder goes: everything is done
+            return False  # the folder is being removed: all slices are done
         try:
-            content, touched = os.read(descriptor, 4096), os.fstat(descriptor).st_mtime_ns
-            if content == _RELEASED or (_machine_of(content) == MACHINE and _can_lock(descriptor)):
+            content, modified = os.read(descriptor, 4096), os.fstat(descriptor).st_mtime_ns
+            if content == _RELEASED or (_holder_machine(content) == MACHINE and _can_lock(descriptor)):
                 return True
         finally:
             os.close(descriptor)
         now = time.monotonic()
-        seen, since = self._seen.get(path, (None, now))
-        if seen != (touched, content):
-            self._seen[path] = (touched, content), now
+        last_state, changed_at = self._last_changes.get(path, (None, now))
+        if last_state != (modified, content):
+            self._last_changes[path] = (modified, content), now
             return False
-        return now - since > self.expires_s
+        return now - changed_at > self.expires_s
 
 
 class Claim:
-    """A slice that is this process's own until `release`. Raises FileExistsError when the generation has a holder."""
+    """A slice that belongs to this process until `release`. The constructor raises FileExistsError if the generation exists."""
 
     def __init__(self, path: Path, expires_s: float) -> None:
         self._expires_s = expires_s
-        self._hold(path)
+        self._create_file(path)
         self._stop = threading.Event()
-        self._beats = threading.Thread(target=self._heartbeat, name=f"claim {path.name}", daemon=True)
-        self._beats.start()
+        self._heartbeat_thread = threading.Thread(target=self._heartbeat, name=f"claim {path.name}", daemon=True)
+        self._heartbeat_thread.start()
 
     def confirm(self) -> None:
-        """Begin a generation of one's own that nobody else can begin any more. Raises ClaimLostError when somebody has."""
-        before = self._descriptor
+        """Create the next generation, so that no other process can take over any more.
+
+        Raises ClaimLostError if another process has already created it.
+        """
+        previous = self._descriptor
         try:
-            self._hold(self._next())
+            self._create_file(self._next_generation())
         except FileExistsError as error:
-            message = f"{self._path.name} was taken over: this process was not heard of for {self._expires_s:.0f} s"
-            raise ClaimLostError(f"{message}; what it made of the slice is dropped") from error
-        _mark_released(before)
+            message = f"{self._path.name} was taken over: this process sent no heartbeat for {self._expires_s:.0f} s"
+            raise ClaimLostError(f"{message}; its results for the slice are dropped") from error
+        _mark_released(previous)
 
     def release(self) -> None:
-        """Let go. The file stays, and whoever wants the slice may follow at once."""
+        """Give up the claim. The file stays, and another process may take the slice immediately."""
         self._stop.set()
-        self._beats.join()
+        self._heartbeat_thread.join()
         _mark_released(self._descriptor)
 
     def __enter__(self) -> Claim:
@@ -117,21 +124,21 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _hold(self, path: Path) -> None:
+    def _create_file(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        with suppress(OSError):  # a file system without locks: others wait until it expires
+        with suppress(OSError):  # a file system without locks: other processes wait for the expiry
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # After the lock: who can read that we hold it must not be able to lock it.
+        # Written after locking: a process that can read the holder must not be able to lock the file.
         os.write(descriptor, json.dumps({"machine": MACHINE, "pid": os.getpid()}).encode())
         self._path, self._descriptor = path, descriptor
 
-    def _next(self) -> Path:
+    def _next_generation(self) -> Path:
         name, _, generation = self._path.name.rpartition(".")
         return self._path.with_name(f"{name}.{int(generation) + 1}")
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(self._expires_s / HEARTBEATS_PER_EXPIRY):
-            with suppress(OSError):  # not heard of then, which `confirm` will tell
+            with suppress(OSError):  # the heartbeat is missing then, which `confirm` detects
                 os.utime(self._path)
 
 
@@ -143,19 +150,19 @@ def _mark_released(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _machine() -> str:
-    """Names a host name under a running kernel: processes with the same one see each other's locks."""
+def _machine_id() -> str:
+    """Return an id of a host name under one boot of a kernel: processes with the same id can see each other's locks."""
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         kernel = ""
     return f"{socket.gethostname()} {kernel}".strip()
 
 
-MACHINE = _machine()
+MACHINE = _machine_id()
 
 
-def _machine_of(content: bytes) -> str | None:
+def _holder_machine(content: bytes) -> str | None:
     try:
         return str(json.loads(content)["machine"])
     except (ValueError, KeyError, TypeError):  # not written yet
@@ -165,6 +172,6 @@ def _machine_of(content: bytes) -> str | None:
 def _can_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or no locks here
+    except OSError:  # locked by its holder, or a file system without locks
         return False
     return True

@@ -1,4 +1,4 @@
-"""What is sent to a worker, and what it tells."""
+"""The job that a worker receives, and the progress and results that it reports."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from data_engine.slices.run_folder import EngineRunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineJob:
-    """A run in plain values: what a process, a SLURM task or a Ray worker is sent. Paths are absolute."""
+    """A run in plain values that can be sent to a process, a SLURM task or a Ray worker. Paths are absolute."""
 
     config: dict[str, Any]
-    """The engine's config, resolved."""
+    """Resolved config of the engine."""
     provenance: dict[str, str]
+    """Everything that determines the bytes of the shards; it is written into every manifest."""
 
     @property
     def folder(self) -> EngineRunFolder:
-        """The run's folder, as a new process sees it."""
+        """The run folder, opened anew."""
         return EngineRunFolder(Path(self.config["out"]), self.config["claim_expires_s"])
 
 
 class SliceStatus(Enum):
-    """What became of a slice."""
+    """State of a slice after a worker tried to make it."""
 
     WRITTEN = "written"
-    ALREADY_DONE = "there"
-    """It was whole already."""
-    HELD = "held"
-    """Another process works on it, or took it over from this one."""
+    """This worker wrote the shard."""
+    ALREADY_DONE = "already_done"
+    """The shard was complete before."""
+    HELD_ELSEWHERE = "held_elsewhere"
+    """Another process holds the slice, or took it over from this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceResult:
-    """A slice that a worker was given."""
+    """Result of one slice, as a worker reports it."""
 
     index: int
     status: SliceStatus
@@ -49,45 +51,48 @@ class SliceResult:
     seconds: float = 0.0
 
 
-@runtime_checkable  # so that the type checks of the tests can ask
+@runtime_checkable  # the runtime type checks of the tests need it
 class ProgressListener(Protocol):
-    """Whoever wants to know how far a worker is."""
+    """Receives the progress of a worker."""
 
-    def begin(self, origin: str) -> None:
-        """The picture `origin` comes next."""
+    def start_image(self, origin: str) -> None:
+        """Receive that the image `origin` is next."""
         ...
 
-    def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """So much more is done. A picture is an image or skipped."""
+    def advance(self, *, images: int, masks: int, skipped: int) -> None:
+        """Receive the increments since the last call. A source image counts either in `images` or in `skipped`."""
         ...
 
 
 class SliceProgress:
-    """Passes on what is told of a slice, and can take it back when nothing came of the slice."""
+    """Forwards the progress of one slice to a listener, and subtracts it again if the slice is not completed."""
 
-    def __init__(self, watch: ProgressListener) -> None:
-        self._watch, self._sum = watch, Counter[str]()
+    def __init__(self, listener: ProgressListener) -> None:
+        self._listener, self._sum = listener, Counter[str]()
 
-    def begin(self, origin: str) -> None:
-        """As `ProgressListener`."""
-        self._watch.begin(origin)
+    def start_image(self, origin: str) -> None:
+        """Implement `ProgressListener`."""
+        self._listener.start_image(origin)
 
-    def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """As `ProgressListener`."""
+    def advance(self, *, images: int, masks: int, skipped: int) -> None:
+        """Implement `ProgressListener`."""
         self._sum.update(images=images, masks=masks, skipped=skipped)
-        self._watch.add(images=images, masks=masks, skipped=skipped)
+        self._listener.advance(images=images, masks=masks, skipped=skipped)
 
     def revert(self) -> None:
-        """Nothing of it is done after all."""
-        self._watch.add(**{name: -self._sum[name] for name in ("images", "masks", "skipped")})
+        """Subtract everything that was forwarded."""
+        self._listener.advance(**{name: -self._sum[name] for name in ("images", "masks", "skipped")})
 
 
 def with_absolute_paths(config: Mapping[str, Any], names: tuple[str, ...] = ("out", "checkpoint")) -> dict[str, Any]:
-    """The config with these of its paths, a proposer's and privacy's made absolute: a worker may run in another folder."""
-    found = {**config, **{name: os.path.abspath(os.path.expanduser(config[name])) for name in names if config.get(name)}}
+    """Return the config with absolute paths, because a worker may run in another folder.
+
+    The keys `names`, the file of the stage's generator, and the files of `privacy` are made absolute.
+    """
+    result = {**config, **{name: os.path.abspath(os.path.expanduser(config[name])) for name in names if config.get(name)}}
     if (stage := config.get("stage")) and stage.get("generator"):
-        found["stage"] = {**stage, "generator": with_absolute_paths(stage["generator"], ("file",))}
+        result["stage"] = {**stage, "generator": with_absolute_paths(stage["generator"], ("file",))}
     if privacy := config.get("privacy"):
         detectors = {kind: with_absolute_paths(detector, ("file",)) for kind, detector in privacy["detectors"].items()}
-        found["privacy"] = {**with_absolute_paths(privacy, ("take_down",)), "detectors": detectors}
-    return found
+        result["privacy"] = {**with_absolute_paths(privacy, ("take_down",)), "detectors": detectors}
+    return result

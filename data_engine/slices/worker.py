@@ -1,4 +1,4 @@
-"""A slice becomes one shard, whole or not at all. The same wherever it is done."""
+"""The worker that annotates a slice and writes it as one shard, atomically. Every driver uses it, so the bytes are the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from data_engine.ledger import Counts
 from data_engine.privacy import Privacy, RedactionAudit
 from data_engine.slices.claims import Claim, ClaimLostError
 from data_engine.slices.job import EngineJob, ProgressListener, SliceProgress, SliceResult, SliceStatus
-from data_engine.slices.listing import SliceListing
+from data_engine.slices.run_folder import EngineRunFolder
+from data_engine.slices.slice_listing import SliceListing
 from data_engine.slices.mask_record import to_mask_record
 from data_engine.slices.prefetch import BackgroundFinisher, prefetch_images
 from data_engine.stages import Stage
@@ -30,59 +31,59 @@ from sam_train.records import ImageRecord
 from sam_train.shards import load_manifest, write_shard
 
 MAX_UNREACHABLE = 20
-"""Pictures in a row that cannot be had: then it is the network or a disk that is gone, and not the pictures."""
+"""Number of consecutive unavailable images after which the run ends, because the network or a disk has probably failed."""
 _NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedImage:
-    """An image that goes into a shard."""
+    """An annotated image, ready to be written into a shard."""
 
     record: ImageRecord
     jpeg: bytes
     counts: Counts
-    covered: tuple[RedactedBox, ...]
+    redacted_boxes: tuple[RedactedBox, ...]
 
 
 class Worker:
-    """Makes slices of a job, one after the other. What they need is loaded with the first.
+    """Makes slices of a job, one after the other. Stage, model and detectors are loaded at their first use.
 
-    device: "cpu", "cuda:1" and so on. threads: of the CPU; None leaves them as they are.
+    device: "cpu", "cuda:1" and so on. threads: number of CPU threads of torch; None leaves it unchanged.
     """
 
     def __init__(self, job: EngineJob, *, device: str, threads: int | None) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.job, self.device, self.folder = job, device, job.folder
-        self._unreachable = 0
+        self._num_unreachable = 0
 
-    def run(self, index: int, watch: ProgressListener) -> SliceResult:
-        """Annotate a slice and write its shard, unless it is there or another process works on it.
+    def process_slice(self, index: int, listener: ProgressListener) -> SliceResult:
+        """Annotate slice `index` and write its shard, unless the shard exists or another process holds the slice.
 
-        Raises SamTrainError when pictures cannot be had any more, and what loading, annotating and writing raise.
+        Raises SamTrainError if too many consecutive images are unavailable, and what loading, annotating and writing raise.
         """
         if self.folder.is_done(index):
-            return self._there(index)
-        claim = self.folder.claim(index)
+            return existing_result(self.folder, index)
+        claim = self.folder.claim_slice(index)
         if claim is None:
-            return SliceResult(index=index, status=SliceStatus.HELD)
+            return SliceResult(index=index, status=SliceStatus.HELD_ELSEWHERE)
         with claim:
             if self.folder.is_done(index):
-                return self._there(index)
-            told = SliceProgress(watch)
+                return existing_result(self.folder, index)
+            progress = SliceProgress(listener)
             try:
-                return self._write(index, claim, told)
+                return self._write(index, claim, progress)
             except ClaimLostError:
-                told.revert()
-                return SliceResult(index=index, status=SliceStatus.HELD)
+                progress.revert()
+                return SliceResult(index=index, status=SliceStatus.HELD_ELSEWHERE)
 
     def infer_image(self, image: SourceImage) -> Callable[[], FinishedImage]:
-        """What needs the model is done now, the rest by the call that comes back, in any thread. Raises SkipSampleError."""
-        rest = self.stage.infer(self.model, image)
-        hw, blank = image.image.shape[:2], replace(image, image=_NO_PIXELS)  # the rest has no use for the pixels
-        return lambda: self._finished(blank, hw, rest())
+        """Run the model on an image now; the returned call does the rest, in any thread. Raises SkipSampleError."""
+        finish_masks = self.stage.infer(self.model, image)
+        hw, without_pixels = image.image.shape[:2], replace(image, image=_NO_PIXELS)  # the returned call needs no pixels
+        return lambda: self._finish(without_pixels, hw, finish_masks())
 
-    def _finished(self, image: SourceImage, hw: tuple[int, ...], work: AnnotationResult) -> FinishedImage:
+    def _finish(self, image: SourceImage, hw: tuple[int, ...], annotations: AnnotationResult) -> FinishedImage:
         first_id = image.image_id * MASK_IDS_PER_IMAGE
         masks = [
             to_mask_record(
@@ -94,12 +95,12 @@ class Worker:
                 checkpoint=self.job.provenance["checkpoint"],
                 config=self.job.provenance["config"],
             )
-            for index, mask in enumerate(work.masks)
+            for index, mask in enumerate(annotations.masks)
         ]
         record = ImageRecord(key=image.key, image_id=image.image_id, width=hw[1], height=hw[0], masks=masks)
-        counts = Counts(work.counts)
+        counts = Counts(annotations.counts)
         counts.add(self.privacy.counts(image.redacted_boxes))
-        return FinishedImage(record=record, jpeg=image.jpeg, counts=counts, covered=image.redacted_boxes)
+        return FinishedImage(record=record, jpeg=image.jpeg, counts=counts, redacted_boxes=image.redacted_boxes)
 
     @cached_property
     def stage(self) -> Stage:
@@ -109,13 +110,13 @@ class Worker:
 
     @cached_property
     def privacy(self) -> Privacy:
-        """What the config says of faces, plates and pictures that were taken down."""
+        """Redaction of faces and plates, and the take-down list, as the config names them."""
         privacy: Privacy = build(self.job.config["privacy"])
         return privacy
 
     @cached_property
     def model(self) -> Sam | None:
-        """The checkpoint's model on this worker's device."""
+        """The checkpoint's model on this worker's device; None without a checkpoint."""
         checkpoint = self.job.config["checkpoint"]
         return load_checkpoint(Path(checkpoint), self.device) if checkpoint else None
 
@@ -123,61 +124,64 @@ class Worker:
     def _listing(self) -> SliceListing:
         return self.folder.listing()
 
-    def _there(self, index: int) -> SliceResult:
-        manifest = load_manifest(self.folder.shard(index))
-        numbers = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(manifest.skipped)}
-        return SliceResult(index=index, status=SliceStatus.ALREADY_DONE, **numbers)
-
-    def _write(self, index: int, claim: Claim, watch: ProgressListener) -> SliceResult:
-        began = time.perf_counter()
+    def _write(self, index: int, claim: Claim, listener: ProgressListener) -> SliceResult:
+        started = time.perf_counter()
         skipped: dict[str, str] = {}
         counts = Counts()
-        samples = self._samples(index, claim, skipped, counts, watch)
-        path, provenance = self.folder.shard(index), self.job.provenance
+        samples = self._samples(index, claim, skipped, counts, listener)
+        path, provenance = self.folder.shard_path(index), self.job.provenance
         manifest = write_shard(path, samples, skipped=skipped, counts=counts, provenance=provenance)
-        numbers = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(skipped)}
-        seconds = time.perf_counter() - began
+        totals = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(skipped)}
+        seconds = time.perf_counter() - started
         node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-        self.folder.log({"slice": index, **numbers, "seconds": round(seconds, 3), "node": node, "ended": round(time.time(), 1)})
-        return SliceResult(index=index, status=SliceStatus.WRITTEN, seconds=seconds, **numbers)
+        entry = {"slice": index, **totals, "seconds": round(seconds, 3), "node": node, "ended": round(time.time(), 1)}
+        self.folder.log_slice(entry)
+        return SliceResult(index=index, status=SliceStatus.WRITTEN, seconds=seconds, **totals)
 
     def _samples(
-        self, index: int, claim: Claim, skipped: dict[str, str], counts: Counts, watch: ProgressListener
+        self, index: int, claim: Claim, skipped: dict[str, str], counts: Counts, listener: ProgressListener
     ) -> Iterator[tuple[ImageRecord, bytes]]:
-        """Each sample as it is made, so that a slice of any length needs the memory of a picture or two."""
+        """Yield each sample when it is finished, so that memory is bounded by a few images, whatever the size of the slice."""
         source, audit = self.privacy.redact_source(self._listing.slice(index)), RedactionAudit()
         with BackgroundFinisher[FinishedImage]() as finisher:
-            for reference, load in prefetch_images(source, self.job.config["load_ahead"]):
-                watch.begin(reference.origin)
+            for reference, load in prefetch_images(source, self.job.config["num_prefetch"]):
+                listener.start_image(reference.origin)
                 try:
                     finished = finisher(self.infer_image(load()))
                 except SkipSampleError as skip:
                     self._count_unreachable(skip)
                     skipped[reference.origin] = skip.reason
-                    watch.add(images=0, masks=0, skipped=1)
+                    listener.advance(images=0, masks=0, skipped=1)
                     continue
-                self._unreachable = 0
-                yield from _told(finished, counts, audit, watch)
-            yield from _told(finisher(None), counts, audit, watch)
-        in_order = sorted(counts.items())
+                self._num_unreachable = 0
+                yield from _add_sample(finished, counts, audit, listener)
+            yield from _add_sample(finisher(None), counts, audit, listener)
+        sorted_counts = sorted(counts.items())
         counts.clear()
-        counts.update(in_order)
-        claim.confirm()  # the shard gets its name next
+        counts.update(sorted_counts)
+        claim.confirm()  # the shard is renamed into place next
         if self.privacy.detectors:
-            audit.write(self.folder.shard(index))
+            audit.write(self.folder.shard_path(index))
 
     def _count_unreachable(self, skip: SkipSampleError) -> None:
-        self._unreachable = self._unreachable + 1 if skip.reason in ("missing", "unreachable") else 0
-        if self._unreachable == MAX_UNREACHABLE:
-            what_to_do = "see whether the disk or the network is there and start the same command again"
-            raise SamTrainError(f"{MAX_UNREACHABLE} pictures in a row cannot be had, the last one so: {skip}; {what_to_do}")
+        self._num_unreachable = self._num_unreachable + 1 if skip.reason in ("missing", "unreachable") else 0
+        if self._num_unreachable == MAX_UNREACHABLE:
+            remedy = "check the disk or the network and start the same command again"
+            raise SamTrainError(f"{MAX_UNREACHABLE} consecutive images are unavailable, the last one: {skip}; {remedy}")
 
 
-def _told(
-    made: FinishedImage | None, counts: Counts, audit: RedactionAudit, watch: ProgressListener
+def existing_result(folder: EngineRunFolder, index: int) -> SliceResult:
+    """Return the result of a slice whose shard is complete, from its manifest."""
+    manifest = load_manifest(folder.shard_path(index))
+    totals = {"images": len(manifest.keys), "masks": manifest.num_masks, "skipped": len(manifest.skipped)}
+    return SliceResult(index=index, status=SliceStatus.ALREADY_DONE, **totals)
+
+
+def _add_sample(
+    finished: FinishedImage | None, counts: Counts, audit: RedactionAudit, listener: ProgressListener
 ) -> Iterator[tuple[ImageRecord, bytes]]:
-    if made is not None:
-        counts.add(made.counts)
-        audit.add(made.record, made.covered)
-        yield made.record, made.jpeg
-        watch.add(images=1, masks=len(made.record.masks), skipped=0)
+    if finished is not None:
+        counts.add(finished.counts)
+        audit.add(finished.record, finished.redacted_boxes)
+        yield finished.record, finished.jpeg
+        listener.advance(images=1, masks=len(finished.record.masks), skipped=0)

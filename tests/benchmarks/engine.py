@@ -89,7 +89,7 @@ def measure(folder: Path, source: Path, size: int, num_images: int) -> dict[str,
     """List, then make slices in this process."""
     generator = [f"stage.generator.{name}={value}" for name, value in GENERATOR.items()]
     overrides = [f"source={source}", f"checkpoint={folder / 'model.pt'}", f"out={folder / f'out_{size}'}", "privacy=none"]
-    overrides += [f"images_per_shard={IMAGES_PER_SHARD}", "threads=1", "load_ahead=0", *generator]
+    overrides += [f"images_per_shard={IMAGES_PER_SHARD}", "threads=1", "num_prefetch=0", *generator]
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         cfg = compose("engine", overrides=overrides)
     job = EngineJob(config=with_absolute_paths(to_plain(cfg)), provenance=run_provenance(cfg, check_config(cfg)))

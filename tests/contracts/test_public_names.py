@@ -37,6 +37,7 @@ PUBLIC = {
         "SliceResult",
         "SliceStatus",
         "Worker",
+        "existing_result",
         "with_absolute_paths",
     ],
     "data_engine.sources": ["ImageReference", "ImageReferences", "LISTING_REASONS", "LOAD_REASONS", "Source", "open_source"],

@@ -306,7 +306,7 @@ def test_reading_ahead_changes_nothing(
 ) -> None:
     (pictures / "05.jpg").write_bytes(b"torn")
     run_stage(automatic(config, pictures, checkpoint, f"out={tmp_path / 'expected'}"))
-    run_stage(automatic(config, pictures, checkpoint, f"load_ahead={ahead}"))
+    run_stage(automatic(config, pictures, checkpoint, f"num_prefetch={ahead}"))
     assert files(tmp_path / "out") == files(tmp_path / "expected")
     assert load_manifest(tmp_path / "out" / "sa_000000.tar").skipped == {"05.jpg": "unsupported_format"}
 

@@ -1,5 +1,8 @@
-"""The pictures of a run as they were listed when it began, cut into slices: the same for every process, whatever becomes of
-the source, and read a slice at a time, so that a worker's memory does not grow with the corpus."""
+"""The images of a run as they were listed at its start, divided into slices.
+
+The listing is the same for every process, even if the source changes later. It is read slice by slice, so the memory of a worker
+does not grow with the corpus.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from sam_train.files import atomic_write
 
 
 def write_listing(path: Path, source: Source, *, images_per_shard: int) -> None:
-    """An Arrow file, a record batch for each slice of `images_per_shard` references, the last one shorter."""
+    """Write an Arrow file with one record batch per slice of `images_per_shard` references; the last one may be shorter."""
     assert isinstance(source.references, ImageReferences)
     table = source.references.table.combine_chunks()
     about = {"images": len(source.references), "listed": time.time(), "skipped": source.skipped, "max_pixels": source.max_pixels}
@@ -27,7 +30,7 @@ def write_listing(path: Path, source: Source, *, images_per_shard: int) -> None:
 
 
 class SliceListing:
-    """What `write_listing` wrote. Raises ConfigError for a file that is none."""
+    """Reader of a file that `write_listing` wrote. Raises ConfigError if the file is not a listing."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -35,24 +38,25 @@ class SliceListing:
             about = json.loads(self._file.schema.metadata[b"about"])
         except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"{path} is no listing ({error}): choose another out=, or remove that file to list again"
+                f"{path} is not a listing ({error}): choose another out=, or remove that file to list the source again"
             ) from error
         self.num_images: int = about["images"]
         self.listed: float = about["listed"]
-        """When, in seconds since 1970."""
+        """Time of the listing, in seconds since 1970."""
         self.skipped: dict[str, str] = about["skipped"]
-        """`Source.skipped`."""
+        """Value of `Source.skipped` at that time."""
         self._source = Source(references=(), skipped=self.skipped, max_pixels=about["max_pixels"])
 
     def __len__(self) -> int:
+        """Return the number of slices."""
         return int(self._file.num_record_batches)
 
     def slice(self, index: int) -> Source:
-        """The source that has the pictures of slice `index` alone."""
+        """Return a source with the images of slice `index` only."""
         return replace(self._source, references=ImageReferences(pa.Table.from_batches([self._file.get_batch(index)])))
 
     def num_images_in(self, index: int) -> int:
-        """Pictures in slice `index`: all slices but the last have as many."""
+        """Return the number of images in slice `index`. All slices except the last have the same size."""
         return self._size if index < len(self) - 1 else self.num_images - self._size * (len(self) - 1)
 
     @cached_property
