@@ -1,6 +1,6 @@
-"""What became of every image: the sum of the manifests in a folder of shards.
+"""The ledger: totals over all shards of a run, that is images, masks, skips by reason, clicks, seconds.
 
-Each manifest is written in one piece with its shard, so the ledger can never say more or less than the shards hold.
+It is the sum of the manifests. A manifest is written atomically with its shard, so the ledger always agrees with the shards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sam_train.shards import done_shards, load_manifest
 
 
 class Counts(dict[str, float]):
-    """What is counted while masks are made, by name: clicks, seconds, masks dropped by a filter."""
+    """Counters by name, summed while masks are made: clicks, seconds, masks dropped by a filter."""
 
     def add(self, other: Mapping[str, float]) -> None:
         """Add each count of `other`."""
@@ -32,26 +32,26 @@ class Ledger:
     images: int
     masks: int
     skipped: dict[str, int]
-    """Images left out, by reason."""
+    """Number of skipped images by reason."""
     counts: dict[str, float]
-    """What the stage counted: clicks, seconds, masks dropped by filter."""
+    """Counters of the stage: clicks, seconds, masks dropped by each filter."""
     machine_seconds: float = 0.0
-    """Of all workers together."""
+    """Sum of the seconds of all workers."""
     images_per_machine_second: float | None = None
-    """Of one worker, skipped pictures among the images; None where nobody took the time."""
+    """Throughput of one worker, skipped images included; None if no times were logged."""
 
 
-def read_ledger(folder: Path, worked: Iterable[Mapping[str, float]] = ()) -> Ledger:
-    """Sum the manifests of the shards in `folder` that are done, and what workers took for slices (images, skipped, seconds)."""
+def read_ledger(folder: Path, slice_log: Iterable[Mapping[str, float]] = ()) -> Ledger:
+    """Sum the manifests of the complete shards in `folder`, and the log entries of slices (keys images, skipped, seconds)."""
     manifests = [load_manifest(shard) for shard in done_shards(folder)]
     skipped: Counter[str] = Counter()
     counts = Counts()
     for manifest in manifests:
         skipped.update(manifest.skipped.values())
         counts.add(manifest.counts)
-    slices = list(worked)
-    seconds = sum(entry["seconds"] for entry in slices)
-    pictures = sum(entry["images"] + entry["skipped"] for entry in slices)
+    entries = list(slice_log)
+    seconds = sum(entry["seconds"] for entry in entries)
+    num_images = sum(entry["images"] + entry["skipped"] for entry in entries)
     return Ledger(
         shards=len(manifests),
         images=sum(len(m.keys) for m in manifests),
@@ -59,10 +59,10 @@ def read_ledger(folder: Path, worked: Iterable[Mapping[str, float]] = ()) -> Led
         skipped=dict(sorted(skipped.items())),
         counts=dict(sorted(counts.items())),
         machine_seconds=round(seconds, 1),
-        images_per_machine_second=round(pictures / seconds, 4) if seconds else None,
+        images_per_machine_second=round(num_images / seconds, 4) if seconds else None,
     )
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
-    """`ledger.json` in the folder; the mark that the stage is done."""
+    """Write `ledger.json` into the folder. Its presence marks the stage as done."""
     atomic_write_bytes(folder / "ledger.json", (json.dumps(asdict(ledger), indent=1) + "\n").encode())

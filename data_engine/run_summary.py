@@ -1,4 +1,4 @@
-"""What a run made, to look at: a contact sheet and the paper's statistics. Of a large run a sample, at a bounded cost."""
+"""Report of an engine run: a contact sheet and the paper's mask statistics. Of a large run it shows a sample, at bounded cost."""
 
 from __future__ import annotations
 
@@ -20,51 +20,52 @@ from sam_train.subsets import evenly_spaced_indices
 NUM_TILES, COLUMNS = 30, 6
 TILE_HW = (240, 320)
 MARGIN_PX, CAPTION_PX = 6, 18
-PAPER, INK = (24, 24, 28), (205, 205, 210)
+BACKGROUND_RGB, TEXT_RGB = (24, 24, 28), (205, 205, 210)
 MAX_MEASURED_IMAGES = 2000
-"""Whole shards are measured, spread over the run, until there are as many; `sam-data stats` measures all."""
+"""Approximate number of images that are measured, in whole shards spread over the run. `sam-data stats` measures all."""
 
 
 def write_run_summary(out: Path, report: Path, *, name: str) -> Path:
-    """`report`/contact_sheet.jpg, and stats.html and stats.json where there are masks, of the shards in `out`.
+    """Write `report`/contact_sheet.jpg of the shards in `out`, and stats.html and stats.json if there are masks.
 
-    Returns the page, or the sheet where there is none. Raises ShardError for shards that do not read.
+    Returns the path of stats.html, or of the contact sheet if there are no masks. Raises ShardError for a corrupt shard.
     """
     shards = done_shards(out)
     sizes = [len(load_manifest(shard).keys) for shard in shards]
     sheet = report / "contact_sheet.jpg"
-    atomic_write_bytes(sheet, encode_jpeg(contact_sheet(list(spread(shards, sizes, NUM_TILES))), quality=88))
+    samples = list(iterate_evenly_spaced_samples(shards, sizes, NUM_TILES))
+    atomic_write_bytes(sheet, encode_jpeg(draw_contact_sheet(samples), quality=88))
     return _write_statistics(shards, sizes, report, name) or sheet
 
 
-def contact_sheet(samples: Sequence[Sample]) -> np.ndarray:
-    """Pictures with their masks in rows, key and number of masks below each: HWC uint8 RGB."""
+def draw_contact_sheet(samples: Sequence[Sample]) -> np.ndarray:
+    """Return an HWC uint8 RGB grid of images with their masks; below each image stand its number of masks and its key."""
     height, width = TILE_HW
     rows, columns = -(-len(samples) // COLUMNS), min(len(samples), COLUMNS)
     step_y, step_x = height + CAPTION_PX + MARGIN_PX, width + MARGIN_PX
-    sheet = np.full((rows * step_y + MARGIN_PX, columns * step_x + MARGIN_PX, 3), PAPER, np.uint8)
-    for place, sample in enumerate(samples):
-        y, x = (place // COLUMNS) * step_y + MARGIN_PX, (place % COLUMNS) * step_x + MARGIN_PX
-        tile = draw_masks(_fitted(sample), sample.record, shard=sample.shard)
+    sheet = np.full((rows * step_y + MARGIN_PX, columns * step_x + MARGIN_PX, 3), BACKGROUND_RGB, np.uint8)
+    for index, sample in enumerate(samples):
+        y, x = (index // COLUMNS) * step_y + MARGIN_PX, (index % COLUMNS) * step_x + MARGIN_PX
+        tile = draw_masks(_resize_to_tile(sample), sample.record, shard=sample.shard)
         top, left = y + (height - tile.shape[0]) // 2, x + (width - tile.shape[1]) // 2
         sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-        number = len(sample.record.masks)
-        text = f"{number} mask{'s' * (number != 1)}  {sample.record.key}"[:46]
-        cv2.putText(sheet, text, (x + 2, y + height + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, INK, 1, cv2.LINE_AA)
+        num_masks = len(sample.record.masks)
+        text = f"{num_masks} mask{'s' * (num_masks != 1)}  {sample.record.key}"[:46]
+        cv2.putText(sheet, text, (x + 2, y + height + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, TEXT_RGB, 1, cv2.LINE_AA)
     return sheet
 
 
-def spread(shards: Sequence[Path], sizes: Sequence[int], number: int) -> Iterator[Sample]:
-    """At most `number` samples at equal distances over all shards, read by their places. `sizes`: samples of each shard."""
+def iterate_evenly_spaced_samples(shards: Sequence[Path], sizes: Sequence[int], count: int) -> Iterator[Sample]:
+    """Yield at most `count` samples, evenly spaced over all shards. sizes: number of samples of each shard."""
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
-    for position in evenly_spaced_indices(total, number):
+    for position in evenly_spaced_indices(total, count):
         shard = int(np.searchsorted(ends, position, side="right"))
         yield read_sample(index_shard(shards[shard])[position - int(ends[shard]) + sizes[shard]])
 
 
-def _fitted(sample: Sample) -> np.ndarray:
-    """The picture as large as a tile holds. Small ones are enlarged first, so that lines drawn on them stay thin."""
+def _resize_to_tile(sample: Sample) -> np.ndarray:
+    """Return the image resized to fit a tile. Small images are enlarged, so that lines drawn on them stay thin."""
     image = decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key)
     scale = min(TILE_HW[0] / image.shape[0], TILE_HW[1] / image.shape[1])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -72,16 +73,16 @@ def _fitted(sample: Sample) -> np.ndarray:
 
 
 def _write_statistics(shards: Sequence[Path], sizes: Sequence[int], report: Path, name: str) -> Path | None:
-    from sam_train.shards.maintenance.statistics.figures import draw_all  # matplotlib: seconds that a run without a report saves
+    from sam_train.shards.maintenance.statistics.figures import draw_all  # imports matplotlib, which takes seconds
     from sam_train.shards.maintenance.statistics.page import as_document, render
 
     step = max(1, round(sum(sizes) / MAX_MEASURED_IMAGES))
-    whole, measured = Statistics(), shards[::step]
+    total, measured = Statistics(), shards[::step]
     for shard in measured:
-        whole.add(measure_shard(shard, lambda _: None))
-    if not whole.num_masks:
+        total.add(measure_shard(shard, lambda _: None))
+    if not total.num_masks:
         return None
     about = name if step == 1 else f"{name}: {len(measured)} of {len(shards)} shards"
-    atomic_write_bytes(report / "stats.json", (json.dumps(as_document(whole), indent=1) + "\n").encode())
-    atomic_write_bytes(report / "stats.html", render(whole, draw_all(whole), name=about).encode())
+    atomic_write_bytes(report / "stats.json", (json.dumps(as_document(total), indent=1) + "\n").encode())
+    atomic_write_bytes(report / "stats.html", render(total, draw_all(total), name=about).encode())
     return report / "stats.html"

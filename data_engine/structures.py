@@ -1,4 +1,4 @@
-"""Nouns of the engine: a picture to annotate, what was covered in it, a mask proposed for it, what a filter says of the mask."""
+"""Value types of the engine: a source image, its redacted boxes, a candidate mask, and the verdict of a review on the mask."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ MASK_IDS_PER_IMAGE = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedactedBox:
-    """A place made unrecognisable before the picture was annotated or stored. Image frame, right and bottom exclusive."""
+    """A box that was redacted before the image was annotated or stored. Image frame, right and bottom exclusive."""
 
     kind: str
-    """What was found there, as the configuration calls it: faces, plates."""
+    """Kind of the detection, named by the config: faces, plates."""
     score: float
-    """The detector's, 0..1."""
+    """Score of the detector, 0..1."""
     found_xyxy: tuple[float, float, float, float]
-    """Where the detector saw it, in pixels; may reach over the picture's edge."""
+    """Box of the detector in pixels; it may extend beyond the image."""
     covered_xyxy: tuple[int, int, int, int]
-    """The pixels that changed."""
+    """Box of the pixels that were changed."""
     method: str
-    """blur, pixelate or fill."""
+    """Redaction method: blur, pixelate or fill."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceImage:
-    """One picture of a source, decoded. `image` is what `jpeg` decodes to, so masks drawn on it fit the shard."""
+    """A decoded image of a source. `image` is exactly what `jpeg` decodes to, so its masks fit the image in the shard."""
 
     key: str
     image_id: int
     image: np.ndarray
-    """HWC uint8 RGB, upright."""
+    """Pixels, HWC uint8 RGB, upright."""
     jpeg: bytes
-    """What goes into the shard."""
+    """JPEG file that is written into the shard."""
     origin: str
-    """For people: the path relative to the source folder, or `shard.tar/member`."""
+    """Human-readable name: the path relative to the source folder, or `shard.tar/member`."""
     record: ImageRecord | None = None
-    """The masks it already has, when the source is a shard."""
+    """Record with the existing masks, if the source is a shard."""
     redacted_boxes: tuple[RedactedBox, ...] = ()
-    """What privacy covered in it."""
+    """Boxes that were redacted in the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

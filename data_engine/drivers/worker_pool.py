@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 
 from data_engine.drivers.base import ProgressDisplay, SliceQueue, report_or_defer, waiting_message
 from data_engine.slices import EngineJob, SliceProgress, SliceResult, Worker
-from sam_train.errors import SamTrainError, message_of
+from sam_train.errors import SamTrainError, format_error
 
 MAX_DEATHS_PER_SLICE = 2
 MAX_CONSECUTIVE_DEATHS = 6
@@ -200,7 +200,7 @@ def _serve(job: EngineJob, spec: WorkerSpec, connection: Connection) -> None:
             while True:
                 pipe.send("result", worker.process_slice(pipe.receive_index(), pipe))
         except (SamTrainError, OSError) as error:
-            pipe.send("error", message_of(error))
+            pipe.send("error", format_error(error))
         except _ParentGoneError:
             raise
         except Exception:  # a bug of ours: the full traceback is needed

@@ -25,7 +25,7 @@ from data_engine.slices.claims import Claim, Claims
 from data_engine.slices.slice_listing import SliceListing, write_listing
 from data_engine.sources import Source
 from sam_train.errors import ConfigError
-from sam_train.files import commit_file
+from sam_train.files import atomic_write_bytes
 from sam_train.shards import manifest_path
 
 _POLL_S = 0.2
@@ -61,7 +61,7 @@ class EngineRunFolder:
             if not existed:
                 write_listing(path, open_source(), images_per_shard=images_per_shard)
             if not (provenance_file := self.out / "engine.json").is_file():
-                commit_file(provenance_file, (json.dumps(dict(provenance), indent=1) + "\n").encode())
+                atomic_write_bytes(provenance_file, (json.dumps(dict(provenance), indent=1) + "\n").encode())
         return self.listing(), existed
 
     def acquire_listing_lock(self, log: Callable[[str], None]) -> Claim:

@@ -17,10 +17,10 @@ from data_engine.ledger import Counts
 from data_engine.privacy import Privacy, RedactionAudit
 from data_engine.slices.claims import Claim, ClaimLostError
 from data_engine.slices.job import EngineJob, ProgressListener, SliceProgress, SliceResult, SliceStatus
-from data_engine.slices.run_folder import EngineRunFolder
-from data_engine.slices.slice_listing import SliceListing
 from data_engine.slices.mask_record import to_mask_record
 from data_engine.slices.prefetch import BackgroundFinisher, prefetch_images
+from data_engine.slices.run_folder import EngineRunFolder
+from data_engine.slices.slice_listing import SliceListing
 from data_engine.stages import Stage
 from data_engine.structures import MASK_IDS_PER_IMAGE, RedactedBox, SourceImage
 from sam_train.checkpoint import load_checkpoint

@@ -75,14 +75,14 @@ def save_model(path: Path) -> None:
     save_checkpoint(path, build(config), config, {})
 
 
-class Nobody:
-    """A watch that looks at nothing."""
+class NoProgress:
+    """Progress listener that ignores everything."""
 
-    def begin(self, origin: str) -> None:
-        """As `ProgressListener`."""
+    def start_image(self, origin: str) -> None:
+        """Implement `ProgressListener`."""
 
-    def add(self, *, images: int, masks: int, skipped: int) -> None:
-        """As `ProgressListener`."""
+    def advance(self, *, images: int, masks: int, skipped: int) -> None:
+        """Implement `ProgressListener`."""
 
 
 def measure(folder: Path, source: Path, size: int, num_images: int) -> dict[str, Any]:
@@ -101,14 +101,14 @@ def measure(folder: Path, source: Path, size: int, num_images: int) -> dict[str,
         before.append(time.process_time() - began)
     worker, num_slices = Worker(job, device="cpu", threads=1), num_images // IMAGES_PER_SHARD
     wanted = left[:: len(left) // (num_slices + 1)][: num_slices + 1]
-    worker.run(wanted[0], Nobody())  # loads the model
-    watch, resident = Nobody(), []
+    worker.process_slice(wanted[0], NoProgress())  # loads the model
+    watch, resident = NoProgress(), []
     began = time.process_time()
     made: list[SliceResult] = []
     for index in wanted[1:]:
-        made.append(worker.run(index, watch))
+        made.append(worker.process_slice(index, watch))
         resident.append(psutil.Process().memory_info().rss / 1e6)
-    seconds = (time.process_time() - began) / sum(outcome.images for outcome in made)
+    seconds = (time.process_time() - began) / sum(result.images for result in made)
     return {
         "seconds_per_image": seconds,
         "before_s": before[0],
@@ -123,7 +123,7 @@ def annotate_seconds(worker: Worker, index: int) -> float:
     source = worker.privacy.redact_source(worker.job.folder.listing().slice(index))
     began = time.process_time()
     for reference in source.references:
-        worker.begin(source.load(reference))()
+        worker.infer_image(source.load(reference))()
     return (time.process_time() - began) / len(source.references)
 
 

@@ -176,7 +176,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (ENGINE + " images_per_shard=null", "images_per_shard is None: expected"),
         (ENGINE + " first_image=-1", "first_image is -1: expected a whole number of at least 0"),
         (ENGINE + " num_images=few", "num_images is few: expected a whole number of at least 1"),
-        (ENGINE + " first_image=3", "has 3 pictures, none at first_image=3"),
+        (ENGINE + " first_image=3", "has 3 images, none at first_image=3"),
         (ENGINE + " stage.annotator.max_clicks=0", "max_clicks 0 must be at least 1"),
         # cycles
         ("sam-cycle", "a cycle needs stages: try sam-cycle experiment=quickstart"),

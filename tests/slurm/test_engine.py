@@ -31,7 +31,7 @@ EASY = [  # thresholds that random weights pass
     "stage.generator.max_area_fraction=1.1",
     "stage.generator.min_region_area_px=0",
 ]
-TASK = ["driver.partition=low", "driver.cpus_per_task=1", "driver.minutes=10"]
+TASK = ["driver.partition=low", "driver.cpus_per_task=1", "driver.time_limit_min=10"]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_task_that_is_killed_is_named_and_the_same_command_makes_the_rest(
         cluster.until(lambda: first.poll() is not None, 120, "end of the command")
     said = (tmp_path / "said").read_text()
     assert first.returncode == 1, said
-    assert "slices were given up, start the same command again for them" in said
+    assert "slices failed, start the same command again to retry them" in said
     assert "was ended from outside (see " in said
     cluster.ask(*command, "report=false", cwd=tmp_path, check=True, **environment())
     assert files(out) == expected

@@ -32,7 +32,7 @@ def held_by_a_child(folder: Path, expires_s: float) -> multiprocessing.Process:
     ready = FORK.Event()
 
     def hold() -> None:
-        claim = Claims(folder, expires_s).take("a")
+        claim = Claims(folder, expires_s).acquire("a")
         assert claim is not None
         ready.set()
         time.sleep(600)
@@ -52,15 +52,15 @@ def on_another_machine(folder: Path, name: str) -> Path:
 
 def test_one_of_two(folder: Path) -> None:
     mine, theirs = Claims(folder, LONG_S), Claims(folder, LONG_S)
-    claim = mine.take("a")
+    claim = mine.acquire("a")
     assert claim is not None
-    assert theirs.take("a") is None
-    assert mine.take("a") is None, "not even this process takes what it has"
-    other = theirs.take("b")
+    assert theirs.acquire("a") is None
+    assert mine.acquire("a") is None, "not even this process takes what it has"
+    other = theirs.acquire("b")
     assert other is not None
     other.release()
     claim.release()
-    again = theirs.take("a")
+    again = theirs.acquire("a")
     assert again is not None
     again.release()
 
@@ -72,7 +72,7 @@ def test_one_of_many_at_once(folder: Path) -> None:
     def want() -> None:
         start.wait()
         own = Claims(folder, LONG_S)
-        held = {number: own.take(f"{number:06d}") for number in range(40)}
+        held = {number: own.acquire(f"{number:06d}") for number in range(40)}
         answers.put([number for number, claim in held.items() if claim is not None])
         time.sleep(600)  # or it would let go
 
@@ -90,10 +90,10 @@ def test_one_of_many_at_once(folder: Path) -> None:
 def test_a_dead_holder_on_this_machine_is_followed_at_once(folder: Path) -> None:
     child = held_by_a_child(folder, LONG_S)
     own = Claims(folder, LONG_S)
-    assert own.take("a") is None
+    assert own.acquire("a") is None
     child.kill()
     child.join()
-    claim = own.take("a")
+    claim = own.acquire("a")
     assert claim is not None
     assert sorted(path.name for path in folder.iterdir()) == ["a.0", "a.1"]
     claim.release()
@@ -103,11 +103,11 @@ def test_a_stopped_holder_is_followed_when_it_was_not_heard_of_and_notices(folde
     child = held_by_a_child(folder, SHORT_S)
     own = Claims(folder, SHORT_S)
     time.sleep(3 * SHORT_S)
-    assert own.take("a") is None, "it lives, and touches its file"
+    assert own.acquire("a") is None, "it lives, and touches its file"
     assert child.pid is not None
     os.kill(child.pid, signal.SIGSTOP)
     deadline = time.monotonic() + 30
-    while (claim := own.take("a")) is None:
+    while (claim := own.acquire("a")) is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     claim.release()
@@ -116,7 +116,7 @@ def test_a_stopped_holder_is_followed_when_it_was_not_heard_of_and_notices(folde
 
 
 def test_whoever_was_followed_may_not_write(folder: Path) -> None:
-    slept = Claims(folder, LONG_S).take("a")
+    slept = Claims(folder, LONG_S).acquire("a")
     assert slept is not None
     on_another_machine(folder, "a.1")
     with pytest.raises(ClaimLostError, match=r"a\.0 was taken over"):
@@ -125,10 +125,10 @@ def test_whoever_was_followed_may_not_write(folder: Path) -> None:
 
 
 def test_confirmed_is_a_generation_that_nobody_else_can_begin(folder: Path) -> None:
-    claim = Claims(folder, LONG_S).take("a")
+    claim = Claims(folder, LONG_S).acquire("a")
     assert claim is not None
     claim.confirm()
-    assert Claims(folder, LONG_S).take("a") is None
+    assert Claims(folder, LONG_S).acquire("a") is None
     claim.release()
     assert sorted(path.name for path in folder.iterdir()) == ["a.0", "a.1"]
 
@@ -139,25 +139,25 @@ def test_a_holder_elsewhere_is_believed_while_it_is_heard_of(folder: Path) -> No
     own = Claims(folder, SHORT_S)
     for year in range(3):
         os.utime(path, (10**9 * year, 10**9 * year))
-        assert own.take("a") is None
+        assert own.acquire("a") is None
         time.sleep(0.7 * SHORT_S)
-    assert own.take("a") is None
+    assert own.acquire("a") is None
     time.sleep(1.2 * SHORT_S)
-    claim = own.take("a")
+    claim = own.acquire("a")
     assert claim is not None
     claim.release()
 
 
 def test_what_was_let_go_is_free_on_every_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim = Claims(folder, LONG_S).take("a")
+    claim = Claims(folder, LONG_S).acquire("a")
     assert claim is not None
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(claims, "MACHINE", "elsewhere")
-        assert Claims(folder, LONG_S).take("a") is None
+        assert Claims(folder, LONG_S).acquire("a") is None
         claim.confirm()
-        assert Claims(folder, LONG_S).take("a") is None
+        assert Claims(folder, LONG_S).acquire("a") is None
         claim.release()
-        again = Claims(folder, LONG_S).take("a")
+        again = Claims(folder, LONG_S).acquire("a")
         assert again is not None
         again.release()
     assert sorted(path.name for path in folder.iterdir()) == ["a.0", "a.1", "a.2"]
@@ -166,7 +166,7 @@ def test_what_was_let_go_is_free_on_every_machine(folder: Path, monkeypatch: pyt
 def test_a_file_that_was_just_made_is_no_dead_holder(folder: Path) -> None:
     """Between its creation and its first bytes nobody can tell whose it is."""
     (folder / "a.0").touch()
-    assert Claims(folder, LONG_S).take("a") is None
+    assert Claims(folder, LONG_S).acquire("a") is None
 
 
 def test_without_locks_the_clock_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,13 +178,13 @@ def test_without_locks_the_clock_decides(folder: Path, monkeypatch: pytest.Monke
     child.kill()
     child.join()
     own = Claims(folder, SHORT_S)
-    assert own.take("a") is None
+    assert own.acquire("a") is None
     time.sleep(1.5 * SHORT_S)
-    claim = own.take("a")
+    claim = own.acquire("a")
     assert claim is not None
     claim.release()
 
 
 def test_nothing_is_claimed_in_a_folder_that_is_gone(tmp_path: Path) -> None:
-    assert Claims(tmp_path / "claims", LONG_S).take("a") is None
+    assert Claims(tmp_path / "claims", LONG_S).acquire("a") is None
     assert not (tmp_path / "claims").exists()

@@ -62,26 +62,26 @@ def makers(out: Path) -> list[list[int]]:
     return [[int(line.partition(b",")[0].split()[-1]) for line in log.read_bytes().splitlines()] for log in logs]
 
 
-class Heard:
-    """An audience that remembers."""
+class RecordingDisplay:
+    """Progress display that records everything it receives."""
 
-    def __init__(self, on_add: Callable[[], None] | None = None) -> None:
-        self.sum, self.slices, self.said = Counter[str](), dict[int, SliceResult](), list[str]()
-        self._on_add = on_add
+    def __init__(self, on_advance: Callable[[], None] | None = None) -> None:
+        self.sum, self.slices, self.messages = Counter[str](), dict[int, SliceResult](), list[str]()
+        self._on_advance = on_advance
 
-    def begin(self, origin: str) -> None:
-        """As `ProgressListener`."""
+    def start_image(self, origin: str) -> None:
+        """Implement `ProgressListener`."""
 
-    def add(self, *, images: int, masks: int, skipped: int) -> None:
+    def advance(self, *, images: int, masks: int, skipped: int) -> None:
         self.sum.update(images=images, masks=masks, skipped=skipped)
-        if images > 0 and self._on_add:
-            self._on_add()
+        if images > 0 and self._on_advance:
+            self._on_advance()
 
-    def slice(self, outcome: SliceResult, *, told: bool) -> None:
-        self.slices[outcome.index] = outcome
+    def finish_slice(self, result: SliceResult, *, counted: bool) -> None:
+        self.slices[result.index] = result
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    def log(self, text: str) -> None:
+        self.messages.append(text)
 
 
 def job_of(source: Path, out: Path, *more: str) -> EngineJob:
@@ -96,18 +96,18 @@ def job_of(source: Path, out: Path, *more: str) -> EngineJob:
 
 def test_all_are_drivers() -> None:
     assert all(isinstance(driver, Driver) for driver in (LocalDriver(), SlurmDriver(tasks=2), RayDriver()))
-    assert [LocalDriver(processes=3).width("cpu"), SlurmDriver(tasks=9).width("cpu")] == [3, 9]
-    assert SlurmDriver(tasks=9, at_once=4).width("cpu") == 4
+    assert [LocalDriver(processes=3).num_workers("cpu"), SlurmDriver(tasks=9).num_workers("cpu")] == [3, 9]
+    assert SlurmDriver(tasks=9, array_parallelism=4).num_workers("cpu") == 4
 
 
 def test_slices_that_others_hold_come_last_and_after_a_pause() -> None:
-    todo = SliceQueue([1, 2, 3])
-    assert todo.take() == 1
-    todo.later(1)
-    assert [todo.take(), todo.take(), todo.take()] == [2, 3, None]
-    assert len(todo) == 1
-    todo.again(3)
-    assert todo.take() == 3
+    queue = SliceQueue([1, 2, 3])
+    assert queue.pop() == 1
+    queue.defer(1)
+    assert [queue.pop(), queue.pop(), queue.pop()] == [2, 3, None]
+    assert len(queue) == 1
+    queue.put_first(3)
+    assert queue.pop() == 3
 
 
 def test_processes_share_the_cpus() -> None:
@@ -139,7 +139,7 @@ def test_a_share_of_the_slices(source: Path, tmp_path: Path, which: str, capsys:
     out = ran(source, tmp_path / "out", "images_per_shard=9", f"slice={which}")
     assert sorted(path.name for path in out.glob("*.tar")) == [f"sa_{i:06d}.tar" for i in range(int(which[0]), 10, 3)]
     assert not (out / "ledger.json").exists()
-    assert "of 10 slices are not there yet" in capsys.readouterr().out
+    assert "of 10 slices are missing" in capsys.readouterr().out
 
 
 def test_shares_make_what_one_command_makes(source: Path, tmp_path: Path) -> None:
@@ -192,26 +192,26 @@ def kill_all() -> None:
 def test_a_worker_that_dies_is_replaced_and_its_slice_made_again(source: Path, tmp_path: Path) -> None:
     expected = files(ran(source, tmp_path / "one", "images_per_shard=45"))
     left = [kill_all]
-    heard = Heard(on_add=lambda: left.pop()() if left else None)
+    display = RecordingDisplay(on_advance=lambda: left.pop()() if left else None)
     job = job_of(source, tmp_path / "out", "images_per_shard=45")
-    given_up = LocalDriver(processes=2).run(job, [0, 1], heard)
-    assert given_up == {}
+    failed = LocalDriver(processes=2).run(job, [0, 1], display)
+    assert failed == {}
     assert files(tmp_path / "out") == expected
-    assert len(heard.said) == 2
-    assert all("was killed by signal 9 (what a system out of memory sends)" in text for text in heard.said)
-    assert all("is tried once more" in text for text in heard.said)
-    assert " at sa_000000.tar/sa_0000" in "".join(heard.said), "who worked on what"
-    assert heard.sum == {"images": NUM_IMAGES, "masks": 2 * NUM_IMAGES, "skipped": 0}, "what was lost is taken back"
+    assert len(display.messages) == 2
+    assert all("was killed by signal 9 (possibly by the out-of-memory killer)" in text for text in display.messages)
+    assert all("is tried once more" in text for text in display.messages)
+    assert " at sa_000000.tar/sa_0000" in "".join(display.messages), "who worked on what"
+    assert display.sum == {"images": NUM_IMAGES, "masks": 2 * NUM_IMAGES, "skipped": 0}, "what was lost is taken back"
 
 
 @pytest.mark.slow
-def test_a_slice_that_kills_its_worker_twice_is_given_up(source: Path, tmp_path: Path) -> None:
-    heard = Heard(on_add=kill_all)
-    given_up = LocalDriver(processes=2).run(job_of(source, tmp_path / "out", "images_per_shard=45"), [0, 1], heard)
-    assert set(given_up) == {0, 1}
-    assert "for the second time" in given_up[0]
+def test_a_slice_that_kills_its_worker_twice_is_failed(source: Path, tmp_path: Path) -> None:
+    display = RecordingDisplay(on_advance=kill_all)
+    failed = LocalDriver(processes=2).run(job_of(source, tmp_path / "out", "images_per_shard=45"), [0, 1], display)
+    assert set(failed) == {0, 1}
+    assert "for the second time" in failed[0]
     assert not list((tmp_path / "out").glob("*.tar"))
-    assert heard.sum == {"images": 0, "masks": 0, "skipped": 0}
+    assert display.sum == {"images": 0, "masks": 0, "skipped": 0}
 
 
 @pytest.mark.slow

@@ -14,12 +14,11 @@ from conftest import make_sample
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-import data_engine.engine
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.engine import run_stage
+from data_engine.engine import format_summary, print_estimate, run_stage
 from data_engine.estimate import RunEstimate
 from data_engine.ledger import Ledger
-from data_engine.run_summary import spread
+from data_engine.run_summary import iterate_evenly_spaced_samples
 from data_engine.sources import open_source
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
 from sam_train.config import build, config_dir
@@ -283,7 +282,7 @@ def test_the_source_is_listed_once(
     (pictures / "00_new.jpg").write_bytes(make_sample(99)[1])
     (pictures / "15.jpg").unlink()
     ledger = run_stage(automatic(config, pictures, checkpoint))
-    assert "going on with 25 images as they were listed on 20" in capsys.readouterr().out
+    assert "resuming with 25 images, listed on 20" in capsys.readouterr().out
     keys = [load_manifest(tmp_path / "out" / f"sa_{number:06d}.tar").keys for number in range(3)]
     assert [key for part in keys for key in part] == [f"{number:02d}" for number in range(25) if number != 15]
     assert (ledger.images, ledger.skipped) == (24, {"missing": 1})
@@ -294,7 +293,7 @@ def test_a_disk_that_went_is_no_reason_to_skip_everything(
 ) -> None:
     run_stage(automatic(config, pictures, checkpoint, "slice=2/3"))
     moved = pictures.rename(tmp_path / "elsewhere")
-    with pytest.raises(SamTrainError, match="20 pictures in a row cannot be had"):
+    with pytest.raises(SamTrainError, match="20 consecutive images are unavailable"):
         run_stage(automatic(config, pictures, checkpoint))
     moved.rename(pictures)
     assert run_stage(automatic(config, pictures, checkpoint)).images == 15
@@ -329,49 +328,66 @@ def test_large_runs_are_sampled(tmp_path: Path) -> None:
     for shard in range(4):
         write_shard(tmp_path / f"sa_{shard:06d}.tar", [make_sample(10 * shard + i, num_masks=0) for i in range(shard + 1)])
     shards = sorted(tmp_path.glob("*.tar"))
-    ids = [sample.record.image_id for sample in spread(shards, [1, 2, 3, 4], 5)]
+    ids = [sample.record.image_id for sample in iterate_evenly_spaced_samples(shards, [1, 2, 3, 4], 5)]
     assert ids == [10, 20, 22, 31, 33]
-    assert [sample.record.image_id for sample in spread(shards, [1, 2, 3, 4], 99)] == [0, 10, 11, 20, 21, 22, 30, 31, 32, 33]
+    assert [sample.record.image_id for sample in iterate_evenly_spaced_samples(shards, [1, 2, 3, 4], 99)] == [
+        0,
+        10,
+        11,
+        20,
+        21,
+        22,
+        30,
+        31,
+        32,
+        33,
+    ]
 
 
 def test_dry_run_measures_and_writes_nothing(
     config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pictures / "12.jpg").write_bytes(b"torn")
-    wanted = automatic(config, pictures, checkpoint, "driver.processes=3", "dry_run=true")
-    data_engine.engine.dry_run(wanted)
+    dry_run = automatic(config, pictures, checkpoint, "driver.processes=3", "dry_run=true")
+    print_estimate(dry_run)
     assert not (tmp_path / "out").exists()
     told = capsys.readouterr().out
     assert "left: 25 images in 3 slices\nsample of 8: " in told
     assert "3 workers that do not slow each other down: " in told
     run_stage(automatic(config, pictures, checkpoint, "slice=0/3"))
     capsys.readouterr()
-    data_engine.engine.dry_run(wanted)
+    print_estimate(dry_run)
     assert "left: 15 images in 2 slices" in capsys.readouterr().out
     run_stage(automatic(config, pictures, checkpoint))
-    with pytest.raises(ConfigError, match="nothing is left to do"):
-        data_engine.engine.dry_run(wanted)
+    with pytest.raises(ConfigError, match="nothing to do"):
+        print_estimate(dry_run)
 
 
 def test_estimate_follows_from_the_sample() -> None:
     estimate = RunEstimate(
-        num_images=7200, num_slices=72, seconds=(1.0, 3.0), num_masks=20, num_bytes=500e3, skipped={"unreadable": 1}, width=4
+        num_images=7200,
+        num_slices=72,
+        seconds=(1.0, 3.0),
+        num_masks=20,
+        num_bytes=500e3,
+        skipped={"unreadable": 1},
+        num_workers=4,
     )
     assert (estimate.images_per_second, estimate.hours) == (2.0, 1.0)
     text = str(estimate)
-    assert "sample of 2: 2 s an image (1 to 3), 20.0 masks, 500 kB; images skipped: unreadable 1" in text
+    assert "sample of 2: 2 s per image (1 to 3), 20.0 masks, 500 kB; images skipped: unreadable 1" in text
     assert "2 images/s, 1.0 hours, 3.6 GB" in text
 
 
-def test_line_for_people(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_summary_line(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     ledger = run_stage(config())
     ledger = replace(ledger, images_per_machine_second=None)
-    assert data_engine.engine.summary(ledger, Path("OUT"), {}) == "OUT: 5 images, 10 masks in 3 shards; images skipped: none"
+    assert format_summary(ledger, Path("OUT"), {}) == "OUT: 5 images, 10 masks in 3 shards; images skipped: none"
 
 
-def test_line_for_people_says_what_was_left_out_and_why_there_is_no_mask() -> None:
+def test_summary_names_skip_reasons_and_why_no_mask_was_kept() -> None:
     counts = {"dropped/predicted_iou": 90.0, "dropped/stability": 6.0, "masks_automatic": 0.0}
     ledger = Ledger(shards=1, images=2, masks=0, skipped={"unreadable": 1}, counts=counts)
-    text = data_engine.engine.summary(ledger, Path("OUT"), {"a": "linked_folder", "b": "linked_folder"})
+    text = format_summary(ledger, Path("OUT"), {"a": "linked_folder", "b": "linked_folder"})
     assert "images skipped: linked_folder 2, unreadable 1\n" in text
-    assert "most went by dropped/predicted_iou" in text
+    assert "most were dropped/predicted_iou" in text

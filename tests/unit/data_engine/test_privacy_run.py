@@ -113,7 +113,7 @@ def test_faces_are_covered_without_being_asked(
     ((key, place),) = read_audit(out / "sa_000000.tar")
     assert (key, place.kind, place.method) == ("astronaut", "faces", "blur")
     assert list(read_audit(out / "sa_000001.tar")) == []
-    assert "privacy: 1 faces covered, in 1 of 3 images; see " in capsys.readouterr().out
+    assert "privacy: 1 faces redacted, in 1 of 3 images; see " in capsys.readouterr().out
     assert (out / "privacy" / "review.html").is_file()
 
 
@@ -183,7 +183,7 @@ def test_taken_down(
     Path("ids.txt").write_text("coffee\nastronaut\n")  # somebody asks later
     run_stage(config("privacy=none", "privacy.take_down=ids.txt"))
     told = capsys.readouterr().out
-    assert "1 images of ids.txt are in shards that were written before: sam-data repair" in told
+    assert "1 images on the list ids.txt are in shards that were written before: sam-data repair" in told
     sam_data(["repair", str(tmp_path / "out"), "--drop-ids", "ids.txt", "--out", "NEW"])
     assert sorted(pictures(tmp_path / "NEW")) == ["chelsea"]
 
