@@ -425,7 +425,7 @@ def test_representative_indices_have_both_ends_and_even_ranks() -> None:
         ("config.yaml", "- a\n", "is not a mapping"),
         ("config.yaml", "name: x\n", "no list `stages`"),
         ("config.yaml", "stages: []\n", "no list `stages`"),
-        ("config.yaml", "stages: [{engine: 1}]\n", "has no stage"),
+        ("config.yaml", "stages: [{engine: 1}]\n", "names no stage"),
         ("promoted.json", "{", "is not JSON"),
         ("promoted.json", "[]", "holds a JSON list, expected an object"),
         ("promoted.json", "{}", "no list `history`"),
