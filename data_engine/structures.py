@@ -1,4 +1,4 @@
-"""Value types of the engine: a source image, its redacted boxes, a candidate mask, and the verdict of a review on the mask."""
+"""Value types of the engine: a source image, its redacted boxes, and the verdict of a review on a mask."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewVerdict:
-    """What a filter says of a candidate. `reason` is a short fixed name by which rejections are counted."""
+    """Verdict of a review on a prefilled mask. `reason` is a short fixed name by which rejections are counted."""
 
     kept: bool
     reason: str = ""

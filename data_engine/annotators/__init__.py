@@ -1,4 +1,4 @@
-"""Who says what is a mask: a person, or the simulator that stands in for one."""
+"""Annotators of the stages: the interface, and an annotator simulated from ground truth."""
 
 from data_engine.annotators.base import AnnotationResult, Annotator
 from data_engine.annotators.simulated import SimulatedAnnotator

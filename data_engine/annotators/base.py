@@ -1,4 +1,4 @@
-"""What a stage expects of an annotator."""
+"""The annotator interface."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from sam_train.inference import GeneratedMask, PredictorLike
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotationResult:
-    """What an annotator did on one image."""
+    """Masks that an annotator made on one image, and their cost."""
 
     masks: list[GeneratedMask]
     counts: Counts = field(default_factory=Counts)
-    """clicks, seconds, masks_clicked, masks_drawn and so on."""
+    """Counters: clicks, seconds, masks_clicked, masks_drawn and so on."""
 
 
-@runtime_checkable  # so that the type checks of the tests can ask
+@runtime_checkable  # the runtime type checks of the tests need it
 class Annotator(Protocol):
-    """A person or a simulation of one."""
+    """A person, or a simulation of one."""
 
     name: str
-    """Goes into the provenance of each mask."""
+    """Name that is written into the provenance of each mask."""
 
     def review(self, image: SourceImage, prefilled: Sequence[GeneratedMask]) -> tuple[list[ReviewVerdict], Counts]:
-        """A verdict on each mask that was there before the annotator looked, and what looking cost."""
+        """Return a verdict on each prefilled mask, and the cost of the review."""
         ...
 
     def annotate(
         self, image: SourceImage, predictor: PredictorLike | None, existing: Sequence[GeneratedMask]
     ) -> AnnotationResult:
-        """New masks for what `existing` does not cover. Without a model (`predictor` None) all are drawn by hand."""
+        """Return new masks for objects that `existing` does not cover.
+
+        predictor: the model, which already holds the image; None means that all masks are drawn by hand.
+        """
         ...

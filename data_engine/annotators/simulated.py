@@ -1,8 +1,8 @@
-"""Ground truth plays the person.
+"""An annotator simulated from ground truth.
 
-It sees what a person sees: the picture, what it wants (one truth mask at a time), and the model's answer. It clicks the
-middle of what is wrong, looks, clicks again, and stops at an answer that it accepts; when its patience ends it takes the
-brush. Its time is counted by a stated price for each action.
+It has the information that a person has: the image, the object to annotate (one ground-truth mask at a time), and the model's
+prediction. It clicks the centre of the largest error and repeats this until the prediction is good enough; after `max_clicks` it
+draws the mask by hand. Its time is the sum of fixed costs, one per action.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from sam_train.structures import PointLabel, Prediction, Prompts
 
 
 class SimulatedAnnotator:
-    """An annotator whose knowledge is the record of the source image.
+    """Annotator that copies the masks in the record of the source image.
 
-    accept_iou: an answer at least this good is accepted (people among themselves agree at 0.85 to 0.91 IoU, paper,
-        section 5).
-    max_clicks: clicks after which it takes the brush.
-    max_masks: objects annotated in an image, most prominent (largest) first; the paper's annotators moved on when
-        objects became hard.
-    seconds_to_find, seconds_per_click, seconds_to_draw, seconds_to_review: price of finding an object, of a click
-        with a look at the answer, of drawing a mask with the brush, and of judging a mask that is there. Drawing costs
-        what the paper's stage one cost at its start, 34 s.
+    accept_iou: a prediction with at least this IoU to the ground truth is accepted (people agree with each other at 0.85 to 0.91
+        IoU, paper, section 5).
+    max_clicks: clicks per object, after which the mask is drawn by hand.
+    max_masks: objects annotated per image, largest (most prominent) first; the paper's annotators moved on when objects
+        became hard.
+    seconds_to_find, seconds_per_click, seconds_to_draw, seconds_to_review: cost in seconds of finding an object, of a click
+        including the look at the result, of drawing a mask by hand, and of reviewing an existing mask. Drawing costs 34 s, the
+        time per mask at the start of the paper's stage one.
+
+    Raises ValueError for `max_clicks` below 1 or `accept_iou` outside (0, 1].
     """
 
     name = "simulated"
@@ -59,7 +61,7 @@ class SimulatedAnnotator:
         self.simulator = PromptSimulator(num_corrections=max_clicks - 1, num_empty_rounds=0, box_probability=0, click="center")
 
     def review(self, image: SourceImage, prefilled: Sequence[GeneratedMask]) -> tuple[list[ReviewVerdict], Counts]:
-        """Keep what is close enough to an object, one mask an object; the best comes first and wins."""
+        """Keep a mask if its IoU with an object is at least `accept_iou`; of several masks of one object the first is kept."""
         objects = torch.from_numpy(self._objects(image))
         taken: set[int] = set()
         verdicts = []
@@ -78,12 +80,15 @@ class SimulatedAnnotator:
     def annotate(
         self, image: SourceImage, predictor: PredictorLike | None, existing: Sequence[GeneratedMask]
     ) -> AnnotationResult:
-        """Click, look, click again; draw what clicking does not bring. `predictor` already holds the image."""
-        wanted = self._wanted(image, existing)
+        """Click on each object until the prediction is accepted; draw it by hand after `max_clicks` clicks.
+
+        predictor: the model, which already holds the image; None means that all masks are drawn by hand.
+        """
+        targets = self._uncovered_objects(image, existing)
         if predictor is None:
-            masks = [self._drawn(mask, ()) for mask in wanted]
+            masks = [self._drawn_mask(mask, ()) for mask in targets]
         else:
-            masks = self._clicked(torch.from_numpy(wanted), predictor, image) if len(wanted) else []
+            masks = self._click_masks(torch.from_numpy(targets), predictor, image) if len(targets) else []
         counts = Counts(
             clicks=sum(len(m.prompt_points) for m in masks),
             masks_drawn=sum(m.origin is MaskOrigin.DRAWN for m in masks),
@@ -92,33 +97,33 @@ class SimulatedAnnotator:
         )
         return AnnotationResult(masks=masks, counts=counts)
 
-    def _clicked(self, wanted: Bool[Tensor, "N H W"], predictor: PredictorLike, image: SourceImage) -> list[GeneratedMask]:
-        """All objects of the image at once, each until its answer is accepted."""
+    def _click_masks(self, targets: Bool[Tensor, "N H W"], predictor: PredictorLike, image: SourceImage) -> list[GeneratedMask]:
+        """Click on all objects of the image in one batch, on each until its prediction is accepted."""
         generator = torch.Generator().manual_seed(image.image_id % 2**63)
-        wanted = wanted.to(predictor.device)
-        open_ = torch.arange(len(wanted), device=wanted.device)
-        prompts = self.simulator.first_prompts(wanted, torch.zeros_like(open_), generator)
+        targets = targets.to(predictor.device)
+        pending = torch.arange(len(targets), device=targets.device)
+        prompts = self.simulator.first_prompts(targets, torch.zeros_like(pending), generator)
         masks: dict[int, GeneratedMask] = {}
         for round_ in self.simulator.draw_rounds(generator):
             best = predictor.predict(prompts, multimask_output=round_.multimask_output).best()
-            answers = predictor.masks_to_image(best.mask_logits)[:, 0]
-            accepted = mask_iou(answers, wanted[open_]) >= self.accept_iou
+            predictions = predictor.masks_to_image(best.mask_logits)[:, 0]
+            accepted = mask_iou(predictions, targets[pending]) >= self.accept_iou
             for i in accepted.nonzero()[:, 0].tolist():
-                masks[int(open_[i])] = self._accepted(answers[i], prompts[i : i + 1], best, i)
-            left = ~accepted
-            open_, prompts = open_[left], prompts[left]
-            if not len(open_):
+                masks[int(pending[i])] = self._clicked_mask(predictions[i], prompts[i : i + 1], best, i)
+            remaining = ~accepted
+            pending, prompts = pending[remaining], prompts[remaining]
+            if not len(pending):
                 break
-            logits = best.mask_logits[left]
-            prompts = self.simulator.next_prompts(round_, prompts, answers[left], wanted[open_], logits, generator)
-        for i, index in enumerate(open_.tolist()):
-            masks[index] = self._drawn(wanted[index].cpu().numpy(), clicks_from_prompts(prompts[i : i + 1]))
+            logits = best.mask_logits[remaining]
+            prompts = self.simulator.next_prompts(round_, prompts, predictions[remaining], targets[pending], logits, generator)
+        for i, index in enumerate(pending.tolist()):
+            masks[index] = self._drawn_mask(targets[index].cpu().numpy(), clicks_from_prompts(prompts[i : i + 1]))
         return [masks[i] for i in sorted(masks)]
 
-    def _accepted(self, answer: Tensor, prompt: Prompts, best: Prediction, i: int) -> GeneratedMask:
+    def _clicked_mask(self, prediction: Tensor, prompt: Prompts, best: Prediction, i: int) -> GeneratedMask:
         clicks = clicks_from_prompts(prompt)
         return GeneratedMask.from_rle(
-            encode_rle(answer.cpu().numpy()),
+            encode_rle(prediction.cpu().numpy()),
             origin=MaskOrigin.CLICKED,
             predicted_iou=float(best.iou_scores[i, 0]),
             stability_score=float(stability_score(best.mask_logits[i, 0])),
@@ -126,29 +131,29 @@ class SimulatedAnnotator:
             seconds=self.seconds_to_find + self.seconds_per_click * len(clicks),
         )
 
-    def _drawn(self, mask: np.ndarray, clicks: tuple[Point, ...]) -> GeneratedMask:
+    def _drawn_mask(self, mask: np.ndarray, clicks: tuple[Point, ...]) -> GeneratedMask:
         return GeneratedMask.from_rle(
             encode_rle(mask),
             origin=MaskOrigin.DRAWN,
-            predicted_iou=1.0,  # SA-1B's keys want a number
+            predicted_iou=1.0,  # no model estimated it, but SA-1B requires a number
             stability_score=1.0,
             prompt_points=clicks,
             seconds=self.seconds_to_find + self.seconds_per_click * len(clicks) + self.seconds_to_draw,
         )
 
-    def _wanted(self, image: SourceImage, existing: Sequence[GeneratedMask]) -> np.ndarray:
-        """Objects that no existing mask covers, largest first, N x H x W bool."""
+    def _uncovered_objects(self, image: SourceImage, existing: Sequence[GeneratedMask]) -> np.ndarray:
+        """Return the objects that no existing mask matches, largest first, as N x H x W bool."""
         objects = self._objects(image)
         if existing and len(objects):
-            there = torch.from_numpy(np.stack([c.mask for c in existing]))
-            covered = torch.stack([mask_iou(m, there).amax() for m in torch.from_numpy(objects)]) >= self.accept_iou
+            existing_masks = torch.from_numpy(np.stack([c.mask for c in existing]))
+            covered = torch.stack([mask_iou(m, existing_masks).amax() for m in torch.from_numpy(objects)]) >= self.accept_iou
             objects = objects[~covered.numpy()]
-        room = max(0, self.max_masks - len(existing))
-        return objects[np.argsort(-objects.sum((1, 2)), kind="stable")[:room]]
+        max_new = max(0, self.max_masks - len(existing))
+        return objects[np.argsort(-objects.sum((1, 2)), kind="stable")[:max_new]]
 
     def _objects(self, image: SourceImage) -> np.ndarray:
         if image.record is None:
-            message = f"{image.origin} has no ground truth: the simulated annotator needs shards with masks as source"
+            message = f"{image.origin} has no ground truth: the simulated annotator needs a source of shards with masks"
             raise ConfigError(message)
         height, width = image.image.shape[:2]
         masks = [decode_rle(m.segmentation, height=height, width=width, key=image.key) for m in image.record.masks]
@@ -156,6 +161,6 @@ class SimulatedAnnotator:
 
 
 def clicks_from_prompts(prompts: Prompts) -> tuple[Point, ...]:
-    """[x, y, label] of the one prompt's clicks, in order, padding left out."""
+    """Return the clicks (x, y, label) of one prompt in order, without padding."""
     points = zip(prompts.points_xy[0].tolist(), prompts.point_labels[0].tolist(), strict=True)
     return tuple((x, y, label) for (x, y), label in points if label != PointLabel.PADDING)

@@ -1,4 +1,4 @@
-"""The three stages of the paper (section 4): a picture and a model in, candidates out."""
+"""The three annotation stages of the paper (section 4): each makes masks from an image and a model."""
 
 from data_engine.stages.assisted_manual import AssistedManual
 from data_engine.stages.base import Stage

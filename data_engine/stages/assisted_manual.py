@@ -1,4 +1,4 @@
-"""Stage one: an annotator clicks, the model answers (paper, section 4)."""
+"""Stage one, assisted manual: an annotator clicks, the model predicts masks (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sam_train.model import Sam
 
 
 class AssistedManual:
-    """Without a model, which is how everything starts, the annotator draws each mask."""
+    """Assisted-manual stage. Without a model, as at the start of a cycle, the annotator draws every mask by hand."""
 
     name = "assisted_manual"
     needs_model = False
@@ -22,7 +22,7 @@ class AssistedManual:
         self.annotator_name = annotator.name
 
     def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
-        """All masks by the annotator."""
+        """Return the masks of the annotator; see `Stage.infer`."""
         predictor = None
         if model is not None:
             predictor = Predictor(model)

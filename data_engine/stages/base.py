@@ -1,4 +1,4 @@
-"""What the engine expects of a stage."""
+"""The stage interface."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from data_engine.structures import SourceImage
 from sam_train.model import Sam
 
 
-@runtime_checkable  # so that the type checks of the tests can ask
+@runtime_checkable  # the runtime type checks of the tests need it
 class Stage(Protocol):
     """Makes the masks of one image."""
 
     name: str
     annotator_name: str
-    """Goes into the provenance of each mask."""
+    """Name that is written into the provenance of each mask."""
     needs_model: bool
+    """Whether the stage requires a checkpoint."""
 
     def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
-        """What needs the model is done now. The call that comes back does the rest, in any thread, and gives the image's
-        masks and what they cost. Raises SkipSampleError."""
+        """Run the model on an image now. The returned call does the rest, in any thread, and returns the masks and their cost.
+
+        Raises SkipSampleError if the image cannot be used, ValueError if the stage needs a model and `model` is None.
+        """
         ...
 
 
-def immediate(work: AnnotationResult) -> Callable[[], AnnotationResult]:
-    """For a stage that leaves nothing for later."""
-    return lambda: work
+def immediate(result: AnnotationResult) -> Callable[[], AnnotationResult]:
+    """Return a call that returns `result`, for a stage that is finished after `infer`."""
+    return lambda: result

@@ -1,4 +1,4 @@
-"""Stage three: a grid of clicks and the paper's filters, no person (paper, sections 4 and B); or a list of words."""
+"""Stage three, fully automatic: a point grid and the paper's filters (paper, sections 4 and B), or text prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sam_train.model import Sam
 
 
 class FullyAutomatic:
-    """All masks by the generator."""
+    """Fully automatic stage: a generator makes all masks, without an annotator."""
 
     name = "fully_automatic"
     annotator_name = "automatic"
@@ -23,7 +23,7 @@ class FullyAutomatic:
         self.generator = generator
 
     def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
-        """What the generator keeps; no person spends time. Masks are brought to the size of the image later."""
+        """Return the masks that the generator keeps; see `Stage.infer`. The returned call resizes the masks to the image."""
         if model is None:
             raise ValueError("the fully automatic stage needs a model")
         generator = self.generator

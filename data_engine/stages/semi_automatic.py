@@ -1,7 +1,7 @@
-"""Stage two: confident masks are there before the annotator looks, who adds the rest (paper, section 4).
+"""Stage two, semi-automatic: confident masks are prefilled, and the annotator adds the other objects (paper, section 4).
 
-The paper finds the confident masks with a box detector of one class: generator@stage.generator=proposer. Where there is none yet
-they come from the automatic generator with strict thresholds.
+The paper detects the confident masks with a box detector of one class: generator@stage.generator=proposer. Without one they
+come from the automatic generator with strict thresholds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sam_train.model import Sam
 
 
 class SemiAutomatic:
-    """Prefill, review, add."""
+    """Semi-automatic stage: prefill confident masks, let the annotator review them and add the missing ones."""
 
     name = "semi_automatic"
     needs_model = True
@@ -27,14 +27,14 @@ class SemiAutomatic:
         self.annotator_name = annotator.name
 
     def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
-        """Prefilled masks that passed the review, then the annotator's own."""
+        """Return the prefilled masks that passed the review, then the added ones; see `Stage.infer`."""
         if model is None:
             raise ValueError("the semi-automatic stage needs a model")
         predictor = Predictor(model)
         predictor.set_image(image.image)
         prefilled, _ = generate_masks(self.generator, model, image.image, predictor.image_embeddings)
         verdicts, counts = self.annotator.review(image, prefilled)
-        kept = [c for c, verdict in zip(prefilled, verdicts, strict=True) if verdict.kept]
+        kept = [mask for mask, verdict in zip(prefilled, verdicts, strict=True) if verdict.kept]
         added = self.annotator.annotate(image, predictor, kept)
         counts.add(added.counts)
         counts.add(Counter(f"dropped/review_{verdict.reason}" for verdict in verdicts if not verdict.kept))

@@ -240,7 +240,7 @@ def test_review() -> None:
 
 def test_without_truth_there_is_nothing_to_simulate() -> None:
     for act in (lambda: annotator().annotate(image_of(None), None, []), lambda: annotator().review(image_of(None), [])):
-        with pytest.raises(ConfigError, match="needs shards with masks as source"):
+        with pytest.raises(ConfigError, match="needs a source of shards with masks"):
             act()
 
 
