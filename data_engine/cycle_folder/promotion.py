@@ -1,4 +1,4 @@
-"""Which model is promoted, that is used by the engine: a pointer and its history.
+"""The promoted model, which the engine uses: a pointer to its checkpoint, and the history of all decisions.
 
     promoted.json   {"checkpoint": "2_assisted_manual/train/model.pt", "sha256": ..., "history": [...]}
 

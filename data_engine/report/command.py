@@ -1,4 +1,4 @@
-"""What `sam-report` does: write report.json and report.html of a cycle, and print the stage table."""
+"""Handler of `sam-report`: writes report.json and report.html of a data-engine loop, and prints the stage table."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sam_train.errors import ConfigError
 
 
 def report(*, run: str, heldout_images: str = "24") -> None:
-    """Write the report of the cycle in the folder `run` and print the stage table.
+    """Write the report of the loop in the folder `run` and print the stage table.
 
     heldout_images: number of held-out images on which the models are compared, 1 or more.
 
-    Raises ConfigError for a folder that holds no cycle, or a number that is not one.
+    Raises ConfigError if `run` is not the folder of a loop, or if `heldout_images` is not such a number.
     """
     if not heldout_images.isdecimal() or int(heldout_images) < 1:
         raise ConfigError(f"heldout_images={heldout_images}: expected a whole number of at least 1")
@@ -35,14 +35,14 @@ def report(*, run: str, heldout_images: str = "24") -> None:
 
 
 def stage_table(stages: Sequence[StageStatistics]) -> Table:
-    """The stage table for a terminal, broken into lines so that it fits 80 columns."""
+    """Return the stage table for a terminal, with broken titles so that it fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("Stage", no_wrap=True)
     for column in COLUMNS:
         title = column.title.replace(" / ", "\n/").replace(" ", "\n").replace("@", "\n@")
         table.add_column(title, justify="right")
     table.add_column(MODEL_TITLE)
-    for line in stages:
-        cells = [*(cell(line, column) for column in COLUMNS), model_cell(line)]
-        table.add_row(escape(line.step), *(c.text if c.present else "[dim]" + c.text.replace(" ", "\n") for c in cells))
+    for row in stages:
+        cells = [*(cell(row, column) for column in COLUMNS), model_cell(row)]
+        table.add_row(escape(row.step), *(c.text if c.present else "[dim]" + c.text.replace(" ", "\n") for c in cells))
     return table

@@ -18,7 +18,7 @@ MIOU_KEYS = ("miou_at_1", "miou_at_3", "miou_at_5")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """What one step of the loop has written. Its folder need not exist yet."""
+    """The files that one step of the loop has written. Its folder need not exist yet."""
 
     step: str
     """Name of the step: position and stage, such as `3_semi_automatic`."""

@@ -12,7 +12,7 @@ class Column:
     """One column of the stage table."""
 
     key: str
-    """Its key in report.json."""
+    """Name of the value in report.json."""
     title: str
     digits: int
     """Digits after the decimal point."""
