@@ -1,11 +1,11 @@
-"""Nobody is recognised: faces and plates are covered before a picture is annotated or stored, and some pictures left out.
+"""Privacy: faces and licence plates are redacted before an image is annotated or stored; images on a take-down list are skipped.
 
-privacy.py         what happens to a picture
-detections.py      what a detector is; centerface.py, onnx_detector.py, network.py: two of them
-pyramid.py         a detector at all scales
-cover.py           blur, pixelate, fill
-audit.py           the boxes, apart from the shards
-review.py          a page for people
+privacy.py         redaction of images and sources, the take-down list
+detections.py      the detector interface; centerface.py and onnx_detector.py implement it, onnx_session.py runs ONNX files
+pyramid.py         multi-scale tiled detection
+redaction.py       blur, pixelate, fill
+audit.py           the redacted boxes, stored beside the shards
+review.py          an HTML page to review the redactions
 """
 
 from data_engine.privacy.audit import RedactionAudit, audit_path, read_audit

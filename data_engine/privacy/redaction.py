@@ -1,14 +1,16 @@
-"""Making what was found unrecognisable for good.
+"""Irreversible redaction of boxes: blur, pixelate or fill.
 
-A Gaussian blur is a convolution: with its kernel known, or learnt from pairs of faces, much of what it hid comes back. So the
-strength here is not a kernel but a count. `pixelate` and `blur` both show at most `cells` x `cells` mean colours of the box, in
-8 bits, each over MIN_CELL_PX pixels a side at least, whatever the size of the box: `pixelate` as they are (Argoverse's way, 5 x 5
-of them), `blur` interpolated smoothly. What is not in these few numbers is in neither picture, so nobody can put it back. The
-means themselves are still of that face: who has a short list of people can compare them. `fill`, a grey that says nothing but
-where the box was, leaves not even these.
+A Gaussian blur is a convolution: if its kernel is known, or is learnt from pairs of faces, much of the hidden detail can be
+recovered. The strength of the redaction here is therefore not a kernel but a number of values. `pixelate` and `blur` both show at
+most `cells` x `cells` mean colours of the box, in 8 bits, each over at least MIN_CELL_PX pixels per side, whatever the size of
+the
+box: `pixelate` shows them as they are (as Argoverse does, with 5 x 5), `blur` interpolates them smoothly. Information beyond
+these few values is in neither image, so nobody can recover it. The mean colours themselves still come from the face: with a short
+list of candidate persons they can be compared. `fill`, a uniform grey that shows nothing but the position of the box, does not
+keep even these.
 
-The box is taken larger than it was found. A blurred one fades into the picture in its outer FADE, so that its edge is no object
-for the annotators; what was found lies further in.
+The redacted box is larger than the detected one. A blurred box fades into the image in its outer part (FADE), so that its border
+is not an object to annotators; the detected box lies completely inside the part that does not fade.
 """
 
 from __future__ import annotations
@@ -21,47 +23,71 @@ REDACTION_METHODS = ("blur", "pixelate", "fill")
 MIN_CELL_PX = 4
 GREY = 128
 FADE = 0.2
-"""Of the way from the middle of the enlarged box to its edge."""
+"""Outer part of a blurred box that fades into the image, as a fraction of the distance from its centre to its border."""
 MIN_DILATE = 1 / (1 - FADE)
-"""From here on what was found is covered whole."""
+"""Smallest enlargement with which the detected box lies completely inside the part that does not fade."""
 
 
 def redact_box(
     image: np.ndarray, found_xyxy: np.ndarray, *, method: str, dilate: float, cells: int
 ) -> tuple[int, int, int, int] | None:
-    """Cover a box, `dilate` times as large around its middle, of an HWC uint8 RGB picture in place.
+    """Redact a box of an HWC uint8 RGB image in place, enlarged by the factor `dilate` around its centre.
 
-    The pixels that may have changed, XYXY with right and bottom exclusive, cut to the picture; None where nothing is left.
+    method: one of REDACTION_METHODS. cells: maximum number of mean colours per side that blur and pixelate keep.
+
+    Returns the box of the pixels that may have changed, XYXY with right and bottom exclusive, clipped to the image; None if it
+    lies outside the image.
     """
     height, width = image.shape[:2]
-    middle = (found_xyxy[:2] + found_xyxy[2:]) / 2
+    centre = (found_xyxy[:2] + found_xyxy[2:]) / 2
     half = np.maximum((found_xyxy[2:] - found_xyxy[:2]) / 2 * dilate, 0.5)
-    left, top = (max(0, int(side)) for side in np.floor(middle - half))
-    right, bottom = (min(most, int(side)) for side, most in zip(np.ceil(middle + half), (width, height), strict=True))
+    left, top = (max(0, int(side)) for side in np.floor(centre - half))
+    right, bottom = (min(limit, int(side)) for side, limit in zip(np.ceil(centre + half), (width, height), strict=True))
     if left >= right or top >= bottom:
         return None
     inside = image[top:bottom, left:right]
     if method == "fill":
         inside[:] = GREY
-        return left, top, right, bottom
-    means = cell_means(inside, cells)
-    if method == "pixelate":
-        inside[:] = _resized(means, inside.shape, cv2.INTER_NEAREST)
-        return left, top, right, bottom
-    # By the box's own middle and half, also where the picture cuts it: a face at the border does not fade there.
-    across = np.abs(np.arange(left, right) + 0.5 - middle[0]) / half[0]
-    down = np.abs(np.arange(top, bottom) + 0.5 - middle[1]) / half[1]
-    share = np.clip((1 - np.maximum(across[None], down[:, None])) / FADE, 0, 1)[..., None]
-    smooth = _resized(means, inside.shape, cv2.INTER_CUBIC)
-    inside[:] = np.rint(share * smooth + (1 - share) * inside)
+    elif method == "pixelate":
+        inside[:] = pixelate(inside, cells)
+    else:
+        inside[:] = blur(inside, cells, _fade_weight((left, top, right, bottom), centre, half))
     return left, top, right, bottom
 
 
+def pixelate(pixels: np.ndarray, cells: int) -> np.ndarray:
+    """Return HWC uint8 pixels with every cell replaced by its mean colour."""
+    return _resize(cell_means(pixels, cells), pixels.shape, cv2.INTER_NEAREST)
+
+
+def blur(pixels: np.ndarray, cells: int, weight: np.ndarray) -> np.ndarray:
+    """Return the mean colours of the cells, smoothly interpolated, blended with HWC uint8 `pixels`.
+
+    weight: H x W x 1, 0..1; 1 shows the interpolated colours only, 0 the pixels only.
+    """
+    smooth = _resize(cell_means(pixels, cells), pixels.shape, cv2.INTER_CUBIC)
+    return np.rint(weight * smooth + (1 - weight) * pixels)
+
+
+def _fade_weight(xyxy: tuple[int, int, int, int], centre_xy: np.ndarray, half_xy: np.ndarray) -> np.ndarray:
+    """Return the blur weight of each pixel of the clipped box `xyxy`: 1 inside, falling to 0 at the border of the whole box.
+
+    centre_xy, half_xy: centre and half size of the whole box; a face that the image border clips does not fade there.
+    """
+    left, top, right, bottom = xyxy
+    distance_x = np.abs(np.arange(left, right) + 0.5 - centre_xy[0]) / half_xy[0]
+    distance_y = np.abs(np.arange(top, bottom) + 0.5 - centre_xy[1]) / half_xy[1]
+    return np.clip((1 - np.maximum(distance_x[None], distance_y[:, None])) / FADE, 0, 1)[..., None]
+
+
 def cell_means(pixels: np.ndarray, cells: int) -> np.ndarray:
-    """HWC uint8 to rows x columns x C uint8 means: `cells` a side, or fewer where they would be less than MIN_CELL_PX."""
+    """Return the mean colours of the cells of HWC uint8 pixels, rows x columns x C uint8.
+
+    There are `cells` cells per side, or fewer if they would be smaller than MIN_CELL_PX.
+    """
     rows, columns = (max(1, min(cells, side // MIN_CELL_PX)) for side in pixels.shape[:2])
-    return _resized(pixels, (rows, columns), cv2.INTER_AREA)
+    return _resize(pixels, (rows, columns), cv2.INTER_AREA)
 
 
-def _resized(pixels: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
+def _resize(pixels: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
     return cv2.resize(pixels, (shape[1], shape[0]), interpolation=interpolation).reshape(*shape[:2], -1)

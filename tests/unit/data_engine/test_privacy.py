@@ -150,7 +150,7 @@ def test_identity() -> None:
         ({"method": "gauss"}, "privacy.method is 'gauss': expected blur, pixelate, fill"),
         ({"dilate": 1.1}, r"privacy.dilate is 1.1: expected 1.25"),
         ({"cells": 0}, "privacy.cells is 0"),
-        ({"cells": 40}, "more of them would show a face"),
+        ({"cells": 40}, "more cells would show a face"),
         ({"take_down": "no.txt"}, "the take-down list no.txt cannot be read"),
     ],
 )
@@ -283,7 +283,7 @@ def test_audit(tmp_path: Path) -> None:
 def test_audit_that_is_none(tmp_path: Path, line: str) -> None:
     shard = shard_with(tmp_path, 0, {})
     audit_path(shard).write_text(line + "\n")
-    with pytest.raises(ShardError, match=r"sa_000000.jsonl, line 1 is no line of an audit"):
+    with pytest.raises(ShardError, match=r"sa_000000.jsonl, line 1 is not a line of an audit"):
         list(read_audit(shard))
 
 
@@ -299,8 +299,8 @@ def test_review(tmp_path: Path) -> None:
 
 
 def test_review_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_engine.privacy.review.NUM_COVERED", 5)
-    monkeypatch.setattr("data_engine.privacy.review.NUM_CLEAR", 2)
+    monkeypatch.setattr("data_engine.privacy.review.MAX_REDACTED", 5)
+    monkeypatch.setattr("data_engine.privacy.review.MAX_CLEAR", 2)
     for number in range(4):
         shard_with(tmp_path, number, {0: [(1, 2, 30, 40)], 1: [(1, 2, 30, 40)] * 4})
     assert write_privacy_review(tmp_path).read_text().count("<img") == 5 + 2
@@ -309,12 +309,12 @@ def test_review_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_review_of_another_shards_audit(tmp_path: Path) -> None:
     first, second = (shard_with(tmp_path, number, {0: [(1, 2, 30, 40)]}) for number in (0, 1))
     audit_path(first).write_bytes(audit_path(second).read_bytes())
-    with pytest.raises(ShardError, match=r"tells of a picture that the shard does not have .*sa_000000.tar, key sa_000003"):
+    with pytest.raises(ShardError, match=r"names an image that the shard does not contain .*sa_000000.tar, key sa_000003"):
         write_privacy_review(tmp_path)
 
 
 def test_review_of_nothing(tmp_path: Path) -> None:
     shard_with(tmp_path, 0, {})
-    assert "Nothing was covered in these images." in write_privacy_review(tmp_path).read_text()
+    assert "Nothing was redacted in these images." in write_privacy_review(tmp_path).read_text()
     shard_with(tmp_path / "b", 0, {place: [(1, 1, 9, 9)] for place in range(3)})
     assert "Something was covered in every image." in write_privacy_review(tmp_path / "b").read_text()

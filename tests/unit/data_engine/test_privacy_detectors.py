@@ -18,7 +18,7 @@ import pytest
 
 from data_engine.privacy import CenterFace, Detections, Detector, OnnxDetector
 from data_engine.privacy.detections import merge_detections
-from data_engine.privacy.pyramid import detect_at_all_scales, levels, tiles
+from data_engine.privacy.pyramid import detect_at_all_scales, image_pyramid, tile_origins
 from sam_train.errors import ConfigError
 
 FACE = np.array([182.0, 58.0, 270.0, 178.0])  # in skimage's astronaut of 512 x 512, drawn by hand
@@ -228,20 +228,20 @@ def test_nothing_found(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[np.ndarray, str]] = {
-    "shape": (np.zeros((1, 100, 85)), r"answers with \[1, 100, 85\]: expected"),
-    "two pictures": (np.zeros((2, 5, 6)), r"answers with \[2, 5, 6\]"),
-    "no scores": (ROWS[None, :, [4, 5, 0, 1, 2, 3]], "scores of 5 to 80: expected numbers of 0..1"),
+    "shape": (np.zeros((1, 100, 85)), r"has an output of shape \[1, 100, 85\]: expected"),
+    "two pictures": (np.zeros((2, 5, 6)), r"has an output of shape \[2, 5, 6\]"),
+    "no scores": (ROWS[None, :, [4, 5, 0, 1, 2, 3]], "scores of 5 to 80: expected numbers in 0..1"),
     "sides the wrong way": (ROWS[None, :, [2, 3, 0, 1, 4, 5]], r"the box \[40.0, 50.0, 10.0, 20.0\]: expected pixels"),
     "shares of the picture": (ROWS[None] / [100, 100, 100, 100, 1, 1], "expected pixels of its input"),
-    "no numbers": (ROWS[None] * np.nan, "expected numbers of 0..1"),
+    "no numbers": (ROWS[None] * np.nan, "expected numbers in 0..1"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_answers_that_are_not_believed(tmp_path: Path, name: str) -> None:
-    answer, expected = WRONG[name]
-    detector = OnnxDetector(written(tmp_path / "plates.onnx", answer))
-    with pytest.raises(ConfigError, match=r"plates.onnx answers with.*" + expected.replace("answers with ", "")):
+def test_rejects_invalid_outputs(tmp_path: Path, name: str) -> None:
+    output, expected = WRONG[name]
+    detector = OnnxDetector(written(tmp_path / "plates.onnx", output))
+    with pytest.raises(ConfigError, match=r"plates.onnx .*" + expected):
         detector.detect(PICTURE)
 
 
@@ -249,19 +249,19 @@ def test_answers_that_are_not_believed(tmp_path: Path, name: str) -> None:
     ("shape", "kind"), [((1, 64, 96, 3), "FLOAT"), ((4, 3, 64, 96), "FLOAT"), ((3, 64, 96), "FLOAT"), ((1, 3, 64, 96), "INT64")]
 )
 def test_inputs_that_are_refused(tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"d.onnx wants tensor.*expected \[1, 3, H, W\] of float32"):
+    with pytest.raises(ConfigError, match=r"d.onnx has an input of tensor.*expected \[1, 3, H, W\] of float32"):
         OnnxDetector(written(tmp_path / "d.onnx", ROWS, shape=shape, kind=kind))
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(ConfigError, match="none is ever fetched"):
+    with pytest.raises(ConfigError, match="files are never downloaded"):
         OnnxDetector(str(tmp_path / "nothing.onnx"))
     (tmp_path / "text.onnx").write_text("not a model")
     for make in (OnnxDetector, lambda file: CenterFace(file=file)):
-        with pytest.raises(ConfigError, match=r"text.onnx is no ONNX"):
+        with pytest.raises(ConfigError, match=r"text.onnx is not an ONNX"):
             make(str(tmp_path / "text.onnx"))
-    with pytest.raises(ConfigError, match=r"d.onnx is no CenterFace: expected an input of N x 3 x H x W"):
+    with pytest.raises(ConfigError, match=r"d.onnx is not CenterFace: expected an input of N x 3 x H x W"):
         CenterFace(file=written(tmp_path / "d.onnx", ROWS))
     with pytest.raises(ConfigError, match="threshold is 1"):
         OnnxDetector(written(tmp_path / "d.onnx", ROWS), threshold=1)
@@ -297,18 +297,18 @@ def test_every_size_at_every_place_is_found_once(seed: int) -> None:
 def test_tiles_cover_and_overlap() -> None:
     for image_hw in ((100, 100), (101, 300), (1000, 640)):
         seen = np.zeros(image_hw, int)
-        places = tiles(image_hw, (100, 100), 30)
-        for left, top in places:
+        origins = tile_origins(image_hw, (100, 100), 30)
+        for left, top in origins:
             assert left + 100 <= image_hw[1] or image_hw[1] < 100
             seen[top : top + 100, left : left + 100] += 1
         assert seen.min() >= 1
         for a, b in ((0, 1), (1, 0)):
-            starts = sorted({place[a] for place in places})
+            starts = sorted({origin[a] for origin in origins})
             assert all(second - first <= 70 for first, second in pairwise(starts)), b
 
 
-def test_levels_end_with_one_tile() -> None:
-    sizes = [level.shape[:2] for level in levels(np.zeros((1000, 3001, 3), np.uint8), (768, 768))]
+def test_image_pyramid_ends_with_one_tile() -> None:
+    sizes = [level.shape[:2] for level in image_pyramid(np.zeros((1000, 3001, 3), np.uint8), (768, 768))]
     assert sizes == [(1000, 3001), (500, 1500), (250, 750)]
 
 
