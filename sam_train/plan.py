@@ -1,9 +1,9 @@
-"""What a training run would cost, from its config alone.
+"""Estimate the cost of a training run from its config alone.
 
     sam-train plan experiment=vit_h_sa1b plan.gpu=a100-80gb plan.num_gpus=256
 
-Parameters, operations, kept activations and memory traffic are counted on fake tensors with the run's own code; seconds are
-the roofline of the device's data sheet, divided by `plan.efficiency`, an assumption. Nothing here was measured on a GPU.
+Parameters, operations, saved activations and memory traffic are counted on fake tensors with the run's own code. Seconds are
+the roofline of the device's data sheet divided by `plan.efficiency`, an assumption. Nothing here was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sam_train.cli.commands import PLAN
 from sam_train.config import to_plain
 from sam_train.cost_model.cost_estimate import CostEstimate, HardwareSpec, estimate_cost
 from sam_train.cost_model.devices import get_device
-from sam_train.cost_model.step_cost import StepCost, count_step
+from sam_train.cost_model.step_cost import ForwardBackwardCost, StepCost, count_step
 from sam_train.files import atomic_write_bytes
 
-FEWER_MASKS = (1, 2, 4, 8)
-"""The table of what fits divides data.max_masks by these."""
+MASK_DIVISORS = (1, 2, 4, 8)
+"""The table of memory per image has a column for data.max_masks divided by each of these."""
 
 
 def main() -> None:
@@ -35,92 +35,104 @@ def main() -> None:
 
 
 def command(cfg: DictConfig) -> None:
-    """Do what the composed config says."""
+    """Print the estimated cost of the run that the composed config describes."""
     estimate_run_cost(cfg)
 
 
 def estimate_run_cost(cfg: DictConfig) -> dict[str, Any]:
-    """Print the plan; what was printed, as plain numbers."""
+    """Print the estimated cost of a run, write it to `plan.out` if set, and return it as plain values.
+
+    Raises ConfigError for an unknown GPU and for hardware that cannot run the config.
+    """
     plain = to_plain(cfg)
-    wanted: dict[str, Any] = plain["plan"]
-    device = get_device(wanted.pop("gpu"))
-    out = wanted.pop("out")
-    plan = HardwareSpec(device=device, **wanted)
-    masks, images = int(plain["data"]["max_masks"]), int(plain["data"]["images_per_step"])
-    plan.images_per_gpu(images)  # refused before the counting starts
+    spec: dict[str, Any] = plain["plan"]
+    device = get_device(spec.pop("gpu"))
+    out = spec.pop("out")
+    hardware = HardwareSpec(device=device, **spec)
+    num_masks, images = int(plain["data"]["max_masks"]), int(plain["data"]["images_per_step"])
+    hardware.images_per_gpu(images)  # raises before the slow counting
     with Progress(SpinnerColumn(), TextColumn("counting one step on fake tensors"), transient=True) as progress:
         progress.add_task("")
-        step = count_step(plain, num_masks=masks)
-        leaner = count_step(checkpointed(plain), num_masks=masks)
-    steps, images_per_pass = int(plain["trainer"]["max_steps"]), plain["training"].get("images_per_pass")
-    result = estimate_cost(step, plan, images_per_step=images, images_per_pass=images_per_pass, max_steps=steps)
-    fits = memory_per_image_gb({"none": step, "torch": leaner}, replace(plan, num_gpus=1), masks)
+        step = count_step(plain, num_masks=num_masks)
+        checkpointed = count_step(with_activation_checkpointing(plain), num_masks=num_masks)
+    max_steps, images_per_pass = int(plain["trainer"]["max_steps"]), plain["training"].get("images_per_pass")
+    estimate = estimate_cost(step, hardware, images_per_step=images, images_per_pass=images_per_pass, max_steps=max_steps)
+    per_image = memory_per_image_gb({"none": step, "torch": checkpointed}, replace(hardware, num_gpus=1), num_masks)
     console = Console()
-    for table in (cost_table(step, result, plan, images, steps), memory_table(result, plan), memory_per_image_table(fits, plan)):
-        console.print(table)
-    document = {"plan": plain["plan"] | {"gpu": device.name}, "parameters": step.parameters, **asdict(result), "fits": fits}
+    console.print(cost_table(step, estimate, hardware, images, max_steps))
+    console.print(memory_table(estimate, hardware))
+    console.print(memory_per_image_table(per_image, hardware))
+    document = {
+        "plan": plain["plan"] | {"gpu": device.name},
+        "parameters": step.parameters,
+        **asdict(estimate),
+        "memory_per_image_gb": per_image,
+    }
     if out:
         atomic_write_bytes(Path(out), (json.dumps(document, indent=1) + "\n").encode())
     return document
 
 
-def checkpointed(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The same run with the encoder's activations made again in the backward pass."""
+def with_activation_checkpointing(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with activation checkpointing in the image encoder."""
     return cfg | {"model": cfg["model"] | {"activation_checkpointing": "torch"}}
 
 
-def memory_per_image_gb(steps: dict[str, StepCost], plan: HardwareSpec, masks: int) -> dict[str, dict[int, float]]:
-    """Gigabytes of one image on one GPU, by activation checkpointing and by masks of the image."""
-    found: dict[str, dict[int, float]] = {}
-    for name, step in steps.items():
-        for share in FEWER_MASKS:
-            if masks % share:
+def memory_per_image_gb(steps: dict[str, StepCost], hardware: HardwareSpec, num_masks: int) -> dict[str, dict[int, float]]:
+    """Return the peak memory of one image on one GPU, in gigabytes, by kind of activation checkpointing and number of masks."""
+    memory: dict[str, dict[int, float]] = {}
+    for kind, step in steps.items():
+        for divisor in MASK_DIVISORS:
+            if num_masks % divisor:
                 continue
             smaller = replace(
                 step,
-                first_round=replace(step.first_round, saved_activation_bytes=step.first_round.saved_activation_bytes // share),
-                later_round=replace(step.later_round, saved_activation_bytes=step.later_round.saved_activation_bytes // share),
+                first_round=_with_fewer_masks(step.first_round, divisor),
+                later_round=_with_fewer_masks(step.later_round, divisor),
             )
-            one = estimate_cost(smaller, plan, images_per_step=1, images_per_pass=1, max_steps=1)
-            found.setdefault(name, {})[masks // share] = sum(one.memory_gb.values())
-    return found
+            estimate = estimate_cost(smaller, hardware, images_per_step=1, images_per_pass=1, max_steps=1)
+            memory.setdefault(kind, {})[num_masks // divisor] = sum(estimate.memory_gb.values())
+    return memory
 
 
-def cost_table(step: StepCost, result: CostEstimate, plan: HardwareSpec, images: int, max_steps: int) -> Table:
-    """Parameters, operations, time and communication."""
-    table = Table("cost", f"{plan.num_gpus} x {plan.device.name}", title="The run")
+def _with_fewer_masks(cost: ForwardBackwardCost, divisor: int) -> ForwardBackwardCost:
+    return replace(cost, saved_activation_bytes=cost.saved_activation_bytes // divisor)
+
+
+def cost_table(step: StepCost, estimate: CostEstimate, hardware: HardwareSpec, images: int, max_steps: int) -> Table:
+    """Return the table of parameters, operations, time and communication."""
+    table = Table("cost", f"{hardware.num_gpus} x {hardware.device.name}", title="Run")
     for name, count in step.parameters.items():
         table.add_row(f"parameters, {name}", f"{count / 1e6:.2f} M")
     rounds = 1 + step.num_later_rounds
-    table.add_row("a step", f"{images} images x {step.num_masks} masks x {rounds} rounds, {result.step_tflop:,.1f} TFLOP")
-    table.add_row("seconds a step, at the roofline", f"{result.roofline_s:.3f}")
-    table.add_row(f"seconds a step, at {plan.efficiency:.0%} of it", f"{result.step_s:.3f}")
-    table.add_row("gradients, for each GPU and step", f"{result.communication_gb:.2f} GB, {result.communication_s:.3f} s")
-    table.add_row("the loader must bring", f"{result.images_per_s:.1f} images a second")
-    table.add_row(f"{max_steps:,} steps", f"{result.days:.2f} days, {result.gpu_hours:,.0f} GPU hours")
+    table.add_row("step", f"{images} images x {step.num_masks} masks x {rounds} rounds, {estimate.step_tflop:,.1f} TFLOP")
+    table.add_row("seconds per step, at the roofline", f"{estimate.roofline_s:.3f}")
+    table.add_row(f"seconds per step, at {hardware.efficiency:.0%} of the roofline", f"{estimate.step_s:.3f}")
+    table.add_row("communication per GPU and step", f"{estimate.communication_gb:.2f} GB, {estimate.communication_s:.3f} s")
+    table.add_row("required loader throughput", f"{estimate.images_per_s:.1f} images per second")
+    table.add_row(f"{max_steps:,} steps", f"{estimate.days:.2f} days, {estimate.gpu_hours:,.0f} GPU hours")
     return table
 
 
-def memory_table(result: CostEstimate, plan: HardwareSpec) -> Table:
-    """Memory of one GPU by part."""
-    table = Table("memory of one GPU", "GB", title="The memory")
-    for name, value in result.memory_gb.items():
+def memory_table(estimate: CostEstimate, hardware: HardwareSpec) -> Table:
+    """Return the table of the peak memory of one GPU by part."""
+    table = Table("memory of one GPU", "GB", title="Memory")
+    for name, value in estimate.memory_gb.items():
         table.add_row(name, f"{value:.2f}")
-    total = sum(result.memory_gb.values())
-    verdict = "fits" if total <= plan.device.memory_gb else "does not fit"
-    table.add_row("together", f"{total:.2f} of {plan.device.memory_gb:.0f}: {verdict}", end_section=True)
+    total = sum(estimate.memory_gb.values())
+    verdict = "fits" if total <= hardware.device.memory_gb else "does not fit"
+    table.add_row("total", f"{total:.2f} of {hardware.device.memory_gb:.0f}: {verdict}", end_section=True)
     return table
 
 
-def memory_per_image_table(fits: dict[str, dict[int, float]], plan: HardwareSpec) -> Table:
-    """What one image costs on one such GPU."""
-    masks = next(iter(fits.values()))
-    table = Table(
-        "activation_checkpointing", *(f"{count} masks" for count in masks), title=f"One image on one {plan.device.name}, GB"
-    )
-    for name, by_masks in fits.items():
-        cells = (f"{gb:.1f}" + ("" if gb <= plan.device.memory_gb else " (too much)") for gb in by_masks.values())
-        table.add_row(name, *cells)
+def memory_per_image_table(memory: dict[str, dict[int, float]], hardware: HardwareSpec) -> Table:
+    """Return the table of the peak memory of one image on one GPU."""
+    mask_counts = next(iter(memory.values()))
+    title = f"One image on one {hardware.device.name}, GB"
+    table = Table("activation_checkpointing", *(f"{count} masks" for count in mask_counts), title=title)
+    for kind, by_masks in memory.items():
+        cells = (f"{gb:.1f}" + ("" if gb <= hardware.device.memory_gb else " (too much)") for gb in by_masks.values())
+        table.add_row(kind, *cells)
     return table
 
 

@@ -1,1 +1,1 @@
-"""What a training run will cost, before it is started: counted on fake tensors, by the roofline of a device."""
+"""Cost of a training run, before it is started: one step is counted on fake tensors and timed by a device's roofline."""

@@ -1,12 +1,12 @@
-"""Devices by name, from their makers' data sheets: dense bf16 products with fp32 sums, memory and its bandwidth."""
+"""GPUs by name, with the limits of their makers' data sheets."""
 
 from __future__ import annotations
 
 from sam_train.cost_model.op_counter import Device
 from sam_train.errors import ConfigError
 
-# Starting a kernel from Python; torch.compile or CUDA graphs would lower it.
 LAUNCH_S = 6e-6
+"""Seconds to launch a kernel from Python; torch.compile or CUDA graphs would lower it."""
 
 DEVICES = {
     name: Device(name=name, memory_gb=memory, tflops=bf16, tflops_fp32=fp32, gb_per_s=bandwidth, launch_s=LAUNCH_S)
@@ -24,7 +24,7 @@ DEVICES = {
 
 
 def get_device(name: str) -> Device:
-    """Raises ConfigError that lists the known names."""
+    """Return a device by name. Raises ConfigError, with the known names, if there is none."""
     if name not in DEVICES:
-        raise ConfigError(f"plan.gpu={name} is not known: one of {', '.join(DEVICES)}")
+        raise ConfigError(f"unknown plan.gpu={name}: expected one of {', '.join(DEVICES)}")
     return DEVICES[name]

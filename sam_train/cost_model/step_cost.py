@@ -1,7 +1,7 @@
-"""One training step of a recipe, counted: the image encoder for one image, the rounds for the masks of one image.
+"""Counts one training step of a config, for one image and its masks.
 
-The step is that of `sam_train.training.sam_module`: rounds are backpropagated one at a time into the detached embeddings, the
-encoder once at the end. So the memory of a step is the encoder's activations and those of the largest round.
+The step is that of `sam_train.training.sam_module`: the rounds are backpropagated one at a time into the detached embeddings, and
+the encoder once at the end. So a step needs memory for the encoder's activations and for those of the largest round.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sam_train.cost_model.op_counter import (
     FusedAttention,
     OperationCounter,
     OperationLog,
-    saved_activation_bytes,
+    count_saved_activations,
     to_fake_tensors,
 )
 from sam_train.errors import ConfigError
@@ -30,43 +30,43 @@ from sam_train.structures import Prediction, Prompts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBackwardCost:
-    """Forward and backward of one part of the step."""
+    """Forward and backward pass of one part of the step."""
 
-    work: OperationLog
+    operations: OperationLog
     saved_activation_bytes: int
-    """By autograd, between the two."""
+    """Bytes that autograd saves between the two passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
-    """Of one image."""
+    """Counted cost of a step for one image."""
 
     parameters: dict[str, int]
-    """By part of the model."""
-    trained: int
-    """Parameters that learn."""
+    """Number of parameters, by part of the model."""
+    num_trained: int
+    """Number of trained parameters."""
     encoder: ForwardBackwardCost | None
-    """None where it is frozen."""
+    """Cost of the image encoder; None if it is frozen."""
     first_round: ForwardBackwardCost
     later_round: ForwardBackwardCost
-    """A round in the middle of the corrections, with the fed-back mask."""
+    """Cost of a round in the middle of the corrections, with the fed-back mask."""
     num_later_rounds: int
     num_masks: int
 
-    def works(self) -> list[tuple[OperationLog, int]]:
-        """What is done, and how often."""
-        rounds = [(self.first_round.work, 1), (self.later_round.work, self.num_later_rounds)]
-        return rounds + ([(self.encoder.work, 1)] if self.encoder else [])
+    def operations(self) -> list[tuple[OperationLog, int]]:
+        """Return the operations of each part of the step and the number of times that they are run."""
+        rounds = [(self.first_round.operations, 1), (self.later_round.operations, self.num_later_rounds)]
+        return rounds + ([(self.encoder.operations, 1)] if self.encoder else [])
 
     def flops(self) -> float:
-        """Of the step."""
-        return sum(sum(work.flops) * times for work, times in self.works())
+        """Return the floating-point operations of the step."""
+        return sum(sum(operations.flops) * repeats for operations, repeats in self.operations())
 
 
 def count_step(cfg: dict[str, Any], *, num_masks: int) -> StepCost:
     """Count the step of a training config (plain, resolved) for one image with `num_masks` masks.
 
-    Raises ConfigError for a run that learns from a teacher.
+    Raises ConfigError for a distillation, which has no rounds.
     """
     model = _model(cfg)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
@@ -82,7 +82,7 @@ def count_step(cfg: dict[str, Any], *, num_masks: int) -> StepCost:
         ]
     return StepCost(
         parameters=parameters,
-        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         encoder=encoder,
         first_round=rounds[0],
         later_round=rounds[1],
@@ -92,9 +92,9 @@ def count_step(cfg: dict[str, Any], *, num_masks: int) -> StepCost:
 
 
 def _model(cfg: dict[str, Any]) -> Sam:
-    """On the meta device; what is not trained takes no gradients."""
+    """Return the model on the meta device; parameters that are not trained take no gradients."""
     if cfg.get("teacher"):
-        raise ConfigError("sam-train plan counts steps with prompts, and a step with teacher= has none")
+        raise ConfigError("sam-train plan counts steps with prompts, but a step with teacher= has none: remove teacher=")
     with torch.device("meta"):
         model: Sam = build(cfg["model"])
         if cfg.get("lora"):
@@ -110,11 +110,11 @@ def _precision(*, half: bool) -> AbstractContextManager[Any]:
 
 def _encoder(model: Sam, precision: AbstractContextManager[Any]) -> ForwardBackwardCost:
     counter, image = OperationCounter(), torch.empty(1, 3, model.image_size, model.image_size)
-    with counter, precision, saved_activation_bytes(model) as kept:
+    with counter, precision, count_saved_activations(model) as saved_bytes:
         embeddings = model.image_encoder(image)
     with counter:
         embeddings.float().sum().backward()
-    return ForwardBackwardCost(work=counter.work, saved_activation_bytes=kept[0])
+    return ForwardBackwardCost(operations=counter.operations, saved_activation_bytes=saved_bytes[0])
 
 
 def _round(
@@ -126,14 +126,14 @@ def _round(
     if num_points > 1:
         prompts = prompts.with_mask(torch.empty(num_masks, 1, model.logits_size, model.logits_size))
     counter = OperationCounter()
-    with counter, saved_activation_bytes(model) as kept:
+    with counter, count_saved_activations(model) as saved_bytes:
         with precision:
             prediction = model.decode(embeddings, prompts, multimask_output=num_points == 1)
             side = model.image_size if full else model.logits_size
             logits = F.interpolate(prediction.mask_logits, (side, side), mode="bilinear") if full else prediction.mask_logits
             terms = loss(Prediction(mask_logits=logits, iou_scores=prediction.iou_scores), torch.empty(num_masks, side, side))
         terms.total.backward()
-    return ForwardBackwardCost(work=counter.work, saved_activation_bytes=kept[0])
+    return ForwardBackwardCost(operations=counter.operations, saved_activation_bytes=saved_bytes[0])
 
 
 def _embedding_shape(model: Sam) -> tuple[int, int, int]:

@@ -30,7 +30,7 @@ class RngStream(IntEnum):
 def image_seeds(num_images: int, stream: RngStream, *, seed: int, step: int, offset: int) -> list[tuple[int, ...]]:
     """Return one seed for each image of a pass: (seed, step, index of the image in the step, stream).
 
-    DistributedPositionSampler assigns the images of a step to the ranks in turn: image i of a rank has index i x world size + rank.
+    DistributedPositionSampler assigns the images of a step to ranks in turn: image i of a rank has index i x world size + rank.
 
     offset: number of images that this process has already taken in earlier passes of the step.
     """

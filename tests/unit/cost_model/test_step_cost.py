@@ -1,4 +1,4 @@
-"""What is counted on fake tensors is what a real step does and keeps."""
+"""The cost model: counts on fake tensors equal those of a real step, and estimates follow from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from sam_train.config import build, config_dir, to_plain
 from sam_train.cost_model.cost_estimate import HardwareSpec, estimate_cost
 from sam_train.cost_model.devices import DEVICES, get_device
-from sam_train.cost_model.op_counter import OperationCounter, saved_activation_bytes
+from sam_train.cost_model.op_counter import OperationCounter, count_saved_activations
 from sam_train.cost_model.step_cost import count_step
 from sam_train.errors import ConfigError
 from sam_train.model.chunk_sizes import ACCELERATOR_CHUNK_SIZES, override_chunk_sizes
@@ -20,7 +20,7 @@ from sam_train.plan import estimate_run_cost
 from sam_train.structures import Prompts
 
 NUM_MASKS = 3
-PLAN = HardwareSpec(
+HARDWARE = HardwareSpec(
     device=DEVICES["a100-80gb"],
     num_gpus=1,
     shard_optimizer=False,
@@ -36,20 +36,20 @@ def config(*overrides: str, root: str = "train") -> Any:
 
 
 @pytest.mark.parametrize("model", ["vit_nano", "vit_tiny"])
-def test_counts_are_those_of_a_real_step(model: str) -> None:
-    """Of an encoder and of a round with a fed-back mask: operations of both passes, and bytes kept in between."""
+def test_counts_equal_those_of_a_real_step(model: str) -> None:
+    """For an encoder and for a round with a fed-back mask: operations of both passes, and bytes saved in between."""
     plain = to_plain(config(f"model={model}", "prompts.num_corrections=2"))
     counted = count_step(plain, num_masks=NUM_MASKS)
     sam = build(plain["model"]).train()
     image = torch.rand(1, 3, sam.image_size, sam.image_size)
     counter = OperationCounter()
-    with override_chunk_sizes(ACCELERATOR_CHUNK_SIZES), counter, saved_activation_bytes(sam) as kept:
+    with override_chunk_sizes(ACCELERATOR_CHUNK_SIZES), counter, count_saved_activations(sam) as saved_bytes:
         embeddings = sam.image_encoder(image)
     with counter:
         embeddings.float().sum().backward()
     assert counted.encoder is not None
-    assert sum(counted.encoder.work.flops) == sum(counter.work.flops)
-    assert counted.encoder.saved_activation_bytes == kept[0]
+    assert sum(counted.encoder.operations.flops) == sum(counter.operations.flops)
+    assert counted.encoder.saved_activation_bytes == saved_bytes[0]
 
     leaf = embeddings.detach().requires_grad_()
     index, labels = torch.zeros(NUM_MASKS, dtype=torch.long), torch.ones(NUM_MASKS, 2, dtype=torch.long)
@@ -57,29 +57,29 @@ def test_counts_are_those_of_a_real_step(model: str) -> None:
     prompts = prompts.with_mask(torch.randn(NUM_MASKS, 1, sam.logits_size, sam.logits_size))
     targets = (torch.rand(NUM_MASKS, sam.logits_size, sam.logits_size) > 0.5).float()
     counter = OperationCounter()
-    with override_chunk_sizes(ACCELERATOR_CHUNK_SIZES), counter, saved_activation_bytes(sam) as kept:
+    with override_chunk_sizes(ACCELERATOR_CHUNK_SIZES), counter, count_saved_activations(sam) as saved_bytes:
         loss = build(plain["losses"])(sam.decode(leaf, prompts, multimask_output=False), targets).total
     with counter:
         loss.backward()
-    assert sum(counted.later_round.work.flops) == sum(counter.work.flops)
-    assert counted.later_round.saved_activation_bytes == kept[0]
+    assert sum(counted.later_round.operations.flops) == sum(counter.operations.flops)
+    assert counted.later_round.saved_activation_bytes == saved_bytes[0]
     assert counted.parameters["image_encoder"] == sum(p.numel() for p in sam.image_encoder.parameters())
     assert counted.num_later_rounds == 4
 
 
-def test_checkpointing_half_precision_and_freezing_show() -> None:
+def test_checkpointing_half_precision_and_freezing_lower_the_cost() -> None:
     overrides = ["model=vit_nano", "prompts.num_corrections=1"]
     plain, half = (
         count_step(to_plain(config(*overrides, *more)), num_masks=1) for more in ([], ["trainer.precision=bf16-mixed"])
     )
-    leaner = count_step(to_plain(config(*overrides, "+model.activation_checkpointing=torch")), num_masks=1)
+    checkpointed = count_step(to_plain(config(*overrides, "+model.activation_checkpointing=torch")), num_masks=1)
     frozen = count_step(to_plain(config(*overrides, "freeze_image_encoder=true")), num_masks=1)
     assert plain.encoder is not None
     assert half.encoder is not None
-    assert leaner.encoder is not None
+    assert checkpointed.encoder is not None
     assert half.encoder.saved_activation_bytes < 0.75 * plain.encoder.saved_activation_bytes
-    assert leaner.encoder.saved_activation_bytes < 0.8 * plain.encoder.saved_activation_bytes
-    assert sum(leaner.encoder.work.flops) > 1.05 * sum(plain.encoder.work.flops)
+    assert checkpointed.encoder.saved_activation_bytes < 0.8 * plain.encoder.saved_activation_bytes
+    assert sum(checkpointed.encoder.operations.flops) > 1.05 * sum(plain.encoder.operations.flops)
     assert frozen.encoder is None
     assert frozen.flops() < plain.flops()
 
@@ -88,61 +88,61 @@ SMALL_VIT = ["model.depth=2", "model.embed_dim=32", "model.num_heads=2", "model.
 
 
 @pytest.mark.parametrize(("experiment", "rounds", "decoder_depth"), [("annotation_model", 6, 3), ("sam2_image", 8, 2)])
-def test_recipes_are_counted(experiment: str, rounds: int, decoder_depth: int) -> None:
-    """Four points and two empty rounds; eight points. The models are small here, the recipes' other values theirs."""
+def test_counts_the_rounds_of_the_recipes(experiment: str, rounds: int, decoder_depth: int) -> None:
+    """Four points and two empty rounds, or eight points; the models are reduced, the other values are those of the recipes."""
     cfg = config(f"experiment={experiment}", *SMALL_VIT, root="plan")
     step = count_step(to_plain(cfg), num_masks=2)
     assert 1 + step.num_later_rounds == rounds
     layers = build(to_plain(cfg)["model"]).mask_decoder.transformer.layers
     assert len(layers) == decoder_depth
-    assert step.trained == sum(step.parameters.values())
+    assert step.num_trained == sum(step.parameters.values())
 
 
-def test_adapters_are_what_learns_of_an_encoder() -> None:
+def test_counts_adapters_as_the_trained_part_of_the_encoder() -> None:
     cfg = ["model=vit_nano", "prompts.num_corrections=1"]
-    whole, adapted = (count_step(to_plain(config(*cfg, *more)), num_masks=1) for more in ([], ["lora=attention", "lora.rank=1"]))
-    rest = whole.parameters["prompt_encoder"] + whole.parameters["mask_decoder"]
+    full, adapted = (count_step(to_plain(config(*cfg, *more)), num_masks=1) for more in ([], ["lora=attention", "lora.rank=1"]))
+    rest = full.parameters["prompt_encoder"] + full.parameters["mask_decoder"]
     # Two blocks of width 32: A 1 x 32 and B 96 x 1 of qkv, 1 x 32 and 32 x 1 of proj.
-    assert adapted.trained == rest + 2 * (32 + 96 + 32 + 32)
-    assert adapted.flops() < whole.flops(), "weights that stay have no gradients"
+    assert adapted.num_trained == rest + 2 * (32 + 96 + 32 + 32)
+    assert adapted.flops() < full.flops(), "frozen weights have no gradients"
     with pytest.raises(ConfigError, match="a step with teacher= has none"):
         count_step(to_plain(config(*cfg, "teacher=sam.pth")), num_masks=1)
 
 
-def test_seconds_follow_the_slowest_of_three() -> None:
+def test_roofline_takes_the_slowest_of_launch_memory_and_arithmetic() -> None:
     step = count_step(to_plain(config("model=vit_nano", "prompts.num_corrections=1")), num_masks=1)
-    work = step.first_round.work
+    operations = step.first_round.operations
     device = replace(DEVICES["a100-80gb"], tflops_fp32=1e9, gb_per_s=1e9, launch_s=0.0)
-    assert work.seconds(replace(device, launch_s=1.0)) == pytest.approx(len(work.flops))
-    assert work.seconds(replace(device, gb_per_s=1.0)) == pytest.approx(sum(work.bytes) / 1e9)
-    assert work.seconds(replace(device, tflops_fp32=1.0)) == pytest.approx(sum(work.flops) / 1e12, rel=1e-3)
+    assert operations.seconds(replace(device, launch_s=1.0)) == pytest.approx(len(operations.flops))
+    assert operations.seconds(replace(device, gb_per_s=1.0)) == pytest.approx(sum(operations.bytes) / 1e9)
+    assert operations.seconds(replace(device, tflops_fp32=1.0)) == pytest.approx(sum(operations.flops) / 1e12, rel=1e-3)
 
 
-def test_more_gpus_share_what_they_are_told_to_share() -> None:
+def test_sharding_divides_memory_among_the_gpus() -> None:
     step = count_step(to_plain(config("model=vit_nano", "prompts.num_corrections=1")), num_masks=1)
     numbers = {"images_per_step": 8, "images_per_pass": 1, "max_steps": 100}
-    alone = estimate_cost(step, PLAN, **numbers)
-    many = estimate_cost(step, replace(PLAN, num_gpus=4), **numbers)
-    assert alone.communication_gb == 0
+    single = estimate_cost(step, HARDWARE, **numbers)
+    many = estimate_cost(step, replace(HARDWARE, num_gpus=4), **numbers)
+    assert single.communication_gb == 0
     assert many.communication_gb == pytest.approx(2 * 4 * sum(step.parameters.values()) * 0.75 / 1e9)
-    assert many.roofline_s == pytest.approx(alone.roofline_s / 4)
-    assert many.step_tflop == alone.step_tflop
-    assert many.memory_gb == alone.memory_gb
-    shared = estimate_cost(step, replace(PLAN, num_gpus=4, shard_encoder=True), **numbers)
+    assert many.roofline_s == pytest.approx(single.roofline_s / 4)
+    assert many.step_tflop == single.step_tflop
+    assert many.memory_gb == single.memory_gb
+    encoder_sharded = estimate_cost(step, replace(HARDWARE, num_gpus=4, shard_encoder=True), **numbers)
     rest = sum(step.parameters.values()) - step.parameters["image_encoder"]
-    assert shared.memory_gb["weights"] == pytest.approx(4 * (rest + step.parameters["image_encoder"] / 4) / 1e9)
-    dealt = estimate_cost(step, replace(PLAN, num_gpus=4, shard_optimizer=True), **numbers)
-    assert dealt.memory_gb["optimizer"] == pytest.approx(alone.memory_gb["optimizer"] / 4)
-    assert dealt.memory_gb["weights"] == alone.memory_gb["weights"]
+    assert encoder_sharded.memory_gb["weights"] == pytest.approx(4 * (rest + step.parameters["image_encoder"] / 4) / 1e9)
+    optimizer_sharded = estimate_cost(step, replace(HARDWARE, num_gpus=4, shard_optimizer=True), **numbers)
+    assert optimizer_sharded.memory_gb["optimizer"] == pytest.approx(single.memory_gb["optimizer"] / 4)
+    assert optimizer_sharded.memory_gb["weights"] == single.memory_gb["weights"]
 
 
-def test_the_command_prints_and_writes(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_tables_and_writes_json(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = config("model=vit_nano", "data.max_masks=4", f"plan.out={tmp_path / 'plan.json'}", root="plan")
     document = estimate_run_cost(cfg)
     printed = capsys.readouterr().out
     assert "parameters, image_encoder" in printed
     assert "fits" in printed
-    assert document["fits"]["torch"][4] < document["fits"]["none"][4]
+    assert document["memory_per_image_gb"]["torch"][4] < document["memory_per_image_gb"]["none"][4]
     assert (tmp_path / "plan.json").is_file()
 
 
@@ -150,14 +150,14 @@ def test_the_command_prints_and_writes(tmp_path: Any, capsys: pytest.CaptureFixt
     ("overrides", "message"),
     [
         (["plan.gpu=abacus"], "abacus"),
-        (["plan.num_gpus=3", "data.images_per_step=4"], "dealt out"),
+        (["plan.num_gpus=3", "data.images_per_step=4"], "not a multiple of"),
         (["plan.efficiency=0"], "efficiency"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(overrides: list[str], message: str) -> None:
+def test_rejects_invalid_hardware(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         estimate_run_cost(config("model=vit_nano", *overrides, root="plan"))
 
 
-def test_known_devices() -> None:
+def test_returns_devices_by_name() -> None:
     assert get_device("h200-141gb").memory_gb == 141
