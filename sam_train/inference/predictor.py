@@ -9,10 +9,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sam_train.geometry import Resampling, Resize, pad_to_square, resize_image
 from sam_train.inference.embedding_cache import EmbeddingCache
+from sam_train.inference.prompt_arrays import make_prompts
 from sam_train.model import Sam
 from sam_train.model.mask_decoder import DecodeJob
 from sam_train.structures import Prediction, Prompts
@@ -112,6 +114,31 @@ class Predictor:
                 # Rounded as the cache stores it: otherwise the first prediction would differ from all later ones.
                 embeddings[i] = self.cache.save(images[i], embedding).to(self.device) if self.cache else embedding
         self._embeddings, self._resizes = torch.stack([e for e in embeddings if e is not None]), resizes
+
+    def segment(
+        self,
+        *,
+        points_xy: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        boxes_xyxy: ArrayLike | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[Bool[np.ndarray, "N M H W"], Float[np.ndarray, "N M"]]:
+        """Return masks of the image that was set as NumPy arrays: the short way for one image and few prompts.
+
+        points_xy: N x 2 for one click per object, or N x P x 2 for P clicks per object; pixels of the image frame.
+        point_labels: N or N x P, 1 for foreground and 0 for background; foreground if omitted.
+        boxes_xyxy: N x 4, left, top, right, bottom in pixels of the image frame.
+        multimask_output: with True, M = 3 candidate masks per object, for ambiguous prompts such as one click; else M = 1.
+
+        Returns the masks at the size of the image, and the model's estimates of their IoU, about 0 to 1.
+
+        Raises ValueError if no image or several images were set, and for prompts that `make_prompts` refuses.
+        """
+        arrays = {"points_xy": points_xy, "point_labels": point_labels, "boxes_xyxy": boxes_xyxy}
+        given = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+        prediction = self.predict(make_prompts(**given, device=self.device), multimask_output=multimask_output)
+        masks = self.masks_to_image(prediction.mask_logits)
+        return masks.cpu().numpy(), prediction.iou_scores.float().cpu().numpy()
 
     @torch.inference_mode()
     def predict(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> Prediction:

@@ -185,3 +185,19 @@ def test_another_resampling_has_no_cache(model: Sam, tmp_path: Path) -> None:
         predictor.set_image(noise(200, 200))
         answers.append(predictor.predict(click_prompts(torch.tensor([[50.0, 50.0]])), multimask_output=True).mask_logits)
     assert not torch.equal(*answers)
+
+
+def test_segment_returns_what_predict_and_masks_to_image_return(model: Sam) -> None:
+    predictor = Predictor(model)
+    predictor.set_image(noise(48, 80))
+    masks, scores = predictor.segment(points_xy=[[10, 20], [50, 40]], point_labels=[1, 0])
+    prompts = make_prompts(points_xy=np.array([[10, 20], [50, 40]]), point_labels=np.array([1, 0]))
+    prediction = predictor.predict(prompts, multimask_output=True)
+    assert masks.shape == (2, 3, 48, 80)
+    assert masks.dtype == bool
+    assert np.array_equal(masks, predictor.masks_to_image(prediction.mask_logits).numpy())
+    assert np.array_equal(scores, prediction.iou_scores.numpy())
+    masks, scores = predictor.segment(boxes_xyxy=[[5, 5, 40, 30]], multimask_output=False)
+    assert (masks.shape, scores.shape) == ((1, 1, 48, 80), (1, 1))
+    with pytest.raises(ValueError, match="points_xy"):
+        predictor.segment()
