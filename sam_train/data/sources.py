@@ -23,7 +23,7 @@ class ShardSet:
 
     indexes: tuple[ShardIndex, ...]
     weights: tuple[float, ...] | None
-    """How often an epoch contains the samples of each shard; None is once for all."""
+    """Number of times that an epoch contains the samples of each shard; None is once for all."""
     skipped_reasons: tuple[str, ...] = ()
     """Why shards were skipped, one sentence for each."""
     open_shard: Callable[[Path], BinaryIO] = open_local_shard

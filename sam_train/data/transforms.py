@@ -88,7 +88,7 @@ class TransformParams:
     turns: int
     """Number of quarter turns, as in `np.rot90`."""
     flip: bool
-    """Whether to mirror left to right, after the rotation."""
+    """True if the image is mirrored left to right, after the rotation."""
     window: tuple[int, int]
     """First row and column of the S x S crop window in the resized and rotated image."""
     names: tuple[str, ...] | None = None

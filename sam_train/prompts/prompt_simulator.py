@@ -40,7 +40,7 @@ class PromptRound:
 
     @property
     def multimask_output(self) -> bool:
-        """Whether the decoder predicts several masks: only in the first round, whose single prompt is ambiguous."""
+        """True if the decoder predicts several masks: only in the first round, whose single prompt is ambiguous."""
         return self.index == 0
 
 

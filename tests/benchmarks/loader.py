@@ -1,19 +1,21 @@
-"""Images a second and core, from a shard to a training batch at 1024 pixels: our loader against the one people copy.
+"""Benchmark of the data loader: images per second and core, from a shard to a training batch at 1024 pixels.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/loader.py [--images 8] [--rounds 5] [--flat]
 
-The shards are made first: 1500 x 2250 JPEGs tiled of the photographs in scikit-image's and scikit-learn's wheels, 100 masks each.
-The copied loader opens with PIL, decodes all masks with pycocotools, resizes picture and masks, then draws 64 of them.
+The shards are written first: 1500 x 2250 JPEGs, tiled from the photographs in scikit-image's and scikit-learn's wheels, with
+100 masks each. The baseline is the usual loader: it opens images with PIL, decodes all masks with pycocotools, resizes image
+and masks, then draws 64 of them. Our loader is ShardDataModule's training loader, with one image a step and 64 masks, up to
+the packed batch that is sent to the device. The two alternate in one process.
+
 Prints one line of JSON:
-    speed_ratio         median CPU seconds of theirs / ours, in turns in one process; ours is ShardDataModule's training loader,
-                        one image a step, 64 masks, as the batch that goes to the device
-    limit_share         seconds of decoding those JPEGs at that scale and nothing else / ours
-    painted_speed_ratio, painted_limit_share   the same with the masks painted into 1024 x 1024 on the CPU
-    mean_mask_iou       of our masks with `geometry.resize_masks`, and min_mask_iou, over masks of at least 16 pixels
-    open_1000_shards_s  indexing 1,000 shards of 1,000 samples by their manifests
+    speed_ratio         median CPU seconds of the baseline / of our loader
+    limit_share         CPU seconds of JPEG decoding alone, at the same scale / of our loader
+    unpacked_speed_ratio, unpacked_limit_share   the same with the batch unpacked to 1024 x 1024 masks on the CPU
+    mean_mask_iou, min_mask_iou   IoU of our masks with `geometry.resize_masks`, over masks of at least 16 pixels
+    open_1000_shards_s  seconds to index 1,000 shards of 1,000 samples by their manifests
 with --flat (two minutes more):
-    ms_per_small_image  CPU time in sets of 1,000, 10,000 and 100,000 small images; flat_ratio: largest set / smallest
-    grown_mb            resident size after the tenth epoch less that after the second, and the numbers behind these.
+    ms_per_small_image  CPU time per image in sets of 1,000, 10,000 and 100,000 small images; flat_ratio: largest set / smallest
+    grown_mb            growth of the resident memory between the second and the tenth epoch
 """
 
 from __future__ import annotations
@@ -52,11 +54,11 @@ HEIGHT, WIDTH, SIZE, MASKS, DRAWN, TILE = 1500, 2250, 1024, 100, 64, 750
 
 
 def main() -> None:
-    """Make the shards, measure, print."""
+    """Write the shards, run the measurements and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of which the medians are taken")
-    parser.add_argument("--flat", action="store_true", help="many small images too")
+    parser.add_argument("--rounds", type=int, default=5, help="number of repetitions; medians are reported")
+    parser.add_argument("--flat", action="store_true", help="also measure sets of many small images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -71,34 +73,34 @@ def main() -> None:
 
 
 def large_sample(seed: int) -> tuple[ImageRecord, bytes]:
-    """Tiles of real photographs and outlines of all sizes on them."""
+    """Return an image of tiled photographs, with masks of polygons of all sizes."""
     rng = np.random.default_rng(seed)
-    photographs, picture = load_photographs(), np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    photographs, image = load_photographs(), np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for top in range(0, HEIGHT, TILE):
         for left in range(0, WIDTH, TILE):
             photograph = photographs[rng.integers(len(photographs))]
             scale = max(1.0, TILE / min(photograph.shape[:2]))
             tile = cv2.resize(photograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-            picture[top : top + TILE, left : left + TILE] = tile[:TILE, :TILE]
-    masks = [mask_record(index, outline(rng, HEIGHT, WIDTH)) for index in range(MASKS)]
+            image[top : top + TILE, left : left + TILE] = tile[:TILE, :TILE]
+    masks = [mask_record(index, random_polygon_mask(rng, HEIGHT, WIDTH)) for index in range(MASKS)]
     record = ImageRecord(key=f"sa_{seed:06d}", image_id=seed, width=WIDTH, height=HEIGHT, masks=masks)
-    return record, simplejpeg.encode_jpeg(picture, quality=90, colorspace="RGB", colorsubsampling="420")
+    return record, simplejpeg.encode_jpeg(image, quality=90, colorspace="RGB", colorsubsampling="420")
 
 
-def outline(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A star-shaped region, its radius log-uniform between 1 and 33 hundredths of the height, its middle anywhere."""
+def random_polygon_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return the mask of a star-shaped polygon: radius log-uniform in 0.01 to 0.33 of the height, centre anywhere."""
     angles = np.linspace(0, 2 * np.pi, 400, endpoint=False)
     waves = sum(rng.normal() / k**1.3 * 0.35 * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in range(2, 12))
     radius = np.clip(1 + waves, 0.2, 2) * height * np.exp(rng.uniform(np.log(0.01), np.log(0.33)))
-    middle = rng.uniform(0.05, 0.95, 2) * (width, height)
-    points = middle + np.stack([radius * np.cos(angles), radius * rng.uniform(0.5, 1) * np.sin(angles)], 1)
+    centre = rng.uniform(0.05, 0.95, 2) * (width, height)
+    points = centre + np.stack([radius * np.cos(angles), radius * rng.uniform(0.5, 1) * np.sin(angles)], 1)
     mask = np.zeros((height, width), np.uint8)
     cv2.fillPoly(mask, [points.astype(np.int32)], 1)
     return mask.astype(bool)
 
 
 def mask_record(index: int, mask: np.ndarray) -> MaskRecord:
-    """As the data engine writes them, with provenance."""
+    """Return a mask record with provenance, as the data engine writes it."""
     source = Provenance(stage="fully_automatic", checkpoint="0" * 64, annotator="automatic", config="0" * 64)
     return MaskRecord(
         id=index,
@@ -114,28 +116,28 @@ def mask_record(index: int, mask: np.ndarray) -> MaskRecord:
 
 
 def measure_speed(shard: Path, num_images: int, rounds: int) -> dict[str, Any]:
-    """CPU seconds an image of ours, ours painted, theirs and plain decoding, in turns."""
+    """Measure the CPU seconds per image of our loader, packed and unpacked, of the baseline and of JPEG decoding alone."""
     ours = iter(ShardDataModule(shards=str(shard), image_size=SIZE, max_masks=DRAWN).train_dataloader())
     samples = [read_sample(entry) for entry in index_shard(shard)]
-    copied = [(sample.jpeg, sample.record.to_json()) for sample in samples[:2]]
-    seconds: dict[str, list[float]] = {"ours": [], "painted": [], "theirs": [], "limit": []}
-    for turn in range(rounds + 1):  # the first one warms up
+    baseline_samples = [(sample.jpeg, sample.record.to_json()) for sample in samples[:2]]
+    seconds: dict[str, list[float]] = {"ours": [], "unpacked": [], "baseline": [], "limit": []}
+    for repetition in range(rounds + 1):  # the first one is a warm-up
         calls: dict[str, Callable[[], int]] = {
             "ours": lambda: sum(len(next(ours).keys) for _ in range(num_images)),
-            "painted": lambda: sum(len(next(ours).unpack().keys) for _ in range(num_images)),
+            "unpacked": lambda: sum(len(next(ours).unpack().keys) for _ in range(num_images)),
             "limit": lambda: sum(decode_half(sample.jpeg) is not None for sample in samples),
-            "theirs": lambda: sum(len(copied_loader(*pair, seed=turn)[0]) for pair in copied),  # noqa: B023
+            "baseline": lambda: sum(len(baseline_loader(*pair, seed=repetition)[0]) for pair in baseline_samples),  # noqa: B023
         }
         for name, call in calls.items():
             start = time.process_time()
-            made = call()
-            seconds[name].append((time.process_time() - start) / made)
+            num_loaded = call()
+            seconds[name].append((time.process_time() - start) / num_loaded)
     m = {name: median(values[1:]) for name, values in seconds.items()}
     return {
-        "speed_ratio": m["theirs"] / m["ours"],
+        "speed_ratio": m["baseline"] / m["ours"],
         "limit_share": m["limit"] / m["ours"],
-        "painted_speed_ratio": m["theirs"] / m["painted"],
-        "painted_limit_share": m["limit"] / m["painted"],
+        "unpacked_speed_ratio": m["baseline"] / m["unpacked"],
+        "unpacked_limit_share": m["limit"] / m["unpacked"],
         "images_per_second": 1 / m["ours"],
         "ms_per_image": {name: value * 1e3 for name, value in m.items()},
         "jpeg_kb": sum(len(sample.jpeg) for sample in samples) / len(samples) / 1e3,
@@ -143,17 +145,17 @@ def measure_speed(shard: Path, num_images: int, rounds: int) -> dict[str, Any]:
 
 
 def decode_half(jpeg: bytes) -> np.ndarray:
-    """What the decoder alone takes, to the smallest of its scales that is at least the model's."""
+    """Decode a JPEG at the smallest scale of the decoder that is at least the model's."""
     return simplejpeg.decode_jpeg(jpeg, min_height=HEIGHT // 2, min_width=WIDTH // 2, min_factor=2)
 
 
-def copied_loader(jpeg: bytes, document: bytes, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Open, decode everything, resize everything, draw."""
-    picture, annotations = Image.open(io.BytesIO(jpeg)).convert("RGB"), json.loads(document)["annotations"]
+def baseline_loader(jpeg: bytes, document: bytes, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode and resize the image and all masks, then draw masks."""
+    opened, annotations = Image.open(io.BytesIO(jpeg)).convert("RGB"), json.loads(document)["annotations"]
     height, width = round(HEIGHT * SIZE / WIDTH), SIZE
     masks = [coco_mask.decode(annotation["segmentation"]) for annotation in annotations]
     resized = [np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)) for mask in masks]
-    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    pixels = np.asarray(opened.resize((width, height), Image.Resampling.BILINEAR))
     drawn = np.random.default_rng(seed).permutation(len(masks))[:DRAWN]
     targets = torch.zeros(len(drawn), SIZE, SIZE, dtype=torch.bool)
     targets[:, :height] = torch.from_numpy(np.stack([resized[i] for i in drawn])).bool()
@@ -163,21 +165,21 @@ def copied_loader(jpeg: bytes, document: bytes, *, seed: int) -> tuple[torch.Ten
 
 
 def measure_masks(shard: Path) -> dict[str, float]:
-    """Our masks against the rule of `geometry.resize_masks`, for two images."""
+    """Compare our resized masks with `geometry.resize_masks`, for two images."""
     to_hw, ious = (round(HEIGHT * SIZE / WIDTH), SIZE), []
     for entry in islice(index_shard(shard), 2):
         rles = [mask.segmentation for mask in read_sample(entry).record.masks]
-        for rle, patch in zip(rles, resize_rles(rles, (HEIGHT, WIDTH), to_hw), strict=True):
-            found = np.zeros(to_hw, bool)
-            patch.paste_into(found)
+        for rle, crop in zip(rles, resize_rles(rles, (HEIGHT, WIDTH), to_hw), strict=True):
+            resized = np.zeros(to_hw, bool)
+            crop.paste_into(resized)
             expected = resize_masks(decode_rle(rle, height=HEIGHT, width=WIDTH)[None], *to_hw)[0]
             if expected.sum() >= 16:
-                ious.append((found & expected).sum() / (found | expected).sum())
+                ious.append((resized & expected).sum() / (resized | expected).sum())
     return {"mean_mask_iou": float(np.mean(ious)), "min_mask_iou": float(np.min(ious))}
 
 
 def measure_opening(folder: Path, num_shards: int = 1000, num_samples: int = 1000) -> dict[str, float]:
-    """Manifests of full size beside tars that are holes but for their last header."""
+    """Measure the indexing of manifests of full size, beside sparse tars that contain only their last header."""
     import tarfile
 
     folder.mkdir()
@@ -205,7 +207,7 @@ def measure_opening(folder: Path, num_shards: int = 1000, num_samples: int = 100
 
 
 def measure_flat(folder: Path) -> dict[str, Any]:
-    """CPU seconds an image and resident memory, in sets of one shard of 1,000 small images and links to it."""
+    """Measure CPU seconds per image and resident memory, in sets of hard links to one shard of 1,000 small images."""
     source = folder / "small.tar"
     write_shard(source, small_samples(1000))
     per_image = {}
@@ -232,10 +234,10 @@ def measure_flat(folder: Path) -> dict[str, Any]:
 
 
 def small_samples(number: int) -> Iterator[tuple[ImageRecord, bytes]]:
-    """Pictures of 96 x 64 with two masks."""
+    """Yield images of 96 x 64 pixels with three masks."""
     rng = np.random.default_rng(0)
     jpeg = simplejpeg.encode_jpeg(rng.integers(0, 256, (64, 96, 3)).astype(np.uint8))
-    masks = [mask_record(index, outline(np.random.default_rng(4 + index), 64, 96)) for index in range(2)]
+    masks = [mask_record(index, random_polygon_mask(np.random.default_rng(4 + index), 64, 96)) for index in range(2)]
     whole = np.zeros((64, 96), bool)
     whole[8:40, 8:60] = True
     masks.append(mask_record(2, whole))
@@ -244,13 +246,13 @@ def small_samples(number: int) -> Iterator[tuple[ImageRecord, bytes]]:
 
 
 def drain(loader: Iterator[Any], number: int) -> None:
-    """Take so many batches."""
+    """Take `number` batches from the loader."""
     for _ in range(number):
         next(loader)
 
 
 def rounded(value: Any) -> Any:
-    """Three digits are more than such figures carry."""
+    """Round all numbers to three significant digits."""
     if isinstance(value, dict):
         return {name: rounded(one) for name, one in value.items()}
     if isinstance(value, list):

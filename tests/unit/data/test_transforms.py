@@ -143,7 +143,7 @@ def test_drops_large_and_small_masks(mask_record: Record) -> None:
 
 
 def test_min_area_is_measured_in_the_model_frame(mask_record: Record) -> None:
-    """Of 64 x 64 pixels, 2 and 4 columns are 32 and 64 pixels of 32 x 32."""
+    """Two and four columns of a 64 x 64 image have 32 and 64 pixels in a frame of 32 x 32."""
     record = image_record(vertical_bars(4)[1::2], mask_record)
     assert target_areas(Transform(image_size=32, min_area_px=32), record) == [32, 64]
     assert target_areas(Transform(image_size=32, min_area_px=33), record) == [64]
