@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TYPESCRIPT := 5.9.3
 
 .PHONY: venv quickstart test lint docs clean
 
@@ -22,6 +23,13 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if command -v npx >/dev/null; then \
+		npx --yes --package=typescript@$(TYPESCRIPT) tsc -p data_engine/annotation_tool; \
+	elif [ "$$CI" = true ]; then \
+		echo "the type check of the annotation page needs npm: install it" >&2; exit 1; \
+	else \
+		echo "skipped: type check of the annotation page (npm is not installed)"; \
+	fi
 
 # Many tests wait for servers, kills and SLURM: two workers on two cores, four at most.
 test: lint

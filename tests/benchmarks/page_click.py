@@ -51,8 +51,10 @@ CLICK = """async ([x, y, side]) => {
     };
     let began = performance.now();
     const points = [{ x, y, label: 1 }];
-    const { scores, logits, grid } = await page.decoder.decode({ points, box: null, mask: null, several: true });
-    const ours = page.resize.maskOf(logits, grid, scores.indexOf(Math.max(...scores)) * grid * grid);
+    const { scores, logits, gridSize } = await app.decoder.decode({ points, box: null, mask: null, multimask: true });
+    const { Resize } = await import("/static/resample.js");
+    const resize = new Resize(side, side, app.decoder.imageSize);
+    const ours = resize.maskFromLogits(logits, gridSize, scores.indexOf(Math.max(...scores)) * gridSize * gridSize);
     const oursTook = performance.now() - began;
     began = performance.now();
     const { masks } = await theirs.run(feeds);
@@ -70,9 +72,9 @@ def clicked(page: Page, server: Server, theirs: bytes, rounds: int) -> np.ndarra
     page.fill("#token", server.tokens["a"])
     page.keyboard.press("Enter")
     page.wait_for_url(f"{server.url}/")
-    while not page.evaluate("Boolean(window.page?.task && !page.busy && page.decoder?.ready)"):
+    while not page.evaluate("Boolean(window.app?.tasks.task && !app.tasks.busy && app.decoder?.ready)"):
         page.wait_for_timeout(200)
-    assert page.evaluate("Boolean(page.decoder.worker)"), page.inner_text("#runtime")
+    assert page.evaluate("Boolean(app.decoder.usesWorker)"), page.inner_text("#runtime")
     page.evaluate(OPEN_THEIRS, base64.b64encode(theirs).decode())
     places = np.random.default_rng(0).uniform(50, SIDE - 50, (rounds + 2, 2)).tolist()
     return np.array([page.evaluate(CLICK, [x, y, SIDE]) for x, y in places])[2:]  # the first two warm up

@@ -38,7 +38,7 @@ class Annotating:
 
     def wait(self) -> Annotating:
         """Until there is an image and its embedding, and nothing is under way."""
-        self.until("window.page?.task && !page.busy && page.view.image && (!page.decoder || page.decoder.ready)")
+        self.until("window.app?.tasks.task && !app.tasks.busy && app.viewport.image && (!app.decoder || app.mode.reviewing || app.decoder.ready)")
         return self
 
     def until(self, script: str, timeout_s: float = 60.0) -> None:
@@ -52,7 +52,7 @@ class Annotating:
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """From the image to the screen."""
-        at = self.see(f"page.view.toScreen({x}, {y})")
+        at = self.see(f"app.viewport.toScreen({x}, {y})")
         box = self.page.locator("#canvas").bounding_box()
         assert box
         return box["x"] + at["x"], box["y"] + at["y"]
@@ -78,15 +78,15 @@ class Annotating:
         self.settle()
 
     def settle(self) -> None:
-        self.until("!page.asking && !page.previewing")
+        self.until("!app.prompts.busy && !app.preview.busy")
 
     def saved(self) -> None:
-        self.until("page.outbox.length === 0")
+        self.until("app.outbox.length === 0")
 
     def stored(self) -> list[dict[str, Any]]:
         """The masks of the image as the server has them."""
         self.saved()
-        script = "page.task && fetch('/api/tasks/' + page.task.id).then((a) => a.json()).then((a) => a.task.masks)"
+        script = "app.tasks.task && fetch('/api/tasks/' + app.tasks.task.id).then((a) => a.json()).then((a) => a.task.masks)"
         masks: list[dict[str, Any]] = self.page.evaluate(script)
         return masks
 

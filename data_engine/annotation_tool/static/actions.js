@@ -1,159 +1,184 @@
-// What keys and buttons do.
-import { api } from "./api.js";
-import { $, boxOf, clip } from "./dom.js";
+// What keys and buttons do: one function for each action name.
+import { byId, clamp } from "./dom.js";
+import { HIT_DISTANCE } from "./pointer_input.js";
+import { askReason } from "./reason_dialog.js";
 
-export const WithActions = (Base) =>
-  class extends Base {
-    act(action, event) {
-      if (action === "help") return $("help").showModal();
-      if (this.busy || (!this.task && action !== "previous")) return undefined;
-      if (event.repeat && !["move", "brushSize", "opacity", "zoom", "undo", "redo", "clickHere"].includes(action)) return undefined;
-      return this.actions[action]?.(event);
-    }
+/** @import { KeyPress, ListedMask } from "./types.js" */
+/** @import { Cursor } from "./cursor.js" */
+/** @import { DisplaySettings } from "./display_settings.js" */
+/** @import { MaskController } from "./mask_controller.js" */
+/** @import { MaskEditor } from "./mask_editor.js" */
+/** @import { MaskList } from "./mask_list.js" */
+/** @import { Preview } from "./preview.js" */
+/** @import { PromptController } from "./prompt_controller.js" */
+/** @import { StatusBar } from "./status_bar.js" */
+/** @import { TaskController } from "./task_controller.js" */
+/** @import { Tools } from "./tools.js" */
+/** @import { Viewport } from "./viewport.js" */
 
-    actions = {
-      commit: () => this.commit(),
-      drop: () => this.drop(),
-      undo: () => this.undo(),
-      redo: () => this.piece.redo() && this.stepped(),
-      fit: () => this.view.fit(),
-      cycle: ({ shift }) => this.piece.cycle(shift ? -1 : 1) && this.stepped(),
-      tool: ({ key }) => this.setTool({ 1: "prompt", 2: "brush", 3: "eraser" }[key]),
-      edit: () => this.edit(this.here),
-      remove: () => {
-        const point = this.pointNear(this.pointer, 10 / this.view.scale);
-        if (point) return this.change({ points: this.piece.state.points.filter((other) => other !== point) });
-        if (this.piece.empty && this.here) return this.delete(this.here);
-        return this.say("Neither a point nor a mask is there.", "note");
-      },
-      accept: ({ shift }) => {
-        if (shift) return this.actions.acceptAll();
-        const mask = this.proposal();
-        if (!mask) return this.actions.nextProposal();
-        const next = this.marked === mask && this.after(mask);
-        this.accept(mask);
-        this.layers.redraw(this.masks);
-        this.stepped();
-        return next && this.mark(next);
-      },
-      acceptAll: () => {
-        this.proposals.forEach((mask) => this.accept(mask));
-        this.layers.redraw(this.masks);
-        this.stepped();
-      },
-      reject: () => {
-        const mask = this.proposal();
-        if (!mask) return this.actions.nextProposal();
-        const next = this.marked === mask && this.after(mask);
-        this.delete(mask);
-        return next && this.mark(next);
-      },
-      nextProposal: () => {
-        if (!this.proposals.length) return this.say("No proposed mask is left.", "note");
-        return this.mark(this.after(this.marked) ?? this.marked);
-      },
-      hide: () => this.look({ hidden: !this.looks.hidden }),
-      style: () => this.look({ style: { both: "fills", fills: "outlines", outlines: "both" }[this.looks.style] }),
-      opacity: ({ key }) => this.look({ opacity: clip(this.looks.opacity + (key === "," ? -0.1 : 0.1), 1) }),
-      preview: () => {
-        this.look({ preview: !this.looks.preview });
-        this.clearHover();
-        this.say(`Preview ${this.looks.preview ? "on" : "off"}.`, "note");
-      },
-      brushSize: ({ key }) => this.setBrush(this.brush * (key === "[" ? 1 / 1.2 : 1.2)),
-      zoom: ({ key }) => {
-        const { x, y } = this.view.toScreen(this.pointer.x, this.pointer.y);
-        if (key === "0") this.view.fit();
-        else this.view.zoom(key === "-" ? 1 / 1.25 : 1.25, x, y);
-      },
-      move: ({ key, shift }) => this.moveCross(key, shift),
-      clickHere: () => this.clickHere(1),
-      removeHere: () => this.clickHere(0),
-      corner: () => {
-        if (!this.firstCorner) this.firstCorner = { ...this.pointer };
-        else {
-          const box = boxOf(this.firstCorner, this.pointer);
-          this.firstCorner = this.growing = null;
-          this.box(box);
-        }
-      },
-      done: () => this.finish("done"),
-      skip: () => this.askReason("Skip this image", this.session.skip_reasons, (reason) => this.finish("skip", { reason })),
-      previous: () => this.open(() => api.json("POST", `/api/previous${this.task ? `?before=${this.task.id}` : ""}`)),
-      approve: () => this.finish("review", { accept: true }),
-      correct: () => this.open(() => api.json("POST", `/api/tasks/${this.task.id}/correct`)),
-      sendBack: () => this.askReason("Send back, and why", ["masks missing", "edges not clean", "not objects"], (note) => this.finish("review", { accept: false, note })),
+const SEND_BACK_REASONS = ["masks missing", "edges not clean", "not objects"];
+const REPEATABLE = new Set(["move", "brushSize", "opacity", "zoom", "undo", "redo", "clickHere"]);
+const STEP = 12; // screen pixels of the cross per key press, 1 with Shift
+/** @type {Record<string, [number, number]>} */
+const DIRECTIONS = { arrowleft: [-1, 0], arrowright: [1, 0], arrowup: [0, -1], arrowdown: [0, 1] };
+/** @type {Record<string, string>} */
+const TOOL_OF_KEY = { 1: "prompt", 2: "brush", 3: "eraser" };
+
+/**
+ * @typedef {object} ActionParts
+ * @property {Cursor} cursor
+ * @property {DisplaySettings} settings
+ * @property {MaskController} maskController
+ * @property {MaskEditor} editor
+ * @property {MaskList} masks
+ * @property {Preview} preview
+ * @property {PromptController} prompts
+ * @property {string[]} skipReasons
+ * @property {StatusBar} status
+ * @property {TaskController} tasks
+ * @property {Tools} tools
+ * @property {Viewport} viewport
+ */
+
+export class Actions {
+  #parts;
+  /** @type {Record<string, (press: KeyPress) => unknown>} */
+  #actions;
+
+  /** @param {ActionParts} parts */
+  constructor(parts) {
+    this.#parts = parts;
+    const { cursor, editor, maskController, settings, skipReasons, tasks, tools, viewport } = parts;
+    this.#actions = {
+      help: () => byId("help", HTMLDialogElement).showModal(),
+      commit: () => maskController.commit(),
+      discard: () => maskController.discard(),
+      undo: () => maskController.undo(),
+      redo: () => editor.redo(),
+      fit: () => viewport.fit(),
+      cycle: ({ shift }) => editor.cycle(shift ? -1 : 1),
+      tool: ({ key }) => tools.select(TOOL_OF_KEY[key]),
+      edit: () => maskController.edit(this.#maskAtCursor()),
+      remove: () => this.#remove(),
+      accept: ({ shift }) => (shift ? maskController.accept(parts.masks.proposals) : this.#accept()),
+      acceptAll: () => maskController.accept(parts.masks.proposals),
+      reject: () => this.#reject(),
+      nextProposal: () => this.#nextProposal(),
+      hide: () => settings.set({ hidden: !settings.values.hidden }),
+      style: () => settings.nextStyle(),
+      opacity: ({ key }) => settings.set({ opacity: clamp(settings.values.opacity + (key === "," ? -0.1 : 0.1), 1) }),
+      preview: () => this.#togglePreview(),
+      brushSize: ({ key }) => tools.setRadius(tools.radius * (key === "[" ? 1 / 1.2 : 1.2)),
+      zoom: ({ key }) => this.#zoom(key),
+      move: ({ key, shift }) => this.#moveCross(key, shift),
+      clickHere: () => this.#clickHere(1),
+      removeHere: () => this.#clickHere(0),
+      corner: () => parts.prompts.setCorner(cursor.position),
+      done: () => this.#done(),
+      skip: () => askReason("Skip this image: reason", skipReasons, (reason) => tasks.skip(reason)),
+      previous: () => tasks.previous(),
+      approve: () => tasks.review(true),
+      correct: () => tasks.correct(),
+      sendBack: () => askReason("Send back: reason", SEND_BACK_REASONS, (note) => tasks.review(false, note)),
     };
+  }
 
-    moveCross(key, shift) {
-      const step = (shift ? 1 : 12) / this.view.scale;
-      const [dx, dy] = { arrowleft: [-1, 0], arrowright: [1, 0], arrowup: [0, -1], arrowdown: [0, 1] }[key];
-      const x = clip(this.pointer.x + dx * step, this.task.width - 1e-3);
-      const y = clip(this.pointer.y + dy * step, this.task.height - 1e-3);
-      if (this.firstCorner) this.growing = boxOf(this.firstCorner, { x, y });
-      this.over({ x, y });
-      this.byKeys = true;
-      this.refreshScene();
-    }
+  /**
+   * Run an action, unless a task is being opened or none is open.
+   * @param {string} name
+   * @param {Partial<KeyPress>} press
+   */
+  run(name, press = {}) {
+    const { tasks } = this.#parts;
+    if (name !== "help" && (tasks.busy || (!tasks.task && name !== "previous"))) return;
+    if (press.repeat && !REPEATABLE.has(name)) return;
+    this.#actions[name]?.({ key: "", shift: false, repeat: false, ...press });
+  }
 
-    clickHere(label) {
-      if (this.tool === "prompt") return this.inside(this.pointer) && this.point({ x: this.pointer.x, y: this.pointer.y }, label);
-      this.stroke = { last: this.pointer, value: (this.tool === "brush") === Boolean(label) ? 1 : 0 };
-      this.dab(this.pointer);
-      return this.endStroke();
-    }
+  #maskAtCursor() {
+    return this.#parts.masks.markedOrAt(this.#parts.cursor.position);
+  }
 
-    // An object at hand is part of the image: done commits it.
-    async finish(what, body) {
-      if (what === "done" && !this.piece.empty) await this.commit();
-      this.busy = true;
-      try {
-        await this.outbox.flush();
-        await this.word();
-        await api.json("POST", `/api/tasks/${this.task.id}/${what}`, body);
-        if (what === "done" && this.reviewer) await api.json("POST", `/api/tasks/${this.task.id}/review`, { accept: true });
-        this.forgetDraft();
-        this.reviews = this.reviewer;
-        this.showMode();
-      } catch (error) {
-        this.busy = false;
-        return this.failed(error);
-      }
-      return this.next();
-    }
+  #remove() {
+    const { cursor, editor, maskController, prompts, status, viewport } = this.#parts;
+    const point = prompts.pointNear(cursor.position, HIT_DISTANCE / viewport.scale);
+    const mask = this.#maskAtCursor();
+    if (point) prompts.deletePoint(point);
+    else if (editor.isEmpty && mask) maskController.delete(mask);
+    else status.showNote("There is neither a point nor a mask here.");
+  }
 
-    askReason(title, reasons, act) {
-      $("reason-title").textContent = title;
-      $("reason-text").value = "";
-      const give = (reason) => {
-        $("reason").close("");
-        act(reason);
-      };
-      $("reasons").replaceChildren(
-        ...reasons.map((reason, i) => {
-          const button = Object.assign(document.createElement("button"), { type: "button" });
-          button.append(reason, Object.assign(document.createElement("kbd"), { textContent: i + 1 }));
-          button.addEventListener("click", () => give(reason));
-          return button;
-        }),
-      );
-      $("reason").onkeydown = (event) => {
-        const reason = reasons[Number(event.key) - 1];
-        if (reason && (event.target !== $("reason-text") || !$("reason-text").value)) {
-          event.preventDefault();
-          give(reason);
-        } else if (event.key === "Enter") {
-          event.preventDefault();
-          if (event.target.matches('button[value=""], #reasons button')) event.target.click();
-          else $("reason-ok").click();
-        }
-      };
-      $("reason-ok").onclick = (event) => {
-        event.preventDefault();
-        const words = $("reason-text").value.trim();
-        if (words) give(words);
-        else $("reason-text").focus();
-      };
-      $("reason").showModal();
-    }
-  };
+  #accept() {
+    this.#withProposal((mask) => this.#parts.maskController.accept([mask]));
+  }
+
+  #reject() {
+    this.#withProposal((mask) => this.#parts.maskController.delete(mask));
+  }
+
+  /**
+   * Accept or reject the proposed mask at the cursor, and mark the next one if it was marked; without one, only mark the next.
+   * @param {(mask: ListedMask) => void} decide
+   */
+  #withProposal(decide) {
+    const { masks } = this.#parts;
+    const mask = this.#maskAtCursor();
+    if (mask?.origin !== "proposed") return this.#nextProposal();
+    const next = masks.marked === mask ? masks.proposalAfter(mask) : null;
+    decide(mask);
+    if (next) masks.mark(next);
+  }
+
+  #nextProposal() {
+    const { masks, status } = this.#parts;
+    if (!masks.proposals.length) return status.showNote("No proposed mask is left.");
+    masks.mark(masks.proposalAfter(masks.marked) ?? masks.marked);
+  }
+
+  #togglePreview() {
+    const { preview, settings, status } = this.#parts;
+    settings.set({ preview: !settings.values.preview });
+    preview.clear();
+    status.showNote(`Preview ${settings.values.preview ? "on" : "off"}.`);
+  }
+
+  /** @param {string} key */
+  #zoom(key) {
+    const { cursor, viewport } = this.#parts;
+    const { x, y } = viewport.toScreen(cursor.position.x, cursor.position.y);
+    if (key === "0") viewport.fit();
+    else viewport.zoom(key === "-" ? 1 / 1.25 : 1.25, x, y);
+  }
+
+  /**
+   * @param {string} key
+   * @param {boolean} finely
+   */
+  #moveCross(key, finely) {
+    const { cursor, preview, prompts, tasks, viewport } = this.#parts;
+    if (!tasks.task) return;
+    const step = (finely ? 1 : STEP) / viewport.scale;
+    const [dx, dy] = DIRECTIONS[key];
+    const x = clamp(cursor.position.x + dx * step, tasks.task.width - 1e-3);
+    const y = clamp(cursor.position.y + dy * step, tasks.task.height - 1e-3);
+    prompts.followCursor({ x, y });
+    prompts.hover({ x, y }, HIT_DISTANCE / viewport.scale);
+    preview.update({ x, y }, prompts.isInside({ x, y }));
+    cursor.moveTo({ x, y }, true);
+  }
+
+  /** @param {number} label 1: foreground or paint, 0: background or erase. */
+  #clickHere(label) {
+    const { cursor, prompts, tools } = this.#parts;
+    if (!tools.isBrush) return prompts.addPoint(cursor.position, label);
+    tools.beginStroke(cursor.position, !label);
+    tools.endStroke();
+  }
+
+  /** Mark the image as done; a mask that is being made belongs to it and is committed first. */
+  async #done() {
+    const { editor, maskController, tasks } = this.#parts;
+    if (!editor.isEmpty) await maskController.commit();
+    await tasks.done();
+  }
+}

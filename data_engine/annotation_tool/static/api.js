@@ -1,6 +1,11 @@
-// The server's API, and an outbox of commits that outlives the page.
+// Requests to the server's API.
 
+/** An error response of the server; status 0: the server is unreachable. */
 export class ApiError extends Error {
+  /**
+   * @param {number} status
+   * @param {string} message
+   */
   constructor(status, message) {
     super(message);
     this.status = status;
@@ -8,83 +13,50 @@ export class ApiError extends Error {
 }
 
 export const api = {
-  async raw(method, url, body) {
-    let answer;
+  /**
+   * Send a request and return its response. Throws ApiError; goes to the login if the token is not valid.
+   * @param {string} method
+   * @param {string} url
+   * @param {unknown} [body] Sent as JSON.
+   */
+  async request(method, url, body) {
+    let response;
     try {
-      answer = await fetch(url, {
+      response = await fetch(url, {
         method,
         headers: body === undefined ? {} : { "Content-Type": "application/json" },
         body: body === undefined ? undefined : JSON.stringify(body),
       });
     } catch {
-      throw new ApiError(0, "the server does not answer");
+      throw new ApiError(0, "the server is unreachable");
     }
-    if (answer.status === 401) window.location.assign("/login");
-    if (!answer.ok) {
-      const said = await answer.json().catch(() => ({}));
-      throw new ApiError(answer.status, said.error || `${answer.status} ${answer.statusText}`);
+    if (response.status === 401) window.location.assign("/login");
+    if (!response.ok) {
+      const content = await response.json().catch(() => ({}));
+      throw new ApiError(response.status, content.error || `${response.status} ${response.statusText}`);
     }
-    return answer;
+    return response;
   },
 
+  /**
+   * Send a request and return the JSON of its response. Throws ApiError.
+   * @param {string} method
+   * @param {string} url
+   * @param {unknown} [body]
+   * @returns {Promise<any>}
+   */
   async json(method, url, body) {
-    return (await api.raw(method, url, body)).json();
+    return (await api.request(method, url, body)).json();
   },
 };
 
-// Commits go out in order, each until the server says that it has it. They lie in localStorage meanwhile: a page that is
-// closed or a server that is down loses none, and the ids make sending one twice harmless.
-export class Outbox {
-  constructor(annotator, onChange, onRefused) {
-    this.key = `sam-annotate outbox ${annotator}`;
-    this.onChange = onChange;
-    this.onRefused = onRefused;
-    this.letters = JSON.parse(localStorage.getItem(this.key) || "[]");
-    this.sending = null;
-  }
-
-  get length() {
-    return this.letters.length;
-  }
-
-  put(message) {
-    this.letters.push({ id: crypto.randomUUID(), message });
-    this.keep();
-    this.flush();
-  }
-
-  keep() {
-    localStorage.setItem(this.key, JSON.stringify(this.letters));
-  }
-
-  // Resolves when everything is there; one sender at a time.
-  flush() {
-    this.sending ??= this.send().finally(() => {
-      this.sending = null;
-    });
-    return this.sending;
-  }
-
-  async send() {
-    for (let wait = 500; this.letters.length; ) {
-      const { id, message } = this.letters[0];
-      this.onChange("saving", this.letters.length);
-      try {
-        await api.raw("PUT", `/api/commits/${id}`, message);
-      } catch (error) {
-        if (error.status === 0 || error.status >= 500) {
-          this.onChange("waiting", this.letters.length);
-          await new Promise((resolve) => setTimeout(resolve, wait));
-          wait = Math.min(10000, wait * 2);
-          continue;
-        }
-        if (error.status === 401) return;
-        this.onRefused(message, error); // 4xx: it will never be taken
-      }
-      wait = 500;
-      this.letters.shift();
-      this.keep();
-    }
-    this.onChange("saved", 0);
-  }
+/**
+ * Return a header that a response must have.
+ * @param {Response} response
+ * @param {string} name
+ */
+export function header(response, name) {
+  const value = response.headers.get(name);
+  if (value === null) throw new Error(`the response has no header ${name}`);
+  return value;
 }

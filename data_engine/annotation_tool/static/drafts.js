@@ -1,29 +1,31 @@
-// The object at hand, written down at each step: a page that is loaded again goes on with it.
+// The unfinished mask in localStorage: a page that is reloaded continues with it.
 
-export const WithDrafts = (Base) =>
-  class extends Base {
-    get draftKey() {
-      return `sam-annotate draft ${this.session.annotator}`;
-    }
+/** @import { Draft } from "./types.js" */
 
-    keepDraft() {
-      if (this.piece.empty) return this.forgetDraft();
-      const draft = { task: this.task.id, seconds: this.clock.work, wall: this.clock.wall, ...this.piece.draft() };
-      return localStorage.setItem(this.draftKey, JSON.stringify(draft));
-    }
+export class DraftStore {
+  #storageKey;
 
-    forgetDraft() {
-      localStorage.removeItem(this.draftKey);
-    }
+  /** @param {string} annotator */
+  constructor(annotator) {
+    this.#storageKey = `sam-annotate draft ${annotator}`;
+  }
 
-    restoreDraft() {
-      const draft = JSON.parse(localStorage.getItem(this.draftKey) || "null");
-      if (draft?.task !== this.task.id || this.reviews) return;
-      const editing = this.masks.find((mask) => mask.mask === draft.editing) ?? null;
-      if (draft.editing && !editing) return;
-      this.piece.restore(draft, editing);
-      this.clock.start(draft.seconds, draft.wall);
-      if (editing) this.layers.redraw(this.masks.filter((mask) => mask !== editing));
-      this.say("The object that was at hand is here again.", "note");
-    }
-  };
+  /** @param {Draft} draft */
+  save(draft) {
+    localStorage.setItem(this.#storageKey, JSON.stringify(draft));
+  }
+
+  remove() {
+    localStorage.removeItem(this.#storageKey);
+  }
+
+  /**
+   * Return the draft of a task, null if there is none.
+   * @param {number} task
+   * @returns {Draft | null}
+   */
+  load(task) {
+    const draft = JSON.parse(localStorage.getItem(this.#storageKey) || "null");
+    return draft?.task === task ? draft : null;
+  }
+}

@@ -1,196 +1,296 @@
-// The object that is being made: prompts, the decoder's answers, strokes; a snapshot a step, so that each can be undone.
+// The mask that is being made: prompts, predictions and brush strokes, with one snapshot per step for undo and redo.
+import { clamp } from "./dom.js";
+import { emptyState, originAfterEdit } from "./edit_state.js";
+import { Emitter } from "./emitter.js";
+import { paintLine } from "./paint.js";
+import { bestMask, sortByArea } from "./prediction.js";
+import { promptRows } from "./prompt_rows.js";
+import { Resize, stabilityScore } from "./resample.js";
 import { area, decode as decodeRle, encode } from "./rle.js";
-import { stability } from "./resample.js";
 
-const MOST_STEPS = 200;
-export const SIZES = ["part", "object", "whole"]; // what masks 1 to 3 tend to be, smallest first
+/** @import { EditState } from "./edit_state.js" */
+/** @import { Box, Draft, ListedMask, MaskCommit, Point, Prediction, PromptPoint } from "./types.js" */
 
-export class Piece {
-  constructor(height, width, resize) {
-    Object.assign(this, { height, width, resize });
-    this.clear();
+const MAX_STEPS = 200;
+
+export class MaskEditor {
+  /** Emitted after each step: the mask or its prompts changed. */
+  changed = new Emitter();
+  /** Emitted when pixels change during a stroke. */
+  pixelsChanged = new Emitter();
+  #height = 0;
+  #width = 0;
+  #resize = new Resize(1, 1, 1);
+  #state = emptyState();
+  /** @type {Uint8Array | null} */
+  #bits = null;
+  /** @type {EditState[]} */
+  #undoStack = [];
+  /** @type {EditState[]} */
+  #redoStack = [];
+  #clicks = 0;
+  #strokes = 0;
+  /** @type {ListedMask | null} */
+  #editing = null;
+
+  /**
+   * Start with an empty mask for another image. Emits nothing.
+   * @param {number} height
+   * @param {number} width
+   * @param {Resize} resize
+   */
+  open(height, width, resize) {
+    this.#height = height;
+    this.#width = width;
+    this.#resize = resize;
+    this.#reset();
   }
 
-  clear() {
-    this.state = { points: [], box: null, base: null, answer: null, choice: 0, counts: null, painted: false };
-    this.bits = null;
-    this.undone = [];
-    this.steps = [];
-    this.clicks = 0;
-    this.strokes = 0;
-    this.editing = null;
+  #reset() {
+    this.#state = emptyState();
+    this.#bits = null;
+    this.#undoStack = [];
+    this.#redoStack = [];
+    this.#clicks = 0;
+    this.#strokes = 0;
+    this.#editing = null;
   }
 
-  get empty() {
-    return !this.bits && !this.state.points.length && !this.state.box;
+  /** The current step; replaced, not changed, by each operation. */
+  get state() {
+    return this.#state;
   }
 
-  get several() {
-    const { points, box, base } = this.state;
+  /** The current mask, height x width, null if there is none. */
+  get bits() {
+    return this.#bits;
+  }
+
+  get size() {
+    return { height: this.#height, width: this.#width };
+  }
+
+  /** The listed mask that is edited, null for a new mask. */
+  get editing() {
+    return this.#editing;
+  }
+
+  get strokes() {
+    return this.#strokes;
+  }
+
+  get isEmpty() {
+    return !this.#bits && !this.hasPrompts;
+  }
+
+  get hasPrompts() {
+    return this.#state.points.length > 0 || this.#state.box !== null;
+  }
+
+  /** Whether the prompt is ambiguous: a single point. */
+  get isAmbiguous() {
+    const { points, box, base } = this.#state;
     return points.length === 1 && !box && !base;
   }
 
+  /** Predicted IoU of the mask, null if it is not a prediction. */
   get score() {
-    const { answer, choice, painted } = this.state;
-    return answer && !painted ? answer.scores[choice] : null;
+    const { prediction, choice, painted } = this.#state;
+    return prediction && !painted ? prediction.scores[choice] : null;
   }
 
-  // A mask that is there already: what follows changes it.
-  edit(mask) {
-    this.clear();
-    this.editing = mask;
-    this.bits = decodeRle(mask.rle.counts, this.height, this.width);
-    this.state = { ...this.state, counts: mask.rle.counts, painted: true };
+  get canUndo() {
+    return this.#undoStack.length > 0;
   }
 
-  step(change) {
-    this.steps.push(this.state);
-    if (this.steps.length > MOST_STEPS) this.steps.shift();
-    this.undone = [];
-    this.state = { ...this.state, ...change };
+  get canRedo() {
+    return this.#redoStack.length > 0;
   }
 
+  clear() {
+    this.#reset();
+    this.changed.emit();
+  }
+
+  /**
+   * Edit a listed mask.
+   * @param {ListedMask} mask
+   */
+  editMask(mask) {
+    this.#reset();
+    this.#editing = mask;
+    this.#bits = decodeRle(mask.rle.counts, this.#height, this.#width);
+    this.#state = { ...this.#state, counts: mask.rle.counts, painted: true };
+    this.changed.emit();
+  }
+
+  /** Undo a step; return false if there is none. */
   undo() {
-    if (!this.steps.length) return false;
-    this.undone.push(this.state);
-    this.become(this.steps.pop());
+    const previous = this.#undoStack.pop();
+    if (!previous) return false;
+    this.#redoStack.push(this.#state);
+    this.#restoreState(previous);
     return true;
   }
 
+  /** Redo a step; return false if there is none. */
   redo() {
-    if (!this.undone.length) return false;
-    this.steps.push(this.state);
-    this.become(this.undone.pop());
+    const next = this.#redoStack.pop();
+    if (!next) return false;
+    this.#undoStack.push(this.#state);
+    this.#restoreState(next);
     return true;
   }
 
-  become(state) {
-    this.state = state;
-    if (state.counts) this.bits = decodeRle(state.counts, this.height, this.width);
-    else if (state.answer) this.bits = this.maskOf(state.answer, state.choice);
-    else this.bits = null;
+  /** @param {EditState} state */
+  #restoreState(state) {
+    this.#state = state;
+    if (state.counts) this.#bits = decodeRle(state.counts, this.#height, this.#width);
+    else if (state.prediction) this.#bits = this.#predictedMask(state.prediction, state.choice);
+    else this.#bits = null;
+    this.changed.emit();
   }
 
-  // What the decoder is asked after a new click: the last answer goes with it, or, after strokes, the mask as it is now.
-  feedback(grid) {
-    const { answer, choice, painted, base } = this.state;
-    if (painted && this.bits) return grid ? this.resize.logitsOf(this.bits, grid) : null;
-    if (!answer) return base;
-    const length = answer.grid * answer.grid;
-    return answer.logits.slice(choice * length, (choice + 1) * length);
+  /** @param {Partial<EditState>} change */
+  #step(change) {
+    this.#undoStack.push(this.#state);
+    if (this.#undoStack.length > MAX_STEPS) this.#undoStack.shift();
+    this.#redoStack = [];
+    this.#state = { ...this.#state, ...change };
   }
 
-  addPoint(point, grid) {
-    this.clicks++;
-    this.step({ points: [...this.state.points, point], base: this.feedback(grid), painted: false });
+  /**
+   * Add a point. The next prediction gets the last one as mask prompt or, after strokes, the current mask.
+   * @param {PromptPoint} point
+   * @param {number} gridSize Side of the mask prompt, 0 without a decoder.
+   */
+  addPoint(point, gridSize) {
+    this.#clicks++;
+    this.#step({ points: [...this.#state.points, point], base: this.#maskPrompt(gridSize), painted: false });
+    this.changed.emit();
   }
 
-  // Points that moved or went, or another box: asked anew, without answers to what is not so any more.
-  replace(change, grid) {
-    this.clicks++;
-    const before = this.editing && grid ? decodeRle(this.editing.rle.counts, this.height, this.width) : null;
-    this.step({ ...change, base: before && this.resize.logitsOf(before, grid), painted: false });
-  }
-
-  answered(answer) {
-    const best = answer.scores.indexOf(Math.max(...answer.scores));
-    this.state = { ...this.state, answer: ordered(answer), choice: 0, counts: null };
-    if (answer.num > 1) this.state.choice = this.state.answer.order.indexOf(best);
-    this.bits = this.maskOf(this.state.answer, this.state.choice);
-  }
-
-  cycle(by) {
-    const { answer, choice } = this.state;
-    if (!answer || answer.num < 2 || this.state.painted) return false;
-    this.step({ choice: (choice + by + answer.num) % answer.num });
-    this.bits = this.maskOf(answer, this.state.choice);
-    return true;
-  }
-
-  maskOf(answer, choice) {
-    return this.resize.maskOf(answer.logits, answer.grid, choice * answer.grid * answer.grid);
-  }
-
-  // A dab or a stroke from a to b, in image pixels.
-  paint(a, b, radius, value) {
-    this.bits ??= new Uint8Array(this.height * this.width);
-    const { height, width, bits } = this;
-    const [left, right] = [Math.min(a.x, b.x) - radius, Math.max(a.x, b.x) + radius];
-    const [top, bottom] = [Math.min(a.y, b.y) - radius, Math.max(a.y, b.y) + radius];
-    const [dx, dy] = [b.x - a.x, b.y - a.y];
-    const length = dx * dx + dy * dy || 1;
-    for (let y = Math.max(0, Math.floor(top)); y < Math.min(height, bottom); y++) {
-      for (let x = Math.max(0, Math.floor(left)); x < Math.min(width, right); x++) {
-        const [px, py] = [x + 0.5 - a.x, y + 0.5 - a.y];
-        const along = Math.min(1, Math.max(0, (px * dx + py * dy) / length));
-        if ((px - along * dx) ** 2 + (py - along * dy) ** 2 <= radius * radius) bits[y * width + x] = value;
-      }
+  /**
+   * Move or delete points, or set the box. The next prediction gets no earlier prediction as mask prompt.
+   * @param {{points?: PromptPoint[], box?: Box}} change
+   * @param {number} gridSize Side of the mask prompt, 0 without a decoder.
+   */
+  replacePrompts(change, gridSize) {
+    this.#clicks++;
+    const edited = this.#editing && gridSize ? decodeRle(this.#editing.rle.counts, this.#height, this.#width) : null;
+    this.#step({ ...change, base: edited && this.#resize.logitsFromMask(edited, gridSize), painted: false });
+    if (!this.hasPrompts && !this.#editing) {
+      this.#bits = null;
+      this.#state = { ...this.#state, prediction: null, counts: null };
     }
+    this.changed.emit();
   }
 
-  painted() {
-    this.strokes++;
-    if (!area(this.bits)) this.bits = null;
-    this.step({ counts: this.bits && encode(this.bits, this.height, this.width), painted: true });
+  /** @param {number} gridSize */
+  #maskPrompt(gridSize) {
+    const { prediction, choice, painted, base } = this.#state;
+    if (painted && this.#bits) return gridSize ? this.#resize.logitsFromMask(this.#bits, gridSize) : null;
+    if (!prediction) return base;
+    const length = prediction.gridSize * prediction.gridSize;
+    return prediction.logits.slice(choice * length, (choice + 1) * length);
   }
 
-  // The commit's part about the mask; null when there is nothing to commit.
-  work(checkpoint) {
-    if (!this.bits || !area(this.bits)) return null;
-    const { points, box, answer, choice } = this.state;
-    const counts = encode(this.bits, this.height, this.width);
-    const byModel = answer && !this.state.painted;
-    const clip = (value, most) => Math.min(Math.max(value, 0), most);
-    const prompts = points.map(({ x, y, label }) => [x, y, label]);
-    if (box) prompts.push([box[0], box[1], 2], [box[2], box[3], 3]);
-    let origin = this.strokes ? (prompts.length ? "edited" : "drawn") : "clicked"; // touched up, by hand, by the model alone
-    if (this.editing) origin = originOf(this.editing, counts, this.strokes);
+  /**
+   * Set the prediction for the current prompts and choose its best mask.
+   * @param {Prediction} prediction
+   */
+  setPrediction(prediction) {
+    const sorted = sortByArea(prediction);
+    const choice = prediction.numMasks > 1 ? sorted.order.indexOf(bestMask(prediction)) : 0;
+    this.#state = { ...this.#state, prediction: sorted, choice, counts: null };
+    this.#bits = this.#predictedMask(sorted, choice);
+    this.changed.emit();
+  }
+
+  /**
+   * Choose the next mask of the prediction, or the previous one (by = -1).
+   * @param {number} by
+   */
+  cycle(by) {
+    const { prediction, choice } = this.#state;
+    if (!prediction || prediction.numMasks < 2 || this.#state.painted) return;
+    this.#step({ choice: (choice + by + prediction.numMasks) % prediction.numMasks });
+    this.#bits = this.#predictedMask(prediction, this.#state.choice);
+    this.changed.emit();
+  }
+
+  /**
+   * @param {Prediction} prediction
+   * @param {number} choice
+   */
+  #predictedMask(prediction, choice) {
+    return this.#resize.maskFromLogits(prediction.logits, prediction.gridSize, choice * prediction.gridSize * prediction.gridSize);
+  }
+
+  /**
+   * Set all pixels within `radius` of the line from a to b to `value`.
+   * @param {Point} a
+   * @param {Point} b
+   * @param {number} radius
+   * @param {number} value
+   */
+  paint(a, b, radius, value) {
+    this.#bits ??= new Uint8Array(this.#height * this.#width);
+    paintLine(this.#bits, this.size, a, b, radius, value);
+    this.pixelsChanged.emit();
+  }
+
+  /** End a stroke: it becomes one step. */
+  finishStroke() {
+    this.#strokes++;
+    if (this.#bits && !area(this.#bits)) this.#bits = null;
+    this.#step({ counts: this.#bits && encode(this.#bits, this.#height, this.#width), painted: true });
+    this.changed.emit();
+  }
+
+  /**
+   * Return the mask as a commit states it; null if there is no mask.
+   * @param {string} checkpoint
+   * @returns {MaskCommit | null}
+   */
+  toCommit(checkpoint) {
+    if (!this.#bits || !area(this.#bits)) return null;
+    const { points, box, prediction, choice, painted } = this.#state;
+    const counts = encode(this.#bits, this.#height, this.#width);
+    const prompts = promptRows(points, box);
+    let origin = this.#strokes ? (prompts.length ? "edited" : "drawn") : "clicked";
+    if (this.#editing) origin = originAfterEdit(this.#editing, counts, this.#strokes);
+    const length = prediction ? prediction.gridSize ** 2 : 0;
     return {
-      rle: { size: [this.height, this.width], counts },
+      rle: { size: [this.#height, this.#width], counts },
       origin,
-      predicted_iou: byModel ? answer.scores[choice] : 1,
-      stability_score: byModel ? stability(answer.logits, choice * answer.grid ** 2, answer.grid ** 2) : 1,
-      prompts: prompts.map(([x, y, label]) => [clip(x, this.width), clip(y, this.height), label]),
-      clicks: this.clicks,
-      strokes: this.strokes,
-      checkpoint: this.clicks ? checkpoint : "",
+      predicted_iou: prediction && !painted ? prediction.scores[choice] : 1,
+      stability_score: prediction && !painted ? stabilityScore(prediction.logits, choice * length, length) : 1,
+      prompts: prompts.map(([x, y, label]) => [clamp(x, this.#width), clamp(y, this.#height), label]),
+      clicks: this.#clicks,
+      strokes: this.#strokes,
+      checkpoint: this.#clicks ? checkpoint : "",
     };
   }
 
-  // What is written down at each step, for a page that is loaded again.
-  draft() {
-    const { points, box, painted } = this.state;
-    const counts = this.bits && encode(this.bits, this.height, this.width);
-    return { points, box, painted, counts, clicks: this.clicks, strokes: this.strokes, editing: this.editing?.mask ?? null };
+  /** Return the unfinished mask for localStorage. */
+  toDraft() {
+    const { points, box, painted } = this.#state;
+    const counts = this.#bits && encode(this.#bits, this.#height, this.#width);
+    return { points, box, painted, counts, clicks: this.#clicks, strokes: this.#strokes, editing: this.#editing?.mask ?? null };
   }
 
+  /**
+   * Continue with an unfinished mask. Emits nothing.
+   * @param {Draft} draft
+   * @param {ListedMask | null} editing
+   */
   restore(draft, editing) {
-    this.clear();
-    Object.assign(this, { clicks: draft.clicks, strokes: draft.strokes, editing });
-    this.bits = draft.counts && decodeRle(draft.counts, this.height, this.width);
-    this.state = { ...this.state, points: draft.points, box: draft.box, counts: draft.counts, painted: true };
+    this.#reset();
+    this.#clicks = draft.clicks;
+    this.#strokes = draft.strokes;
+    this.#editing = editing;
+    this.#bits = draft.counts ? decodeRle(draft.counts, this.#height, this.#width) : null;
+    this.#state = { ...this.#state, points: draft.points, box: draft.box, counts: draft.counts, painted: true };
   }
-}
-
-// Of a mask that was there: what was proposed, or made by the model and then by hand, is edited.
-function originOf(before, counts, strokes) {
-  if (before.proposed || ["proposed", "accepted", "edited"].includes(before.origin)) {
-    return before.origin === "proposed" && counts === before.rle.counts ? "accepted" : "edited";
-  }
-  return before.origin === "clicked" && strokes ? "edited" : before.origin;
-}
-
-// Smallest mask first, so that the key goes from part to whole.
-function ordered(answer) {
-  if (answer.num < 2) return { ...answer, order: [0] };
-  const length = answer.grid ** 2;
-  const areas = Array.from({ length: answer.num }, (_, n) => {
-    let sum = 0;
-    for (let i = n * length; i < (n + 1) * length; i++) if (answer.logits[i] > 0) sum++;
-    return sum;
-  });
-  const order = areas.map((_, n) => n).sort((a, b) => areas[a] - areas[b]);
-  const logits = new Float32Array(answer.logits.length);
-  order.forEach((from, to) => logits.set(answer.logits.subarray(from * length, (from + 1) * length), to * length));
-  return { ...answer, logits, scores: order.map((n) => answer.scores[n]), order };
 }

@@ -1,7 +1,13 @@
-// From the decoder's grid to the image and back. The same steps as sam_train/geometry.py, Resize: bilinear to the model frame,
-// padding cut off, bilinear to the image; both in one, three neighbours an axis.
+// Resampling between the decoder's grid and the image. The same steps as sam_train/geometry.py, Resize: bilinear to the model
+// frame, padding cropped, bilinear to the image; both steps in one, with three taps per axis.
+import { clamp } from "./dom.js";
 
 export class Resize {
+  /**
+   * @param {number} height Of the image.
+   * @param {number} width
+   * @param {number} size Side of the model frame.
+   */
   constructor(height, width, size) {
     const scale = size / Math.max(height, width);
     this.height = height;
@@ -11,31 +17,40 @@ export class Resize {
     this.scaledWidth = Math.max(1, Math.floor(width * scale + 0.5));
   }
 
+  /**
+   * Map a point from the image frame to the model frame.
+   * @param {number} x
+   * @param {number} y
+   */
   pointToModel(x, y) {
     return [(x * this.scaledWidth) / this.width, (y * this.scaledHeight) / this.height];
   }
 
-  // Where logits (grid x grid, one of several from `offset` on) are above 0, as height x width bits.
-  maskOf(logits, grid, offset = 0) {
-    const rows = taps(grid, this.size, this.scaledHeight, this.height);
-    const columns = taps(grid, this.size, this.scaledWidth, this.width);
+  /**
+   * Return the height x width mask where logits (gridSize x gridSize, from `offset` on) are above 0.
+   * @param {Float32Array | number[]} logits
+   * @param {number} gridSize
+   */
+  maskFromLogits(logits, gridSize, offset = 0) {
+    const rows = taps(gridSize, this.size, this.scaledHeight, this.height);
+    const columns = taps(gridSize, this.size, this.scaledWidth, this.width);
     const { height, width } = this;
-    const wide = new Float32Array(grid * width);
-    const most = new Float32Array(grid).fill(-Infinity);
-    for (let g = 0; g < grid; g++) {
-      const from = offset + g * grid;
+    const wide = new Float32Array(gridSize * width);
+    const rowMaxima = new Float32Array(gridSize).fill(-Infinity);
+    for (let g = 0; g < gridSize; g++) {
+      const from = offset + g * gridSize;
       for (let x = 0; x < width; x++) {
-        const [a, b, c] = [columns.at[3 * x], columns.at[3 * x + 1], columns.at[3 * x + 2]];
+        const [a, b, c] = [columns.indices[3 * x], columns.indices[3 * x + 1], columns.indices[3 * x + 2]];
         const w = columns.weights;
         const value = logits[from + a] * w[3 * x] + logits[from + b] * w[3 * x + 1] + logits[from + c] * w[3 * x + 2];
         wide[g * width + x] = value;
-        if (value > most[g]) most[g] = value;
+        if (value > rowMaxima[g]) rowMaxima[g] = value;
       }
     }
     const bits = new Uint8Array(height * width);
     for (let y = 0; y < height; y++) {
-      const [a, b, c] = [rows.at[3 * y], rows.at[3 * y + 1], rows.at[3 * y + 2]];
-      if (most[a] <= 0 && most[b] <= 0 && most[c] <= 0) continue;
+      const [a, b, c] = [rows.indices[3 * y], rows.indices[3 * y + 1], rows.indices[3 * y + 2]];
+      if (rowMaxima[a] <= 0 && rowMaxima[b] <= 0 && rowMaxima[c] <= 0) continue;
       const [wa, wb, wc] = [rows.weights[3 * y], rows.weights[3 * y + 1], rows.weights[3 * y + 2]];
       for (let x = 0, at = y * width, i = a * width, j = b * width, k = c * width; x < width; x++, at++, i++, j++, k++) {
         if (wide[i] * wa + wide[j] * wb + wide[k] * wc > 0) bits[at] = 1;
@@ -44,16 +59,20 @@ export class Resize {
     return bits;
   }
 
-  // Logits for a mask that no decoder of this session answered: the share of each cell that lies inside, -8 to 8.
-  logitsOf(bits, grid) {
-    const sums = new Float32Array(grid * grid);
-    const areas = new Float32Array(grid * grid);
-    const ratioX = (this.scaledWidth / this.width) * (grid / this.size);
-    const ratioY = (this.scaledHeight / this.height) * (grid / this.size);
+  /**
+   * Return logits for a mask without a prediction: from -8 to 8 by the share of each grid cell that lies inside the mask.
+   * @param {Uint8Array} bits
+   * @param {number} gridSize
+   */
+  logitsFromMask(bits, gridSize) {
+    const sums = new Float32Array(gridSize * gridSize);
+    const areas = new Float32Array(gridSize * gridSize);
+    const ratioX = (this.scaledWidth / this.width) * (gridSize / this.size);
+    const ratioY = (this.scaledHeight / this.height) * (gridSize / this.size);
     for (let y = 0; y < this.height; y++) {
-      const row = Math.min(grid - 1, Math.floor((y + 0.5) * ratioY)) * grid;
+      const row = Math.min(gridSize - 1, Math.floor((y + 0.5) * ratioY)) * gridSize;
       for (let x = 0, at = y * this.width; x < this.width; x++, at++) {
-        const cell = row + Math.min(grid - 1, Math.floor((x + 0.5) * ratioX));
+        const cell = row + Math.min(gridSize - 1, Math.floor((x + 0.5) * ratioX));
         sums[cell] += bits[at];
         areas[cell]++;
       }
@@ -62,38 +81,61 @@ export class Resize {
   }
 }
 
-function between(from, to, i) {
-  const place = (i + 0.5) * (from / to) - 0.5;
-  const before = Math.floor(place);
-  return [before, place - before];
+/**
+ * Return the source index below pixel i of a bilinear resampling, and the weight of the next one.
+ * @param {number} from Source length.
+ * @param {number} to Target length.
+ * @param {number} i
+ */
+function bilinear(from, to, i) {
+  const position = (i + 0.5) * (from / to) - 0.5;
+  const below = Math.floor(position);
+  return [below, position - below];
 }
 
+/** @typedef {{indices: Int32Array, weights: Float32Array}} Taps Three grid indices and weights for each pixel. */
+
+/** @type {Map<string, Taps>} */
 const cache = new Map();
 
-function taps(grid, size, scaled, length) {
-  const name = `${grid},${size},${scaled},${length}`;
-  if (cache.has(name)) return cache.get(name);
-  const at = new Int32Array(3 * length);
+/**
+ * @param {number} gridSize
+ * @param {number} size
+ * @param {number} scaled
+ * @param {number} length
+ * @returns {Taps}
+ */
+function taps(gridSize, size, scaled, length) {
+  const key = `${gridSize},${size},${scaled},${length}`;
+  const cached = cache.get(key);
+  if (cached) return cached;
+  const indices = new Int32Array(3 * length);
   const weights = new Float32Array(3 * length);
-  const clip = (value, most) => Math.min(Math.max(value, 0), most);
   for (let n = 0; n < length; n++) {
-    const [u, share] = between(scaled, length, n);
-    const here = clip(u, scaled - 1);
-    const next = clip(u + 1, scaled - 1);
-    const first = between(grid, size, here)[0];
-    for (const [pixel, part] of [[here, 1 - share], [next, share]]) {
-      const [left, right] = between(grid, size, pixel);
+    const [below, weight] = bilinear(scaled, length, n);
+    const here = clamp(below, scaled - 1);
+    const next = clamp(below + 1, scaled - 1);
+    const first = bilinear(gridSize, size, here)[0];
+    for (const [pixel, part] of [[here, 1 - weight], [next, weight]]) {
+      const [left, right] = bilinear(gridSize, size, pixel);
       weights[3 * n + left - first] += part * (1 - right);
       weights[3 * n + left - first + 1] += part * right;
     }
-    for (let k = 0; k < 3; k++) at[3 * n + k] = clip(first + k, grid - 1);
+    for (let k = 0; k < 3; k++) indices[3 * n + k] = clamp(first + k, gridSize - 1);
   }
   if (cache.size > 16) cache.clear();
-  cache.set(name, { at, weights });
-  return cache.get(name);
+  const result = { indices, weights };
+  cache.set(key, result);
+  return result;
 }
 
-export function stability(logits, offset, length) {
+/**
+ * Return the stability score of logits: IoU of the masks at thresholds 1 and -1.
+ * @param {Float32Array} logits
+ * @param {number} offset
+ * @param {number} length
+ */
+export function stabilityScore(logits, offset, length) {
   let inner = 0;
   let outer = 0;
   for (let i = offset; i < offset + length; i++) {
@@ -101,39 +143,4 @@ export function stability(logits, offset, length) {
     if (logits[i] > -1) outer++;
   }
   return outer ? inner / outer : 0;
-}
-
-// Half precision, little-endian, to numbers and back.
-export function fromHalf(buffer) {
-  const halves = new Uint16Array(buffer);
-  if (!halfTable.length) fillTable();
-  const values = new Float32Array(halves.length);
-  for (let i = 0; i < halves.length; i++) values[i] = halfTable[halves[i]];
-  return values;
-}
-
-let halfTable = new Float32Array(0);
-
-function fillTable() {
-  halfTable = new Float32Array(65536);
-  for (let h = 0; h < 65536; h++) {
-    const exponent = (h >> 10) & 31;
-    const fraction = h & 1023;
-    const size = exponent === 0 ? fraction * 2 ** -24 : exponent === 31 ? (fraction ? NaN : Infinity) : (1 + fraction / 1024) * 2 ** (exponent - 15);
-    halfTable[h] = h & 32768 ? -size : size;
-  }
-}
-
-export function toHalf(values) {
-  const single = new Float32Array(1);
-  const word = new Uint32Array(single.buffer);
-  const halves = new Uint16Array(values.length);
-  for (let i = 0; i < values.length; i++) {
-    single[0] = Math.min(Math.max(values[i], -60000), 60000);
-    const sign = (word[0] >> 16) & 0x8000;
-    const exponent = ((word[0] >> 23) & 255) - 112;
-    const fraction = word[0] & 0x7fffff;
-    halves[i] = exponent <= 0 ? sign : sign | (((exponent << 10) | (fraction >> 13)) + ((fraction >> 12) & 1));
-  }
-  return halves;
 }

@@ -1,13 +1,21 @@
-// COCO's compressed RLE, as pycocotools writes it (maskApi.c): runs down the columns, background first.
-// Bits are row-major Uint8Array, 1 inside.
+// COCO compressed RLE as pycocotools writes it (maskApi.c): runs down the columns, background first. Masks are row-major
+// Uint8Array, 1 inside.
 
+/** @import { Rectangle } from "./types.js" */
+
+/**
+ * Encode a mask.
+ * @param {Uint8Array} bits
+ * @param {number} height
+ * @param {number} width
+ */
 export function encode(bits, height, width) {
   const runs = [];
   let value = 0;
   let length = 0;
-  const box = boxOf(bits, height, width);
+  const box = boundingBox(bits, height, width);
   if (box) {
-    length = box.x * height; // nothing in the columns before
+    length = box.x * height; // the columns before the box are background
     for (let x = box.x; x < box.x + box.width; x++) {
       for (let y = 0, at = x; y < height; y++, at += width) {
         if (bits[at] === value) length++;
@@ -27,10 +35,12 @@ export function encode(bits, height, width) {
     length += rest;
   } else length = height * width;
   runs.push(length);
-  return text(runs);
+  return compress(runs);
 }
 
-function text(runs) {
+/** @param {number[]} runs */
+function compress(runs) {
+  /** @type {string[]} */
   const letters = [];
   runs.forEach((run, i) => {
     let rest = i > 2 ? run - runs[i - 2] : run;
@@ -45,10 +55,16 @@ function text(runs) {
   return letters.join("");
 }
 
+/**
+ * Decode a mask.
+ * @param {string} counts
+ * @param {number} height
+ * @param {number} width
+ */
 export function decode(counts, height, width) {
   const bits = new Uint8Array(height * width);
   const runs = [];
-  let place = 0; // down the columns
+  let offset = 0; // in column-major order
   for (let i = 0; i < counts.length; ) {
     let run = 0;
     let shift = 0;
@@ -60,16 +76,22 @@ export function decode(counts, height, width) {
     }
     if (runs.length > 2) run += runs[runs.length - 2];
     if (runs.length % 2) {
-      for (let end = place + run, p = place; p < end; p++) bits[(p % height) * width + Math.floor(p / height)] = 1;
+      for (let end = offset + run, p = offset; p < end; p++) bits[(p % height) * width + Math.floor(p / height)] = 1;
     }
     runs.push(run);
-    place += run;
+    offset += run;
   }
   return bits;
 }
 
-// The smallest box that holds all bits, or null.
-export function boxOf(bits, height, width) {
+/**
+ * Return the bounding box of a mask, null if it is empty.
+ * @param {Uint8Array} bits
+ * @param {number} height
+ * @param {number} width
+ * @returns {Rectangle | null}
+ */
+export function boundingBox(bits, height, width) {
   let top = -1;
   let bottom = -1;
   let left = width;
@@ -91,6 +113,10 @@ export function boxOf(bits, height, width) {
   return top < 0 ? null : { x: left, y: top, width: right - left + 1, height: bottom - top + 1 };
 }
 
+/**
+ * Return the number of pixels inside a mask.
+ * @param {Uint8Array} bits
+ */
 export function area(bits) {
   let sum = 0;
   for (let i = 0; i < bits.length; i++) sum += bits[i];

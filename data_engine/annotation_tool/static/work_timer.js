@@ -1,48 +1,60 @@
-// Time of work: of a pause longer than `idleAfter` seconds only so much counts.
-export class Clock {
+// Work time of an annotator: a pause longer than `idleAfter` seconds counts as `idleAfter`.
+
+export class WorkTimer {
+  #idleAfter;
+  #lastActivity = performance.now();
+  #work = 0;
+  #wall = 0;
+  #sinceHeartbeat = 0;
+
+  /** @param {number} idleAfter Seconds. */
   constructor(idleAfter) {
-    this.idleAfter = idleAfter;
-    this.last = performance.now();
-    this.work = 0;
-    this.wall = 0;
-    this.sinceWord = 0;
+    this.#idleAfter = idleAfter;
   }
 
-  // Called at every movement and key.
-  mark() {
+  /** Record activity; called at every pointer movement and key. */
+  recordActivity() {
     const now = performance.now();
-    const gap = (now - this.last) / 1000;
-    const counted = Math.min(gap, this.idleAfter);
-    this.last = now;
-    this.work += counted;
-    this.sinceWord += counted;
-    this.wall += gap;
+    const pause = (now - this.#lastActivity) / 1000;
+    const counted = Math.min(pause, this.#idleAfter);
+    this.#lastActivity = now;
+    this.#work += counted;
+    this.#sinceHeartbeat += counted;
+    this.#wall += pause;
   }
 
-  // Seconds on this object so far, those not marked yet included.
+  /** Work time on the current mask in seconds, with the current pause. */
   get seconds() {
-    return this.work + Math.min((performance.now() - this.last) / 1000, this.idleAfter);
+    return this.#work + Math.min((performance.now() - this.#lastActivity) / 1000, this.#idleAfter);
   }
 
+  /** Work and wall time on the current mask at the last activity, in seconds. */
+  get elapsed() {
+    return { seconds: this.#work, wall: this.#wall };
+  }
+
+  /** Start the time of a mask, from an earlier time if there is one. */
   start(work = 0, wall = 0) {
-    this.mark();
-    this.work = work;
-    this.wall = wall;
+    this.recordActivity();
+    this.#work = work;
+    this.#wall = wall;
   }
 
-  take() {
-    this.mark();
-    const taken = { seconds: round(this.work), wall_seconds: round(this.wall) };
-    this.work = this.wall = 0;
-    return taken;
+  /** Return the time of the current mask as a commit states it, and reset it. */
+  takeMaskTime() {
+    this.recordActivity();
+    const time = { seconds: round(this.#work), wall_seconds: round(this.#wall) };
+    this.#work = this.#wall = 0;
+    return time;
   }
 
-  // What was worked since this was asked last.
-  word() {
-    const seconds = round(this.sinceWord);
-    this.sinceWord = 0;
+  /** Return the work time since the last call, in seconds. */
+  takeHeartbeatTime() {
+    const seconds = round(this.#sinceHeartbeat);
+    this.#sinceHeartbeat = 0;
     return seconds;
   }
 }
 
+/** @param {number} seconds */
 const round = (seconds) => Math.round(seconds * 1000) / 1000;
