@@ -1,10 +1,11 @@
-"""Many simulated annotators at one server: latencies of the queue's calls, errors, and whether an image was ever with two.
+"""Load test: many simulated annotators at one server.
 
     python tests/benchmarks/annotators.py [NUM_ANNOTATORS [SECONDS]]
 
-prints one line of JSON. The server is a process of its own with the smallest model; an annotator clicks at most twice, draws the
-rest and waits between masks as its prices say, times TIME_SCALE, so that the load is that of people who are ten times as fast.
-Latencies are seen from the client, so they hold what the clients of the same machine take from each other.
+prints one line of JSON with latencies, errors, and the number of images that were assigned to two annotators. The server runs the
+smallest model in its own process. An annotator clicks at most twice, draws the rest, and waits between masks for the time of the
+simulated work multiplied by TIME_SCALE, so the load is that of annotators who are ten times as fast as humans. Latencies are
+measured by the clients on the same machine, so they include the load of the clients.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from sam_train.shards import write_shard
 
 TIME_SCALE = 0.1
 NUM_IMAGES = 4000
-QUEUE = ("POST /api/next", "POST /api/tasks/*/done", "PUT /api/commits/*")
+ROUTES = ("POST /api/next", "POST /api/tasks/*/done", "PUT /api/commits/*")
 
 
-class Crowd:
-    """What all annotators together saw."""
+class LoadTest:
+    """Runs the annotators and collects latencies, images and errors of all of them."""
 
-    def __init__(self, corpus: Path, url: str, until: float) -> None:
-        self.ground_truth, self.url, self.until = open_source(corpus), url, until
+    def __init__(self, corpus: Path, url: str, deadline: float) -> None:
+        self.ground_truth, self.url, self.deadline = open_source(corpus), url, deadline
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.images: Counter[str] = Counter()
         self.errors: list[str] = []
@@ -53,7 +54,7 @@ class Crowd:
         self.seconds[route].append(seconds)
 
     def annotate(self, token: str) -> None:
-        """One of them, until the time is over."""
+        """Run one annotator until the deadline."""
         time.sleep(3 * random.random())  # noqa: S311
         try:
             with AnnotationClient(
@@ -61,7 +62,7 @@ class Crowd:
             ) as client:
                 simulated = SimulatedClient(client, SimulatedAnnotator(max_clicks=2), self.ground_truth, time_scale=TIME_SCALE)
                 try:
-                    while time.monotonic() < self.until:
+                    while time.monotonic() < self.deadline:
                         self.masks.append(int(simulated.annotate_images(len(simulated.image_keys) + 1).get("masks", 0)))
                 finally:
                     self.images.update(simulated.image_keys)
@@ -70,7 +71,7 @@ class Crowd:
 
 
 def measure(num_annotators: int, seconds: float) -> dict[str, Any]:
-    """Run the crowd once."""
+    """Run the load test once and return its results."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_shard(folder / "corpus" / "sa_000000.tar", [make_sample(index) for index in range(NUM_IMAGES)])
@@ -78,8 +79,8 @@ def measure(num_annotators: int, seconds: float) -> dict[str, Any]:
         overrides = [f"corpus={folder / 'corpus'}", f"annotators=[{','.join(names)}]", "threads=1"]
         overrides.append(f"checkpoint={write_nano_checkpoint(folder / 'model.pt')}")
         with run_server(folder / "out", *overrides) as server:
-            crowd = Crowd(folder / "corpus", server.url, time.monotonic() + seconds)
-            threads = [threading.Thread(target=crowd.annotate, args=(server.tokens[name],)) for name in names]
+            load = LoadTest(folder / "corpus", server.url, time.monotonic() + seconds)
+            threads = [threading.Thread(target=load.annotate, args=(server.tokens[name],)) for name in names]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -90,14 +91,14 @@ def measure(num_annotators: int, seconds: float) -> dict[str, Any]:
     return {
         "annotators": num_annotators,
         "seconds": seconds,
-        "errors": crowd.errors[:5],
-        "num_errors": len(crowd.errors),
-        "images": len(crowd.images),
-        "images_with_two": sum(number > 1 for number in crowd.images.values()) + sum(number > 1 for number in leased),
-        "masks": sum(crowd.masks),
+        "errors": load.errors[:5],
+        "num_errors": len(load.errors),
+        "images": len(load.images),
+        "images_assigned_twice": sum(number > 1 for number in load.images.values()) + sum(number > 1 for number in leased),
+        "masks": sum(load.masks),
         "masks_in_store": stored,
-        "requests": sum(map(len, crowd.seconds.values())),
-        "milliseconds": {route: _percentiles(crowd.seconds[route]) for route in QUEUE},
+        "requests": sum(map(len, load.seconds.values())),
+        "milliseconds": {route: _percentiles(load.seconds[route]) for route in ROUTES},
     }
 
 

@@ -1,4 +1,4 @@
-"""A real Chromium, headless, at a server of ours."""
+"""Headless Chromium on the page of a running annotation server."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from server_fixtures import Server, run_server, write_nano_checkpoint
 from sam_train.shards import write_shard
 
 HEIGHT, WIDTH, NUM_IMAGES = 240, 320, 36
+READY = """window.app?.tasks.task && !app.tasks.busy && app.viewport.image
+    && (!app.decoder || app.mode.reviewing || app.decoder.ready)"""
 ANNOTATORS = [f"a{number}" for number in range(17)]
 
 
-class Annotating:
-    """A page, and what the tests do with it. Its script may not evaluate texts, so waiting is done from here."""
+class AnnotationPage:
+    """A browser page with the operations of the tests.
+
+    The page's Content-Security-Policy forbids `wait_for_function`, so waiting polls from here.
+    """
 
     def __init__(self, page: Page, server: Server, annotator: str) -> None:
         self.page, self.server, self.annotator = page, server, annotator
@@ -29,63 +34,63 @@ class Annotating:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
 
-    def log_in(self) -> Annotating:
+    def log_in(self) -> AnnotationPage:
         self.page.goto(f"{self.server.url}/login")
         self.page.fill("#token", self.server.tokens[self.annotator])
         self.page.keyboard.press("Enter")
         self.page.wait_for_url(f"{self.server.url}/")
         return self.wait()
 
-    def wait(self) -> Annotating:
-        """Until there is an image and its embedding, and nothing is under way."""
-        self.until("window.app?.tasks.task && !app.tasks.busy && app.viewport.image && (!app.decoder || app.mode.reviewing || app.decoder.ready)")
+    def wait(self) -> AnnotationPage:
+        """Wait until an image and its embedding are loaded and no request is pending."""
+        self.until(READY)
         return self
 
     def until(self, script: str, timeout_s: float = 60.0) -> None:
         end = time.monotonic() + timeout_s
         while not self.page.evaluate(script):
-            assert time.monotonic() < end, f"still not: {script}; message: {self.page.inner_text('#message')!r}; {self.errors}"
+            assert time.monotonic() < end, f"timeout: {script}; message: {self.page.inner_text('#message')!r}; {self.errors}"
             time.sleep(0.05)
 
-    def see(self, script: str) -> Any:
+    def evaluate(self, script: str) -> Any:
         return self.page.evaluate(script)
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """From the image to the screen."""
-        at = self.see(f"app.viewport.toScreen({x}, {y})")
+    def to_screen(self, x: float, y: float) -> tuple[float, float]:
+        """Map a point of the image to the screen."""
+        at = self.evaluate(f"app.viewport.toScreen({x}, {y})")
         box = self.page.locator("#canvas").bounding_box()
         assert box
         return box["x"] + at["x"], box["y"] + at["y"]
 
     def move(self, x: float, y: float) -> None:
-        self.page.mouse.move(*self.place(x, y))
+        self.page.mouse.move(*self.to_screen(x, y))
 
-    def click(self, x: float, y: float, **how: Any) -> None:
-        self.page.mouse.click(*self.place(x, y), **how)
-        self.settle()
+    def click(self, x: float, y: float, **options: Any) -> None:
+        self.page.mouse.click(*self.to_screen(x, y), **options)
+        self.wait_for_decoder()
 
     def drag(self, a: tuple[float, float], b: tuple[float, float]) -> None:
-        self.page.mouse.move(*self.place(*a))
+        self.page.mouse.move(*self.to_screen(*a))
         self.page.mouse.down()
-        self.page.mouse.move(*self.place((a[0] + b[0]) / 2, (a[1] + b[1]) / 2))
-        self.page.mouse.move(*self.place(*b))
+        self.page.mouse.move(*self.to_screen((a[0] + b[0]) / 2, (a[1] + b[1]) / 2))
+        self.page.mouse.move(*self.to_screen(*b))
         self.page.mouse.up()
-        self.settle()
+        self.wait_for_decoder()
 
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.keyboard.press(key)
-        self.settle()
+        self.wait_for_decoder()
 
-    def settle(self) -> None:
+    def wait_for_decoder(self) -> None:
         self.until("!app.prompts.busy && !app.preview.busy")
 
-    def saved(self) -> None:
+    def wait_until_saved(self) -> None:
         self.until("app.outbox.length === 0")
 
-    def stored(self) -> list[dict[str, Any]]:
-        """The masks of the image as the server has them."""
-        self.saved()
+    def stored_masks(self) -> list[dict[str, Any]]:
+        """Return the masks of the image as the server stores them."""
+        self.wait_until_saved()
         script = "app.tasks.task && fetch('/api/tasks/' + app.tasks.task.id).then((a) => a.json()).then((a) => a.task.masks)"
         masks: list[dict[str, Any]] = self.page.evaluate(script)
         return masks
@@ -95,7 +100,7 @@ def _chromium() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found
-    message = "needs Chromium (Debian: apt-get install chromium); it is not there"
+    message = "Chromium is not installed (Debian: apt-get install chromium)"
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)
@@ -132,17 +137,17 @@ def server(browser: Browser, corpus: Path, checkpoint: Path, tmp_path_factory: p
 
 
 @pytest.fixture
-def new_page(browser: Browser) -> Iterator[Callable[[Server, str], Annotating]]:
-    """Pages in browsers of their own: no cookie and no storage in common. None may have said an error when the test ends."""
+def new_page(browser: Browser) -> Iterator[Callable[[Server, str], AnnotationPage]]:
+    """Open pages in separate browser contexts. The test fails if a page reports an error."""
     contexts: list[BrowserContext] = []
-    pages: list[Annotating] = []
+    pages: list[AnnotationPage] = []
 
-    def made(server: Server, annotator: str) -> Annotating:
+    def open_page(server: Server, annotator: str) -> AnnotationPage:
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 800}))
-        pages.append(Annotating(contexts[-1].new_page(), server, annotator))
+        pages.append(AnnotationPage(contexts[-1].new_page(), server, annotator))
         return pages[-1]
 
-    yield made
+    yield open_page
     for context in contexts:
         context.close()
     assert [error for page in pages for error in page.errors] == []
@@ -152,6 +157,6 @@ _names = iter(ANNOTATORS)
 
 
 @pytest.fixture
-def at(server: Server, new_page: Callable[[Server, str], Annotating]) -> Annotating:
-    """Logged in as somebody whom no other test is, at an image that nobody else has."""
+def annotator(server: Server, new_page: Callable[[Server, str], AnnotationPage]) -> AnnotationPage:
+    """Return a page of an annotator and with an image that no other test uses."""
     return new_page(server, next(_names)).log_in()

@@ -1,4 +1,4 @@
-"""sam-annotate on photographs of people: who is covered is covered on the page, for the model and in the shard."""
+"""sam-annotate with a privacy filter: faces are covered on the page, for the model and in exported shards."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ FACE = (182, 58, 270, 178)
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A person and a cat."""
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write one image of a person and one of a cat."""
     data = pytest.importorskip("skimage.data")
     try:
         CenterFace()
     except ConfigError as error:
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("photographs")
+    folder = tmp_path_factory.mktemp("image_folder")
     for name in ("astronaut", "chelsea"):
         Image.fromarray(getattr(data, name)()).save(folder / f"{name}.jpg", quality=95)
     return folder
 
 
 @pytest.fixture
-def config(photographs: Path, tmp_path: Path) -> Callable[..., DictConfig]:
-    def made(*overrides: str) -> DictConfig:
+def config(image_folder: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    def compose_config(*overrides: str) -> DictConfig:
         with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-            wanted = [f"corpus={photographs}", f"out={tmp_path / 'out'}", "annotators=[ann]", "threads=1"]
-            return compose("annotate", overrides=[*wanted, *overrides])
+            base = [f"corpus={image_folder}", f"out={tmp_path / 'out'}", "annotators=[ann]", "threads=1"]
+            return compose("annotate", overrides=[*base, *overrides])
 
-    return made
+    return compose_config
 
 
-class Ann:
-    """An annotator at an application."""
+class AnnotatorClient:
+    """HTTP client of an annotator."""
 
     def __init__(self, config: DictConfig) -> None:
         app, self.context, links = annotate.create_application(config)
@@ -67,34 +67,36 @@ class Ann:
     def finish(self, task: dict[str, Any]) -> None:
         mask = np.zeros((task["height"], task["width"]), bool)
         mask[10:40, 10:60] = True
-        work = {"task": task["id"], "mask": str(uuid.uuid4()), "kind": "put", "rle": encode_rle(mask), "origin": "drawn"}
-        self.http.put(f"/api/commits/{uuid.uuid4()}", json=work).raise_for_status()
+        body = {"task": task["id"], "mask": str(uuid.uuid4()), "kind": "put", "rle": encode_rle(mask), "origin": "drawn"}
+        self.http.put(f"/api/commits/{uuid.uuid4()}", json=body).raise_for_status()
         self.http.post(f"/api/tasks/{task['id']}/done").raise_for_status()
 
-    def picture(self, task: dict[str, Any]) -> bytes:
+    def image(self, task: dict[str, Any]) -> bytes:
         return self.http.get(f"/api/tasks/{task['id']}/image").raise_for_status().content
 
 
-def change(photographs: Path, jpeg: bytes, name: str = "astronaut") -> np.ndarray:
-    before = np.asarray(Image.open(photographs / f"{name}.jpg")).astype(int)
+def pixel_changes(image_folder: Path, jpeg: bytes, name: str = "astronaut") -> np.ndarray:
+    before = np.asarray(Image.open(image_folder / f"{name}.jpg")).astype(int)
     return np.abs(decode_jpeg(jpeg).astype(int) - before)
 
 
-def test_a_face_is_covered_on_the_page_for_the_model_and_in_the_shard(
-    config: Callable[..., DictConfig], photographs: Path, tmp_path: Path
+def test_covers_faces_on_the_page_for_the_model_and_in_the_shard(
+    config: Callable[..., DictConfig], image_folder: Path, tmp_path: Path
 ) -> None:
     cfg = config(f"checkpoint={write_nano_checkpoint(tmp_path / 'model.pt')}", "num_prefetch=0")
-    ann = Ann(cfg)
+    ann = AnnotatorClient(cfg)
     shown = {}
     while task := ann.next():
-        shown[task["image"]] = ann.picture(task)
+        shown[task["image"]] = ann.image(task)
         ann.finish(task)
     assert set(shown) == {"astronaut", "chelsea"}
     left, top, right, bottom = FACE
-    assert change(photographs, shown["astronaut"])[top:bottom, left:right].mean() > 20
-    assert change(photographs, shown["astronaut"])[300:, 300:].mean() < 3
-    assert not change(photographs, shown["chelsea"], "chelsea").any(), "where nothing is found the file stays as it is"
-    assert np.array_equal(ann.context.images.pixels("astronaut"), decode_jpeg(shown["astronaut"])), "what is encoded"
+    assert pixel_changes(image_folder, shown["astronaut"])[top:bottom, left:right].mean() > 20
+    assert pixel_changes(image_folder, shown["astronaut"])[300:, 300:].mean() < 3
+    assert not pixel_changes(image_folder, shown["chelsea"], "chelsea").any(), "an image without faces is not changed"
+    assert np.array_equal(ann.context.images.pixels("astronaut"), decode_jpeg(shown["astronaut"])), (
+        "the model gets the covered image"
+    )
     assert ann.context.embedding_service is not None
     ann.context.embedding_service.close()
     annotate.export_shards(cfg)
@@ -105,8 +107,10 @@ def test_a_face_is_covered_on_the_page_for_the_model_and_in_the_shard(
     assert (shard.parent / "privacy" / "review.html").is_file()
 
 
-def test_pictures_stay_as_they_were_shown(config: Callable[..., DictConfig], photographs: Path, tmp_path: Path) -> None:
-    ann = Ann(config())
+def test_rejects_another_privacy_filter_for_an_existing_store(
+    config: Callable[..., DictConfig], image_folder: Path, tmp_path: Path
+) -> None:
+    ann = AnnotatorClient(config())
     task = ann.next()
     assert task is not None
     ann.finish(task)
@@ -122,19 +126,19 @@ def test_pictures_stay_as_they_were_shown(config: Callable[..., DictConfig], pho
     assert not list((tmp_path / "out").glob("shards/*"))
 
 
-def test_what_is_taken_down_is_neither_shown_nor_stored(
+def test_image_taken_down_is_neither_shown_nor_exported(
     config: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = tmp_path / "out.txt"
     listed.write_text("# nothing yet\n")
     overrides = ["privacy=none", f"privacy.take_down={listed}"]
-    ann = Ann(config(*overrides))
+    ann = AnnotatorClient(config(*overrides))
     task = ann.next()
     assert task is not None
     assert task["image"] == "astronaut"
     ann.finish(task)
     listed.write_text("chelsea\n")
-    ann = Ann(config(*overrides))
+    ann = AnnotatorClient(config(*overrides))
     assert ann.next() is None
     (reason,) = ann.context.queue.database.connection.execute("SELECT reason FROM tasks WHERE image = 'chelsea'").fetchone()
     assert reason.startswith("taken down")
@@ -143,7 +147,7 @@ def test_what_is_taken_down_is_neither_shown_nor_stored(
     annotate.export_shards(config(*overrides))
     manifest = load_manifest(tmp_path / "out" / "shards" / "sa_web_000000.tar")
     assert (manifest.keys, manifest.skipped) == ([], {"astronaut.jpg": "taken_down"})
-    listed.write_text("")  # a shard that was written before somebody asked
+    listed.write_text("")  # a shard that was exported before the request
     annotate.export_shards(config(*overrides, f"out={tmp_path / 'copy'}"))
     listed.write_text("astronaut\n")
     capsys.readouterr()
@@ -151,9 +155,9 @@ def test_what_is_taken_down_is_neither_shown_nor_stored(
     assert "1 images of" in capsys.readouterr().out
 
 
-def test_repair_takes_the_audit_along(config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    """Of the pictures that stay, each with the image id that it has there."""
-    ann = Ann(config())
+def test_repair_keeps_the_redaction_audit(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """The audit of the repaired shards lists the remaining images."""
+    ann = AnnotatorClient(config())
     while task := ann.next():
         ann.finish(task)
     annotate.export_shards(config())
