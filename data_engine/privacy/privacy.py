@@ -52,7 +52,7 @@ class Privacy:
         self.take_down = read_take_down_list(Path(take_down)) if take_down else TakeDownList()
 
     def redact_source(self, source: Source) -> Source:
-        """Return a source with the same images that are redacted on loading. Loading an image on the list raises SkipSampleError."""
+        """Return a source that redacts images on loading. Loading an image on the take-down list raises SkipSampleError."""
         return _RedactedSource(references=source.references, skipped=source.skipped, max_pixels=source.max_pixels, privacy=self)
 
     def redact_image(self, image: SourceImage) -> SourceImage:
@@ -127,7 +127,7 @@ class _RedactedSource(Source):
 
 
 def count_listed_images(folder: Path, take_down: Path) -> int:
-    """Return the number of images on the take-down list that are in complete shards of the folder, written before they were listed.
+    """Return how many images on the take-down list are in complete shards of the folder, written before they were listed.
 
     Raises ConfigError for a list that cannot be read, ShardError for a corrupt manifest.
     """

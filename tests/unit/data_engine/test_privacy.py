@@ -317,4 +317,4 @@ def test_review_of_nothing(tmp_path: Path) -> None:
     shard_with(tmp_path, 0, {})
     assert "Nothing was redacted in these images." in write_privacy_review(tmp_path).read_text()
     shard_with(tmp_path / "b", 0, {place: [(1, 1, 9, 9)] for place in range(3)})
-    assert "Something was covered in every image." in write_privacy_review(tmp_path / "b").read_text()
+    assert "Every image has a redaction." in write_privacy_review(tmp_path / "b").read_text()
