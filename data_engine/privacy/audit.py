@@ -30,7 +30,7 @@ class RedactionAudit:
         self._lines += [json.dumps({"key": record.key, "image_id": record.image_id, **asdict(box)}) for box in boxes]
 
     def write(self, shard: Path) -> None:
-        """Write the file atomically, even if it is empty. To be called before the manifest exists: complete shards then have audits."""
+        """Write the file atomically, even if empty. Call it before the manifest exists, so that complete shards have audits."""
         atomic_write_bytes(audit_path(shard), "".join(line + "\n" for line in self._lines).encode())
 
 

@@ -26,8 +26,8 @@ class OnnxDetector:
 
     - Input: exactly one, [1, 3, H, W] RGB, float32 or float16 in 0..1, or uint8; H and W fixed, or dynamic and then `input_px`.
       The image keeps its aspect ratio; the rest of the input, right and below, is padded with grey.
-    - Output: the first one; its layout follows from its shape: [1, N, 6] or [N, 6] with x1, y1, x2, y2, score, class (exports
-      with NMS); [N, 7] with batch, x1, y1, x2, y2, class, score (end-to-end YOLOv7 and YOLOv9); [1, 4 + classes, N] with the box's
+    - Output: the first one; its layout follows from its shape: [1, N, 6] or [N, 6] with x1, y1, x2, y2, score, class (with
+      NMS); [N, 7] with batch, x1, y1, x2, y2, class, score (end-to-end YOLOv7 and YOLOv9); [1, 4 + classes, N] with the box's
       centre, width and height, then one score per class (YOLOv8 and later without NMS). Boxes in input pixels, scores 0..1.
 
     classes: class numbers to redact, None for all. Raises ConfigError if the file is missing or has another input, and at the

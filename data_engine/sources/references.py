@@ -1,4 +1,4 @@
-"""The pictures of a source that were listed and not read yet, as columns: a million of them are some 100 MB and not 1 GB."""
+"""References to the listed images of a source, stored as columns: a million take about 100 MB instead of 1 GB."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("image_id", pa.int64()),
-        ("name", pa.binary()),  # relative to the root, in the file system's own bytes
-        ("place", pa.list_(pa.int64(), 4)),  # in a shard: offset and length of the JPEG, of the JSON
+        ("name", pa.binary()),  # relative to the root, in the bytes of the file system
+        ("place", pa.list_(pa.int64(), 4)),  # location in a shard: offset and length of the JPEG and of the JSON
     ]
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReference:
-    """One picture of a source, not read yet."""
+    """Reference to one image of a source."""
 
     key: str
-    """Name in a shard; see `keys_from_paths`. A shard's sample keeps its own."""
+    """Key of the image in a shard; see `keys_from_paths`. A sample of a shard keeps its key."""
     image_id: int
-    """Of 48 bits, from the relative path. A shard's sample keeps its own."""
+    """Id of 48 bits, a hash of the relative path. A sample of a shard keeps its id."""
     path: Path | str
-    """The picture, or the shard that holds it; text for a URL."""
+    """Path of the image file or of the shard that contains it; a string for a URL."""
     origin: str
-    """For people: the path relative to the source, `shard.tar/member`, or the URL."""
+    """Human-readable name: the path relative to the source, `shard.tar/member`, or the URL."""
     sample: IndexedSample | None = None
-    """Where in the shard."""
+    """Location in the shard."""
 
 
 class ImageReferences(Sequence[ImageReference]):
-    """References in a fixed order. A part of them costs nothing; picklable."""
+    """Sequence of references in a fixed order. Slicing does not copy; picklable."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -51,9 +51,9 @@ class ImageReferences(Sequence[ImageReference]):
 
     @staticmethod
     def from_images(root: str, names: Sequence[str]) -> ImageReferences:
-        """Pictures by their names relative to `root` (a folder or a URL), or by URLs of their own.
+        """Return references to image files, by names relative to `root` (a folder or a URL) or by complete URLs.
 
-        Raises ConfigError when two have one key or one image id.
+        Raises ConfigError if two images have the same key or image id.
         """
         keys = keys_from_paths(names)
         ids = np.fromiter((image_id_from_path(name) for name in names), np.int64, len(names))
@@ -65,13 +65,15 @@ class ImageReferences(Sequence[ImageReference]):
 
     @staticmethod
     def from_samples(shards: Sequence[tuple[str, list[str], np.ndarray]]) -> ImageReferences:
-        """Samples of shards: for each its name, the keys, and n x 5 int64 (image id, offset and length of JPEG and JSON).
+        """Return references to samples of shards.
 
-        Raises ConfigError when two have one key or one image id.
+        shards: for each shard its name, its keys, and n x 5 int64: image id, offset and length of the JPEG and of the JSON.
+
+        Raises ConfigError if two samples have the same key or image id.
         """
-        keys = [key for _, found, _ in shards for key in found]
+        keys = [key for _, shard_keys, _ in shards for key in shard_keys]
         columns = np.concatenate([numbers for *_, numbers in shards]).astype(np.int64).reshape(-1, 5)
-        names = [name for name, found, _ in shards for _ in found]
+        names = [name for name, shard_keys, _ in shards for _ in shard_keys]
         for values, what in ((keys, "key"), (columns[:, 0].tolist(), "image id")):
             if len(set(values)) < len(values):
                 where = (f"{_basename(name)}/{key}.jpg" for name, key in zip(names, keys, strict=True))
@@ -83,7 +85,7 @@ class ImageReferences(Sequence[ImageReference]):
         return int(self.table.num_rows)
 
     def __iter__(self) -> Iterator[ImageReference]:
-        for start in range(0, len(self), 1024):  # a row at a time would look for its chunk each time
+        for start in range(0, len(self), 1024):  # row-wise access would search for the chunk of every row
             yield from (self._reference(row) for row in self.table.slice(start, 1024).to_pylist())
 
     def __eq__(self, other: object) -> bool:
@@ -92,18 +94,18 @@ class ImageReferences(Sequence[ImageReference]):
     __hash__ = None  # type: ignore[assignment]
 
     @overload
-    def __getitem__(self, place: int) -> ImageReference: ...
+    def __getitem__(self, index: int) -> ImageReference: ...
     @overload
-    def __getitem__(self, place: slice) -> ImageReferences: ...
-    def __getitem__(self, place: int | slice) -> ImageReference | ImageReferences:
-        if isinstance(place, slice):
-            start, stop, step = place.indices(len(self))
+    def __getitem__(self, index: slice) -> ImageReferences: ...
+    def __getitem__(self, index: int | slice) -> ImageReference | ImageReferences:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
             if step != 1:
                 return ImageReferences(self.table.take(list(range(start, stop, step))))
             return ImageReferences(self.table.slice(start, max(stop - start, 0)))
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        return self._reference(self.table.slice(place % len(self), 1).to_pylist()[0])
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._reference(self.table.slice(index % len(self), 1).to_pylist()[0])
 
     def _reference(self, row: dict[str, object]) -> ImageReference:
         key, image_id, name, place = str(row["key"]), row["image_id"], os.fsdecode(row["name"]), row["place"]  # type: ignore[arg-type]
@@ -117,7 +119,7 @@ class ImageReferences(Sequence[ImageReference]):
 
 
 def printable_name(name: str) -> str:
-    """The name as text that any terminal and JSON takes, also where the file system's bytes are no UTF-8."""
+    """Return the name as valid UTF-8 text for terminals and JSON, even if its bytes in the file system are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
