@@ -10,7 +10,7 @@ from typing import Any
 from sam_train.files import atomic_write_bytes
 
 
-def carry_audit(old: Path, new: Path, image_ids: Mapping[str, int]) -> int:
+def copy_audit(old: Path, new: Path, image_ids: Mapping[str, int]) -> int:
     """Write the lines of shard `old` beside shard `new`: of the pictures in `image_ids` (by key), with their ids there.
 
     How many lines were no lines of an audit, and are left out. Nothing is written where `old` has no file.

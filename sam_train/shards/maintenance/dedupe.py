@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Any
 from sam_train.errors import ConfigError, ShardError
 from sam_train.files import atomic_write_bytes, file_sha256
 from sam_train.records import ImageRecord
-from sam_train.shards.maintenance.duplicate_groups import DEFAULT_THRESHOLD, MAX_THRESHOLD, NUM_BITS, DuplicateGroups, distances
+from sam_train.shards.maintenance.duplicate_groups import (
+    DEFAULT_THRESHOLD,
+    MAX_THRESHOLD,
+    NUM_BITS,
+    DuplicateGroups,
+    hamming_distances,
+)
 from sam_train.shards.maintenance.parallel import add_workers
-from sam_train.shards.maintenance.perceptual_hash import Place, prints_of
-from sam_train.shards.maintenance.repair import check_apart
+from sam_train.shards.maintenance.perceptual_hash import ImageLocation, hash_images
+from sam_train.shards.maintenance.repair import check_output_folder
 from sam_train.shards.manifest import Manifest, load_manifest, manifest_path
 from sam_train.shards.reader import expand_shards, iterate_samples
 from sam_train.shards.writer import write_shard
@@ -29,8 +35,8 @@ if TYPE_CHECKING:
 class Duplicate:
     """A picture and the one that stands for it, `distance` bits away. `leak`: that one is of the other set."""
 
-    place: Place
-    kept: Place
+    place: ImageLocation
+    kept: ImageLocation
     distance: int
     leak: bool
 
@@ -41,7 +47,7 @@ class DuplicateReport:
 
     duplicates: list[Duplicate]
     num_images: int
-    unreadable: list[Place]
+    unreadable: list[ImageLocation]
 
 
 def add_dedupe(commands: Commands) -> None:
@@ -78,7 +84,7 @@ def run_dedupe(arguments: argparse.Namespace) -> None:
     if twice := {path.resolve() for path in shards} & {path.resolve() for path in against}:
         raise ConfigError(f"{min(twice)} is in SHARDS and in --against: a set is not held against itself")
     if arguments.out:
-        check_apart(shards, arguments.out)
+        check_output_folder(shards, arguments.out)
     found = find_duplicates(shards, against, threshold=arguments.threshold, workers=arguments.workers)
     if arguments.json:
         document = as_document(found, arguments.threshold)
@@ -92,7 +98,7 @@ def run_dedupe(arguments: argparse.Namespace) -> None:
     inside = len(found.duplicates) - len(leaks)
     print(f"{found.num_images} pictures: {inside} duplicates" + (f", {len(leaks)} in the other set" if against else ""))
     if arguments.out:
-        write_without(shards, found.duplicates, arguments.out, arguments.threshold)
+        write_deduplicated(shards, found.duplicates, arguments.out, arguments.threshold)
     elif found.duplicates:
         raise SystemExit(1)
 
@@ -102,19 +108,19 @@ def find_duplicates(shards: Sequence[Path], against: Sequence[Path], *, threshol
 
     Of a chain of pictures each near the next only, every second stays. Raises ShardError for a damaged shard.
     """
-    prints = prints_of([*against, *shards], workers=workers)
+    prints = hash_images([*against, *shards], workers=workers)
     others = set(against)
     num_against = sum(place.shard in others for place in prints.places)
-    near = DuplicateGroups.among(prints.fingerprints, threshold)
-    leaders = near.leaders(num_against)
+    near = DuplicateGroups.from_fingerprints(prints.fingerprints, threshold)
+    representatives = near.representatives(num_against)
     duplicates = [
         Duplicate(
             place=prints.places[index],
             kept=prints.places[leader],
-            distance=int(distances(near.fingerprints[index], near.fingerprints[leader])),
+            distance=int(hamming_distances(near.fingerprints[index], near.fingerprints[leader])),
             leak=leader < num_against,
         )
-        for index, leader in enumerate(leaders.tolist())
+        for index, leader in enumerate(representatives.tolist())
         if leader != index
     ]
     return DuplicateReport(duplicates=duplicates, num_images=len(prints.places) - num_against, unreadable=prints.unreadable)
@@ -122,7 +128,7 @@ def find_duplicates(shards: Sequence[Path], against: Sequence[Path], *, threshol
 
 def as_document(found: DuplicateReport, threshold: int) -> dict[str, Any]:
     """For JSON: the pictures by the one that stands for them."""
-    groups: dict[Place, dict[str, Any]] = {}
+    groups: dict[ImageLocation, dict[str, Any]] = {}
     for item in found.duplicates:
         group = groups.setdefault(item.kept, {"kept": _as_dict(item.kept), "leak": item.leak, "duplicates": []})
         group["duplicates"].append({**_as_dict(item.place), "distance": item.distance})
@@ -136,7 +142,7 @@ def as_document(found: DuplicateReport, threshold: int) -> dict[str, Any]:
     }
 
 
-def write_without(shards: Sequence[Path], duplicates: Sequence[Duplicate], out: Path, threshold: int) -> None:
+def write_deduplicated(shards: Sequence[Path], duplicates: Sequence[Duplicate], out: Path, threshold: int) -> None:
     """Each shard again in `out`, without the duplicates, which stand in its manifest's `skipped`. Raises ShardError.
 
     Shards that are there from an earlier run with the same outcome are kept.
@@ -173,5 +179,5 @@ def _write(shard: Path, target: Path, dropped: Mapping[str, str], threshold: int
     return write_shard(target, kept(), skipped={**skipped, **dropped}, counts=counts, provenance=provenance)
 
 
-def _as_dict(place: Place) -> dict[str, str]:
+def _as_dict(place: ImageLocation) -> dict[str, str]:
     return {"shard": str(place.shard), "key": place.key}

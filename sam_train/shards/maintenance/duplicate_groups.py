@@ -47,7 +47,7 @@ def fingerprint(jpeg: bytes, *, shard: str = "", key: str = "") -> np.ndarray:
     return np.packbits(low > np.median(low[1:])).view(np.uint64)
 
 
-def near_pairs(fingerprints: np.ndarray, threshold: int) -> Pairs:
+def find_close_pairs(fingerprints: np.ndarray, threshold: int) -> Pairs:
     """All pairs of N different fingerprints, uint64 of shape (N, 4), that differ in `threshold` bits at most.
 
     Exact, and without comparing all with all: of 16 bands of 16 bits, two such fingerprints agree in one to a bit or two, so
@@ -69,7 +69,7 @@ def near_pairs(fingerprints: np.ndarray, threshold: int) -> Pairs:
     return whole[0], whole[1], whole[2]
 
 
-def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def hamming_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Differing bits of fingerprints, uint64 of shape (..., 4) to int64 of shape (...)."""
     return np.asarray(np.bitwise_count(first ^ second).sum(-1, dtype=np.int64))
 
@@ -84,30 +84,30 @@ class DuplicateGroups:
     """Of pictures that are the first of their fingerprint."""
 
     @staticmethod
-    def among(fingerprints: Sequence[np.ndarray], threshold: int) -> DuplicateGroups:
+    def from_fingerprints(fingerprints: Sequence[np.ndarray], threshold: int) -> DuplicateGroups:
         """From N fingerprints of shape (4,)."""
         stacked = np.stack(fingerprints) if len(fingerprints) else np.zeros((0, 4), np.uint64)
         _, first, inverse = np.unique(stacked, axis=0, return_index=True, return_inverse=True)
         order = np.sort(first)
-        i, j, distance = near_pairs(stacked[order], threshold)
+        i, j, distance = find_close_pairs(stacked[order], threshold)
         return DuplicateGroups(stacked, first[inverse.reshape(-1)], (order[i], order[j], distance))
 
-    def leaders(self, num_fixed: int) -> np.ndarray:
+    def representatives(self, num_fixed: int) -> np.ndarray:
         """Of each picture the one that stands for it, int64 of shape (N,): itself where it is kept.
 
         The first `num_fixed` are all kept. Of the others one is kept unless it is near a picture before it that is; then the
         nearest of these stands for it.
         """
-        leaders = np.arange(len(self.same))
+        representatives = np.arange(len(self.same))
         before: dict[int, list[tuple[int, int]]] = {}
         for i, j, distance in zip(*(column.tolist() for column in self.pairs), strict=True):
             before.setdefault(j, []).append((distance, i))
         for j in sorted(before):
-            kept = [(distance, i) for distance, i in before[j] if leaders[i] == i]
+            kept = [(distance, i) for distance, i in before[j] if representatives[i] == i]
             if j >= num_fixed and kept:
-                leaders[j] = min(kept)[1]
+                representatives[j] = min(kept)[1]
         later = np.arange(len(self.same)) >= num_fixed
-        return np.where(later & (self.same != np.arange(len(self.same))), leaders[self.same], leaders)
+        return np.where(later & (self.same != np.arange(len(self.same))), representatives[self.same], representatives)
 
     def components(self) -> np.ndarray:
         """Of each picture the first that a chain of near ones leads to, int64 of shape (N,)."""
@@ -152,6 +152,6 @@ def _masks(radius: int) -> list[int]:
 
 
 def _close(fingerprints: np.ndarray, first: np.ndarray, second: np.ndarray, threshold: int) -> Pairs:
-    apart = distances(fingerprints[first], fingerprints[second])
+    apart = hamming_distances(fingerprints[first], fingerprints[second])
     near = apart <= threshold
     return first[near], second[near], apart[near]

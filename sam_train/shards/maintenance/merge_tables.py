@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam_train.errors import ShardError
 from sam_train.files import atomic_write
-from sam_train.shards.maintenance.parallel import Advance, add_workers, over_shards
+from sam_train.shards.maintenance.parallel import Advance, add_workers, map_shards
 from sam_train.shards.mask_table import MaskTable, mask_table_path
 from sam_train.shards.reader import expand_shards, iterate_samples
 
@@ -49,7 +49,7 @@ def write_table(out: Path, shards: list[Path], *, workers: int = 1) -> int:
 
     num_masks = 0
     with atomic_write(out) as stream, parquet.ParquetWriter(stream, _schema(), compression="zstd") as writer:
-        for _, rows in over_shards(rows_of, shards, workers=workers, what="reading"):
+        for _, rows in map_shards(rows_of, shards, workers=workers, what="reading"):
             writer.write_table(rows)
             num_masks += rows.num_rows
     return num_masks

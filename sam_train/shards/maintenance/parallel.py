@@ -26,7 +26,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes, a shard each at a time (default 1)")
 
 
-def over_shards(
+def map_shards(
     work: Callable[[Path, Advance], R], shards: Sequence[Path], *, workers: int, what: str
 ) -> Iterator[tuple[Path, R]]:
     """Each shard with what `work` makes of it, in their order. `what` stands before the bar on the terminal.

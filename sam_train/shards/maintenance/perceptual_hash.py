@@ -10,13 +10,13 @@ import numpy as np
 
 from sam_train.errors import ShardError, SkipSampleError
 from sam_train.shards.maintenance.duplicate_groups import fingerprint
-from sam_train.shards.maintenance.parallel import Advance, over_shards
-from sam_train.shards.maintenance.tar_recovery import read_span, scan
+from sam_train.shards.maintenance.parallel import Advance, map_shards
+from sam_train.shards.maintenance.tar_recovery import read_span, scan_tar
 from sam_train.shards.tar_members import open_local_shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ImageLocation:
     """Where a picture lies."""
 
     shard: Path
@@ -24,34 +24,34 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prints:
+class ImageHashes:
     """Fingerprints (uint64 of shape (4,)) and places of N pictures, and the places of those that do not decode."""
 
     fingerprints: list[np.ndarray]
-    places: list[Place]
-    unreadable: list[Place]
+    places: list[ImageLocation]
+    unreadable: list[ImageLocation]
 
 
-def prints_of(shards: Sequence[Path], *, workers: int) -> Prints:
-    """Of every picture of every shard, in order. Raises ShardError for a shard that is damaged, ConfigError as `over_shards`."""
-    whole = Prints(fingerprints=[], places=[], unreadable=[])
-    for _, part in over_shards(prints_of_shard, shards, workers=workers, what="fingerprints"):
+def hash_images(shards: Sequence[Path], *, workers: int) -> ImageHashes:
+    """Of every picture of every shard, in order. Raises ShardError for a shard that is damaged, ConfigError as `map_shards`."""
+    whole = ImageHashes(fingerprints=[], places=[], unreadable=[])
+    for _, part in map_shards(hash_shard_images, shards, workers=workers, what="fingerprints"):
         whole.fingerprints.extend(part.fingerprints)
         whole.places.extend(part.places)
         whole.unreadable.extend(part.unreadable)
     return whole
 
 
-def prints_of_shard(shard: Path, advance: Advance) -> Prints:
+def hash_shard_images(shard: Path, advance: Advance) -> ImageHashes:
     """Of one shard. Raises ShardError when it is damaged."""
-    scanned, found, position = scan(shard), Prints(fingerprints=[], places=[], unreadable=[]), 0
-    if scanned.tears or len(scanned.whole()) != len(scanned.spans):
+    scanned, found, position = scan_tar(shard), ImageHashes(fingerprints=[], places=[], unreadable=[]), 0
+    if scanned.damaged_regions or len(scanned.complete_keys()) != len(scanned.spans):
         raise ShardError(
             "the shard is damaged: see sam-data validate, and take what sam-data repair makes of it", shard=str(shard)
         )
     with open_local_shard(shard) as stream:
         for key, spans in scanned.spans.items():
-            place, span = Place(shard=shard, key=key), spans["jpg"][-1]
+            place, span = ImageLocation(shard=shard, key=key), spans["jpg"][-1]
             try:
                 found.fingerprints.append(fingerprint(read_span(stream, span), shard=str(shard), key=key))
                 found.places.append(place)

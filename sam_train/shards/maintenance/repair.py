@@ -14,11 +14,11 @@ from sam_train.files import file_sha256
 from sam_train.records import KEY_PATTERN, ImageRecord
 from sam_train.shards.index import index_shard
 from sam_train.shards.keys import image_id_from_path
-from sam_train.shards.maintenance.audit import carry_audit
+from sam_train.shards.maintenance.audit import copy_audit
 from sam_train.shards.maintenance.findings import printable
-from sam_train.shards.maintenance.parallel import Advance, over_shards
+from sam_train.shards.maintenance.parallel import Advance, map_shards
 from sam_train.shards.maintenance.repair_sample import repair_sample
-from sam_train.shards.maintenance.tar_recovery import read_span, scan
+from sam_train.shards.maintenance.tar_recovery import read_span, scan_tar
 from sam_train.shards.maintenance.validate import MAX_MEMBER_BYTES
 from sam_train.shards.manifest import Manifest, load_manifest, manifest_path
 from sam_train.shards.reader import expand_shards
@@ -43,10 +43,10 @@ def add_repair(commands: Commands) -> None:
 def run_repair(arguments: argparse.Namespace) -> None:
     """Repair what the parsed command names, and print what became of each shard. Raises ConfigError, ShardError."""
     shards = expand_shards(arguments.shards)
-    check_apart(shards, arguments.out)
+    check_output_folder(shards, arguments.out)
     drop, taken_down = read_take_down_list(arguments.drop_ids) if arguments.drop_ids else TakeDownList(), 0
     repairer = Repairer(arguments.out, drop)
-    for shard, manifest in over_shards(repairer.repair, shards, workers=1, what="repairing"):
+    for shard, manifest in map_shards(repairer.repair, shards, workers=1, what="repairing"):
         told = [f"{shard.name}: {len(manifest.keys)} samples, {manifest.num_masks} masks"]
         told += [f"{count} dropped: {reason}" for reason, count in Counter(manifest.skipped.values()).items()]
         told += [f"{name.removeprefix(_PREFIX)} {count:g}" for name, count in manifest.counts.items() if name.startswith(_PREFIX)]
@@ -56,7 +56,7 @@ def run_repair(arguments: argparse.Namespace) -> None:
         print(f"images taken down: {taken_down}; {arguments.drop_ids} names {len(drop.keys)}")
 
 
-def check_apart(shards: Sequence[Path], out: Path) -> None:
+def check_output_folder(shards: Sequence[Path], out: Path) -> None:
     """Raise ConfigError when a shard of `out` would be one of `shards`, or two of them would get one name."""
     names: dict[str, Path] = {}
     for shard in shards:
@@ -112,8 +112,8 @@ class Repairer:
         self, shard: Path, advance: Advance, skipped: dict[str, str], counts: dict[str, float], expected: Sequence[str]
     ) -> Iterator[tuple[ImageRecord, bytes]]:
         """What can be kept, the rest into `skipped` and `counts`; then the audit of what was covered in it."""
-        scanned, position, kept = scan(shard), 0, dict[str, int]()
-        done = Counter(tears=len(scanned.tears), pairs_joined=len(scanned.scattered()))
+        scanned, position, kept = scan_tar(shard), 0, dict[str, int]()
+        done = Counter(tears=len(scanned.damaged_regions), pairs_joined=len(scanned.non_adjacent_keys()))
         skipped.update({key: "lost" for key in expected if key not in scanned.spans})
         with open_local_shard(shard) as stream:
             for key, places in scanned.spans.items():
@@ -126,7 +126,7 @@ class Repairer:
                 end = max(span.offset + span.length for spans in places.values() for span in spans)
                 advance(max(end - position, 0))
                 position = max(end, position)
-        done["audit_lines_dropped"] += carry_audit(shard, self.out / shard.name, kept)
+        done["audit_lines_dropped"] += copy_audit(shard, self.out / shard.name, kept)
         counts.update({f"{_PREFIX}{name}": float(count) for name, count in sorted(done.items()) if count})
         advance(shard.stat().st_size - position)
 

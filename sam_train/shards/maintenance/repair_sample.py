@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from sam_train.errors import ShardError, SkipSampleError
 from sam_train.records import ImageRecord, MaskRecord
 from sam_train.shards.jpeg import strip_metadata
-from sam_train.shards.maintenance.rle_geometry import segments_of
-from sam_train.shards.maintenance.sample_checks import box_fits, size_of
+from sam_train.shards.maintenance.rle_geometry import rle_to_column_runs
+from sam_train.shards.maintenance.sample_checks import box_matches_mask, decoded_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ def repair_sample(key: str, *, jpegs: Iterable[bytes], documents: Iterable[bytes
 
 def _first_jpeg(key: str, jpegs: Iterable[bytes], counts: Counter[str]) -> tuple[bytes, tuple[int, int]]:
     for jpeg in jpegs:
-        if (size := size_of(jpeg)) is None:
+        if (size := decoded_size(jpeg)) is None:
             continue
         try:
             bare = strip_metadata(jpeg)
@@ -100,14 +100,14 @@ def _with_size(record: ImageRecord, size: tuple[int, int], counts: Counter[str])
 
 def _mended_mask(mask: MaskRecord, record: ImageRecord, counts: Counter[str]) -> MaskRecord | None:
     try:
-        segments = segments_of(mask.segmentation, height=record.height, width=record.width)
+        segments = rle_to_column_runs(mask.segmentation, height=record.height, width=record.width)
     except ShardError:
         counts["mask_dropped_bad_rle"] += 1
         return None
     if mask.area != segments.area():
         counts["area_recomputed"] += 1
         mask = replace(mask, area=segments.area())
-    if not box_fits(mask, segments):
+    if not box_matches_mask(mask, segments):
         counts["box_recomputed"] += 1
         mask = replace(mask, bbox=segments.box_xywh())
     return mask

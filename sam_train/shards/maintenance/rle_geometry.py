@@ -19,7 +19,7 @@ _MAX_CODES = 7
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segments:
+class ColumnRuns:
     """S stretches, image frame, columns ascending; all empty for an empty mask.
 
     `columns`: x of each. `tops` and `bottoms`: its first y and the y after its last. All int64, shape (S,).
@@ -58,7 +58,9 @@ class Segments:
         return float(cv2.contourArea(cv2.convexHull(points)))
 
 
-def segments_of(rle: Rle, *, height: int, width: int, shard: str = "", key: str = "", field: str = "segmentation") -> Segments:
+def rle_to_column_runs(
+    rle: Rle, *, height: int, width: int, shard: str = "", key: str = "", field: str = "segmentation"
+) -> ColumnRuns:
     """The stretches of an RLE of an image of `height` x `width` pixels.
 
     Accepts exactly what `sam_train.masks.decode_rle` does. Raises ShardError, its field below `field`, for anything else.
@@ -101,7 +103,7 @@ def rle_runs(counts: str) -> np.ndarray | None:
     return runs if runs.min() >= 0 else None
 
 
-def _split_at_columns(runs: np.ndarray, height: int) -> Segments:
+def _split_at_columns(runs: np.ndarray, height: int) -> ColumnRuns:
     edges = np.cumsum(runs)
     ends = edges[1::2]
     starts = edges[0::2][: len(ends)]
@@ -112,4 +114,4 @@ def _split_at_columns(runs: np.ndarray, height: int) -> Segments:
     columns = np.repeat(first - before, spanned) + np.arange(int(spanned.sum()))
     tops = np.where(columns == np.repeat(first, spanned), np.repeat(starts % height, spanned), 0)
     bottoms = np.where(columns == np.repeat(last, spanned), np.repeat((ends - 1) % height + 1, spanned), height)
-    return Segments(columns, tops, bottoms)
+    return ColumnRuns(columns, tops, bottoms)

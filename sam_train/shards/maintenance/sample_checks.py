@@ -8,7 +8,7 @@ from sam_train.errors import ShardError, SkipSampleError
 from sam_train.records import ImageRecord, MaskRecord
 from sam_train.shards.jpeg import decode_jpeg, list_metadata
 from sam_train.shards.maintenance.findings import Finding, finding
-from sam_train.shards.maintenance.rle_geometry import Segments, segments_of
+from sam_train.shards.maintenance.rle_geometry import ColumnRuns, rle_to_column_runs
 
 _PERSONAL = ("EXIF", "XMP", "IPTC")
 _BOX_TOLERANCE_PX = 0.5
@@ -24,7 +24,7 @@ def check_sample(shard: str, key: str, *, jpeg: bytes, document: bytes) -> tuple
         return finding(shard, key, field, reason, message)
 
     found = list(_check_jpeg(jpeg, say))
-    size = size_of(jpeg)
+    size = decoded_size(jpeg)
     try:
         record = ImageRecord.from_json(document, key=key)
     except ShardError as error:
@@ -37,7 +37,7 @@ def check_sample(shard: str, key: str, *, jpeg: bytes, document: bytes) -> tuple
     return found + list(check_masks(record, say)), record
 
 
-def size_of(jpeg: bytes) -> tuple[int, int] | None:
+def decoded_size(jpeg: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG that decodes to its last pixel, None for any other bytes."""
     try:
         height, width, _ = decode_jpeg(jpeg).shape
@@ -55,17 +55,19 @@ def check_masks(record: ImageRecord, say: Say) -> Iterator[Finding]:
             yield say(f"{place}.id", "duplicate_mask_id", f"a mask before it has the id {mask.id} too")
         ids.add(mask.id)
         try:
-            segments = segments_of(mask.segmentation, height=record.height, width=record.width, field=f"{place}.segmentation")
+            segments = rle_to_column_runs(
+                mask.segmentation, height=record.height, width=record.width, field=f"{place}.segmentation"
+            )
         except ShardError as error:
             yield say(error.field, "bad_rle", str(error))
             continue
         if mask.area != segments.area():
             yield say(f"{place}.area", "wrong_area", f"area {mask.area}, the mask has {segments.area()} pixels")
-        if not box_fits(mask, segments):
+        if not box_matches_mask(mask, segments):
             yield say(f"{place}.bbox", "wrong_box", f"bbox {mask.bbox}, the mask's is {segments.box_xywh()}")
 
 
-def box_fits(mask: MaskRecord, segments: Segments) -> bool:
+def box_matches_mask(mask: MaskRecord, segments: ColumnRuns) -> bool:
     """Whether `bbox` is the mask's: COCO's, or one less in width and height, as the released generator counts."""
     x, y, width, height = segments.box_xywh()
     differences = [given - right for given, right in zip(mask.bbox, (x, y, width, height), strict=True)]

@@ -18,7 +18,7 @@ from sam_train.shards.index import index_shard
 from sam_train.shards.maintenance.dedupe import add_threshold, check_threshold
 from sam_train.shards.maintenance.duplicate_groups import DuplicateGroups
 from sam_train.shards.maintenance.parallel import add_workers
-from sam_train.shards.maintenance.perceptual_hash import prints_of
+from sam_train.shards.maintenance.perceptual_hash import hash_images
 from sam_train.shards.reader import expand_shards, iterate_samples
 from sam_train.shards.shard_set_writer import ShardSetWriter
 from sam_train.shards.split_hash import assign_split
@@ -80,10 +80,10 @@ def parse_fractions(given: Sequence[str]) -> dict[str, float]:
     return fractions
 
 
-def near_keys(shards: Sequence[Path], *, threshold: int, workers: int) -> dict[str, str]:
+def duplicate_keys(shards: Sequence[Path], *, threshold: int, workers: int) -> dict[str, str]:
     """Key -> least key of those that a chain of near-duplicates leads to; only where that is another."""
-    prints = prints_of(shards, workers=workers)
-    components = DuplicateGroups.among(prints.fingerprints, threshold).components().tolist()
+    prints = hash_images(shards, workers=workers)
+    components = DuplicateGroups.from_fingerprints(prints.fingerprints, threshold).components().tolist()
     least: dict[int, str] = {}
     for place, component in zip(prints.places, components, strict=True):
         least[component] = min(place.key, least.get(component, place.key))
@@ -95,7 +95,7 @@ def _splits(arguments: argparse.Namespace, shards: Sequence[Path], fractions: Ma
     """Key -> name of its split."""
     keys, stands_for = _all_keys(shards), {}
     if arguments.together:
-        stands_for = near_keys(shards, threshold=arguments.threshold, workers=arguments.workers)
+        stands_for = duplicate_keys(shards, threshold=arguments.threshold, workers=arguments.workers)
     splits = {key: assign_split(stands_for.get(key, key), fractions, seed=arguments.seed) for key in keys}
     if empty := set(fractions) - set(splits.values()):
         raise ConfigError(f"no image fell into {', '.join(sorted(empty))}: choose another --seed or larger fractions")

@@ -17,12 +17,12 @@ from sam_train.shards.tar_members import ByteRange, open_local_shard, split_memb
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _PIECE = 1 << 20
-MAX_TEARS = 64
+MAX_DAMAGED_REGIONS = 64
 """A shard with more damaged places is given up at the last of them: each may cost a pass over what follows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tear:
+class TarDamage:
     """A place where the tar is no tar. `offset`: byte. `resumed_at`: byte where members go on, None where nothing follows."""
 
     offset: int
@@ -31,13 +31,13 @@ class Tear:
 
 
 @dataclass(slots=True, kw_only=True)
-class Scan:
+class TarScan:
     """What a tar holds. `spans`: key -> jpg and json -> where they lie; a name that comes twice has two places."""
 
     spans: dict[str, dict[str, list[ByteRange]]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     """Key of each JPEG and JSON, in the order of the members."""
-    tears: list[Tear] = field(default_factory=list)
+    damaged_regions: list[TarDamage] = field(default_factory=list)
 
     def add(self, name: str, span: ByteRange) -> None:
         """Take a member in, unless its name is none of a sample's."""
@@ -46,36 +46,36 @@ class Scan:
             self.spans.setdefault(key, {}).setdefault(extension, []).append(span)
             self.order.append(key)
 
-    def whole(self) -> list[str]:
+    def complete_keys(self) -> list[str]:
         """Keys that can be keys and have both members, in the order in which they begin."""
         return [key for key, places in self.spans.items() if len(places) == 2 and KEY_PATTERN.fullmatch(key)]
 
-    def scattered(self) -> set[str]:
+    def non_adjacent_keys(self) -> set[str]:
         """Keys whose members do not follow each other, so that no reader in one pass can pair them."""
         seen: set[str] = set()
-        scattered, last = set(), None
+        non_adjacent_keys, last = set(), None
         for key in self.order:
             if key != last and key in seen:
-                scattered.add(key)
+                non_adjacent_keys.add(key)
             seen.add(key)
             last = key
-        return scattered
+        return non_adjacent_keys
 
 
-def scan(shard: Path) -> Scan:
+def scan_tar(shard: Path) -> TarScan:
     """Every JPEG and JSON that a tar still holds: up to the first damage, and from the next whole header on.
 
     Only headers are read, and what lies between a damage and the next header. Raises ShardError when there is no such file.
     """
-    found, start = Scan(), 0
+    found, start = TarScan(), 0
     with open_local_shard(shard) as stream:
         num_bytes = stream.seek(0, 2)
         while True:
             end, problem = _stretch(stream, start, num_bytes, found)
             if problem is None:
                 return found
-            resumed = _next_header(stream, end) if len(found.tears) < MAX_TEARS - 1 else None
-            found.tears.append(Tear(offset=end, resumed_at=resumed, message=problem))
+            resumed = _next_header(stream, end) if len(found.damaged_regions) < MAX_DAMAGED_REGIONS - 1 else None
+            found.damaged_regions.append(TarDamage(offset=end, resumed_at=resumed, message=problem))
             if resumed is None:
                 return found
             start = resumed
@@ -87,7 +87,7 @@ def read_span(stream: BinaryIO, span: ByteRange) -> bytes:
     return stream.read(span.length)
 
 
-def _stretch(stream: BinaryIO, start: int, num_bytes: int, found: Scan) -> tuple[int, str | None]:
+def _stretch(stream: BinaryIO, start: int, num_bytes: int, found: TarScan) -> tuple[int, str | None]:
     """Take in the members from `start` on; where that ended, and why if it was not the tar's end."""
     stream.seek(start)
     end = start

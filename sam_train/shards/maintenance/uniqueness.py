@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sam_train.shards.maintenance.findings import Finding, finding
-from sam_train.shards.maintenance.tar_recovery import scan
+from sam_train.shards.maintenance.tar_recovery import scan_tar
 
 
 class Uniqueness:
@@ -58,7 +58,7 @@ class Uniqueness:
 
     def _sample(self, position: int) -> tuple[Path, str]:
         index = int(np.searchsorted(self._first, position, side="right")) - 1
-        return self._shards[index], scan(self._shards[index]).whole()[position - self._first[index]]
+        return self._shards[index], scan_tar(self._shards[index]).complete_keys()[position - self._first[index]]
 
 
 def _hash(value: object) -> int:

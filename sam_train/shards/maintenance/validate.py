@@ -12,9 +12,9 @@ from sam_train.errors import ShardError
 from sam_train.files import atomic_write_bytes, file_sha256
 from sam_train.records import check_key
 from sam_train.shards.maintenance.findings import NOTES, REASONS, Finding, as_documents, by_reason, finding
-from sam_train.shards.maintenance.parallel import Advance, add_workers, over_shards
+from sam_train.shards.maintenance.parallel import Advance, add_workers, map_shards
 from sam_train.shards.maintenance.sample_checks import check_sample
-from sam_train.shards.maintenance.tar_recovery import Scan, read_span, scan
+from sam_train.shards.maintenance.tar_recovery import TarScan, read_span, scan_tar
 from sam_train.shards.maintenance.uniqueness import Uniqueness
 from sam_train.shards.manifest import load_manifest, manifest_path
 from sam_train.shards.reader import expand_shards
@@ -81,7 +81,7 @@ def run_validate(arguments: argparse.Namespace) -> None:
 def validate(shards: list[Path], *, workers: int = 1) -> tuple[list[Finding], int, int]:
     """Findings and notes of all shards, in their order, then of what is unique in none of them; samples; masks."""
     unique, findings, num_samples, num_masks = Uniqueness(), [], 0, 0
-    for shard, report in over_shards(validate_shard, shards, workers=workers, what="validating"):
+    for shard, report in map_shards(validate_shard, shards, workers=workers, what="validating"):
         findings += report.findings
         num_samples += len(report.keys)
         num_masks += report.num_masks
@@ -91,8 +91,8 @@ def validate(shards: list[Path], *, workers: int = 1) -> tuple[list[Finding], in
 
 def validate_shard(shard: Path, advance: Advance) -> ShardReport:
     """Everything that can be said of one shard alone. A sample counts when both its members are there."""
-    scanned = scan(shard)
-    report, position = ShardReport(keys=scanned.whole(), findings=_of_members(str(shard), scanned)), 0
+    scanned = scan_tar(shard)
+    report, position = ShardReport(keys=scanned.complete_keys(), findings=_of_members(str(shard), scanned)), 0
     with open_local_shard(shard) as stream:
         for key in report.keys:
             spans = scanned.spans[key]["jpg"][-1], scanned.spans[key]["json"][-1]
@@ -118,12 +118,12 @@ def _add_sample(report: ShardReport, stream: BinaryIO, shard: str, key: str, spa
     report.image_ids.append(record.image_id if record else None)
 
 
-def _of_members(shard: str, scanned: Scan) -> list[Finding]:
+def _of_members(shard: str, scanned: TarScan) -> list[Finding]:
     found = []
-    for tear in scanned.tears:
-        rest = "nothing after it can be read" if tear.resumed_at is None else f"members go on at byte {tear.resumed_at}"
-        found.append(finding(shard, "", "tar", "torn_tar", f"at byte {tear.offset}: {tear.message}; {rest}"))
-    scattered = scanned.scattered()
+    for damage in scanned.damaged_regions:
+        rest = "nothing after it can be read" if damage.resumed_at is None else f"members go on at byte {damage.resumed_at}"
+        found.append(finding(shard, "", "tar", "torn_tar", f"at byte {damage.offset}: {damage.message}; {rest}"))
+    non_adjacent_keys = scanned.non_adjacent_keys()
     for key, places in scanned.spans.items():
         try:
             check_key(key)
@@ -134,12 +134,12 @@ def _of_members(shard: str, scanned: Scan) -> list[Finding]:
                 found.append(finding(shard, key, extension, "duplicate_member", f"{len(spans)} members have this name"))
         for extension in {"jpg", "json"} - places.keys():
             found.append(finding(shard, key, extension, f"missing_{extension}", f"there is no {key}.{extension}"))
-        if key in scattered:
+        if key in non_adjacent_keys:
             found.append(finding(shard, key, "tar", "not_adjacent", "other members stand between those of this key"))
     return found
 
 
-def _of_manifest(shard: Path, scanned: Scan, num_masks: int) -> list[Finding]:
+def _of_manifest(shard: Path, scanned: TarScan, num_masks: int) -> list[Finding]:
     """Each way in which the manifest does not agree with the tar."""
     name, place, keys = str(shard), manifest_path(shard), list(scanned.spans)
     if not place.is_file():
@@ -168,7 +168,7 @@ def _of_manifest(shard: Path, scanned: Scan, num_masks: int) -> list[Finding]:
     return found
 
 
-def _misplaced(places: dict[str, list[int]], scanned: Scan) -> str | None:
+def _misplaced(places: dict[str, list[int]], scanned: TarScan) -> str | None:
     """The first key whose members lie elsewhere than `places` says; None when there is none."""
     for kind, extension in (("jpeg", "jpg"), ("json", "json")):
         said = zip(places.get(f"{kind}_offset", []), places.get(f"{kind}_bytes", []), strict=False)

@@ -13,7 +13,7 @@ from conftest import make_sample
 from sam_train.cli.commands import data as main
 from sam_train.records import Provenance
 from sam_train.shards import write_shard
-from sam_train.shards.maintenance.dataset_card.facts import Maker, read_facts
+from sam_train.shards.maintenance.dataset_card.facts import MaskSource, read_dataset_facts
 from sam_train.shards.maintenance.dataset_card.readme import cell, code
 from sam_train.shards.mask_table import MASK_TABLE_COLUMNS, mask_table_path
 
@@ -56,13 +56,13 @@ def card(folder: Path, *options: str) -> Path:
 
 
 def test_facts_are_those_of_all_shards(folder: Path) -> None:
-    facts = read_facts(sorted(folder.glob("*.tar")))
+    facts = read_dataset_facts(sorted(folder.glob("*.tar")))
     assert (facts.num_images, facts.num_masks) == (4, 6)
     assert facts.counts == {"nms": 10, "seconds": 3.0}
     assert facts.skipped == {"too_small": 2}
     assert facts.made_by == [{"stage": "a `b`", "checkpoint": "c"}], "equal ones once"
     names = {"stage": "fully_automatic", "annotator": "automatic", "checkpoint": "ab" * 32, "config": "0123"}
-    assert facts.makers[0] == Maker(**names, num_masks=4, num_prompts=4, seconds=0)
+    assert facts.makers[0] == MaskSource(**names, num_masks=4, num_prompts=4, seconds=0)
     assert (facts.makers[1].num_masks, facts.makers[1].num_prompts, facts.makers[1].seconds) == (2, 6, 16)
 
 

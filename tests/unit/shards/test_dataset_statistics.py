@@ -15,7 +15,7 @@ from corruptions import DAMAGES, members_of, write_members
 from sam_train.cli.commands import data as main
 from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import encode_jpeg, write_shard
-from sam_train.shards.maintenance.statistics.figures import binned, draw_all
+from sam_train.shards.maintenance.statistics.figures import draw_all, images_by_mask_bin
 from sam_train.shards.maintenance.statistics.measure import HEAT_SIDE, Statistics, measure_shard
 
 FIGURES = ("mask_centres", "masks_per_image", "relative_size", "concavity", "predicted_iou", "stability_score")
@@ -68,7 +68,7 @@ def test_numbers_that_can_be_counted_by_hand(tmp_path: Path, mask_record: Callab
 def test_bins_are_the_papers() -> None:
     statistics = Statistics(num_images=9)
     statistics.masks_per_image.update({0: 1, 10: 1, 11: 1, 50: 1, 51: 1, 100: 1, 101: 1, 200: 1, 201: 1})
-    assert list(binned(statistics).values()) == [2, 2, 2, 2, 1]
+    assert list(images_by_mask_bin(statistics).values()) == [2, 2, 2, 2, 1]
 
 
 def test_the_page_opens_from_disk(tiny_shard: Path, tmp_path: Path) -> None:

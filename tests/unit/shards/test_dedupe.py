@@ -19,9 +19,9 @@ from sam_train.shards.maintenance.duplicate_groups import (
     DEFAULT_THRESHOLD,
     MAX_THRESHOLD,
     DuplicateGroups,
-    distances,
+    find_close_pairs,
     fingerprint,
-    near_pairs,
+    hamming_distances,
 )
 from sam_train.shards.maintenance.validate import validate
 from sam_train.shards.split_hash import is_held_out
@@ -81,7 +81,7 @@ def keys_in(folder: Path) -> list[str]:
 def test_a_changed_picture_is_the_same(name: str) -> None:
     for seed in range(12):
         image = scene(seed)
-        assert distances(fingerprint(encode_jpeg(image)), fingerprint(CHANGES[name](image))) <= DEFAULT_THRESHOLD
+        assert hamming_distances(fingerprint(encode_jpeg(image)), fingerprint(CHANGES[name](image))) <= DEFAULT_THRESHOLD
 
 
 @pytest.mark.parametrize("threshold", [0, 15, 16, 31, 39, MAX_THRESHOLD])
@@ -92,7 +92,7 @@ def test_all_near_pairs_and_no_others(threshold: int) -> None:
         bits[place] = bits[place - 80]
         bits[place, random.choice(256, place - 80, replace=False)] ^= 1
     prints = np.packbits(bits, axis=1).view(np.uint64)
-    i, j, distance = near_pairs(prints, threshold)
+    i, j, distance = find_close_pairs(prints, threshold)
     apart = (bits[:, None] != bits[None]).sum(-1)
     expected = {(a, b, apart[a, b]) for a in range(160) for b in range(a + 1, 160) if apart[a, b] <= threshold}
     assert set(zip(i.tolist(), j.tolist(), distance.tolist(), strict=True)) == expected
@@ -102,7 +102,7 @@ def test_all_near_pairs_and_no_others(threshold: int) -> None:
 def test_thresholds_that_the_search_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for threshold in (-1, MAX_THRESHOLD + 1):
         with pytest.raises(ValueError, match="threshold"):
-            near_pairs(np.zeros((2, 4), np.uint64), threshold)
+            find_close_pairs(np.zeros((2, 4), np.uint64), threshold)
         assert command("dedupe", write(tmp_path / "a.tar", {"a": 1}), "--threshold", threshold) == 1
         assert "--threshold is" in capsys.readouterr().err
 
@@ -113,11 +113,11 @@ def chain(*flipped: int) -> list[np.ndarray]:
 
 
 def test_of_a_chain_each_is_near_one_that_stays() -> None:
-    near = DuplicateGroups.among(chain(0, 30, 60, 60, 200, 0), 31)
-    assert near.leaders(0).tolist() == [0, 0, 2, 2, 4, 0]
-    assert near.leaders(2).tolist() == [0, 1, 1, 1, 4, 0]
+    near = DuplicateGroups.from_fingerprints(chain(0, 30, 60, 60, 200, 0), 31)
+    assert near.representatives(0).tolist() == [0, 0, 2, 2, 4, 0]
+    assert near.representatives(2).tolist() == [0, 1, 1, 1, 4, 0]
     assert near.components().tolist() == [0, 0, 0, 0, 4, 0]
-    assert DuplicateGroups.among([], 31).components().tolist() == []
+    assert DuplicateGroups.from_fingerprints([], 31).components().tolist() == []
 
 
 def test_groups_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,8 +259,8 @@ def test_real_pictures(shared_dir: Path, pattern: str) -> None:
     assert len(paths) > 50
     images = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths[:: max(1, len(paths) // 60)]]
     prints = [fingerprint(encode_jpeg(image)) for image in images]
-    apart = distances(np.stack(prints)[:, None], np.stack(prints)[None])
+    apart = hamming_distances(np.stack(prints)[:, None], np.stack(prints)[None])
     assert apart[np.triu_indices(len(prints), 1)].min() > 2 * DEFAULT_THRESHOLD
     for name, changed in CHANGES.items():
-        found = [distances(fingerprint(changed(image)), was) for image, was in zip(images, prints, strict=True)]
+        found = [hamming_distances(fingerprint(changed(image)), was) for image, was in zip(images, prints, strict=True)]
         assert max(found) <= DEFAULT_THRESHOLD, name

@@ -42,7 +42,7 @@ from sam_train.shards.jpeg import list_metadata, strip_metadata
 from sam_train.shards.maintenance.duplicate_groups import fingerprint
 from sam_train.shards.maintenance.repair import Repairer
 from sam_train.shards.maintenance.repair_sample import repair_sample
-from sam_train.shards.maintenance.rle_geometry import segments_of
+from sam_train.shards.maintenance.rle_geometry import rle_to_column_runs
 from sam_train.shards.maintenance.statistics.measure import measure_shard
 from sam_train.shards.maintenance.validate import validate_shard
 
@@ -154,9 +154,11 @@ def test_rles() -> None:
 
         def same(broken: dict[str, Any] = broken, given: dict[str, int] = given) -> None:
             mask = decode_rle(broken, **given)
-            assert segments_of(broken, **given).area() == mask.sum()
+            assert rle_to_column_runs(broken, **given).area() == mask.sum()
 
-        refused = attempt(case, same, lambda b=broken, g=given: segments_of(b, **g), lambda b=broken, g=given: decode_rle(b, **g))
+        refused = attempt(
+            case, same, lambda b=broken, g=given: rle_to_column_runs(b, **g), lambda b=broken, g=given: decode_rle(b, **g)
+        )
         assert refused in (0, 3), f"case {case}: both readers take it or none"
         accepted += refused == 0
     assert accepted > 20, "some are masks still"

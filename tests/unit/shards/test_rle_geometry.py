@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sam_train.errors import ShardError
 from sam_train.masks import decode_rle, encode_rle, mask_to_box_xywh, rle_total_pixels
-from sam_train.shards.maintenance.rle_geometry import rle_runs, segments_of
+from sam_train.shards.maintenance.rle_geometry import rle_runs, rle_to_column_runs
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -18,7 +18,7 @@ def test_measures_are_those_of_the_pixels(seed: int) -> None:
     random = np.random.default_rng(seed)
     height, width = random.integers(1, 40, 2).tolist()
     mask = random.random((height, width)) < random.choice([0.02, 0.5, 0.98])
-    segments = segments_of(encode_rle(mask), height=height, width=width)
+    segments = rle_to_column_runs(encode_rle(mask), height=height, width=width)
     assert segments.area() == mask.sum()
     assert segments.box_xywh() == mask_to_box_xywh(mask)
     if mask.any():
@@ -30,7 +30,7 @@ def test_measures_are_those_of_the_pixels(seed: int) -> None:
 
 @pytest.mark.parametrize("value", [False, True])
 def test_empty_and_full(value: bool) -> None:
-    segments = segments_of(encode_rle(np.full((5, 7), value)), height=5, width=7)
+    segments = rle_to_column_runs(encode_rle(np.full((5, 7), value)), height=5, width=7)
     assert (segments.area(), segments.hull_area()) == (35 * value, 35.0 * value)
     assert segments.box_xywh() == ([0, 0, 7, 5] if value else [0, 0, 0, 0])
 
@@ -54,14 +54,14 @@ def test_runs_of_no_pixels_count_for_nothing(runs: list[int]) -> None:
         rle = coco_mask.frPyObjects({"size": size, "counts": runs}, *size)
         rle = {"size": size, "counts": rle["counts"].decode()}
         mask = decode_rle(rle, height=size[0], width=size[1])
-        segments = segments_of(rle, height=size[0], width=size[1])
+        segments = rle_to_column_runs(rle, height=size[0], width=size[1])
         assert (segments.area(), segments.box_xywh()) == (mask.sum(), mask_to_box_xywh(mask))
 
 
 @pytest.mark.parametrize("counts", ["", "0", "~", "ä", "\ud800", "00000000000", "1" * 99, "oooooooo0"])
 def test_what_is_no_rle_of_the_size(counts: str) -> None:
     with pytest.raises(ShardError, match="RLE") as caught:
-        segments_of({"size": [3, 4], "counts": counts}, height=3, width=4, field="here")
+        rle_to_column_runs({"size": [3, 4], "counts": counts}, height=3, width=4, field="here")
     assert caught.value.field == "here.counts"
     with pytest.raises(ShardError, match=r"\[3, 4\] is not the image's \[4, 3\]"):
-        segments_of({"size": [3, 4], "counts": counts}, height=4, width=3)
+        rle_to_column_runs({"size": [3, 4], "counts": counts}, height=4, width=3)

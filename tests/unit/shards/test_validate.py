@@ -94,9 +94,9 @@ def test_a_damaged_header_costs_what_it_heads(tiny_shard: Path, tmp_path: Path) 
     findings, num_samples, _ = validate([shard])
     assert num_samples == 2
     assert {item.reason for item in findings} == {"torn_tar", "missing_jpg", "no_manifest"}
-    (tear,) = [item for item in findings if item.reason == "torn_tar"]
-    assert f"at byte {at}" in tear.message
-    assert "go on at byte" in tear.message
+    (damage,) = [item for item in findings if item.reason == "torn_tar"]
+    assert f"at byte {at}" in damage.message
+    assert "go on at byte" in damage.message
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar", bytes(400), b"\x1f\x8b" + bytes(600)])

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from sam_train.errors import ConfigError, ShardError
 from sam_train.files import atomic_write_bytes
-from sam_train.shards.maintenance.dataset_card.croissant import Title, croissant
-from sam_train.shards.maintenance.dataset_card.facts import File, read_facts
-from sam_train.shards.maintenance.parallel import add_workers, over_shards
+from sam_train.shards.maintenance.dataset_card.croissant import DatasetDescription, croissant
+from sam_train.shards.maintenance.dataset_card.facts import File, read_dataset_facts
+from sam_train.shards.maintenance.parallel import add_workers, map_shards
 from sam_train.shards.maintenance.statistics.measure import Statistics, measure_shard
 from sam_train.shards.maintenance.statistics.page import as_document
 from sam_train.shards.reader import expand_shards
@@ -57,12 +57,12 @@ def run_card(arguments: argparse.Namespace) -> None:
     if arguments.published and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", arguments.published):
         raise ConfigError(f"--published is a date as 2026-11-22, got {arguments.published!r}")
     words = {word.replace("-", "_"): getattr(arguments, word.replace("-", "_")) for word in _WORDS}
-    title = Title(name=arguments.name, **words)
+    title = DatasetDescription(name=arguments.name, **words)
     shards = expand_shards(arguments.shards)
-    facts, whole = read_facts(shards), Statistics()
+    facts, whole = read_dataset_facts(shards), Statistics()
     if not facts.num_masks:
         raise ShardError(f"no mask in {len(shards)} shards: there is nothing to describe")
-    for _, part in over_shards(measure_shard, shards, workers=arguments.workers, what="measuring"):
+    for _, part in map_shards(measure_shard, shards, workers=arguments.workers, what="measuring"):
         whole.add(part)
     drawings = draw_all(whole)
     for drawing in drawings:

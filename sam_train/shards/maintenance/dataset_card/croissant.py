@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sam_train.shards.maintenance.dataset_card.facts import Facts, File
+from sam_train.shards.maintenance.dataset_card.facts import DatasetFacts, File
 
 CONTEXT = {
     "@language": "en",
@@ -53,7 +53,7 @@ MEANINGS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Title:
+class DatasetDescription:
     """What only people know of a set; empty is unknown."""
 
     name: str
@@ -67,7 +67,7 @@ class Title:
     """Date, as 2026-11-22."""
 
 
-def croissant(title: Title, facts: Facts, address_of: Callable[[File], str]) -> dict[str, Any]:
+def croissant(title: DatasetDescription, facts: DatasetFacts, address_of: Callable[[File], str]) -> dict[str, Any]:
     """The document. `address_of` gives a file's URL, or its path from the document."""
     known = {"license": title.license, "url": title.url, "citeAs": title.cite_as, "datePublished": title.published}
     creator = {"creator": {"@type": "sc:Organization", "name": title.creator}} if title.creator else {}

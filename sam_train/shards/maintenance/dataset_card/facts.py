@@ -24,7 +24,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Maker:
+class MaskSource:
     """Who made masks: one line for each stage, annotator, checkpoint and config that occurs."""
 
     stage: str
@@ -37,7 +37,7 @@ class Maker:
 
 
 @dataclass(slots=True, kw_only=True)
-class Facts:
+class DatasetFacts:
     """Of all shards together."""
 
     shards: list[File] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Facts:
     """Of the tables: name -> schema.org's type."""
     num_images: int = 0
     num_masks: int = 0
-    makers: list[Maker] = field(default_factory=list)
+    makers: list[MaskSource] = field(default_factory=list)
     """Most masks first."""
     counts: Counter[str] = field(default_factory=Counter)
     """What the makers counted, such as masks dropped by reason."""
@@ -56,12 +56,12 @@ class Facts:
     """Each provenance that a manifest has, once."""
 
 
-def read_facts(shards: Sequence[Path]) -> Facts:
+def read_dataset_facts(shards: Sequence[Path]) -> DatasetFacts:
     """From manifests and tables; of the tars only their sizes are looked at.
 
     Raises ShardError for a shard without manifest or table (it is not finished), or of another size than its manifest says.
     """
-    facts = Facts()
+    facts = DatasetFacts()
     makers: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0, 0, 0.0])
     for shard in shards:
         manifest = load_manifest(shard)
@@ -85,7 +85,7 @@ def read_facts(shards: Sequence[Path]) -> Facts:
         facts.columns = facts.columns or _columns(table)
         _count_makers(table, makers)
     facts.makers = [
-        Maker(
+        MaskSource(
             **dict(zip(("stage", "annotator", "checkpoint", "config"), names, strict=True)),
             num_masks=int(masks),
             num_prompts=int(prompts),

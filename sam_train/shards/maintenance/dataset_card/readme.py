@@ -9,17 +9,17 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sam_train.shards.maintenance.dataset_card.croissant import Title
-from sam_train.shards.maintenance.dataset_card.facts import Facts
+from sam_train.shards.maintenance.dataset_card.croissant import DatasetDescription
+from sam_train.shards.maintenance.dataset_card.facts import DatasetFacts
 from sam_train.shards.maintenance.findings import printable
 from sam_train.shards.maintenance.statistics.figures import Drawing
 from sam_train.shards.maintenance.statistics.measure import Statistics
-from sam_train.shards.maintenance.statistics.reference import KNOWN_SETS
+from sam_train.shards.maintenance.statistics.reference import REFERENCE_DATASETS
 
 MAX_LETTERS = 200
 
 
-def readme(title: Title, facts: Facts, statistics: Statistics, drawings: Sequence[Drawing]) -> str:
+def readme(title: DatasetDescription, facts: DatasetFacts, statistics: Statistics, drawings: Sequence[Drawing]) -> str:
     """Markdown. What stands in shards is put into it as text: no letter of it starts a row, a link or a tag."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(  # noqa: S701  Markdown; `finalize` makes text of what is put in
@@ -34,7 +34,7 @@ def readme(title: Title, facts: Facts, statistics: Statistics, drawings: Sequenc
         skipped=[(cell(reason), count) for reason, count in facts.skipped.most_common()],
         counts=[(cell(name), count) for name, count in facts.counts.most_common()],
         drawings=drawings,
-        known_sets=KNOWN_SETS,
+        known_sets=REFERENCE_DATASETS,
         per_image=facts.num_masks / max(facts.num_images, 1),
         megapixels=statistics.num_pixels / max(statistics.num_images, 1) / 1e6,
         num_bytes=sum(file.bytes for file in facts.shards),

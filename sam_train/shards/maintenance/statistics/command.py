@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sam_train.errors import ShardError
 from sam_train.files import atomic_write_bytes
-from sam_train.shards.maintenance.parallel import add_workers, over_shards
+from sam_train.shards.maintenance.parallel import add_workers, map_shards
 from sam_train.shards.maintenance.statistics.measure import Statistics, measure_shard
 from sam_train.shards.maintenance.statistics.page import as_document, render
 from sam_train.shards.reader import expand_shards
@@ -34,7 +34,7 @@ def run_stats(arguments: argparse.Namespace) -> None:
     from sam_train.shards.maintenance.statistics.figures import draw_all  # matplotlib: the other commands start without it
 
     shards, whole = expand_shards(arguments.shards), Statistics()
-    for _, part in over_shards(measure_shard, shards, workers=arguments.workers, what="measuring"):
+    for _, part in map_shards(measure_shard, shards, workers=arguments.workers, what="measuring"):
         whole.add(part)
     if not whole.num_masks:
         left_out = "; ".join(f"{count} {reason}" for reason, count in whole.left_out.items())

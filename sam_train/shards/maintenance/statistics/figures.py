@@ -59,7 +59,7 @@ def _centres(axes: Axes, statistics: Statistics) -> None:
 
 
 def _masks_per_image(axes: Axes, statistics: Statistics) -> None:
-    shares = [100 * count / statistics.num_images for count in binned(statistics).values()]
+    shares = [100 * count / statistics.num_images for count in images_by_mask_bin(statistics).values()]
     bars = axes.bar(np.arange(len(shares)), shares, color=BLUE, width=0.7)
     axes.bar_label(bars, [f"{share:.1f} %" for share in shares], padding=2, fontsize=9)
     axes.set_xticks(np.arange(len(shares)), [name for _, _, name in MASKS_PER_IMAGE_BINS])
@@ -97,7 +97,7 @@ def _histogram(axes: Axes, statistics: Statistics, name: str) -> None:
     axes.set_title(title)
 
 
-def binned(statistics: Statistics) -> dict[str, int]:
+def images_by_mask_bin(statistics: Statistics) -> dict[str, int]:
     """Images by number of masks, in the paper's bins."""
     return {
         name: sum(images for masks, images in statistics.masks_per_image.items() if low <= masks <= (high or masks))

@@ -12,8 +12,8 @@ from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, MaskRecord
 from sam_train.shards.maintenance.findings import printable
 from sam_train.shards.maintenance.parallel import Advance
-from sam_train.shards.maintenance.rle_geometry import segments_of
-from sam_train.shards.maintenance.tar_recovery import read_span, scan
+from sam_train.shards.maintenance.rle_geometry import rle_to_column_runs
+from sam_train.shards.maintenance.tar_recovery import read_span, scan_tar
 from sam_train.shards.maintenance.validate import MAX_MEMBER_BYTES
 from sam_train.shards.tar_members import open_local_shard
 
@@ -81,7 +81,7 @@ class Statistics:
 
     def _count_mask(self, mask: MaskRecord, record: ImageRecord) -> bool:
         try:
-            segments = segments_of(mask.segmentation, height=record.height, width=record.width, key=record.key)
+            segments = rle_to_column_runs(mask.segmentation, height=record.height, width=record.width, key=record.key)
         except ShardError:
             self.left_out["masks with a broken RLE"] += 1
             return False
@@ -104,9 +104,9 @@ class Statistics:
 
 def measure_shard(shard: Path, advance: Advance) -> Statistics:
     """Everything that is whole in a shard; the rest is in `left_out`."""
-    scanned, found, position = scan(shard), Statistics(), 0
-    whole = scanned.whole()
-    found.left_out["damaged places in tars"] += len(scanned.tears)
+    scanned, found, position = scan_tar(shard), Statistics(), 0
+    whole = scanned.complete_keys()
+    found.left_out["damaged places in tars"] += len(scanned.damaged_regions)
     found.left_out["samples without JPEG, JSON or a valid name"] += len(scanned.spans) - len(whole)
     with open_local_shard(shard) as stream:
         for key in whole:

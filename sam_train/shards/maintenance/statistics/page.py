@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sam_train.shards.maintenance.statistics.figures import Drawing, binned
+from sam_train.shards.maintenance.statistics.figures import Drawing, images_by_mask_bin
 from sam_train.shards.maintenance.statistics.measure import MEASURES, NUM_BINS, Statistics
-from sam_train.shards.maintenance.statistics.reference import ENGINE_STAGES, KNOWN_SETS
+from sam_train.shards.maintenance.statistics.reference import ENGINE_STAGES, REFERENCE_DATASETS
 
 
 def render(statistics: Statistics, drawings: Sequence[Drawing], *, name: str) -> str:
@@ -38,7 +38,7 @@ def as_document(statistics: Statistics) -> dict[str, Any]:
         "median_masks_per_image": median_masks(statistics),
         "mean_pixels_per_image": statistics.num_pixels / max(statistics.num_images, 1),
         "images_by_number_of_masks": {str(number): images for number, images in sorted(statistics.masks_per_image.items())},
-        "images_by_bin_of_masks": binned(statistics),
+        "images_by_bin_of_masks": images_by_mask_bin(statistics),
         "means": {measure: statistics.totals[measure] / masks for measure in MEASURES},
         "num_bins": NUM_BINS,
         "histograms": {measure: statistics.histograms[measure].tolist() for measure in MEASURES},
@@ -81,7 +81,7 @@ def _sets(statistics: Statistics, name: str) -> list[tuple[str, str, str, str]]:
     """Name, images, masks, masks per image; ours first."""
     images, masks = statistics.num_images, statistics.num_masks
     rows = [(name, f"{images:,}", f"{masks:,}", f"{masks / max(images, 1):.1f}")]
-    for known in KNOWN_SETS:
+    for known in REFERENCE_DATASETS:
         counts = (f"{known.millions_of_images:,.3g} million", f"{known.millions_of_masks:,.4g} million")
         rows.append((known.name, *counts, f"{known.masks_per_image:.1f}"))
     return rows

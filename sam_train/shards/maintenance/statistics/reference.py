@@ -18,7 +18,7 @@ PREDICTED_IOU_THRESHOLD, STABILITY_THRESHOLD = 0.88, 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class KnownSet:
+class ReferenceDataset:
     """A data set as the paper counts it."""
 
     name: str
@@ -31,12 +31,12 @@ class KnownSet:
         return self.millions_of_masks / self.millions_of_images
 
 
-KNOWN_SETS = (
-    KnownSet("SA-1B", 11.185362, 1129.0),
-    KnownSet("Open Images", 1.0, 2.7),
-    KnownSet("LVIS v1", 0.120, 1.5),
-    KnownSet("COCO", 0.123, 0.9),
-    KnownSet("ADE20K", 0.028, 0.7),
+REFERENCE_DATASETS = (
+    ReferenceDataset("SA-1B", 11.185362, 1129.0),
+    ReferenceDataset("Open Images", 1.0, 2.7),
+    ReferenceDataset("LVIS v1", 0.120, 1.5),
+    ReferenceDataset("COCO", 0.123, 0.9),
+    ReferenceDataset("ADE20K", 0.028, 0.7),
 )
 """Figure 6's legend; SA-1B's counts are those of the released set."""
 
