@@ -1,9 +1,9 @@
-"""SA-1B style webdataset tars, both directions.
+"""SA-1B style webdataset tars: reading and writing.
 
 folder/
-  sa_000000.tar             key.jpg, key.json, key.jpg, ... adjacent and in order; equal input, equal bytes
-  sa_000000.masks.parquet   a row a mask: ids, area, box, scores, where it comes from
-  sa_000000.manifest.json   checksum, where each sample lies, provenance; written last: a shard without one is not done
+  sa_000000.tar             key.jpg, key.json, key.jpg, ... adjacent and in order; equal input gives equal bytes
+  sa_000000.masks.parquet   one row per mask: ids, area, box, scores, provenance
+  sa_000000.manifest.json   checksum, byte offsets of the samples, provenance; written last: a shard without it is not complete
 """
 
 from sam_train.shards.jpeg import decode_jpeg, encode_jpeg

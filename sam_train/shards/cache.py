@@ -1,8 +1,9 @@
-"""Shards that lie elsewhere (`s3://`, `gs://`, `https://`, whatever fsspec reads), through a folder of bounded size.
+"""Cache of remote shards (`s3://`, `gs://`, `https://` and every other protocol of fsspec) in a local folder of bounded size.
 
-A shard is fetched whole when its first sample is read, written whole or not at all, and held to its manifest's size and
-SHA-256 where there is a manifest. What was not read for longest goes when room is needed. Any number of processes may share
-the folder: each shard is fetched by one of them, the others wait; one that goes while it is open is read to its end.
+A shard is downloaded completely when its first sample is read. The download is atomic and is checked against the size and the
+SHA-256 of the shard's manifest, if there is one. The least recently used shards are deleted when space is needed. Any number of
+processes may share the folder: one of them downloads a shard while the others wait; a shard that is deleted while a process has
+it open can still be read to its end by that process.
 """
 
 from __future__ import annotations
@@ -22,56 +23,58 @@ from sam_train.shards.manifest import Manifest, manifest_path, parse_manifest
 from sam_train.shards.remote import filesystem_for_url
 from sam_train.shards.tar_members import open_local_shard
 
-_TRIES = 10
+_MAX_ATTEMPTS = 10
 
 
 class ShardCache:
-    """Local copies of remote shards, at most `max_bytes` of them.
+    """Local copies of remote shards, of at most `max_bytes` in total.
 
-    Raises ConfigError for a folder that cannot be made and no room.
+    Raises ConfigError if `max_bytes` is below 1.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         if max_bytes < 1:
-            raise ConfigError(f"the cache of shards may hold {max_bytes} bytes: give it room for a few shards")
+            raise ConfigError(f"the cache of shards may hold {max_bytes} bytes: allow enough bytes for a few shards")
         self.folder, self.max_bytes = folder, max_bytes
-        self._known: dict[Path, tuple[str, Manifest | None]] = {}
+        self._sources: dict[Path, tuple[str, Manifest | None]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def index(self, urls: Sequence[str]) -> list[ShardIndex | ShardError]:
-        """The samples of each shard, or why there are none. Manifests are read together; without one the tar is fetched."""
+        """Return the index of each shard, or the error that prevents it.
+
+        All manifests are read in one request; a shard without `places` in its manifest is downloaded.
+        """
         manifests = self._manifests(urls)
-        found: list[ShardIndex | ShardError] = []
+        indexes: list[ShardIndex | ShardError] = []
         for url, manifest in zip(urls, manifests, strict=True):
             try:
                 if isinstance(manifest, ShardError):
                     raise manifest
-                found.append(self._index(url, manifest))
+                indexes.append(self._index(url, manifest))
             except ShardError as error:
-                found.append(error)
-        return found
+                indexes.append(error)
+        return indexes
 
     def open(self, local: Path) -> BinaryIO:
-        """The bytes of a shard by the path that its index has. Raises ShardError when it cannot be fetched."""
-        for _ in range(_TRIES):
+        """Open a shard by the path in its index; download it if necessary. Raises ShardError if the download fails."""
+        for _ in range(_MAX_ATTEMPTS):
             try:
                 stream = local.open("rb")
             except FileNotFoundError:
                 self._fetch(local)
                 continue
-            os.utime(stream.fileno())  # the order in which shards go
+            os.utime(stream.fileno())  # shards are deleted in the order of these times
             return stream
-        raise ShardError(
-            f"it goes as soon as it comes: the cache of {self.max_bytes} bytes is too small", shard=self._known[local][0]
-        )
+        message = f"deleted by other processes as soon as it is downloaded: the cache of {self.max_bytes} bytes is too small"
+        raise ShardError(message, shard=self._sources[local][0])
 
     def open_cached_or_local(self, shard: Path) -> BinaryIO:
-        """`open` for what this cache indexed, plain opening for the rest."""
-        return self.open(shard) if shard in self._known else open_local_shard(shard)
+        """Open a shard that this cache has indexed, or a local shard."""
+        return self.open(shard) if shard in self._sources else open_local_shard(shard)
 
     def _index(self, url: str, manifest: Manifest | None) -> ShardIndex:
         local = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}_{url.rpartition('/')[2]}"
-        self._known[local] = url, manifest
+        self._sources[local] = url, manifest
         if manifest is not None and manifest.places is not None:
             return index_from_manifest(local, manifest, num_bytes=manifest.bytes)
         with self.open(local):
@@ -80,26 +83,30 @@ class ShardCache:
     def _manifests(self, urls: Sequence[str]) -> list[Manifest | ShardError | None]:
         if not urls:
             return []
-        names = [url[: -len(Path(url).name)] + manifest_path(Path(Path(url).name)).name for url in urls]
+        manifest_urls = [url[: -len(Path(url).name)] + manifest_path(Path(Path(url).name)).name for url in urls]
         system = filesystem_for_url(urls[0])
-        stripped = [system._strip_protocol(name) for name in names]
-        answers: dict[str, Any] = system.cat(stripped, on_error="return") if len(stripped) > 1 else _one(system, stripped[0])
-        return [_parsed(answers.get(name, FileNotFoundError(name)), url) for name, url in zip(stripped, urls, strict=True)]
+        names = [system._strip_protocol(url) for url in manifest_urls]
+        responses = _read_files(system, names)
+        return [
+            _manifest_from_response(responses.get(name, FileNotFoundError(name)), url)
+            for name, url in zip(names, urls, strict=True)
+        ]
 
     def _fetch(self, local: Path) -> None:
-        url, manifest = self._known[local]
+        url, manifest = self._sources[local]
         with self._locked(f".{local.name}.lock"):
-            if local.is_file():  # another process was faster
+            if local.is_file():  # another process has downloaded it in the meantime
                 return
             try:
                 system = filesystem_for_url(url)
                 size = int(system.info(url)["size"] or 0)
                 if manifest is not None and size and size != manifest.bytes:
-                    raise ShardError(f"{size} bytes there, {manifest.bytes} in its manifest: upload it again", shard=url)
+                    message = f"the remote file has {size} bytes, its manifest lists {manifest.bytes}: upload the shard again"
+                    raise ShardError(message, shard=url)
                 self._download(system, url, local, size or (manifest.bytes if manifest else 0), manifest)
             except SamTrainError:
                 raise
-            except Exception as error:  # each server's client has errors of its own, and few of them are OSErrors
+            except Exception as error:  # each client library raises errors of its own, few of them OSErrors
                 raise ShardError(f"cannot be fetched: {type(error).__name__}: {error}", shard=url) from error
 
     def _download(self, system: Any, url: str, local: Path, size: int, manifest: Manifest | None) -> None:
@@ -108,7 +115,7 @@ class ShardCache:
             self._make_room(size, url)
             writing = atomic_write(local)
             stream = writing.__enter__()
-            stream.truncate(size)  # the room that this download takes, for others that look for room
+            stream.truncate(size)  # reserves the space, so that other processes count it
         try:
             with system.open(url, "rb", block_size=1 << 22, cache_type="readahead") as remote:
                 while block := remote.read(1 << 22):
@@ -116,17 +123,20 @@ class ShardCache:
                     digest.update(block)
                     num_bytes += len(block)
             if (size and num_bytes != size) or (manifest is not None and digest.hexdigest() != manifest.sha256):
-                raise ShardError("what came is not what its manifest or its server says: upload it again", shard=url)
+                message = "the downloaded bytes do not have the size or SHA-256 of the manifest or the server: upload it again"
+                raise ShardError(message, shard=url)
         except BaseException as error:
             writing.__exit__(type(error), error, error.__traceback__)
             raise
         writing.__exit__(None, None, None)
 
     def _make_room(self, size: int, url: str) -> None:
-        """Remove what was not read for longest until `size` bytes more fit."""
+        """Delete the least recently used shards until `size` more bytes fit."""
         if size > self.max_bytes:
-            raise ShardError(f"{size} bytes do not fit into a cache of {self.max_bytes}: give it more (data.cache_gb)", shard=url)
-        files = sorted((s.st_mtime_ns, s.st_size, path) for path in self.folder.iterdir() if (s := _stat(path)) is not None)
+            message = f"{size} bytes do not fit into a cache of {self.max_bytes}: raise data.cache_gb"
+            raise ShardError(message, shard=url)
+        statuses = ((_stat_if_exists(path), path) for path in self.folder.iterdir())
+        files = sorted((status.st_mtime_ns, status.st_size, path) for status, path in statuses if status is not None)
         total = sum(num_bytes for _, num_bytes, _ in files) + size
         for _, num_bytes, path in files:
             if total > self.max_bytes and path.suffix == ".tar":
@@ -140,26 +150,29 @@ class ShardCache:
             yield
 
 
-def _one(system: Any, name: str) -> dict[str, Any]:
+def _read_files(system: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the bytes of each file, or the exception that reading it raised."""
+    if len(names) > 1:
+        return system.cat(names, on_error="return")
     try:
-        return {name: system.cat_file(name)}
-    except Exception as error:  # as `cat` does for several
-        return {name: error}
+        return {names[0]: system.cat_file(names[0])}
+    except Exception as error:  # `cat` does the same for several files
+        return {names[0]: error}
 
 
-def _parsed(answer: Any, url: str) -> Manifest | ShardError | None:
-    if isinstance(answer, FileNotFoundError):  # Meta's own tars have none
+def _manifest_from_response(response: Any, url: str) -> Manifest | ShardError | None:
+    if isinstance(response, FileNotFoundError):  # Meta's own tars have no manifest
         return None
-    if isinstance(answer, Exception):
-        return ShardError(f"its manifest cannot be read: {type(answer).__name__}: {answer}", shard=url)
+    if isinstance(response, Exception):
+        return ShardError(f"its manifest cannot be read: {type(response).__name__}: {response}", shard=url)
     try:
-        return parse_manifest(answer, shard=url)
+        return parse_manifest(response, shard=url)
     except ShardError as error:
         return error
 
 
-def _stat(path: Path) -> os.stat_result | None:
+def _stat_if_exists(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except FileNotFoundError:  # another process removed it
+    except FileNotFoundError:  # another process has deleted it
         return None

@@ -1,7 +1,7 @@
-"""What masks show, in words, on the way in and out: categories of data sets, the numbers of YOLO's classes.
+"""Class names of masks: COCO categories, YOLO class numbers, and their numbering on export.
 
-A name is kept as a data set has it ("alarm_clock" in LVIS, "traffic light" in COCO). Sets without classes call their one class
-"object", as our own exports do: that says nothing, and is no name.
+A name is stored as the data set spells it ("alarm_clock" in LVIS, "traffic light" in COCO). Data sets without classes, and our
+own exports of masks without names, call their only class "object": on import this becomes the empty name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import msgspec
 from sam_train.errors import ShardError
 
 UNNAMED_CLASS = "object"
+"""Name of the class of masks without a name in exported data sets."""
 _MAX_BYTES = 16 << 20
-_MAX_LETTERS = 10_000
+_MAX_CHARACTERS = 10_000
 
 
 def parse_class_name(value: object, *, place: str) -> str:
@@ -24,73 +25,77 @@ def parse_class_name(value: object, *, place: str) -> str:
 
     Raises ShardError, naming `place`, if the value is not one line of at most 10,000 printable characters.
     """
-    if not isinstance(value, str) or len(value) > _MAX_LETTERS or not all(letter.isprintable() for letter in value.strip()):
-        message = f"expected a name of at most {_MAX_LETTERS} printable letters, got {str(value)[:80]!r}"
+    if not isinstance(value, str) or len(value) > _MAX_CHARACTERS or not value.strip().isprintable():
+        message = f"expected a name of at most {_MAX_CHARACTERS} printable characters, got {str(value)[:80]!r}"
         raise ShardError(f"{place}: {message}")
     name = value.strip()
     return "" if name == UNNAMED_CLASS else name
 
 
 def parse_category_names(categories: object, *, place: str) -> dict[int, str]:
-    """COCO's `categories`, a list of {id, name}, to names by id, "" where one has none.
+    """Return the names of COCO's `categories`, a list of {id, name}, by id; "" for a category without a name.
 
-    Raises ShardError, naming `place`, for another form.
+    Raises ShardError, naming `place`, for any other form.
     """
     if not isinstance(categories, list):
         raise ShardError(f"{place}: expected a list of {{id, name}} as 'categories', got {type(categories).__name__}")
     names: dict[int, str] = {}
     for index, category in enumerate(categories):
-        here = f"{place}, categories[{index}]"
+        category_place = f"{place}, categories[{index}]"
         number = category.get("id") if isinstance(category, dict) else None
         if type(number) is not int or number in names:
-            raise ShardError(f"{here}: expected an object with a whole number of its own as 'id', got {str(category)[:80]}")
-        names[number] = parse_class_name(category.get("name", ""), place=here)
+            raise ShardError(f"{category_place}: expected an object with a unique integer as 'id', got {str(category)[:80]}")
+        names[number] = parse_class_name(category.get("name", ""), place=category_place)
     return names
 
 
 class _DataYaml(msgspec.Struct):
-    """What matters of the file that describes a data set of YOLO's."""
+    """The part of YOLO's data.yaml that is read."""
 
     names: list[str] | dict[int, str]
 
 
 def read_class_names(path: Path) -> dict[int, str]:
-    """Names by class number, of YOLO's data.yaml (`names:`, a list or a map) or of a text file with a name a line, from 0.
+    """Return names by class number, from YOLO's data.yaml (`names:`, a list or a map) or a text file with one name per line.
 
-    Raises ShardError, naming the file, when it is absent, too large, or has another form.
+    Numbers of a list or a text file begin at 0. Raises ShardError, naming the file, if it is absent, too large or invalid.
     """
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-        raise ShardError(f"{path} is no file of class names: expected data.yaml or a text with a name a line, at most 16 MB")
+        expected = "expected data.yaml or a text file with one name per line, of at most 16 MB"
+        raise ShardError(f"{path} is not a file of class names: {expected}")
     data = path.read_bytes()
     try:
         if path.suffix in (".yaml", ".yml"):
-            found = msgspec.yaml.decode(data, type=_DataYaml).names
+            names = msgspec.yaml.decode(data, type=_DataYaml).names
         else:
-            found = data.decode("utf-8").splitlines()
+            names = data.decode("utf-8").splitlines()
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ShardError(f"{path} does not read as class names: {error}") from error
-    numbered: Mapping[int, Any] = found if isinstance(found, dict) else dict(enumerate(found))
+        raise ShardError(f"{path} is not a valid file of class names: {error}") from error
+    numbered: Mapping[int, Any] = names if isinstance(names, dict) else dict(enumerate(names))
     return {number: parse_class_name(name, place=f"{path}, class {number}") for number, name in numbered.items()}
 
 
 class ClassNumbering:
-    """Numbers of classes, each from its first mask on: the next from `first` up, or those that a file gives."""
+    """Numbers of classes: those of a file of class names, or consecutive ones from `first` in the order of first use."""
 
-    def __init__(self, *, first: int, given: Mapping[int, str] | None = None) -> None:
-        self._numbers = {name or UNNAMED_CLASS: number for number, name in (given or {}).items()}
-        self._is_given, self._next = given is not None, first
+    def __init__(self, *, first: int, names_by_number: Mapping[int, str] | None = None) -> None:
+        self._numbers = {name or UNNAMED_CLASS: number for number, name in (names_by_number or {}).items()}
+        self._is_fixed, self._next = names_by_number is not None, first
 
-    def take(self, name: str, *, place: str) -> int:
-        """The class of masks of that name, "" being a class of its own. Raises ShardError for one that the file lacks."""
+    def number_of(self, name: str, *, place: str) -> int:
+        """Return the class number of a name; masks without a name ("") are one class.
+
+        Raises ShardError, naming `place`, for a name that the file of class names lacks.
+        """
         name = name or UNNAMED_CLASS
         if name not in self._numbers:
-            if self._is_given:
-                raise ShardError(f"{place}: no class is called {name!r} in the file of class names: add it there")
+            if self._is_fixed:
+                raise ShardError(f"{place}: the file of class names has no class {name!r}: add it there")
             self._numbers[name] = self._next
             self._next += 1
         return self._numbers[name]
 
     @property
     def names(self) -> dict[int, str]:
-        """By number, in the order of numbers."""
+        """Names by class number, in the order of numbers."""
         return {number: name for name, number in sorted(self._numbers.items(), key=lambda item: item[1])}

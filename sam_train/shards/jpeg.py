@@ -1,4 +1,4 @@
-"""JPEG bytes to pixels and back, and without what they say of the person who took them."""
+"""Decoding and encoding of JPEGs, and removal of their metadata."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sam_train.errors import SkipSampleError
 from sam_train.records import MAX_PIXELS
 from sam_train.shards.icc import strip_icc_chunk_texts
 
-# A marker is FF and a code; FF 00 is a data byte of a scan, FF D0 to D7 stand between its pieces, and FF may be repeated.
+# A marker is FF and a code. FF 00 is a data byte of a scan, FF D0 to D7 are restart markers in it, and FF may be repeated.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _EOI, _TEM, _APP0, _APP15, _COM = 0xD9, 0x01, 0xE0, 0xEF, 0xFE
 _ICC = b"ICC_PROFILE\0"
-_NEEDED_TO_DECODE = {_APP0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
-"""Application segments that say how bytes become colours, beside the ICC profile: what they begin with, bytes that say so."""
+_COLOUR_SEGMENTS = {_APP0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+"""Application segments that define colours, besides the ICC profile: marker -> (prefix, number of bytes to keep)."""
 _KINDS = (
     (0xE1, b"Exif\0", "EXIF"),
     (0xE1, b"http://ns.adobe.com/", "XMP"),
@@ -43,111 +43,116 @@ def decode_jpeg(data: bytes, *, shard: str = "", key: str = "", max_pixels: int 
 
 
 def check_jpeg_header(data: bytes, *, shard: str = "", key: str = "", max_pixels: int = MAX_PIXELS) -> None:
-    """Look at the size that a JPEG claims before memory is taken for it: a few bytes can claim 12 GB.
+    """Check the size in the header of a JPEG before memory is allocated for it: a few bytes can declare 12 GB.
 
-    Raises SkipSampleError: "undecodable_jpeg" when the bytes are none, or fewer than the claimed pixels need (each block of 8 x 8
-    takes a bit at least); "too_large" above `max_pixels`.
+    Raises SkipSampleError: "undecodable_jpeg" if the bytes are not a JPEG or are fewer than the declared pixels need (each
+    block of 8 x 8 takes at least one bit); "too_large" for more than `max_pixels`.
     """
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise SkipSampleError("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
     if height * width > max_pixels:
-        message = f"the JPEG is {width} x {height}, at most {max_pixels} pixels are decoded: scale or cut it"
+        message = f"the JPEG is {width} x {height}, at most {max_pixels} pixels are decoded: scale or crop it"
         raise SkipSampleError("too_large", message, shard=shard, key=key)
     if (height // 8) * (width // 8) > 8 * len(data):
-        message = f"the JPEG is said to be {width} x {height}, which {len(data)} bytes cannot hold: replace it"
+        message = f"the JPEG header declares {width} x {height}, which {len(data)} bytes cannot hold: replace the file"
         raise SkipSampleError("undecodable_jpeg", message, shard=shard, key=key)
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
-    """HWC uint8 RGB to JPEG without chroma subsampling, so that thin coloured objects keep their edges."""
+    """Encode HWC uint8 RGB as a JPEG without chroma subsampling, so that thin coloured objects keep their edges."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="444")
 
 
 def strip_metadata(jpeg: bytes) -> bytes:
-    """The same picture, bit for bit, without EXIF (place, date, owner, thumbnail), XMP, IPTC, comments and all else in
-    application segments but JFIF without its thumbnail, the colours of an ICC profile (`icc.strip_icc_texts`) and Adobe's colour
-    transform, and without what follows the picture's end.
+    """Remove the metadata of a JPEG; the compressed pixels stay bit-identical.
 
-    Raises ValueError for bytes that are no whole JPEG.
+    Removes EXIF (location, date, owner, thumbnail), XMP, IPTC, comments, all other application segments and everything after the
+    end of the image. Keeps JFIF without its thumbnail, the colours of an ICC profile (`icc.strip_icc_texts`) and Adobe's colour
+    transform.
+
+    Raises ValueError for bytes that are not a complete JPEG.
     """
     kept, position = [jpeg[:2]], 2
-    for start, marker, content, bare, end in _bare_segments(jpeg):
-        kept.append(jpeg[position:start])  # the data of a scan, if anything
-        if bare == content:
+    for start, marker, content, stripped, end in _strip_segments(jpeg):
+        kept.append(jpeg[position:start])  # the data of a scan, if any
+        if stripped == content:
             kept.append(jpeg[start:end])
-        elif bare is not None:
-            kept.append(bytes([0xFF, marker]) + (len(bare) + 2).to_bytes(2, "big") + bare)
+        elif stripped is not None:
+            kept.append(bytes([0xFF, marker]) + (len(stripped) + 2).to_bytes(2, "big") + stripped)
         position = end
     return b"".join(kept)
 
 
 def list_metadata(jpeg: bytes) -> list[str]:
-    """What `strip_metadata` would take out: "EXIF", "XMP", "IPTC", "a comment", "APP5", "texts of the ICC profile",
-    "bytes after its end", each once.
+    """Return the kinds of metadata that `strip_metadata` would remove, each once.
 
-    Of a torn JPEG, what stands before the tear.
+    The kinds are "EXIF", "XMP", "IPTC", "a comment", "APP5", "texts of the ICC profile", "bytes after its end" and the like.
+    For a truncated JPEG, the list covers the part that is present.
     """
     kinds: dict[str, None] = {}
-    with suppress(ValueError):  # the decoder says it better
-        for _, marker, content, bare, end in _bare_segments(jpeg):
-            if bare != content:
+    with suppress(ValueError):  # decoding the JPEG reports the error
+        for _, marker, content, stripped, end in _strip_segments(jpeg):
+            if stripped != content:
                 kinds[_kind(marker, content)] = None
             elif marker == _EOI and end < len(jpeg):
                 kinds["bytes after its end"] = None
     return list(kinds)
 
 
-def _bare_segments(jpeg: bytes) -> Iterator[tuple[int, int, bytes, bytes | None, int]]:
-    """(start, marker, content, what of it may stay, end) of each segment; None where nothing may. Raises as `_segments`."""
-    segments, torn = [], None
+def _strip_segments(jpeg: bytes) -> Iterator[tuple[int, int, bytes, bytes | None, int]]:
+    """Yield (start, marker, content, stripped content, end) of each segment.
+
+    The stripped content is what may be kept, None if the segment must be removed. Raises ValueError as `_segments` does.
+    """
+    segments, truncation = [], None
     try:
         for start, marker, at, end in _segments(jpeg):
             segments.append((start, marker, jpeg[at:end], end))
     except ValueError as error:
-        torn = error
+        truncation = error
     parts = [content[len(_ICC) :] for _, marker, content, _ in segments if _is_icc(marker, content)]
-    bare_parts: Iterator[bytes | None] = iter(strip_icc_chunk_texts(parts) or repeat(None))
+    stripped_parts: Iterator[bytes | None] = iter(strip_icc_chunk_texts(parts) or repeat(None))
     for start, marker, content, end in segments:
         if _is_icc(marker, content):
-            part = next(bare_parts)
+            part = next(stripped_parts)
             yield start, marker, content, None if part is None else _ICC + part, end
         else:
-            yield start, marker, content, _bare(marker, content), end
-    if torn is not None:
-        raise torn
+            yield start, marker, content, _strip_content(marker, content), end
+    if truncation is not None:
+        raise truncation
 
 
 def _is_icc(marker: int, content: bytes) -> bool:
     return marker == 0xE2 and content.startswith(_ICC)
 
 
-def _bare(marker: int, content: bytes) -> bytes | None:
+def _strip_content(marker: int, content: bytes) -> bytes | None:
     if not _APP0 <= marker <= _APP15:
         return None if marker == _COM else content
-    begin, length = _NEEDED_TO_DECODE.get(marker, (b"", 0))
-    if not length or not content.startswith(begin):
+    prefix, length = _COLOUR_SEGMENTS.get(marker, (b"", 0))
+    if not length or not content.startswith(prefix):
         return None
-    # JFIF ends with the size of a thumbnail, which may follow and must not be said to.
+    # JFIF ends with the size of a thumbnail that may follow: it is set to 0 x 0.
     return content[:12] + b"\0\0" if marker == _APP0 and len(content) > length else content[:length]
 
 
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(start, marker, start of its content, end) of each segment. Raises ValueError where they do not lead to the end."""
+    """Yield (start, marker, start of content, end) of each segment. Raises ValueError if there is no end marker."""
     if not jpeg.startswith(b"\xff\xd8"):
-        raise ValueError("no JPEG: it does not begin with FF D8")
+        raise ValueError("not a JPEG: it does not begin with FF D8")
     position, marker = 2, 0
     while marker != _EOI:
-        found = _MARKER.search(jpeg, position)
-        marker, end = (found[1][0], found.end()) if found else (0, len(jpeg))
-        length = 0 if marker in (_EOI, _TEM) else int.from_bytes(jpeg[end : end + 2], "big")  # counts its own two bytes
-        if found is None or end + length > len(jpeg):
-            raise ValueError("a torn JPEG: its segments do not lead to its end")
-        yield found.start(), marker, min(end + 2, end + length), end + length
+        match = _MARKER.search(jpeg, position)
+        marker, end = (match[1][0], match.end()) if match else (0, len(jpeg))
+        length = 0 if marker in (_EOI, _TEM) else int.from_bytes(jpeg[end : end + 2], "big")  # includes its own two bytes
+        if match is None or end + length > len(jpeg):
+            raise ValueError("truncated or corrupt JPEG: no end marker after its segments")
+        yield match.start(), marker, min(end + 2, end + length), end + length
         position = end + length
 
 
 def _kind(marker: int, content: bytes) -> str:
-    named = (name for code, begin, name in _KINDS if code == marker and content.startswith(begin))
-    return next(named, f"APP{marker - _APP0}")
+    names = (name for code, prefix, name in _KINDS if code == marker and content.startswith(prefix))
+    return next(names, f"APP{marker - _APP0}")

@@ -1,4 +1,4 @@
-"""From a file's relative path to the key and the number under which a shard holds it."""
+"""Keys and image ids of samples, derived from the relative paths of image files."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ _NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def keys_from_paths(paths: Sequence[str]) -> list[str]:
-    """One key for each relative path (POSIX slashes), in their order.
+    """Return one key per relative path (POSIX slashes), in order.
 
-    The extension goes; whatever is no ASCII letter, digit, '_' or '-' becomes '_'. A key that was changed by this, cut
-    to its 200 characters, or that another path would get too (upper and lower case are one here, for file systems where
-    they are) ends in '_' and 8 hex digits of the SHA-256 of its path.
+    The extension is removed, and every character but ASCII letters, digits, '_' and '-' becomes '_'. A key that this has
+    changed, that is truncated to 200 characters, or that another path would share (ignoring case, for case-insensitive file
+    systems) ends in '_' and 8 hex digits of the SHA-256 of its path.
 
-    Raises ConfigError for a path given twice or, by a chance of one in billions, two paths with one key.
+    Raises ConfigError for a duplicate path or, with a probability of one in billions, for two paths with the same key.
     """
     stems = [str(PurePosixPath(path).with_suffix("")) for path in paths]
-    plain = [_NOT_IN_A_KEY.sub("_", stem) for stem in stems]
-    wanted_by = Counter(key.lower() for key in plain)
+    candidates = [_NOT_IN_A_KEY.sub("_", stem) for stem in stems]
+    num_paths_by_key = Counter(key.lower() for key in candidates)
     keys = []
-    for path, stem, key in zip(paths, stems, plain, strict=True):
-        as_it_is = key == stem and len(key) <= _MAX_KEY_LENGTH and wanted_by[key.lower()] == 1
-        keys.append(key if as_it_is else f"{key[: _MAX_KEY_LENGTH - 9]}_{_digest(path).hex()[:8]}")
+    for path, stem, key in zip(paths, stems, candidates, strict=True):
+        is_unchanged = key == stem and len(key) <= _MAX_KEY_LENGTH and num_paths_by_key[key.lower()] == 1
+        keys.append(key if is_unchanged else f"{key[: _MAX_KEY_LENGTH - 9]}_{_digest(path).hex()[:8]}")
     check_unique(list(zip(keys, paths, strict=True)), "key")
     return keys
 
 
 def image_id_from_path(path: str) -> int:
-    """A number of 48 bits that depends on the relative path alone."""
+    """Return a 48-bit integer that depends on the relative path only."""
     return int.from_bytes(_digest(path)[:6], "big")
 
 
-def check_unique(named: Sequence[tuple[object, str]], what: str) -> None:
-    """Raise ConfigError when two of the (value, where it comes from) pairs have one value. `what` names the value."""
+def check_unique(values_and_origins: Sequence[tuple[object, str]], what: str) -> None:
+    """Raise ConfigError if two of the (value, origin) pairs have the same value. `what` names the value in the message."""
     first: dict[object, str] = {}
-    for value, place in named:
+    for value, origin in values_and_origins:
         if value in first:
-            raise ConfigError(f"{first[value]!r} and {place!r} have one {what}, {value!r}: leave one out or rename it")
-        first[value] = place
+            raise ConfigError(f"{first[value]!r} and {origin!r} have the same {what}, {value!r}: remove or rename one")
+        first[value] = origin
 
 
 def _digest(path: str) -> bytes:

@@ -1,8 +1,8 @@
-"""The table of a shard's masks: `sa_000000.masks.parquet`, a row a mask, so that a whole folder can be asked in SQL.
+"""Table of a shard's masks, `sa_000000.masks.parquet`, with one row per mask, for SQL queries over a folder of shards.
 
 SELECT stage, count(*), avg(area) FROM 'folder/*.masks.parquet' GROUP BY stage
 
-`sam-data table` makes one file of them.
+`sam-data table` merges the tables of a data set into one file.
 """
 
 from __future__ import annotations
@@ -23,33 +23,36 @@ MASK_TABLE_COLUMNS = (
     *("box_x", "box_y", "box_width", "box_height", "predicted_iou", "stability_score"),
     *("stage", "checkpoint", "annotator", "config", "num_prompts", "seconds", "name"),
 )
-"""`width` and `height` are the picture's, `area` and `box_*` the mask's (image frame, pixels); text is empty and numbers are 0
-where a mask has no provenance, as Meta's have none. `name` is what the mask shows, empty where nobody said; tables of before
-it was kept have no such column, and DuckDB reads both together with `read_parquet('*.masks.parquet', union_by_name=true)`."""
+"""Columns of the table, in order.
+
+`width` and `height` are those of the image, `area` and `box_*` those of the mask (image frame, pixels). Text is empty and
+numbers are 0 for a mask without provenance, such as Meta's. `name` is the class of the masked object, empty if unknown; tables
+of earlier versions lack this column, and DuckDB reads both kinds with
+`read_parquet('*.masks.parquet', union_by_name=true)`."""
 
 
 def mask_table_path(shard: Path) -> Path:
-    """`folder/sa_000000.tar` -> `folder/sa_000000.masks.parquet`."""
+    """Return the path of a shard's mask table: `folder/sa_000000.tar` -> `folder/sa_000000.masks.parquet`."""
     return shard.with_name(shard.name.removesuffix(".tar") + ".masks.parquet")
 
 
 class MaskTable:
-    """Rows of the masks of records that are added one by one."""
+    """Mask table that is filled record by record."""
 
     def __init__(self) -> None:
         self._columns: dict[str, list[Any]] = {name: [] for name in MASK_TABLE_COLUMNS}
 
     def add(self, record: ImageRecord) -> None:
-        """A row for each mask of the record. Raises ShardError for ids that no reader of Parquet takes."""
+        """Add one row per mask of the record. Raises ShardError for ids of more than 63 bits, which Parquet cannot store."""
         if any(abs(number) >= 1 << 63 for number in (record.image_id, *(mask.id for mask in record.masks))):
-            raise ShardError("an image id or mask id of more than 63 bits: number the images and masks anew", key=record.key)
+            raise ShardError("an image id or mask id has more than 63 bits: renumber the images and masks", key=record.key)
         for mask in record.masks:
             for column, value in zip(self._columns.values(), _row(record, mask), strict=True):
                 column.append(value)
 
     @staticmethod
     def schema() -> Any:
-        """pyarrow's, of MASK_TABLE_COLUMNS."""
+        """Return the pyarrow schema of MASK_TABLE_COLUMNS."""
         import pyarrow as pa
 
         types = {name: pa.int64() if name in (*_INTEGERS, "num_prompts") else pa.float64() for name in MASK_TABLE_COLUMNS}
@@ -57,13 +60,13 @@ class MaskTable:
         return pa.schema([(name, types[name]) for name in MASK_TABLE_COLUMNS])
 
     def to_arrow(self) -> Any:
-        """The rows, a pyarrow Table."""
+        """Return the rows as a pyarrow Table."""
         import pyarrow as pa
 
         return pa.table(self._columns, schema=self.schema())
 
     def to_parquet(self) -> bytes:
-        """The file's bytes: equal rows, equal bytes (with one version of pyarrow, whose name is in the file)."""
+        """Return the bytes of the Parquet file. Equal rows give equal bytes, with the same version of pyarrow."""
         from pyarrow import parquet
 
         stream = io.BytesIO()
@@ -72,7 +75,7 @@ class MaskTable:
 
 
 def encode_mask_table(records: Iterable[ImageRecord]) -> bytes:
-    """The Parquet bytes of the masks of these records, in their order."""
+    """Return the Parquet bytes of the mask table of these records, in order."""
     table = MaskTable()
     for record in records:
         table.add(record)
@@ -80,7 +83,7 @@ def encode_mask_table(records: Iterable[ImageRecord]) -> bytes:
 
 
 def _row(record: ImageRecord, mask: MaskRecord) -> tuple[Any, ...]:
-    """In the order of MASK_TABLE_COLUMNS."""
+    """Return the values of MASK_TABLE_COLUMNS for one mask."""
     source = mask.provenance or _NO_PROVENANCE
     return (
         *(record.key, record.image_id, mask.id, record.width, record.height, mask.area),

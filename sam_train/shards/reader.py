@@ -1,4 +1,4 @@
-"""Reading shards: names to files, and tars to samples in one pass."""
+"""Reading shards sequentially: expansion of path patterns, and iteration over the samples of tars."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sam_train.shards.tar_members import CORRUPT_TAR, Sample, locate_samples, op
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[Path]:
-    """Paths, globs, brace ranges and folders to the tar files they name, sorted, each once.
+    """Expand paths, globs, brace ranges and folders to the tar files that they match, sorted, without duplicates.
 
-    Raises ConfigError when a pattern names nothing.
+    Raises ConfigError if a pattern matches no file.
     """
     paths: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for expanded in _expand_braces(str(pattern)):
-            found = _named_by(expanded)
-            if not found:
+            matches = _match_files(expanded)
+            if not matches:
                 expected = "a .tar, a glob, a brace range or a folder of .tar files"
                 raise ConfigError(f"no shard matches {expanded!r}: expected {expected}")
-            paths.update(found)
+            paths.update(matches)
     if not paths:
-        raise ConfigError("no shards were named: give at least one .tar, glob, brace range or folder")
+        raise ConfigError("no shards given: name at least one .tar, glob, brace range or folder")
     return sorted(paths)
 
 
@@ -37,22 +37,22 @@ def _expand_braces(pattern: str) -> list[str]:
     try:
         return list(braceexpand.braceexpand(pattern))
     except ValueError as error:
-        raise ConfigError(f"{pattern!r} is no brace range: {error}") from error
+        raise ConfigError(f"{pattern!r} is not a valid brace range: {error}") from error
 
 
-def _named_by(name: str) -> list[Path]:
+def _match_files(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         return list(path.glob("*.tar"))
-    # A file may have a name that would also be a pattern, such as run[1].tar.
+    # The name of an existing file may also be a valid pattern, such as run[1].tar.
     return [path] if path.is_file() else [Path(match) for match in glob.glob(name)]
 
 
 def iterate_samples(shards: Sequence[Path]) -> Iterator[Sample]:
-    """Every sample of every shard, in order, each shard in one pass from its beginning to its end (webdataset).
+    """Yield every sample of every shard in order, each shard in one sequential pass (webdataset).
 
-    Raises ShardError for what `locate_samples` refuses, before a shard's first sample; for a pair that is not adjacent, and a
-    record that the schema does not know: what is skipped and what ends the run is the caller's decision.
+    Raises ShardError, before a shard's first sample, for everything that `locate_samples` rejects; later for a JPEG and a JSON
+    that are not adjacent, and for a record that does not fit the schema. The caller decides whether to skip or to stop.
     """
     for shard in shards:
         with open_local_shard(shard) as stream:

@@ -1,4 +1,4 @@
-"""Writer of a folder of shards of a fixed number of images each."""
+"""Writer of a folder of shards with a fixed number of images each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sam_train.shards.writer import write_shard
 
 
 class ShardSetWriter:
-    """Fills one folder with shards of `images_per_shard` images; those that are already there are kept."""
+    """Writer of shards of `images_per_shard` images to one folder; complete shards that exist there are reused."""
 
     def __init__(self, folder: Path, images_per_shard: int, provenance: dict[str, Any]) -> None:
         self.folder, self.images_per_shard, self.provenance = folder, images_per_shard, provenance
-        self.num_images = self.num_masks = self.num_shards = self.num_kept = 0
+        self.num_images = self.num_masks = self.num_shards = self.num_reused_shards = 0
         self._samples: list[tuple[ImageRecord, bytes]] = []
         self._counts: Counter[str] = Counter()
 
     def add(self, record: ImageRecord, jpeg: bytes, counts: Counter[str]) -> None:
-        """Put one image in; `counts` is what was left out of it. Writes a shard when one is full."""
+        """Add one image, and write a shard if one is full. `counts` says how many masks of it were dropped, by reason."""
         self._samples.append((record, jpeg))
         self._counts += counts
         self.num_images += 1
@@ -32,31 +32,31 @@ class ShardSetWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left.
+        """Write the remaining images as a last, smaller shard.
 
-        Raises ShardError when the folder holds shards that are not of this import.
+        Raises ShardError if the folder holds shards that another import has written.
         """
         if self._samples:
             self._flush()
         if more := done_shards(self.folder)[self.num_shards :]:
-            raise ShardError(
-                f"{more[0].name} and {len(more) - 1} more are of another import: give an empty --out", shard=str(more[0])
-            )
+            message = f"{more[0].name} and {len(more) - 1} more were written by another import: give an empty --out"
+            raise ShardError(message, shard=str(more[0]))
 
     def _flush(self) -> None:
         shard = self.folder / f"sa_{self.num_shards:06d}.tar"
         if manifest_path(shard).is_file():
-            self._check_done(shard, load_manifest(shard))
-            self.num_kept += 1
+            self._check_existing(shard, load_manifest(shard))
+            self.num_reused_shards += 1
         else:
             counts = {name: float(count) for name, count in self._counts.items()}
             write_shard(shard, self._samples, counts=counts, provenance=self.provenance)
         self.num_shards += 1
         self._samples, self._counts = [], Counter()
 
-    def _check_done(self, shard: Path, manifest: Manifest) -> None:
+    def _check_existing(self, shard: Path, manifest: Manifest) -> None:
         records = [record for record, _ in self._samples]
-        same = manifest.keys == [record.key for record in records] and manifest.provenance == self.provenance
-        whole = shard.is_file() and shard.stat().st_size == manifest.bytes
-        if not same or not whole or [sample.record for sample in iterate_samples([shard])] != records:
-            raise ShardError("the shard is there, but of other images or options: give an empty --out", shard=str(shard))
+        is_same_import = manifest.keys == [record.key for record in records] and manifest.provenance == self.provenance
+        is_complete = shard.is_file() and shard.stat().st_size == manifest.bytes
+        if not is_same_import or not is_complete or [sample.record for sample in iterate_samples([shard])] != records:
+            message = "this shard exists, but holds other images or was written with other options: give an empty --out"
+            raise ShardError(message, shard=str(shard))

@@ -7,28 +7,28 @@ from collections.abc import Mapping
 
 
 def is_held_out(key: str, *, holdout: float, seed: int) -> bool:
-    """Whether an image belongs to the held-out `holdout` (0..1) of its data set.
+    """Return whether an image belongs to the held-out fraction `holdout` (0..1) of its data set.
 
-    Depends on the key and the seed alone, so no image changes sides when others come or go.
+    The result depends on the key and the seed only, so an image stays in its split when other images are added or removed.
     """
     return assign_split(key, {"train": 1 - holdout, "heldout": holdout}, seed=seed) == "heldout"
 
 
 def assign_split(key: str, fractions: Mapping[str, float], *, seed: int) -> str:
-    """The name of the split that an image belongs to; the fractions add up to 1.
+    """Return the name of the split that an image belongs to; the fractions add up to 1.
 
-    Depends on the key, the seed and the fractions alone. The shares are laid from the last name to the first, so a last
-    split that grows takes images in and gives none away.
+    The result depends on the key, the seed and the fractions only. The fractions are laid out from the last name to the
+    first, so that a last split that grows gains images and loses none.
     """
-    place, end = _place(key, seed), 0.0
+    position, end = _hash_position(key, seed), 0.0
     *others, first = reversed([*fractions])
     for name in others:
         end += fractions[name]
-        if place < end * 2**64:
+        if position < end * 2**64:
             return name
     return first
 
 
-def _place(key: str, seed: int) -> int:
-    """A number below 2**64 that looks drawn at random."""
+def _hash_position(key: str, seed: int) -> int:
+    """Return a pseudo-random 64-bit integer."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big")

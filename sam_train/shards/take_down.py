@@ -1,4 +1,8 @@
-"""Pictures that somebody wants out: a list of image ids and keys, in a text file."""
+"""Take-down lists: text files of the image ids and keys that removal requests name.
+
+A person shown in an image, or the owner of an image, can request its removal. The image engine leaves such images out of new
+shards (`privacy.take_down`), `sam-data repair --drop-ids` removes them from existing shards.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +15,38 @@ from sam_train.files import file_sha256
 from sam_train.records import KEY_PATTERN
 
 TAKEN_DOWN = "taken_down"
-"""The reason under which such pictures are counted."""
+"""Reason under which removed images are counted, as stored in manifests."""
 
 
 @dataclass(frozen=True, slots=True)
 class TakeDownList:
-    """What the list names; a number is looked for among both."""
+    """Image ids and keys to remove; an entry that is a number is both an id and a key."""
 
     image_ids: frozenset[int] = frozenset()
     keys: frozenset[str] = frozenset()
     sha256: str = ""
-    """Of the file, hex."""
+    """SHA-256 of the list's file, hex."""
 
     def contains(self, *, key: str, image_id: int | None) -> bool:
-        """Whether this picture must go. image_id: None where it is not known."""
+        """Return whether an image must be removed. `image_id` is None if it is unknown."""
         return image_id in self.image_ids or key in self.keys
 
 
 def read_take_down_list(path: Path) -> TakeDownList:
-    """One image id or key a line; empty lines and what follows a # do not count.
+    """Read one image id or key per line; empty lines and text after a # are ignored.
 
-    Raises ConfigError when the file is missing, no text, or a line can be neither.
+    Raises ConfigError if the file is missing or is not text, or if a line is neither an image id nor a key.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        expected = "Expected a text file with one image id or key a line"
+        expected = "Expected a text file with one image id or key per line"
         raise ConfigError(f"the take-down list {path} cannot be read: {error}. {expected}") from error
-    named = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
-    for number, name in named:
-        if name and not KEY_PATTERN.fullmatch(name):
-            raise ConfigError(
-                f"{path}, line {number}: {name[:80]!r} is no image id and no key: expected a number, or letters, digits, _ and -"
-            )
-    names = {name for _, name in named if name}
-    numbers = frozenset(int(name) for name in names if re.fullmatch(r"-?\d{1,19}", name))
-    return TakeDownList(image_ids=numbers, keys=frozenset(names), sha256=file_sha256(path))
+    numbered_entries = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
+    for number, entry in numbered_entries:
+        if entry and not KEY_PATTERN.fullmatch(entry):
+            expected = "expected a number, or letters, digits, _ and -"
+            raise ConfigError(f"{path}, line {number}: {entry[:80]!r} is neither an image id nor a key: {expected}")
+    entries = {entry for _, entry in numbered_entries if entry}
+    image_ids = frozenset(int(entry) for entry in entries if re.fullmatch(r"-?\d{1,19}", entry))
+    return TakeDownList(image_ids=image_ids, keys=frozenset(entries), sha256=file_sha256(path))

@@ -1,6 +1,7 @@
-"""What the members of a shard's tar must be, for both ways of reading one: by place (`index`) and in one pass (`reader`).
+"""Members of a shard's tar: their names, byte ranges and checks, for random access (`index`) and for one pass (`reader`).
 
-Nothing is ever extracted, and of a member's path only the last part is looked at, so no name in a tar can point anywhere.
+No member is ever extracted, and only the last component of a member's path is used, so that no name in a tar can point
+outside a folder.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from sam_train.errors import ShardError
 from sam_train.records import ImageRecord, check_key
 from sam_train.shards.manifest import load_manifest, manifest_path
 
-CORRUPT_TAR = "the tar is torn or no tar: write or download it again"
+CORRUPT_TAR = "the file is truncated, corrupt or not a tar: write or download it again"
+"""End of the messages about a tar that cannot be read completely."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One image as it lies in a shard: JPEG bytes undecoded, record parsed."""
+    """One image of a shard: the JPEG bytes as stored, the record parsed."""
 
     shard: str
     jpeg: bytes
@@ -29,13 +31,13 @@ class Sample:
 
     @staticmethod
     def from_bytes(shard: Path, key: str, *, jpeg: bytes, document: bytes) -> Sample:
-        """From the bytes of the pair's two members. Raises ShardError for JSON that the schema does not know."""
+        """Return the sample of a JPEG and a JSON member. Raises ShardError if the JSON does not fit the schema of records."""
         return Sample(shard=str(shard), jpeg=jpeg, record=ImageRecord.from_json(document, key=key, shard=str(shard)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByteRange:
-    """A stretch of a file, in bytes."""
+    """Contiguous part of a file, in bytes."""
 
     offset: int
     length: int
@@ -43,48 +45,52 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleLocation:
-    """Where the two members of a sample lie in the tar."""
+    """Byte ranges of the two members of a sample in the tar."""
 
     jpeg: ByteRange
     json: ByteRange
 
 
 def split_member_name(path: str) -> tuple[str, str] | tuple[None, None]:
-    """`./folder/KEY.JPG` -> (KEY, jpg); (None, None) for what is no part of a sample: other endings, dots in the key."""
+    """Return key and lower-case extension of a member: `./folder/KEY.JPG` -> (KEY, jpg).
+
+    Returns (None, None) for a member that belongs to no sample: another extension, or a dot in the key.
+    """
     name = PurePosixPath(path).name
     key, _, extension = name.partition(".")
     return (key, extension.lower()) if key and extension.lower() in ("jpg", "json") else (None, None)
 
 
 def locate_samples(stream: BinaryIO, shard: Path) -> dict[str, SampleLocation]:
-    """Every sample of the tar by its key, in the order in which they begin. Only headers are read.
+    """Return the location of every sample of the tar by its key, in the order of their first members. Reads headers only.
 
-    Members that are not `KEY.jpg` or `KEY.json` (folders, links, licences, names that begin with a dot) are not samples.
-    Raises ShardError for a torn tar, bytes after its end, a size or keys other than its manifest's (where one lies beside
-    it), a name that can be no key, a name given twice, and a JPEG without JSON or the reverse.
+    Members that are not `KEY.jpg` or `KEY.json` (folders, links, licences, names that begin with a dot) are ignored.
+    Raises ShardError for a truncated or corrupt tar, bytes after its end, a size or keys other than those of the manifest
+    (if there is one beside the tar), a name that is not a valid key, a duplicate name, and a JPEG without JSON or a JSON
+    without JPEG.
     """
-    found: dict[str, dict[str, ByteRange]] = {}
-    for key, extension, span in _members(stream, shard):
+    samples: dict[str, dict[str, ByteRange]] = {}
+    for key, extension, byte_range in _members(stream, shard):
         check_key(key, shard=str(shard))
-        if extension in found.setdefault(key, {}):
+        if extension in samples.setdefault(key, {}):
             raise ShardError("two members have this name", shard=str(shard), key=key, field=extension)
-        found[key][extension] = span
-    for key, spans in found.items():
-        if len(spans) != 2:
+        samples[key][extension] = byte_range
+    for key, byte_ranges in samples.items():
+        if len(byte_ranges) != 2:
             raise ShardError(
-                f"expected {key}.jpg and {key}.json, found only {key}.{next(iter(spans))}", shard=str(shard), key=key
+                f"expected {key}.jpg and {key}.json, found only {key}.{next(iter(byte_ranges))}", shard=str(shard), key=key
             )
-    _check_manifest(shard, list(found))
-    return {key: SampleLocation(jpeg=spans["jpg"], json=spans["json"]) for key, spans in found.items()}
+    _check_manifest(shard, list(samples))
+    return {key: SampleLocation(jpeg=byte_ranges["jpg"], json=byte_ranges["json"]) for key, byte_ranges in samples.items()}
 
 
 def _members(stream: BinaryIO, shard: Path) -> Iterator[tuple[str, str, ByteRange]]:
-    """Key, extension and place of each JPEG and JSON."""
+    """Yield key, extension and byte range of each JPEG and JSON."""
     num_bytes = shard.stat().st_size
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                # A negative size would send tarfile back to where it has been, for ever.
+                # A negative size would move tarfile back to an earlier member, in an endless loop.
                 if member.size < 0 or member.offset_data + member.size > num_bytes:
                     raise ShardError(f"a member of {member.size} bytes; {CORRUPT_TAR}", shard=str(shard))
                 key, extension = split_member_name(member.name)
@@ -92,34 +98,34 @@ def _members(stream: BinaryIO, shard: Path) -> Iterator[tuple[str, str, ByteRang
                     yield key, extension, ByteRange(offset=member.offset_data, length=member.size)
             end = tar.offset
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, struct.error) as error:
-        # A chain of a thousand long names takes tarfile as deep.
+        # RecursionError: tarfile recurses once per header in a chain of long names.
         raise ShardError(f"{error}; {CORRUPT_TAR}", shard=str(shard)) from error
     _check_end(stream, end, shard)
 
 
 def _check_end(stream: BinaryIO, end: int, shard: Path) -> None:
-    # tarfile takes a broken header for the end of the archive, and would lose all that follows without a word.
+    # tarfile treats a corrupt header as the end of the archive, and would silently drop every member after it.
     stream.seek(end)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise ShardError(f"no end mark at byte {end}; {CORRUPT_TAR}", shard=str(shard))
     while block:
         if block.count(0) != len(block):
-            raise ShardError(f"something that is no member at byte {end}; {CORRUPT_TAR}", shard=str(shard))
+            raise ShardError(f"no valid member header at byte {end}; {CORRUPT_TAR}", shard=str(shard))
         block = stream.read(1 << 20)
 
 
 def _check_manifest(shard: Path, keys: list[str]) -> None:
-    if not manifest_path(shard).is_file():  # Meta's own tars have none
+    if not manifest_path(shard).is_file():  # Meta's own tars have no manifest
         return
     manifest = load_manifest(shard)
     if manifest.bytes != shard.stat().st_size or manifest.keys != keys:
-        message = f"{shard.stat().st_size} bytes and {len(keys)} samples are not the manifest's {manifest.bytes} and"
+        message = f"the tar has {shard.stat().st_size} bytes and {len(keys)} samples, its manifest lists {manifest.bytes} and"
         raise ShardError(f"{message} {len(manifest.keys)} (or their keys differ): write the shard again", shard=str(shard))
 
 
 def open_local_shard(shard: Path) -> BinaryIO:
-    """The shard's bytes. Raises ShardError when there is no such file."""
+    """Open a shard for reading. Raises ShardError if the file does not exist."""
     if not shard.is_file():
         raise ShardError("no such shard: name a .tar that exists", shard=str(shard))
     return shard.open("rb")

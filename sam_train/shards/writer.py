@@ -1,4 +1,4 @@
-"""Writing a shard: whole or not at all, and the same bytes for the same input."""
+"""Writing a shard atomically; equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def write_shard(
     counts: Mapping[str, float] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Write (record, JPEG bytes) pairs to `path`, then the table of their masks, then the manifest.
+    """Write (record, JPEG bytes) pairs to `path`, then the table of their masks, then the manifest; return the manifest.
 
-    Each is whole or not there (see `sam_train.files`); the manifest comes last and is the mark that the shard is done.
-    `samples` may be a generator: `skipped` and `counts` are read after it is exhausted, so it may fill them. Raises
-    ShardError for a key written twice and for a record that its own schema refuses; then no file of the final names appears.
+    Each write is atomic (see `sam_train.files`); the manifest comes last and marks the shard as complete. `samples` may be
+    a generator: `skipped` and `counts` are read after it is exhausted, so it may fill them. Raises ShardError for a duplicate
+    key and for a record that does not fit its own schema; no file gets its final name then.
     """
     table = MaskTable()
     with atomic_write(path) as stream:
         sizes = _write_tar(stream, samples, table, shard=path.name)
         stream.flush()
-        for of_an_older_shard in (manifest_path(path), mask_table_path(path)):  # would call this one done too early
-            of_an_older_shard.unlink(missing_ok=True)
+        for outdated in (manifest_path(path), mask_table_path(path)):  # an old manifest would mark the new tar as complete
+            outdated.unlink(missing_ok=True)
     atomic_write_bytes(mask_table_path(path), table.to_parquet())
     manifest = Manifest(
         shard=path.name,
@@ -46,7 +46,7 @@ def write_shard(
         skipped=dict(skipped or {}),
         counts=dict(counts or {}),
         provenance=dict(provenance or {}),
-        places=_places(path, sizes),
+        places=_places_columns(path, sizes),
     )
     atomic_write_bytes(manifest_path(path), manifest.to_json())
     return manifest
@@ -55,24 +55,27 @@ def write_shard(
 def _write_tar(
     stream: BinaryIO, samples: Iterable[tuple[ImageRecord, bytes]], table: MaskTable, *, shard: str
 ) -> dict[str, tuple[int, int, int, int]]:
-    """Image id, width, height and number of masks by key, in order; the masks are added to the table."""
+    """Write the tar and add its masks to `table`; return image id, width, height and number of masks by key, in order."""
     sizes: dict[str, tuple[int, int, int, int]] = {}
     with wds.TarWriter(stream, encoder=False, mtime=0) as tar:
         for record, jpeg in samples:
             if record.key in sizes:
-                raise ShardError("key written twice", shard=shard, key=record.key)
+                raise ShardError("this key was written before: every image needs its own", shard=shard, key=record.key)
             document = record.to_json()
-            ImageRecord.from_json(document, key=record.key, shard=shard)  # what no reader takes is not written
+            ImageRecord.from_json(document, key=record.key, shard=shard)  # raises for a record that no reader would accept
             tar.write({"__key__": record.key, "jpg": jpeg, "json": document})
             sizes[record.key] = (record.image_id, record.width, record.height, len(record.masks))
             table.add(record)
     return sizes
 
 
-def _places(path: Path, sizes: Mapping[str, tuple[int, int, int, int]]) -> dict[str, list[int]]:
-    """The columns of PLACES_COLUMNS, read from the headers of the finished tar: what the manifest says was seen there."""
+def _places_columns(path: Path, sizes: Mapping[str, tuple[int, int, int, int]]) -> dict[str, list[int]]:
+    """Return the columns of PLACES_COLUMNS; byte offsets are read back from the headers of the finished tar."""
     with open_local_shard(path) as stream:
-        pairs = locate_samples(stream, path)
-    rows = [(*sizes[key], p.jpeg.offset, p.jpeg.length, p.json.offset, p.json.length) for key, p in pairs.items()]
+        locations = locate_samples(stream, path)
+    rows = [
+        (*sizes[key], where.jpeg.offset, where.jpeg.length, where.json.offset, where.json.length)
+        for key, where in locations.items()
+    ]
     columns = zip(*rows, strict=True) if rows else [()] * len(PLACES_COLUMNS)
     return {name: list(column) for name, column in zip(PLACES_COLUMNS, columns, strict=True)}

@@ -1,11 +1,11 @@
-"""Shards to the forms that other tools read: `sam-data export KIND ...`.
+"""Conversion of shards to the formats of other tools: `sam-data export KIND ...`.
 
-An exporter is a function that takes samples one by one and fills a folder. To add one, write it in a module here and name it
-in `EXPORTERS`; further parameters become options as `sam_train.shards.options` says:
+An exporter is a function that receives samples one by one and fills a folder. To add one, write it in a module of this package
+and add it to `EXPORTERS`; further parameters become options (see `sam_train.shards.options`):
 
     def export_label_maps(samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str]) -> None
 
-What the form cannot hold it counts by name in `counts`. `folder.ExportFolder` names and writes the files.
+It counts by name in `counts` what the format cannot represent. `folder.ExportFolder` names and writes the files.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,6 @@ EXPORTERS: dict[str, Callable[..., None]] = {
     "label_maps": export_label_maps,
     "overlays": export_overlays,
 }
-"""Kind, as the command line has it -> the function."""
+"""Kind on the command line -> function."""
 
 __all__ = ["EXPORTERS"]

@@ -1,4 +1,4 @@
-"""Shards to COCO's instances: a JSON and a folder of pictures."""
+"""Export to COCO's instances format: a JSON file and a folder of images."""
 
 from __future__ import annotations
 
@@ -19,76 +19,83 @@ from sam_train.shards.importers.mask_records import parse_rle
 from sam_train.shards.tar_members import Sample
 
 
-class _Numbers:
-    """Ids from `lowest` up that are each given once."""
+class _UniqueIds:
+    """Ids from `lowest` up, each assigned once."""
 
     def __init__(self, lowest: int) -> None:
-        self._taken: set[int] = set()
+        self._assigned: set[int] = set()
         self._lowest, self._highest = lowest, lowest - 1
 
-    def take(self, wanted: int) -> int:
-        given = wanted if wanted >= self._lowest and wanted not in self._taken else self._highest + 1
-        self._taken.add(given)
-        self._highest = max(self._highest, given)
-        return given
+    def assign(self, preferred: int) -> int:
+        is_free = preferred >= self._lowest and preferred not in self._assigned
+        number = preferred if is_free else self._highest + 1
+        self._assigned.add(number)
+        self._highest = max(self._highest, number)
+        return number
 
 
-class _ListFile:
-    """A JSON list that is written entry by entry."""
+class _JsonListWriter:
+    """Writer of a JSON list, one entry at a time."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._before = stream, b"\n"
+        self._stream, self._separator = stream, b"\n"
 
     def add(self, entry: dict[str, Any]) -> None:
-        self._stream.write(self._before + json.dumps(entry, separators=(",", ":")).encode())
-        self._before = b",\n"
+        self._stream.write(self._separator + json.dumps(entry, separators=(",", ":")).encode())
+        self._separator = b",\n"
 
 
 def export_coco(
-    samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, form: Literal["rle", "polygons"] = "rle"
+    samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, mask_format: Literal["rle", "polygons"] = "rle"
 ) -> None:
-    """Samples to out/instances.json and out/images, one image in memory at a time.
+    """Write instances.json in COCO's format and the folder images.
 
-    Masks are compressed RLE, bit by bit what the shard has, which COCO's tools take anywhere in place of polygons; iscrowd is
-    0. With `form` "polygons" each is one outline along the edges of its pixels, with bridges where it has parts or holes
-    ("mask_with_bridges"): CVAT shows it as a polygon, and Label Studio's converter, which takes the first outline of a mask and
-    no RLE, reads it. pycocotools and our import make the same pixels of it.
+    Masks are compressed RLE, bit-identical to those of the shard; COCO's tools accept RLE wherever they accept polygons. iscrowd
+    is 0. With polygons, each mask is one polygon along the edges of its pixels, with bridges between its parts and holes, counted
+    as "mask_with_bridges": CVAT shows it as a polygon, and Label Studio's converter, which reads the first polygon of a mask and
+    no RLE, accepts it. pycocotools and `sam-data import coco` restore the same pixels from it.
 
-    Each name that masks have is a category, numbered from 1 as they come; those without are of one called "object". Ids
-    are the shard's where they are not taken (and a mask's is above 0), else new ones and counted as "image_id_changed",
-    "mask_id_changed". predicted_iou and stability_score stand beside COCO's keys, for whoever knows them. A mask without a pixel
-    is written like the others; as polygons it is left out and counted as "mask_without_pixels".
+    Each mask name becomes a category, numbered from 1 in the order of first use; masks without a name have the category "object".
+    Ids are those of the shard unless they are taken (or a mask's is 0); then a new one is assigned and counted as
+    "image_id_changed" or "mask_id_changed". predicted_iou and stability_score are added to COCO's keys. A mask without pixels is
+    written as RLE like any other; with polygons it is skipped and counted as "mask_without_pixels".
 
-    Raises ShardError for an RLE that does not fit its image.
+    One image is in memory at a time.
+
+    Args:
+        mask_format: Format of the masks, RLE or polygons.
+
+    Raises:
+        ShardError: An RLE does not have the size of its image.
     """
     classes = ClassNumbering(first=1)
-    image_ids, mask_ids = _Numbers(0), _Numbers(1)  # COCO's evaluation takes a mask's id 0 for "no match"
+    image_ids, mask_ids = _UniqueIds(0), _UniqueIds(1)  # COCO's evaluation treats the mask id 0 as "no match"
     folder.out.mkdir(parents=True, exist_ok=True)
-    # Two lists grow at once, and a JSON holds them one after the other.
-    with atomic_write(folder.out / "instances.json") as stream, tempfile.TemporaryFile(dir=folder.out) as later:
-        images, annotations = _ListFile(stream), _ListFile(later)
+    # Both lists grow at the same time, but follow each other in the JSON: the second is kept in a temporary file.
+    with atomic_write(folder.out / "instances.json") as stream, tempfile.TemporaryFile(dir=folder.out) as temporary:
+        images, annotations = _JsonListWriter(stream), _JsonListWriter(temporary)
         stream.write(b'{"images":[')
         for sample in samples:
             record = sample.record
             name = folder.add_image(record, sample.jpeg)
-            image_id = image_ids.take(record.image_id)
+            image_id = image_ids.assign(record.image_id)
             counts.update(["image_id_changed"] if image_id != record.image_id else [])
             images.add({"id": image_id, "width": record.width, "height": record.height, "file_name": f"{name}.jpg"})
             for mask in record.masks:
                 place = f"{sample.shard}, {record.key}, mask {mask.id}"
                 rle = parse_rle(mask.segmentation, height=record.height, width=record.width, place=place)
-                segmentation = mask.segmentation if form == "rle" else _polygons(rle, counts)
+                segmentation = mask.segmentation if mask_format == "rle" else _polygons(rle, counts)
                 if not segmentation:
                     continue
-                mask_id = mask_ids.take(mask.id)
+                mask_id = mask_ids.assign(mask.id)
                 counts.update(["mask_id_changed"] if mask_id != mask.id else [])
-                category = classes.take(mask.name, place=place)
+                category = classes.number_of(mask.name, place=place)
                 annotations.add(_annotation(mask, mask_id, image_id, category) | {"segmentation": segmentation})
-        later.seek(0)
+        temporary.seek(0)
         stream.write(b'],\n"annotations":[')
-        shutil.copyfileobj(later, stream)
+        shutil.copyfileobj(temporary, stream)
         stream.write(b'],\n"categories":[')
-        categories = _ListFile(stream)
+        categories = _JsonListWriter(stream)
         for number, name in classes.names.items():
             categories.add({"id": number, "name": name})
         stream.write(b"]}\n")
@@ -108,7 +115,7 @@ def _annotation(mask: MaskRecord, mask_id: int, image_id: int, category_id: int)
 
 
 def _polygons(rle: Rle, counts: Counter[str]) -> list[list[int]]:
-    """One outline, x, y, x, y, ...; none of a mask without a pixel."""
+    """Return a list of one polygon x, y, x, y, ..., empty for a mask without pixels."""
     height, width = rle["size"]
     rings = mask_to_rings(decode_rle(rle, height=height, width=width))
     counts.update(["mask_without_pixels"] if not rings else ["mask_with_bridges"] if len(rings) > 1 else [])

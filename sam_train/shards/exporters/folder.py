@@ -1,4 +1,4 @@
-"""The folder that an export fills: pictures and what belongs to them, each file whole, none over another."""
+"""The folder of an export: images and their label files, written atomically and never overwritten."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from sam_train.errors import ConfigError, ShardError
 from sam_train.files import atomic_write_bytes
 from sam_train.records import ImageRecord
 
-DONE = "export.json"
+REPORT_NAME = "export.json"
+"""Name of the file that marks an export as complete."""
 
 
 class ExportFolder:
-    """Names pictures, writes files, and marks the folder as done.
+    """Writer of the images and files of an export.
 
-    out/images/KEY.jpg, what the kind of export adds, and at last out/export.json. Started again after an interruption, an
-    export keeps the files that are there with the same content. Raises ConfigError when the folder holds a finished export.
+    Writes out/images/KEY.jpg, the files of the exporter and finally out/export.json. An interrupted export can be started again:
+    existing files with the same content are kept. Raises ConfigError if the folder holds a complete export.
     """
 
     def __init__(self, out: Path, counts: Counter[str]) -> None:
-        if (out / DONE).exists():
-            raise ConfigError(f"{out / DONE} is there: a finished export is not written over, give an empty --out")
+        if (out / REPORT_NAME).exists():
+            raise ConfigError(f"{out / REPORT_NAME} exists: a complete export is not overwritten, give an empty --out")
         self.out, self._counts = out, counts
         self._names: set[str] = set()
         self._written: set[Path] = set()
 
     def add_image(self, record: ImageRecord, jpeg: bytes) -> str:
-        """Write images/NAME.jpg and return NAME, the record's key, or KEY_2, KEY_3, ... where another picture has it.
+        """Write images/NAME.jpg and return NAME: the record's key, or KEY_2, KEY_3, ... if another image has this name.
 
-        Upper and lower case are one, for file systems where they are. Counts "renamed".
+        Names are compared ignoring case, for case-insensitive file systems. Changed names are counted as "renamed".
         """
         name, number = record.key, 1
         while name.lower() in self._names:
@@ -43,17 +44,17 @@ class ExportFolder:
         return name
 
     def write(self, name: str, data: bytes) -> None:
-        """Write out/name whole. Raises ShardError when a file of another content is there."""
+        """Write out/name atomically. Raises ShardError if the file exists with other content."""
         path = self.out / name
         if not path.exists():
             atomic_write_bytes(path, data)
         elif path.read_bytes() != data:
-            raise ShardError(f"{path} is there with other content: give an empty --out")
+            raise ShardError(f"{path} exists with other content: give an empty --out")
         self._written.add(path)
 
     def finish(self, report: dict[str, Any]) -> None:
-        """Write export.json. Raises ShardError when a folder holds files that are not of this export."""
+        """Write export.json. Raises ShardError if a folder holds files that this export did not write."""
         for folder in sorted({path.parent for path in self._written} - {self.out}):
             if more := sorted(path for path in folder.iterdir() if path not in self._written and not path.name.startswith(".")):
-                raise ShardError(f"{more[0]} and {len(more) - 1} more are not of this export: give an empty --out")
-        atomic_write_bytes(self.out / DONE, (json.dumps(report, indent=1) + "\n").encode())
+                raise ShardError(f"{more[0]} and {len(more) - 1} more were not written by this export: give an empty --out")
+        atomic_write_bytes(self.out / REPORT_NAME, (json.dumps(report, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Shards to pictures with their masks drawn on them, to look through in any viewer."""
+"""Export to images with their masks drawn on them, for inspection in any image viewer."""
 
 from __future__ import annotations
 
@@ -16,22 +16,29 @@ from sam_train.shards.tar_members import Sample
 
 
 def export_overlays(samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, opacity: float = OPACITY) -> None:
-    """Samples to out/images and out/overlays/NAME.png of the same size, one image in memory at a time.
+    """Write the folders images and overlays, with one PNG per image that shows its masks.
 
-    A mask has a colour of its own, by its place in the record, `opacity` (0 to 1) of it inside and all of it on the border;
-    smaller masks lie on larger ones. An image without masks has its overlay too, counted as "image_without_masks".
+    An overlay has the size of its image. The colour of a mask depends on its index in the record; smaller masks are on top of
+    larger ones. An image without masks has an overlay too, and is counted as "image_without_masks".
 
-    Raises ConfigError for an opacity out of range, SkipSampleError for a JPEG that does not decode, ShardError for an RLE that
-    does not fit its image.
+    One image is in memory at a time.
+
+    Args:
+        opacity: Opacity of the inside of a mask, from 0 (borders only) to 1.
+
+    Raises:
+        ConfigError: The opacity is out of range.
+        SkipSampleError: A JPEG does not decode.
+        ShardError: An RLE does not have the size of its image.
     """
     if not 0 <= opacity <= 1:
-        raise ConfigError(f"--opacity is {opacity}: expected 0 (borders alone) to 1")
+        raise ConfigError(f"--opacity is {opacity}: expected 0 (borders only) to 1")
     for sample in samples:
         record = sample.record
         name = folder.add_image(record, sample.jpeg)
         image = decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key)
         stream = BytesIO()
-        # Level 1: photographs hardly get smaller by more, and it takes five times as long.
+        # Higher levels take five times as long and make photographs hardly smaller.
         Image.fromarray(draw_masks(image, record, shard=sample.shard, opacity=opacity)).save(stream, "PNG", compress_level=1)
         folder.write(f"overlays/{name}.png", stream.getvalue())
         counts.update([] if record.masks else ["image_without_masks"])

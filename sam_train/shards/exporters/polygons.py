@@ -1,8 +1,8 @@
-"""Masks to outlines that give the same pixels back.
+"""Conversion of masks to polygons that restore the same pixels.
 
-An outline here runs along the pixels' edges, not through their centres as OpenCV's contours do: its corners are whole numbers
-counted from the picture's upper left corner, and whoever fills it by centres (pycocotools, and every renderer that counts from
-corners) gets the mask, to the pixel.
+A polygon here follows the edges of the pixels, not their centres as OpenCV's contours do: its corners are integers, counted from
+the upper left corner of the image. Filling it by pixel centres (as pycocotools does, and every renderer that counts from corners)
+restores the mask exactly.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import numpy as np
 
 
 def mask_to_rings(mask: np.ndarray) -> list[np.ndarray]:
-    """The borders of an H x W bool mask, of its parts and of its holes alike, each P x 2 int, xy, closed without repetition.
+    """Return the borders of an H x W bool mask, of its parts and its holes: closed rings, each P x 2 int, xy.
 
-    A point is in the mask when it lies within an odd number of them. Only corners are listed. An empty mask has none.
+    The first point is not repeated at the end. A point is in the mask if it is within an odd number of rings. Only corners are
+    listed. An empty mask has no rings.
     """
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     if not width:
         return []
     padded = np.pad(mask[top : top + height, left : left + width], 1).astype(np.int8)
-    a, b, c, d = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]  # the pixels about each crossing of edges
-    # A border turns where one or three of the four are in, and twice where two are that touch at the crossing only.
+    a, b, c, d = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]  # the four pixels around each grid point
+    # A border turns where one or three of the four are in the mask, and twice where two diagonal ones are.
     turns = (a ^ b ^ c ^ d) + 2 * ((a == d) & (b == c) & (a != b))
     rows, columns = np.nonzero(turns)
     times = turns[rows, columns]
     rows, columns = np.repeat(rows, times), np.repeat(columns, times)
-    # In a row of crossings each turn is one end of a horizontal edge: the first goes to the second, the third to the fourth.
-    # So it is in columns, and edges of the two directions take turns along a ring.
+    # In a row of grid points each turn is an end of a horizontal edge: the first joins the second, the third the fourth.
+    # The same holds in columns, and horizontal and vertical edges alternate along a ring.
     by_column = np.lexsort((rows, columns))
     other_end = np.empty(len(rows), np.int64)
     other_end[by_column] = by_column.reshape(-1, 2)[:, ::-1].ravel()
@@ -36,14 +37,14 @@ def mask_to_rings(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _rings(other_end: list[int]) -> list[list[int]]:
-    rings, seen = [], bytearray(len(other_end))
+    rings, visited = [], bytearray(len(other_end))
     for first in range(len(other_end)):
-        if seen[first]:
+        if visited[first]:
             continue
         ring, corner = [], first
-        while not seen[corner]:
+        while not visited[corner]:
             across = corner ^ 1
-            seen[corner] = seen[across] = 1
+            visited[corner] = visited[across] = 1
             ring += [corner, across]
             corner = other_end[across]
         rings.append(ring)
@@ -51,7 +52,10 @@ def _rings(other_end: list[int]) -> list[list[int]]:
 
 
 def simplify_ring(ring: np.ndarray, tolerance_px: float) -> np.ndarray:
-    """Fewer corners, none of the old farther than `tolerance_px` from the new ring; the ring itself where too few are left."""
+    """Remove corners of a ring, P x 2, so that none is farther than `tolerance_px` from the new ring.
+
+    Returns the ring unchanged if fewer than three corners would remain.
+    """
     if tolerance_px <= 0:
         return ring
     fewer = cv2.approxPolyDP(ring.astype(np.int32), tolerance_px, closed=True).reshape(-1, 2)
@@ -59,13 +63,13 @@ def simplify_ring(ring: np.ndarray, tolerance_px: float) -> np.ndarray:
 
 
 def join_rings(rings: list[np.ndarray]) -> np.ndarray:
-    """One closed ring, P x 2, of several (at least one): from each a bridge leads to what is there already and back again.
+    """Join one or more rings to one closed ring, P x 2, by bridges that lead to each ring and back.
 
-    The two ways of a bridge enclose nothing, and filling by odd and even leaves holes open and parts apart.
+    The two passes over a bridge enclose nothing, and filling by the even-odd rule keeps holes open and parts separate.
     """
     first, *others = sorted(rings, key=len, reverse=True)
-    whole = first
+    combined = first
     for ring in others:
-        at = int(np.abs(whole - ring[0]).sum(1).argmin())
-        whole = np.concatenate([whole[: at + 1], ring, ring[:1], whole[at:]])
-    return whole
+        at = int(np.abs(combined - ring[0]).sum(1).argmin())
+        combined = np.concatenate([combined[: at + 1], ring, ring[:1], combined[at:]])
+    return combined

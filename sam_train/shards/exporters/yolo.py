@@ -1,4 +1,4 @@
-"""Shards to YOLO's segmentation labels: a text file a picture, an outline a line."""
+"""Export to YOLO's segmentation labels: one text file per image, one polygon per line."""
 
 from __future__ import annotations
 
@@ -19,33 +19,37 @@ from sam_train.shards.tar_members import Sample
 def export_yolo(
     samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, tolerance_px: float = 0.0, names: Path | None = None
 ) -> None:
-    """Samples to out/images, out/labels/NAME.txt and out/data.yaml, one image in memory at a time.
+    """Write the folders images and labels, with one text file per image, and data.yaml, as YOLO reads them.
 
-    Each name that masks have is a class, numbered from 0 as they come; those without a name are of one called "object". With
-    `names`, a data.yaml or a text with a name a line, classes have the numbers that they have there.
+    Each mask name becomes a class, numbered from 0 in the order of first use; masks without a name have the class "object".
 
-    A line is one mask. Outlines run along the edges of its pixels, so that filling them by pixel centres (pycocotools, our
-    import) gives the mask back to the pixel; six decimals are enough for that up to the largest JPEG. A mask of several parts
-    or with holes becomes one outline by bridges that go and return on the same line: filled by odd and even, as pycocotools
-    and OpenCV's fillPoly do, holes stay open, though readers that also draw outlines, as fillPoly does, show a bridge as a
-    line a pixel wide. They are counted as "mask_with_bridges".
+    A line is one mask. Its polygon follows the edges of the pixels, so that filling it by pixel centres (pycocotools,
+    `sam-data import yolo`) restores the mask exactly; six decimals suffice for that up to the largest JPEG. A mask with several
+    parts or with holes becomes one polygon with bridges, which go forth and back on the same line, and is counted as
+    "mask_with_bridges". Filled by the even-odd rule, as in pycocotools and OpenCV's fillPoly, holes stay open; readers that also
+    draw the polygon's border, as fillPoly does, show a bridge as a line of one pixel. A mask without pixels is skipped and
+    counted as "mask_without_pixels".
 
-    `tolerance_px` above 0 leaves corners out as long as none is farther than that from the new outline: smaller files, no longer
-    exact. A mask without a pixel has no outline and is counted as "mask_without_pixels".
+    One image is in memory at a time.
 
-    Raises ShardError for a name that `names` lacks.
+    Args:
+        tolerance_px: Largest distance in pixels of a removed corner from the simplified polygon; 0 keeps polygons exact.
+        names: File of class names (data.yaml, or text with one name per line) whose class numbers are used.
+
+    Raises:
+        ShardError: A mask has a name that is not in `names`.
     """
-    classes = ClassNumbering(first=0, given=None if names is None else read_class_names(names))
+    classes = ClassNumbering(first=0, names_by_number=None if names is None else read_class_names(names))
     for sample in samples:
         name = folder.add_image(sample.record, sample.jpeg)
-        lines = [f"{number} {outline}\n" for number, outline in _outlines(sample, classes, tolerance_px, counts)]
+        lines = [f"{number} {polygon}\n" for number, polygon in _polygons(sample, classes, tolerance_px, counts)]
         folder.write(f"labels/{name}.txt", "".join(lines).encode())
     description = {"train": "images", "val": "images", "names": classes.names or {0: UNNAMED_CLASS}}
     folder.write("data.yaml", msgspec.yaml.encode(description))
 
 
-def _outlines(sample: Sample, classes: ClassNumbering, tolerance_px: float, counts: Counter[str]) -> Iterator[tuple[int, str]]:
-    """Class and corners of each mask."""
+def _polygons(sample: Sample, classes: ClassNumbering, tolerance_px: float, counts: Counter[str]) -> Iterator[tuple[int, str]]:
+    """Yield class number and polygon of each mask."""
     record = sample.record
     for mask in record.masks:
         pixels = decode_rle(mask.segmentation, height=record.height, width=record.width, shard=sample.shard, key=record.key)
@@ -56,5 +60,5 @@ def _outlines(sample: Sample, classes: ClassNumbering, tolerance_px: float, coun
         if len(rings) > 1:
             counts["mask_with_bridges"] += 1
         fractions = join_rings(rings) / np.array([record.width, record.height])
-        number = classes.take(mask.name, place=f"{sample.shard}, {record.key}, mask {mask.id}")
+        number = classes.number_of(mask.name, place=f"{sample.shard}, {record.key}, mask {mask.id}")
         yield number, " ".join(f"{fraction:.6f}".rstrip("0").rstrip(".") for fraction in fractions.ravel())

@@ -1,16 +1,17 @@
-"""Data sets to shards: `sam-data import KIND ...`.
+"""Conversion of data sets to shards: `sam-data import KIND ...`.
 
-An importer is one generator that yields `(ImageRecord, JPEG bytes)` in an order that depends on its inputs alone. To add
-one, write it in a module here and name it in `IMPORTERS`; the command makes its options of the signature:
+An importer is a generator that yields `(ImageRecord, JPEG bytes)` in an order that depends on its inputs only. To add one, write
+it in a module of this package and add it to `IMPORTERS`; the command derives its options from the signature and the `Args:`
+section of the docstring (see `sam_train.shards.options`):
 
     def import_label_maps(
         images: Path, labels: Path, *, min_area: int = 1, counts: Counter[str] | None = None
     ) -> Iterator[tuple[ImageRecord, bytes]]
 
-`sam_train.shards.options` says how. What the importer leaves out on purpose it counts by name in `counts`, which ends up in
-the manifests; what is wrong in the data set is a `ShardError` that names the file. `mask_records` and `polygons` make records
-of segments, `pairs` finds files that belong together, refuses names that lead out of a folder and reads pictures,
-`sam_train.shards.keys` gives keys and image ids. What a data set calls its masks is their name (`sam_train.shards.class_names`).
+The importer counts by name in `counts` what it drops on purpose; the counts are stored in the manifests. An error in the data set
+is a `ShardError` that names the file. `mask_records` and `polygons` create records of masks; `file_pairing` matches files,
+rejects names that lead out of a folder and decodes images; `sam_train.shards.keys` creates keys and image ids; and
+`sam_train.shards.class_names` reads class names, which are stored as the masks' names.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,6 +36,6 @@ IMPORTERS: dict[str, Callable[..., Iterator[tuple[ImageRecord, bytes]]]] = {
     "panoptic": import_panoptic,
     "bsds500": import_bsds500,
 }
-"""Kind, as the command line has it -> the generator."""
+"""Kind on the command line -> generator."""
 
 __all__ = ["IMPORTERS", "import_label_maps"]

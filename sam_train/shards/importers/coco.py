@@ -1,4 +1,4 @@
-"""COCO's instances: a JSON and a folder of pictures."""
+"""Import of COCO's instances format: a JSON file and a folder of images."""
 
 from __future__ import annotations
 
@@ -17,29 +17,37 @@ def import_coco(
     images: Path,
     annotations: Path,
     *,
-    missing: Literal["error", "leave_out"] = "error",
+    missing: Literal["error", "skip"] = "error",
     keep_crowd: bool = False,
     counts: Counter[str] | None = None,
 ) -> Iterator[tuple[ImageRecord, bytes]]:
-    """The images of an instances JSON and their masks to records and JPEG bytes, in the order of file names.
+    """Import a COCO instances JSON, in the order of file names.
 
-    `images` is the folder that `file_name` counts from, `annotations` the JSON. An object's polygons become one mask;
-    compressed RLE is kept as it stands. Ids are the JSON's; a category's name becomes its masks' (`Provenance.name`). Masks
-    count in the pixels as stored, as COCO's own tools have it: a picture's EXIF orientation is dropped, unless only the
-    upright picture has the size that the JSON names. An image without annotations yields a record without masks.
+    The polygons of an object become one mask; compressed RLE is stored unchanged. Ids are those of the JSON; the name of a
+    category becomes the name of its masks. Masks refer to the pixels as stored, as in COCO's own tools: the EXIF orientation of
+    an image is removed, unless only the upright image has the size in the JSON. An image without annotations becomes a record
+    without masks.
 
-    Left out and counted: "crowd" (groups that were not told apart; --keep-crowd takes them), "mask_without_pixels",
-    "polygon_below_3_points", "polygon_without_pixels", and with --missing leave_out "picture_missing". "polygon_clipped"
-    counts outlines that were cut at the picture's border, "category_unknown" masks of a category that the JSON does not list.
+    Dropped and counted: "crowd" (annotations of groups, with iscrowd=1, unless --keep-crowd is given), "mask_without_pixels",
+    "polygon_below_3_points", "polygon_without_pixels", and with --missing skip "picture_missing". Also counted: polygons
+    clipped at the border of the image as "polygon_clipped", and masks of a category that the JSON does not list as
+    "category_unknown".
 
-    Raises ShardError, naming file and entry, for a JSON of another form, names that lead out of the folder, a picture that is
-    missing, unreadable or of another size than the JSON says, and masks that do not fit their picture.
+    Args:
+        images: Folder to which `file_name` in the JSON is relative.
+        annotations: Instances JSON.
+        missing: Action for an image file that does not exist; "skip" counts them as picture_missing.
+        keep_crowd: Import crowd annotations as masks as well.
+
+    Raises:
+        ShardError: Names the file and the entry, for an invalid JSON, names that lead out of the folder, an image that is
+            missing, unreadable or of another size than in the JSON, and masks that do not fit their image.
     """
     return build_image_records(
         read_instances(annotations, _file_name),
         images.joinpath,
         annotator="coco",
-        leave_missing_out=missing == "leave_out",
+        skip_missing=missing == "skip",
         keep_crowd=keep_crowd,
         counts=Counter() if counts is None else counts,
     )

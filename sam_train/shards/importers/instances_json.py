@@ -1,7 +1,7 @@
-"""COCO's instances JSON and its relatives: read, checked, one picture at a time to records.
+"""Reading of COCO's instances JSON and related formats, and conversion to records, one image at a time.
 
-A JSON of all of LVIS is a gigabyte, and ten as objects of Python. So the file is mapped, each entry is found and left as the
-bytes that it is (msgspec's Raw), and only those of one picture at a time become objects.
+The JSON of the full LVIS has a gigabyte, which becomes ten as Python objects. So the file is memory-mapped, entries are kept as
+raw bytes (msgspec's Raw), and only those of one image at a time are decoded.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ MAX_IMAGE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotatedImage:
-    """One entry of `images` and the annotations that name it, in the order of the JSON, as they stand there."""
+    """One entry of `images` and its annotations, undecoded, in the order of the JSON."""
 
     name: str
     image_id: int
     width: int
     height: int
-    raw: list[msgspec.Raw]
+    raw_annotations: list[msgspec.Raw]
 
     def annotations(self) -> list[dict[str, Any]]:
-        """Made of their bytes at each call. Raises ShardError, naming the image, for bytes that are none."""
-        return [_object(raw, place=f"{self.name}, its annotation {index}") for index, raw in enumerate(self.raw)]
+        """Decode the annotations, anew at each call. Raises ShardError, naming the image, if one is not a JSON object."""
+        return [_object(raw, place=f"{self.name}, annotation {index}") for index, raw in enumerate(self.raw_annotations)]
 
 
 class _Document(msgspec.Struct, gc=False):
@@ -49,17 +49,18 @@ class _Document(msgspec.Struct, gc=False):
     categories: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-class _Owned(msgspec.Struct, gc=False):
-    """Of an annotation, whose it is."""
+class _ImageReference(msgspec.Struct, gc=False):
+    """The part of an annotation that names its image."""
 
     image_id: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-_DOCUMENT, _OWNED = msgspec.json.Decoder(_Document), msgspec.json.Decoder(_Owned)
+_DOCUMENT_DECODER = msgspec.json.Decoder(_Document)
+_IMAGE_REFERENCE_DECODER = msgspec.json.Decoder(_ImageReference)
 
 
 def read_json_object(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object of which `lists` are lists of objects. Raises ShardError, naming the file, for anything else."""
+    """Read a JSON object in which the keys `lists` hold lists of objects. Raises ShardError, naming the file, if it is not."""
     if not path.is_file():
         raise ShardError(f"no such file: {path}")
     try:
@@ -74,39 +75,42 @@ def read_json_object(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
 
 
 def integer_field(entry: dict[str, Any], name: str, *, place: str) -> int:
-    """The integer `entry[name]`. Raises ShardError, naming `place`."""
+    """Return the integer `entry[name]`. Raises ShardError, naming `place`, if it is not an integer."""
     value = entry.get(name)
     if type(value) is not int:
-        raise ShardError(f"{place}: expected a whole number as {name!r}, got {str(value)[:80]}")
+        raise ShardError(f"{place}: expected an integer as {name!r}, got {str(value)[:80]}")
     return value
 
 
 def read_instances(path: Path, name_of: Callable[[dict[str, Any], str], str]) -> tuple[list[AnnotatedImage], dict[int, str]]:
-    """Every image of an instances JSON, in the order of names, and what its categories are called, by their ids.
+    """Read an instances JSON: its images in the order of names, and the names of its categories by id.
 
-    `name_of(image, place)` says which file holds an image. A JSON may be without categories: then nothing is called anything.
-    Raises ShardError, naming file and entry, for what is no such JSON, an image given twice, an annotation of none.
+    `name_of(image, place)` returns the file name of an entry of `images`. A JSON without categories has no names.
+    Raises ShardError, naming the file and the entry, for an invalid JSON, a duplicate image id and an annotation of no image.
     """
     document = _read_document(path)
     categories = parse_category_names(_value(document.categories, place=f"{path}, categories"), place=str(path))
-    owners = np.fromiter(_owners(document, path), np.int64, len(document.annotations))
-    in_order = np.argsort(owners, kind="stable")
-    ids, starts = np.unique(owners[in_order], return_index=True)
-    ends = [*starts[1:].tolist(), len(owners)]
-    of_image = {number: in_order[start:end] for number, start, end in zip(ids.tolist(), starts.tolist(), ends, strict=False)}
-    images, seen = [], set()
+    image_ids = np.fromiter(_annotation_image_ids(document, path), np.int64, len(document.annotations))
+    order = np.argsort(image_ids, kind="stable")
+    unique_ids, starts = np.unique(image_ids[order], return_index=True)
+    ends = [*starts[1:].tolist(), len(image_ids)]
+    bounds = zip(unique_ids.tolist(), starts.tolist(), ends, strict=False)
+    annotations_by_image = {number: order[start:end] for number, start, end in bounds}
+    images, used_ids = [], set()
     for index, raw in enumerate(document.images):
         place = f"{path}, images[{index}]"
         image = _object(raw, place=place)
         image_id = integer_field(image, "id", place=place)
-        if image_id in seen:
-            raise ShardError(f"{place}: id {image_id} was there before: every image needs its own")
-        seen.add(image_id)
+        if image_id in used_ids:
+            raise ShardError(f"{place}: the id {image_id} is a duplicate: every image needs its own")
+        used_ids.add(image_id)
         width, height = (integer_field(image, side, place=place) for side in ("width", "height"))
-        own = [document.annotations[place] for place in of_image.pop(image_id, ())]
-        images.append(AnnotatedImage(name=name_of(image, place), image_id=image_id, width=width, height=height, raw=own))
-    if of_image:
-        raise ShardError(f"{path}: {len(of_image)} image ids of annotations are none of an image, such as {next(iter(of_image))}")
+        raw_annotations = [document.annotations[number] for number in annotations_by_image.pop(image_id, ())]
+        name = name_of(image, place)
+        images.append(AnnotatedImage(name=name, image_id=image_id, width=width, height=height, raw_annotations=raw_annotations))
+    if annotations_by_image:
+        example = next(iter(annotations_by_image))
+        raise ShardError(f"{path}: annotations name {len(annotations_by_image)} image ids that no image has, such as {example}")
     if not images:
         raise ShardError(f"{path}: no images: expected COCO's instances JSON")
     return sorted(images, key=lambda image: image.name), categories
@@ -115,18 +119,18 @@ def read_instances(path: Path, name_of: Callable[[dict[str, Any], str], str]) ->
 def _read_document(path: Path) -> _Document:
     try:
         with path.open("rb") as stream:
-            return _DOCUMENT.decode(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+            return _DOCUMENT_DECODER.decode(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
-        # Python's reader is the more patient (NaN, a byte order mark), and knows what is wrong; it wants the memory.
+        # Python's parser accepts more (NaN, a byte order mark) and reports errors better, but needs more memory.
         document = read_json_object(path, ("images", "annotations"))
     raw = {name: [msgspec.Raw(json.dumps(entry).encode()) for entry in document[name]] for name in ("images", "annotations")}
     return _Document(**raw, categories=msgspec.Raw(json.dumps(document.get("categories", [])).encode()))
 
 
-def _owners(document: _Document, path: Path) -> Iterator[int]:
+def _annotation_image_ids(document: _Document, path: Path) -> Iterator[int]:
     for index, raw in enumerate(document.annotations):
         try:
-            yield _OWNED.decode(raw).image_id
+            yield _IMAGE_REFERENCE_DECODER.decode(raw).image_id
         except (msgspec.MsgspecError, ValueError, RecursionError):
             place = f"{path}, annotations[{index}]"
             number = integer_field(_object(raw, place=place), "image_id", place=place)
@@ -154,38 +158,38 @@ def build_image_records(
     path_of: Callable[[str], Path],
     *,
     annotator: str,
-    leave_missing_out: bool,
+    skip_missing: bool,
     keep_crowd: bool,
     counts: Counter[str],
 ) -> Iterator[tuple[ImageRecord, bytes]]:
-    """Each image of `read_instances` with its masks; `path_of(name)` is where its picture lies.
+    """Yield record and JPEG of each image of `read_instances`; `path_of(name)` returns the path of its file.
 
-    Counts "picture_missing" (where `leave_missing_out`), "crowd" (unless `keep_crowd`), "mask_without_pixels",
-    "category_unknown" (the JSON has categories, but not a mask's, which stays without a name) and what
-    `polygons_to_rle` counts. Raises ShardError, naming picture or annotation, for what cannot be used.
+    Counts "picture_missing" (where `skip_missing`), "crowd" (unless `keep_crowd`), "mask_without_pixels",
+    "category_unknown" (the JSON lists categories, but not that of a mask, which then has no name) and the counters of
+    `polygons_to_rle`. Raises ShardError, naming the image or the annotation, for one that cannot be used.
     """
     images, categories = instances
     keys = keys_from_paths([image.name for image in images])
     for key, image in zip(keys, images, strict=True):
         path = path_of(image.name)
         if not path.is_file():
-            if not leave_missing_out:
-                raise ShardError(f"no such picture: {path}, of which the JSON has masks; '--missing leave_out' goes on without")
+            if not skip_missing:
+                raise ShardError(f"no such image: {path}, which the JSON lists; '--missing skip' skips missing images")
             counts["picture_missing"] += 1
             continue
         if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise ShardError(f"{path} is larger than {MAX_IMAGE_BYTES} bytes: no picture that can be used is")
-        picture = decode_annotated_image(path.read_bytes(), width=image.width, height=image.height, name=str(path), key=key)
+            raise ShardError(f"{path} has more than {MAX_IMAGE_BYTES} bytes, the limit of an image file")
+        decoded = decode_annotated_image(path.read_bytes(), width=image.width, height=image.height, name=str(path), key=key)
         masks = list(_masks(image, categories, annotator=annotator, keep_crowd=keep_crowd, counts=counts))
         sides = {"width": image.width, "height": image.height}
-        yield ImageRecord(key=key, image_id=image.image_id, masks=masks, **sides), picture.jpeg
+        yield ImageRecord(key=key, image_id=image.image_id, masks=masks, **sides), decoded.jpeg
 
 
 def _masks(
     image: AnnotatedImage, categories: dict[int, str], *, annotator: str, keep_crowd: bool, counts: Counter[str]
 ) -> Iterator[MaskRecord]:
     for index, annotation in enumerate(image.annotations()):
-        place = f"{image.name}, its annotation {index} (id {str(annotation.get('id'))[:80]})"
+        place = f"{image.name}, annotation {index} (id {str(annotation.get('id'))[:80]})"
         if annotation.get("iscrowd", 0) and not keep_crowd:
             counts["crowd"] += 1
             continue
@@ -203,32 +207,32 @@ def _masks(
 
 
 def segmentation_to_rle(segmentation: object, *, height: int, width: int, counts: Counter[str], place: str) -> Rle | None:
-    """COCO's three forms (outlines, runs, compressed runs) to RLE; None for outlines without a pixel.
+    """Convert COCO's three formats (polygons, run lengths, compressed RLE) to RLE; None for polygons without pixels.
 
-    Raises ShardError, naming `place`.
+    Raises ShardError, naming `place`, if it is none of them or does not fit the image.
     """
     if isinstance(segmentation, dict):
         return parse_rle(segmentation, height=height, width=width, place=place)
     if not isinstance(segmentation, list):
         raise ShardError(f"{place}: expected polygons or an RLE as 'segmentation', got {str(segmentation)[:80]}")
-    outlines = [_outline(polygon, place) for polygon in segmentation]
-    return polygons_to_rle(outlines, height=height, width=width, counts=counts, place=place)
+    polygons = [_polygon(polygon, place) for polygon in segmentation]
+    return polygons_to_rle(polygons, height=height, width=width, counts=counts, place=place)
 
 
-def _outline(polygon: object, place: str) -> np.ndarray:
+def _polygon(polygon: object, place: str) -> np.ndarray:
     numbers = polygon if isinstance(polygon, list) and all(type(number) in (int, float) for number in polygon) else None
     if numbers is None or len(numbers) % 2:
-        raise ShardError(f"{place}: a polygon is a list x, y, x, y, ... of numbers, got {str(polygon)[:80]}")
+        raise ShardError(f"{place}: expected a polygon as a list x, y, x, y, ... of numbers, got {str(polygon)[:80]}")
     try:
         return np.asarray(numbers, np.float64).reshape(-1, 2)
     except OverflowError as error:
-        raise ShardError(f"{place}: a polygon's corner is too large a number") from error
+        raise ShardError(f"{place}: a coordinate of a polygon is too large") from error
 
 
 def _scores(annotation: dict[str, Any], place: str) -> dict[str, Any]:
-    """SA-1B's scores where the JSON has them, as our own export does: a mask that came from a model stays one."""
+    """Return SA-1B's scores if the JSON has them, as that of `sam-data export coco` does, so that a model's mask keeps them."""
     scores: dict[str, Any] = {name: annotation[name] for name in ("predicted_iou", "stability_score") if name in annotation}
     for name, score in scores.items():
-        if type(score) not in (int, float) or not 0 <= score <= 2:  # an estimate of IoU may pass 1 a little
+        if type(score) not in (int, float) or not 0 <= score <= 2:  # a predicted IoU may slightly exceed 1
             raise ShardError(f"{place}: expected a score from 0 to 1 as {name!r}, got {str(score)[:80]}")
     return scores

@@ -1,4 +1,4 @@
-"""LVIS: COCO's pictures with more and finer masks. Its images are named by address, `coco_url`."""
+"""Import of LVIS: COCO's images with more and finer masks. Its JSON names images by URL, `coco_url`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ def import_lvis(
     images: Path,
     annotations: Path,
     *,
-    missing: Literal["error", "leave_out"] = "error",
+    missing: Literal["error", "skip"] = "error",
     counts: Counter[str] | None = None,
 ) -> Iterator[tuple[ImageRecord, bytes]]:
-    """The images of an LVIS JSON and their masks to records and JPEG bytes, in the order of file names.
+    """Import an LVIS JSON, in the order of file names.
 
-    The end of `coco_url`, such as val2017/000000266409.jpg, says where a picture lies below `images`, the folder that holds
-    train2017 and val2017; where it is not there it is looked for in `images` itself. Nothing is fetched. The rest is as with
-    COCO, but that LVIS has no crowds.
+    The end of `coco_url`, such as val2017/000000266409.jpg, is the path of an image below --images; if the file does not exist,
+    it is searched for directly in --images. Nothing is downloaded. Everything else is as in `sam-data import coco`, except that
+    LVIS has no crowd annotations.
 
-    Raises ShardError, naming file and entry, as the import of COCO does.
+    Args:
+        images: Folder that holds train2017 and val2017, or the images themselves.
+        annotations: LVIS JSON.
+        missing: Action for an image file that does not exist; "skip" counts them as picture_missing.
+
+    Raises:
+        ShardError: Names the file and the entry, as `import_coco` does.
     """
 
     def path_of(name: str) -> Path:
@@ -37,7 +43,7 @@ def import_lvis(
         read_instances(annotations, _name_in_url),
         path_of,
         annotator="lvis",
-        leave_missing_out=missing == "leave_out",
+        skip_missing=missing == "skip",
         keep_crowd=True,
         counts=Counter() if counts is None else counts,
     )
@@ -46,10 +52,10 @@ def import_lvis(
 def _name_in_url(image: dict[str, Any], place: str) -> str:
     url = image.get("coco_url")
     if not isinstance(url, str):
-        raise ShardError(f"{place} has no 'coco_url', which names LVIS's pictures: a JSON with 'file_name' is imported as coco")
+        raise ShardError(f"{place} has no 'coco_url', by which LVIS names images: import a JSON with 'file_name' as coco")
     try:
         path = urlsplit(url).path
     except ValueError as error:
-        raise ShardError(f"{place}: {url[:200]!r} is no address: {error}") from error
+        raise ShardError(f"{place}: {url[:200]!r} is not a URL: {error}") from error
     checked_relative_path(path.lstrip("/"), place=place)
     return "/".join(PurePosixPath(path.lstrip("/")).parts[-2:])

@@ -1,4 +1,4 @@
-"""From a segment, however a data set writes it, to the record that a shard holds. Outlines: see `polygons`."""
+"""Creation of mask records from the RLEs and id maps of data sets. For polygons see `polygons`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from sam_train.records import MaskRecord, Provenance, Rle
 def mask_record_from_rle(
     rle: Rle, *, mask_id: int, annotator: str, name: str = "", predicted_iou: float = 1.0, stability_score: float = 1.0
 ) -> MaskRecord:
-    """The record of a checked RLE; its size is the image's. Box and area are measured on it, whatever the data set says.
+    """Return the record of a valid RLE, whose size is that of the image.
 
-    The scores of a mask that came with a data set are 1: it is the truth there. `name` is what the data set says that it shows.
+    Box and area are measured on the RLE, whatever the data set says. The scores of a data set's mask are 1 by default, because
+    it is ground truth. `name` is its class name in the data set.
     """
     height, width = rle["size"]
     encoded = {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
@@ -39,9 +40,10 @@ def mask_record_from_rle(
 def mask_records_from_id_map(
     ids: np.ndarray, *, annotator: str, counts: Counter[str], min_area: int = 1, name_of: Callable[[int], str] | None = None
 ) -> list[MaskRecord]:
-    """One record for each value of an H x W map of unsigned integers but 0, in their order; the value becomes the mask's id.
+    """Return one record per non-zero value of an H x W map of unsigned integers, in order; the value is the mask's id.
 
-    `name_of(value)` says what it shows. Those below `min_area` pixels are left out and counted as "below_min_area".
+    `name_of(value)` returns the class name of a mask. Masks of fewer than `min_area` pixels are dropped and counted as
+    "below_min_area".
     """
     records = []
     for instance, area in zip(*np.unique(ids, return_counts=True), strict=True):
@@ -51,14 +53,16 @@ def mask_records_from_id_map(
             counts["below_min_area"] += 1
             continue
         name = name_of(int(instance)) if name_of else ""
-        records.append(mask_record_from_rle(encode_rle(ids == instance), mask_id=int(instance), annotator=annotator, name=name))
+        record = mask_record_from_rle(encode_rle(ids == instance), mask_id=int(instance), annotator=annotator, name=name)
+        records.append(record)
     return records
 
 
 def parse_rle(value: dict[str, Any], *, height: int, width: int, place: str) -> Rle:
-    """COCO's RLE of a JSON, compressed (`counts` a string, kept as it is) or not (a list of runs), as a compressed one.
+    """Validate a COCO RLE from JSON and return it compressed; `counts` may be compressed (a string) or a list of run lengths.
 
-    Raises ShardError, naming `place`, unless its size is [height, width] and its runs add up to that.
+    A compressed RLE is returned unchanged. Raises ShardError, naming `place`, unless its size is [height, width] and its runs
+    add up to that many pixels.
     """
     size, counts = value.get("size"), value.get("counts")
     if size != [height, width]:
@@ -70,8 +74,8 @@ def parse_rle(value: dict[str, Any], *, height: int, width: int, place: str) -> 
     else:
         raise ShardError(f"{place}: RLE counts are neither a string nor a list of runs of at most {height * width} pixels")
     if num_pixels != height * width:
-        shown = "are malformed" if num_pixels < 0 else f"add up to {num_pixels} pixels"
-        raise ShardError(f"{place}: RLE runs {shown}, the image has {height * width}")
+        problem = "are malformed" if num_pixels < 0 else f"add up to {num_pixels} pixels"
+        raise ShardError(f"{place}: RLE runs {problem}, the image has {height * width}")
     if isinstance(counts, str):
         return {"size": [height, width], "counts": counts}
     compressed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)

@@ -1,7 +1,7 @@
-"""Where the members of a data set's tars lie, so that they can be read in another order than they stand in.
+"""Random access to the members of a data set's tars.
 
-Nothing is extracted under a member's name. Of a gzip tar there is a copy without compression while it is in use, in a file of
-no name where TMPDIR says.
+No file is extracted under a member's name. While a gzip tar is in use, an uncompressed copy is kept in an unnamed temporary file
+(TMPDIR).
 """
 
 from __future__ import annotations
@@ -20,114 +20,118 @@ from sam_train.errors import ShardError
 from sam_train.shards.importers.file_pairing import checked_relative_path
 
 MAX_MEMBER_BYTES = 1 << 30
-_OPEN_AT_ONCE = 3
+_MAX_OPEN = 3
 _BLOCK = 1 << 20
-_TORN = "the tar is torn or no tar: download it again"
-_MOST_TIMES_LARGER = 200
-"""Pictures hardly compress, and JSON tenfold: a gzip that unpacks to more than this is made to fill a disk."""
+_CORRUPT = "the file is truncated, corrupt or not a tar: download it again"
+_MAX_COMPRESSION = 200
+"""Largest ratio of a gzip tar's content to its size. Images hardly compress and JSON tenfold: a larger ratio is an attack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceMember:
-    """A stretch of a file: a member of a tar, or a whole file that is none (`tars` None)."""
+    """A member of a tar, or a single file outside of tars (`tars` is None)."""
 
     file: Path
+    """The tar, or the single file."""
     name: str
+    """Path within the tar, or the file's name."""
     offset: int
     length: int
     tars: SourceTars | None = None
+
+    @staticmethod
+    def from_file(path: Path) -> SourceMember:
+        """Return the entry of a file outside of tars."""
+        return SourceMember(file=path, name=path.name, offset=0, length=path.stat().st_size)
 
     def __str__(self) -> str:
         return str(self.file) if self.tars is None else f"{self.name} in {self.file}"
 
     def read(self) -> bytes:
-        """Its bytes. Raises ShardError when they are more than any picture or JSON has, or fewer than there should be."""
+        """Read the bytes. Raises ShardError if there are more than MAX_MEMBER_BYTES, or fewer than the tar declares."""
         if self.length > MAX_MEMBER_BYTES:
-            raise ShardError(f"{self} has {self.length} bytes, at most {MAX_MEMBER_BYTES} are taken")
+            raise ShardError(f"{self} has {self.length} bytes, at most {MAX_MEMBER_BYTES} are accepted")
         if self.tars is None:
             return self.file.read_bytes()
         stream = self.tars.stream(self.file)
         stream.seek(self.offset)
         data = stream.read(self.length)
         if len(data) != self.length:
-            raise ShardError(f"{self} ends after {len(data)} of {self.length} bytes; {_TORN}")
+            raise ShardError(f"{self} ends after {len(data)} of {self.length} bytes; {_CORRUPT}")
         return data
 
 
-def loose_file(path: Path) -> SourceMember:
-    """A file that lies in no tar."""
-    return SourceMember(file=path, name=path.name, offset=0, length=path.stat().st_size)
-
-
 class SourceTars:
-    """Open tars, a few at a time; one that was closed is opened again (and, if gzip, unpacked again) when it is wanted."""
+    """Pool of a few open tars. A tar that was closed is opened again (and, if gzip, decompressed again) on demand."""
 
     def __init__(self) -> None:
         self._streams: dict[Path, BinaryIO] = {}
-        self._walked: Path | None = None
+        self._current: Path | None = None
 
     def close(self) -> None:
-        """Close what is open; temporary files go with it."""
+        """Close all streams, which also removes temporary files."""
         while self._streams:
             self._streams.popitem()[1].close()
 
     def stream(self, path: Path) -> BinaryIO:
-        """The tar's bytes without compression, to seek in and read."""
-        stream = self._streams.pop(path, None) or _opened(path)
-        self._streams[path] = stream  # the last is the one used last
-        if len(self._streams) > _OPEN_AT_ONCE:
-            oldest = next(other for other in self._streams if other not in (path, self._walked))
+        """Return a seekable stream of the uncompressed tar."""
+        stream = self._streams.pop(path, None) or _open_uncompressed(path)
+        self._streams[path] = stream  # the last entry is the most recently used
+        if len(self._streams) > _MAX_OPEN:
+            oldest = next(other for other in self._streams if other not in (path, self._current))
             self._streams.pop(oldest).close()
         return stream
 
     def members(self, path: Path) -> Iterator[SourceMember]:
-        """Every plain file of the tar, in its order; between two of them any place may be read.
+        """Yield every regular file of the tar in order. Any member may be read while the iteration is in progress.
 
-        Raises ShardError for what is no tar or ends too early, and for names that lead out of a folder.
+        Raises ShardError for a truncated or corrupt tar and for names that lead out of a folder.
         """
-        self._walked = path
+        self._current = path
         stream = self.stream(path)
         num_bytes = stream.seek(0, 2)
         stream.seek(0)
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    # A negative size would send tarfile back to where it has been, for ever.
+                    # A negative size would move tarfile back to an earlier member, in an endless loop.
                     if member.size < 0 or member.offset_data + member.size > num_bytes:
-                        raise ShardError(f"{path}: {member.name[:200]!r} has {member.size} bytes; {_TORN}")
+                        raise ShardError(f"{path}: {member.name[:200]!r} has {member.size} bytes; {_CORRUPT}")
                     if member.isreg() and not member.issparse():
                         name = checked_relative_path(member.name, place=str(path))
                         yield SourceMember(file=path, name=name, offset=member.offset_data, length=member.size, tars=self)
                 end = tar.offset
         except (tarfile.TarError, EOFError, ValueError, OverflowError, struct.error) as error:
-            raise ShardError(f"{path}: {error}; {_TORN}") from error
-        # tarfile takes a broken header, and a file that stops between two members, for the end of the archive.
+            raise ShardError(f"{path}: {error}; {_CORRUPT}") from error
+        # tarfile treats a corrupt header, and a file truncated between two members, as the end of the archive.
         stream.seek(end)
         if (block := stream.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
-            raise ShardError(f"{path}: {'no end mark' if not block else 'no member'} at byte {end}; {_TORN}")
+            problem = "no valid member header" if block else "no end mark"
+            raise ShardError(f"{path}: {problem} at byte {end}; {_CORRUPT}")
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open_uncompressed(path: Path) -> BinaryIO:
     stream = path.open("rb")
     if stream.read(2) != b"\x1f\x8b":
         stream.seek(0)
         return stream
     stream.close()
-    return _unpacked(path)
+    return _decompress(path)
 
 
-def _unpacked(path: Path) -> BinaryIO:
-    limit = _MOST_TIMES_LARGER * path.stat().st_size + _BLOCK
-    copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (Tars closes it)
+def _decompress(path: Path) -> BinaryIO:
+    limit = _MAX_COMPRESSION * path.stat().st_size + _BLOCK
+    copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (SourceTars closes it)
     try:
-        with gzip.open(path) as packed:
-            while block := packed.read(_BLOCK):
+        with gzip.open(path) as compressed:
+            while block := compressed.read(_BLOCK):
                 copy.write(block)
                 if copy.tell() > limit:
-                    raise ShardError(f"{path} unpacks to more than {_MOST_TIMES_LARGER} times its size: no tar of pictures does")
+                    message = f"{path} decompresses to more than {_MAX_COMPRESSION} times its size"
+                    raise ShardError(f"{message}, which no tar of images does: download it again")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         copy.close()
-        raise ShardError(f"{path}: {error}; {_TORN}") from error
+        raise ShardError(f"{path}: {error}; {_CORRUPT}") from error
     except BaseException:
         copy.close()
         raise

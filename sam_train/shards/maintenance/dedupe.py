@@ -28,7 +28,7 @@ from sam_train.shards.reader import expand_shards, iterate_samples
 from sam_train.shards.writer import write_shard
 
 if TYPE_CHECKING:
-    from sam_train.shards.importers.command import Commands
+    from sam_train.shards.options import Commands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from sam_train.shards.mask_table import MaskTable, mask_table_path
 from sam_train.shards.reader import expand_shards, iterate_samples
 
 if TYPE_CHECKING:
-    from sam_train.shards.importers.command import Commands
+    from sam_train.shards.options import Commands
 
 _ASK = "duckdb -c \"SELECT name, count(*), avg(area) FROM 'masks.parquet' GROUP BY name ORDER BY 2 DESC\""
 

@@ -27,7 +27,7 @@ from sam_train.shards.tar_members import ByteRange, open_local_shard
 from sam_train.shards.writer import write_shard
 
 if TYPE_CHECKING:
-    from sam_train.shards.importers.command import Commands
+    from sam_train.shards.options import Commands
 
 
 def add_repair(commands: Commands) -> None:

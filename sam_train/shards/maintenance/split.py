@@ -24,7 +24,7 @@ from sam_train.shards.shard_set_writer import ShardSetWriter
 from sam_train.shards.split_hash import assign_split
 
 if TYPE_CHECKING:
-    from sam_train.shards.importers.command import Commands
+    from sam_train.shards.options import Commands
 
 
 def add_split(commands: Commands) -> None:
@@ -58,7 +58,7 @@ def run_split(arguments: argparse.Namespace) -> None:
     shelves = _shelves(arguments, fractions)
     _fill(shelves, shards, splits)
     for shelf in shelves.values():
-        kept = f" ({shelf.num_kept} were already there)" if shelf.num_kept else ""
+        kept = f" ({shelf.num_reused_shards} already existed)" if shelf.num_reused_shards else ""
         share = f"{shelf.num_images / len(splits):.1%}"
         print(f"{shelf.folder}: {shelf.num_images} images ({share}), {shelf.num_masks} masks, {shelf.num_shards} shards{kept}")
 

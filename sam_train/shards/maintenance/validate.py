@@ -21,7 +21,7 @@ from sam_train.shards.reader import expand_shards
 from sam_train.shards.tar_members import ByteRange, open_local_shard
 
 if TYPE_CHECKING:
-    from sam_train.shards.importers.command import Commands
+    from sam_train.shards.options import Commands
 
 MAX_MEMBER_BYTES = 1 << 30
 """A JPEG or JSON of more is not read: no picture that is decoded needs it."""

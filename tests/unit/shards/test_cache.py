@@ -92,7 +92,7 @@ def test_what_was_not_read_for_longest_goes(url: str, shards: list[Path], tmp_pa
 def test_a_shard_larger_than_the_cache(url: str, shards: list[Path], tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 1000)
     (index,) = cache.index([f"{url}/{shards[0].name}"])
-    with pytest.raises(ShardError, match=r"do not fit into a cache of 1000: give it more \(data.cache_gb\)"):
+    with pytest.raises(ShardError, match=r"do not fit into a cache of 1000: raise data.cache_gb"):
         keys_of(index, cache)
     assert names(cache.folder) == []
 
@@ -104,7 +104,7 @@ def test_what_is_not_its_manifests_is_not_kept(url: str, shards: list[Path], tmp
     shards[0].write_bytes(bytes(data) if damage == "other" else bytes(data[:3000]))
     cache = ShardCache(tmp_path / "cache", GB)
     (index,) = cache.index([f"{url}/{shards[0].name}"])
-    with pytest.raises(ShardError, match="upload it again") as caught:
+    with pytest.raises(ShardError, match=r"upload (it|the shard) again") as caught:
         keys_of(index, cache)
     assert caught.value.shard.startswith("http")
     assert [path.name for path in cache.folder.iterdir() if not path.name.endswith("lock")] == []

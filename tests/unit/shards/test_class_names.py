@@ -189,7 +189,7 @@ def test_a_class_without_a_name_is_an_error(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 0 0 1 0 1 1\n7 0 0 1 0 1 1\n")
     (tmp_path / "data.yaml").write_text("names: [cat, dog]\n")
-    with pytest.raises(ShardError, match=r"a\.txt, line 2: class 7 has no name"):
+    with pytest.raises(ShardError, match=r"a\.txt, line 2: class 7 is not in the file of class names"):
         list(IMPORTERS["yolo"](tmp_path / "images", tmp_path / "labels", names=tmp_path / "data.yaml"))
 
 
@@ -261,12 +261,12 @@ def test_lvis_names(tmp_path: Path, shared_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("data.yaml", "names: 3", "does not read as class names"),
-        ("data.yaml", "train: images", "does not read as class names"),
-        ("data.yaml", "names: {a: cat}", "does not read as class names"),
-        ("data.yaml", "names: [", "does not read as class names"),
+        ("data.yaml", "names: 3", "is not a valid file of class names"),
+        ("data.yaml", "train: images", "is not a valid file of class names"),
+        ("data.yaml", "names: {a: cat}", "is not a valid file of class names"),
+        ("data.yaml", "names: [", "is not a valid file of class names"),
         ("data.yaml", 'names: ["\\x00"]', "class 0: expected a name"),
-        ("classes.txt", "\udcff", "does not read as class names"),
+        ("classes.txt", "\udcff", "is not a valid file of class names"),
         ("classes.txt", "a\x1b[2Jb", "class 0: expected a name"),
         ("classes.txt", "a" * 10_001, "class 0: expected a name"),
     ],
@@ -276,7 +276,7 @@ def test_files_that_name_no_classes(tmp_path: Path, name: str, text: str, messag
     with pytest.raises(ShardError, match=message) as caught:
         read_class_names(tmp_path / name)
     assert name in str(caught.value)
-    with pytest.raises(ShardError, match="no file of class names"):
+    with pytest.raises(ShardError, match="not a file of class names"):
         read_class_names(tmp_path / "absent.yaml")
 
 
@@ -290,7 +290,7 @@ def test_categories_that_are_none(categories: object) -> None:
 
 def test_numbers_of_classes() -> None:
     numbers = ClassNumbering(first=1)
-    assert [numbers.take(name, place="") for name in ("b", "", "a", "b")] == [1, 2, 3, 1]
+    assert [numbers.number_of(name, place="") for name in ("b", "", "a", "b")] == [1, 2, 3, 1]
     assert numbers.names == {1: "b", 2: "object", 3: "a"}
 
 
@@ -313,10 +313,10 @@ def test_an_import_does_not_go_on_where_names_were_others(tmp_path: Path, capsys
     command = ["import", "yolo", "--images", f"{tmp_path}/images", "--labels", f"{tmp_path}/labels", "--out", f"{tmp_path}/out"]
     main(command)
     main(command)
-    assert "(1 were already there)" in capsys.readouterr().out
+    assert "(1 already existed)" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*command, "--names", f"{tmp_path}/names.txt"])
-    assert "of other images or options" in capsys.readouterr().err
+    assert "holds other images or was written with other options" in capsys.readouterr().err
     assert names_in(tmp_path / "out") == [[""], [""]]
 
 

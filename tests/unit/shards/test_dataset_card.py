@@ -154,7 +154,7 @@ def test_a_set_that_is_not_finished_has_no_card(folder: Path, capsys: pytest.Cap
     mask_table_path(folder / "sa_000000.tar").unlink()
     assert "no table sa_000000.masks.parquet beside the shard" in refused()
     (folder / "sa_000000.manifest.json").unlink()
-    assert "it was not finished" in refused()
+    assert "the shard is not complete" in refused()
 
 
 def test_a_set_without_masks_has_nothing_to_describe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

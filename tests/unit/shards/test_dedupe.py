@@ -204,7 +204,7 @@ def test_a_second_run_of_split_finishes_the_first(tmp_path: Path, capsys: pytest
     next((tmp_path / "out" / "train").glob("*1.manifest.json")).unlink()
     assert split(tmp_path / "out", "--images-per-shard", 7, source=source) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
-    assert "were already there" in capsys.readouterr().out
+    assert "already existed" in capsys.readouterr().out
     assert split(tmp_path / "out", "--images-per-shard", 7, "--seed", 1, source=source) == 1
     assert "empty --out" in capsys.readouterr().err
 

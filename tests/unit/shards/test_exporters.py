@@ -112,7 +112,7 @@ def test_coco_polygons_as_cvat_and_label_studio_read_them(odd_shards: Path, tmp_
     """CVAT's format page asks for polygons of instances with iscrowd 0; Label Studio's converter (label_studio_converter/imports/
     coco.py) needs ids, names of categories, sizes of images and bbox, takes the first outline alone and fails on an RLE."""
     before = read(odd_shards)
-    counts = export("coco", odd_shards, tmp_path / "out", "--form", "polygons")
+    counts = export("coco", odd_shards, tmp_path / "out", "--mask-format", "polygons")
     assert counts["mask_with_bridges"] > 3
     document = json.loads((tmp_path / "out" / "instances.json").read_text())
     names = {int(category["id"]): category["name"] for category in document["categories"]}
@@ -291,7 +291,7 @@ def test_an_export_is_not_written_over(tmp_path: Path, tiny_shard: Path, kind: s
     (out / "images" / "other.jpg").write_bytes(b"")
     with pytest.raises(SystemExit):
         export(kind, tiny_shard.parent, out)
-    assert "not of this export" in capsys.readouterr().err
+    assert "not written by this export" in capsys.readouterr().err
     (out / "images" / "other.jpg").unlink()
     (out / "images" / "sa_000000.jpg").write_bytes(b"another")
     with pytest.raises(SystemExit):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from sam_train.errors import ShardError
 from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
 from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples, load_manifest
+from sam_train.shards.exporters import EXPORTERS
 from sam_train.shards.importers import IMPORTERS, import_label_maps
 from sam_train.shards.importers.label_maps import read_label_map
+from sam_train.shards.options import add_options
 from sam_train.shards.split_hash import is_held_out
 
 NUCLEI = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nuclei"
@@ -175,7 +179,7 @@ def test_second_run_keeps_done_shards_and_finishes_the_rest(data_set: Path, caps
     run(data_set, "--images-per-shard", "3")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert (out / "sa_000000.tar").stat().st_mtime_ns == kept
-    assert "3 shards (1 were already there)" in capsys.readouterr().out
+    assert "3 shards (1 already existed)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [("--images-per-shard", "4"), ("--min-area", "2"), ("--images-per-shard", "100")])
@@ -209,7 +213,7 @@ def test_holdout_splits_by_key(data_set: Path) -> None:
 
 
 def test_holdout_that_holds_nothing(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for fraction, message in (("1e-9", "no image fell into heldout"), ("1", "--holdout is the fraction")):
+    for fraction, message in (("1e-9", "no image fell into heldout"), ("1", "expected the fraction of held-out images")):
         with pytest.raises(SystemExit):
             run(data_set, "--holdout", fraction)
         assert message in capsys.readouterr().err
@@ -254,3 +258,28 @@ def test_real_nuclei(tmp_path: Path) -> None:
         with Image.open(NUCLEI / "images" / f"{key}.png") as picture:
             difference = decode_jpeg(sample.jpeg).astype(int) - np.asarray(picture.convert("RGB"))
         assert np.abs(difference).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("import bsds500 --images a --labels b --out c --person 1", "--person was renamed to --annotator"),
+        ("export coco --shards a --out b --form polygons", "--form was renamed to --mask-format"),
+        ("import coco --images a --annotations b --out c --missing leave_out", "leave_out: renamed to skip"),
+    ],
+)
+def test_rejects_an_option_of_an_earlier_version_with_its_new_name(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(command.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [*IMPORTERS, *EXPORTERS])
+def test_every_option_has_a_help_text(kind: str) -> None:
+    function: Callable[..., object] = IMPORTERS.get(kind) or EXPORTERS[kind]
+    parser = argparse.ArgumentParser(add_help=False)
+    add_options(parser, function, exclude=("counts", "samples", "folder"))
+    texts = [action.help or "" for action in parser._actions if action.help != argparse.SUPPRESS]
+    assert all(text.endswith(".") for text in texts), texts

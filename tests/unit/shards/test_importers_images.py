@@ -91,10 +91,10 @@ def binary(tmp_path: Path) -> Path:
 WRONG_BINARY: dict[str, tuple[Callable[[Path], object], str]] = {
     "size": (lambda p: save(p / "masks" / "a_0.png", np.zeros((30, 20), np.uint8)), "a_0.png is 20 x 30"),
     "values": (lambda p: save(p / "masks" / "a_0.png", np.arange(600, dtype=np.uint16).reshape(20, 30)), "label_maps"),
-    "colour": (lambda p: save(p / "masks" / "a_0.png"), "a_0.png is PNG of mode RGB"),
-    "no_picture": (lambda p: save(p / "masks" / "c_0.png", box(0, 0, 1, 1)), "c_0.png has no picture"),
+    "colour": (lambda p: save(p / "masks" / "a_0.png"), "a_0.png is PNG with mode RGB"),
+    "no_picture": (lambda p: save(p / "masks" / "c_0.png", box(0, 0, 1, 1)), "c_0.png has no image"),
     "no_masks": (lambda p: save(p / "images" / "c.jpg"), "c.jpg has no masks"),
-    "ambiguous": (lambda p: save(p / "images" / "a_0.jpg"), "could belong to a_0 and a"),
+    "ambiguous": (lambda p: save(p / "images" / "a_0.jpg"), "may belong to a_0 and a"),
     "not_a_picture": (lambda p: (p / "images" / "a.jpg").write_bytes(b"no"), "a.jpg"),
     "not_a_mask": (lambda p: (p / "masks" / "a_0.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "a_0.png"),
 }
@@ -154,10 +154,10 @@ def test_yolo_lines(tmp_path: Path) -> None:
         ("dog 0.1 0.1 0.2 0.2 0.3 0.3", "beginning with 'dog'"),
         ("0 0.1 0.1 0.2 0.2 0.3", "expected 'class x y x y"),
         ("0", "expected 'class x y x y"),
-        ("0 12 40 90 40 90 80", "are fractions of width and height"),
-        ("0 nan 0.1 0.2 0.2 0.3 0.3", "are fractions of width and height"),
-        ("0 1e999 0.1 0.2 0.2 0.3 0.3", "are fractions of width and height"),
-        ("\u00e9", "no text of numbers"),
+        ("0 12 40 90 40 90 80", "as fractions of width and height"),
+        ("0 nan 0.1 0.2 0.2 0.3 0.3", "as fractions of width and height"),
+        ("0 1e999 0.1 0.2 0.2 0.3 0.3", "as fractions of width and height"),
+        ("\u00e9", "not an ASCII text file"),
     ],
 )
 def test_wrong_yolo_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
@@ -169,7 +169,7 @@ def test_wrong_yolo_lines_are_named(tmp_path: Path, line: str, message: str) -> 
 def test_yolo_labels_without_picture(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "c.txt").write_text("")
-    with pytest.raises(ShardError, match=r"c\.txt has no picture"):
+    with pytest.raises(ShardError, match=r"c\.txt has no image"):
         yolo(tmp_path, "")
 
 
@@ -264,11 +264,11 @@ WRONG_PANOPTIC: dict[str, tuple[Callable[[Path], object], str]] = {
     "size": (lambda p: save(p / "labels" / "a.png", rgb(IDS.T)), "a.png is 20 x 30"),
     "gray": (lambda p: save(p / "labels" / "a.png", np.zeros((20, 30), np.uint8)), "label_maps"),
     "jpeg": (lambda p: save(p / "images" / "b.jpg"), "b.jpg has no panoptic map"),
-    "no_picture": (lambda p: save(p / "labels" / "b.png", rgb(IDS)), "b.png has no picture"),
+    "no_picture": (lambda p: save(p / "labels" / "b.png", rgb(IDS)), "b.png has no image"),
     "climbing": (listed(file_name="../../a.png"), "leads out of the folder"),
     "absolute": (listed(file_name="/a.png"), "leads out of the folder"),
     "not_listed": (listed(file_name="b.png"), "does not list a.png"),
-    "unknown_id": (listed(segments_info=SEGMENTS["annotations"][0]["segments_info"][:3]), "holds the id 16000000"),  # type: ignore[index]
+    "unknown_id": (listed(segments_info=SEGMENTS["annotations"][0]["segments_info"][:3]), "has the id 16000000"),  # type: ignore[index]
     "no_segments": (listed(segments_info=None), "expected 'segments_info'"),
     "no_category": (listed(segments_info=[{"id": 7}]), "as 'category_id'"),
     "not_json": (lambda p: (p / "segments.json").write_text("{"), "segments.json is not JSON"),
@@ -317,13 +317,13 @@ def test_bsds_takes_all_people_and_equal_segments_once(bsds: Path) -> None:
 
 
 def test_bsds_of_one_person(bsds: Path) -> None:
-    ((record, _),) = import_bsds500(bsds / "images", bsds / "truth", person=2)
+    ((record, _),) = import_bsds500(bsds / "images", bsds / "truth", annotator=2)
     assert [mask.area for mask in record.masks] == [150, 450]
     counts: Counter[str] = Counter()
-    assert list(import_bsds500(bsds / "images", bsds / "truth", person=3, counts=counts)) == []
+    assert list(import_bsds500(bsds / "images", bsds / "truth", annotator=3, counts=counts)) == []
     assert counts == {"picture_without_person": 1}
-    with pytest.raises(ShardError, match="counts from 1"):
-        list(import_bsds500(bsds / "images", bsds / "truth", person=-1))
+    with pytest.raises(ShardError, match="expected the number of an annotator from 1"):
+        list(import_bsds500(bsds / "images", bsds / "truth", annotator=-1))
 
 
 def truth_of(**content: object) -> Callable[[Path], object]:
@@ -336,15 +336,15 @@ WRONG_BSDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "size": (lambda p: save_truth(p / "truth" / "train" / "12.mat", [np.ones((30, 20), np.uint16)]), "12.mat is 20 x 30"),
     "floats": (lambda p: save_truth(p / "truth" / "train" / "12.mat", [np.ones((20, 30))]), "unsigned integers"),
     "nobody": (lambda p: save_truth(p / "truth" / "train" / "12.mat", []), "no ground truth|expected one or more"),
-    "other_variable": (truth_of(x=np.ones(3)), "no ground truth of BSDS500"),
-    "no_cells": (truth_of(groundTruth=np.ones(3)), "no ground truth of BSDS500"),
-    "text": (lambda p: (p / "truth" / "train" / "12.mat").write_text("hello"), "no ground truth of BSDS500"),
-    "empty": (lambda p: (p / "truth" / "train" / "12.mat").write_bytes(b""), "no ground truth of BSDS500"),
+    "other_variable": (truth_of(x=np.ones(3)), "not a ground truth of BSDS500"),
+    "no_cells": (truth_of(groundTruth=np.ones(3)), "not a ground truth of BSDS500"),
+    "text": (lambda p: (p / "truth" / "train" / "12.mat").write_text("hello"), "not a ground truth of BSDS500"),
+    "empty": (lambda p: (p / "truth" / "train" / "12.mat").write_bytes(b""), "not a ground truth of BSDS500"),
     "v7.3": (
         lambda p: (p / "truth" / "train" / "12.mat").write_bytes(
             b"MATLAB 7.3 MAT-file" + b" " * 105 + b"\0\2IM" + b"\x89HDF" * 99
         ),
-        "no ground",
+        "not a ground truth",
     ),
     "no_truth": (lambda p: (p / "truth" / "train" / "12.mat").unlink(), "12.jpg has no ground truth"),
 }
@@ -370,7 +370,7 @@ def test_torn_bsds(bsds: Path) -> None:
 def test_a_mat_made_to_fill_memory(bsds: Path) -> None:
     save_truth(bsds / "truth" / "train" / "12.mat", [np.zeros((12_000, 12_000), np.uint16)])
     assert (bsds / "truth" / "train" / "12.mat").stat().st_size < 2_000_000
-    with pytest.raises(ShardError, match="unpacks to"):
+    with pytest.raises(ShardError, match="decompresses to"):
         list(import_bsds500(bsds / "images", bsds / "truth"))
 
 

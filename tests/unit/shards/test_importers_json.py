@@ -112,10 +112,10 @@ def test_as_pycocotools_reads_it(coco: Path) -> None:
 
 def test_missing_picture(coco: Path) -> None:
     (coco / "images" / "a.png").unlink()
-    with pytest.raises(ShardError, match=r"no such picture: .*a\.png"):
+    with pytest.raises(ShardError, match=r"no such image: .*a\.png"):
         imported(coco)
     counts: Counter[str] = Counter()
-    assert len(imported(coco, missing="leave_out", counts=counts)) == 1
+    assert len(imported(coco, missing="skip", counts=counts)) == 1
     assert counts["picture_missing"] == 1
 
 
@@ -149,7 +149,7 @@ def test_an_orientation_that_cannot_be_dropped_is_an_error(coco: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.new("RGB", (WIDTH, HEIGHT)).save(coco / "images" / "a.png", exif=exif)
-    with pytest.raises(ShardError, match=r"a\.png has an EXIF orientation and is PNG"):
+    with pytest.raises(ShardError, match=r"a\.png is PNG with an EXIF orientation"):
         imported(coco)
 
 
@@ -162,25 +162,28 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "absolute": (first("images", file_name="/etc/passwd.jpg"), "leads out of the folder"),
     "backslash": (first("images", file_name="..\\b.jpg"), "expected a file name"),
     "no_name": (first("images", file_name=None), "expected a file name"),
-    "size": (first("images", width=31), "is 30 x 20, its annotations say 31 x 20"),
-    "huge_size": (first("images", width=10**12, height=10**12), "is 30 x 20, its annotations say"),
-    "not_a_size": (first("images", width="30"), "expected a whole number as 'width'"),
+    "size": (first("images", width=31), "is 30 x 20, its annotations declare 31 x 20"),
+    "huge_size": (first("images", width=10**12, height=10**12), "is 30 x 20, its annotations declare"),
+    "not_a_size": (first("images", width="30"), "expected an integer as 'width'"),
     "rle_size": (first("annotations", segmentation={"size": [30, 20], "counts": [600]}), "RLE size"),
     "huge_runs": (first("annotations", segmentation={"size": [20, 30], "counts": [10**18]}), "RLE counts are neither"),
     "negative_runs": (first("annotations", segmentation={"size": [20, 30], "counts": [-1, 601]}), "RLE counts are neither"),
     "short_runs": (first("annotations", segmentation={"size": [20, 30], "counts": [599]}), "add up to 599"),
     "rle_string": (first("annotations", segmentation={"size": [20, 30], "counts": "zzzzzzzzzz"}), "malformed"),
     "no_segmentation": (first("annotations", segmentation=None), "expected polygons or an RLE"),
-    "odd_polygon": (first("annotations", segmentation=[[1, 2, 3, 4, 5]]), "a polygon is a list"),
-    "words": (first("annotations", segmentation=[["a", "b"]]), "a polygon is a list"),
-    "flat_polygon": (first("annotations", segmentation=[1, 2, 3, 4, 5, 6]), "a polygon is a list"),
-    "far": (first("annotations", segmentation=[[0, 0, 1e300, 0, 5, 5]]), "not finite or more than"),
-    "nan": (first("annotations", segmentation=[[0, 0, float("nan"), 0, 5, 5]]), "not finite or more than"),
-    "too_large_a_number": (first("annotations", segmentation=[[0, 0, 10**400, 0, 5, 5]]), "too large a number"),
-    "unknown_image": (first("annotations", image_id=99), "image ids of annotations are none of an image"),
-    "id": (first("annotations", id="x"), "expected a whole number as 'id'"),
+    "odd_polygon": (first("annotations", segmentation=[[1, 2, 3, 4, 5]]), "expected a polygon as a list"),
+    "words": (first("annotations", segmentation=[["a", "b"]]), "expected a polygon as a list"),
+    "flat_polygon": (first("annotations", segmentation=[1, 2, 3, 4, 5, 6]), "expected a polygon as a list"),
+    "far": (first("annotations", segmentation=[[0, 0, 1e300, 0, 5, 5]]), "is NaN or inf, or more than"),
+    "nan": (first("annotations", segmentation=[[0, 0, float("nan"), 0, 5, 5]]), "is NaN or inf, or more than"),
+    "overflow": (
+        first("annotations", segmentation=[[0, 0, 10**400, 0, 5, 5]]),
+        "a coordinate of a polygon is too large",
+    ),
+    "unknown_image": (first("annotations", image_id=99), "image ids that no image has"),
+    "id": (first("annotations", id="x"), "expected an integer as 'id'"),
     "score": (first("annotations", predicted_iou="good"), "expected a score"),
-    "twice": (lambda d: d["images"].append(d["images"][0]), "was there before"),
+    "twice": (lambda d: d["images"].append(d["images"][0]), "is a duplicate"),
     "no_images": (lambda d: d.update(images=[], annotations=[]), "no images"),
     "no_lists": (lambda d: d.pop("annotations"), "expected an object with"),
     "lvis": (lambda d: d["images"][0].update(coco_url=d["images"][0].pop("file_name")), "import it as lvis"),
@@ -277,9 +280,9 @@ def test_lvis_pictures_by_address(tmp_path: Path, place: str) -> None:
     ("changes", "message"),
     [
         ({"coco_url": "http://x/../../etc/a.jpg"}, "leads out of the folder"),
-        ({"coco_url": "http://[/a.jpg"}, "is no address"),
+        ({"coco_url": "http://[/a.jpg"}, "is not a URL"),
         ({"coco_url": "http://x/"}, "expected a file name"),
-        ({"coco_url": None}, "imported as coco"),
+        ({"coco_url": None}, "as coco"),
         ({"width": 31}, "is 30 x 20"),
     ],
 )
@@ -364,6 +367,6 @@ def test_a_large_json_is_not_whole_in_memory(tmp_path: Path) -> None:
 def test_an_import_of_which_no_picture_is_there(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["import", "coco", "--images", f"{coco}/elsewhere", "--annotations", f"{coco}/instances.json"]
     with pytest.raises(SystemExit):
-        main([*command, "--out", f"{coco}/out", "--missing", "leave_out"])
-    assert "gave no image, nothing was written; counted: 2 picture_missing" in capsys.readouterr().err
+        main([*command, "--out", f"{coco}/out", "--missing", "skip"])
+    assert "has no image to import, nothing was written; counted: 2 picture_missing" in capsys.readouterr().err
     assert not (coco / "out").exists()

@@ -47,7 +47,7 @@ def test_no_manifest(tiny_shard: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"{}", b"[]", b"null", b'"text"'])
 def test_a_manifest_that_is_none(tiny_shard: Path, data: bytes) -> None:
     manifest_path(tiny_shard).write_bytes(data)
-    with pytest.raises(ShardError, match=r"not JSON|keys differ"):
+    with pytest.raises(ShardError, match=r"not JSON|keys of the manifest are not"):
         load_manifest(tiny_shard)
 
 
@@ -60,7 +60,7 @@ def test_a_manifest_with_a_key_more_or_less(tiny_shard: Path, change: dict[str, 
         else:
             document[key] = value
     manifest_path(tiny_shard).write_text(json.dumps(document))
-    with pytest.raises(ShardError, match="keys differ"):
+    with pytest.raises(ShardError, match="keys of the manifest are not"):
         load_manifest(tiny_shard)
 
 
@@ -91,7 +91,7 @@ def test_done_shards_are_those_with_a_manifest(tmp_path: Path) -> None:
 def test_a_manifest_of_other_types(tiny_shard: Path, field: str, value: object) -> None:
     path = manifest_path(tiny_shard)
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    with pytest.raises(ShardError, match="unexpected") as caught:
+    with pytest.raises(ShardError, match=r"got .*, expected") as caught:
         load_manifest(tiny_shard)
     assert caught.value.field == f"manifest.{field}"
 

@@ -69,10 +69,10 @@ def test_every_cut_of_a_tar_is_noticed_before_its_first_sample(tmp_path: Path, t
     torn = tmp_path / "torn.tar"
     for cut in [*range(0, end + 512, 512), 1, 700, end - 1, end + 511]:
         torn.write_bytes(data[:cut])
-        with pytest.raises(ShardError, match="torn") as caught:
+        with pytest.raises(ShardError, match="truncated") as caught:
             next(iterate_samples([torn]))
         assert caught.value.shard == str(torn)
-        with pytest.raises(ShardError, match="torn"):
+        with pytest.raises(ShardError, match="truncated"):
             read(torn)
     torn.write_bytes(data[: end + 512])  # the second block of zeros that POSIX wants holds nothing
     assert len(read(torn)) == 3
@@ -85,7 +85,7 @@ def test_a_damaged_header_is_noticed(tmp_path: Path, tiny_shard: Path, read: Rea
     data[third : third + 512] = b"\x07" * 512
     torn = tmp_path / "torn.tar"
     torn.write_bytes(data)
-    with pytest.raises(ShardError, match=f"something that is no member at byte {third}"):
+    with pytest.raises(ShardError, match=f"no valid member header at byte {third}"):
         read(torn)
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_header_is_noticed(tmp_path: Path, tiny_shard: Path, read: Rea
 def test_a_file_that_is_no_tar(tmp_path: Path, data: bytes, read: Read) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(data)
-    with pytest.raises(ShardError, match="torn or no tar"):
+    with pytest.raises(ShardError, match="truncated, corrupt or not a tar"):
         read(path)
 
 
@@ -157,7 +157,7 @@ def test_names_that_are_no_keys(tmp_path: Path, tiny_samples: Samples, key: str,
 def test_a_shard_that_is_not_its_manifests(tiny_shard: Path, tiny_samples: Samples, tmp_path: Path, read: Read) -> None:
     write_shard(tmp_path / "other.tar", tiny_samples[:2])
     tiny_shard.write_bytes((tmp_path / "other.tar").read_bytes())
-    with pytest.raises(ShardError, match="are not the manifest's"):
+    with pytest.raises(ShardError, match=r"its manifest lists|not those of the manifest"):
         read(tiny_shard)
 
 
@@ -206,12 +206,12 @@ def test_a_pattern_that_names_nothing(folder: Path, pattern: str) -> None:
 
 
 def test_no_patterns_no_tars_and_half_a_brace(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="no shards were named"):
+    with pytest.raises(ConfigError, match="no shards given"):
         expand_shards([])
     (folder / "empty").mkdir()
     with pytest.raises(ConfigError, match="no shard matches"):
         expand_shards(str(folder / "empty"))
-    with pytest.raises(ConfigError, match="is no brace range"):
+    with pytest.raises(ConfigError, match="is not a valid brace range"):
         expand_shards(str(folder / "b_{00..01.tar"))
 
 
@@ -232,5 +232,5 @@ def test_a_chain_of_long_names(tmp_path: Path, tiny_shard: Path, read: Read) -> 
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
     path = tmp_path / "a.tar"
     path.write_bytes(bytes(header) * 3000 + tiny_shard.read_bytes())
-    with pytest.raises(ShardError, match="torn"):
+    with pytest.raises(ShardError, match="truncated"):
         read(path)

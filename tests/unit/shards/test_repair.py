@@ -210,7 +210,10 @@ def test_another_list_into_the_same_folder_is_refused(
 def test_a_list_that_cannot_be_read_is_refused_before_anything_is_written(
     tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path, expected in ((taken(tmp_path, "1", "a/b.jpg"), "line 2: 'a/b.jpg' is no image id"), ("none.txt", "cannot be read")):
+    for path, expected in (
+        (taken(tmp_path, "1", "a/b.jpg"), "line 2: 'a/b.jpg' is neither an image id nor a key"),
+        ("none.txt", "cannot be read"),
+    ):
         with pytest.raises(SystemExit):
             main(["repair", str(tiny_shard), "--out", str(tmp_path / "out"), "--drop-ids", path])
         assert expected in capsys.readouterr().err

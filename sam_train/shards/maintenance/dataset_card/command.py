@@ -20,7 +20,7 @@ from sam_train.shards.maintenance.statistics.page import as_document
 from sam_train.shards.reader import expand_shards
 
 if TYPE_CHECKING:
-    from sam_train.shards.importers.command import Commands
+    from sam_train.shards.options import Commands
 
 _WORDS = {
     "description": "a sentence or more on what the set is",

@@ -15,7 +15,7 @@ from sam_train.shards.maintenance.statistics.page import as_document, render
 from sam_train.shards.reader import expand_shards
 
 if TYPE_CHECKING:
-    from sam_train.shards.importers.command import Commands
+    from sam_train.shards.options import Commands
 
 
 def add_stats(commands: Commands) -> None:
