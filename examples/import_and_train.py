@@ -70,7 +70,7 @@ def main() -> None:
     run(
         "sam-train",
         *("model=vit_nano", "losses=from_scratch", "optim=from_scratch", f"data.shards={shards}/train", f"run_dir={out}/run"),
-        *("data.images_per_step=2", "data.max_masks=8", "prompts.num_corrections=2", "prompts.num_empty_rounds=1"),
+        *("data.images_per_step=2", "data.max_masks=8", "prompts.num_corrections=2", "prompts.num_mask_only_rounds=1"),
         *("trainer.accelerator=cpu", f"trainer.max_steps={arguments.steps}", "wandb.enabled=false"),
     )
     run("sam-evaluate", f"checkpoint={out}/run/model.pt", f"shards={shards}/heldout", f"out={out}/metrics.json")

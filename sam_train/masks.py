@@ -139,7 +139,7 @@ def remove_small_regions(mask: np.ndarray, min_area: int, *, keep_largest: bool 
 
 def remove_small_regions_rle(rle: Rle, min_area: int, *, keep_largest: bool = False) -> Rle | None:
     """Apply `remove_small_regions` to an RLE, without decoding it if rlemasklib is installed."""
-    library = _rlemasklib()
+    library = rlemasklib_or_none()
     if library is None:
         height, width = rle["size"]
         kept = remove_small_regions(decode_rle(rle, height=height, width=width), min_area, keep_largest=keep_largest)
@@ -167,12 +167,12 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _rlemasklib() -> Any:
+def rlemasklib_or_none() -> Any:
     """Return the module rlemasklib, or None with one warning if it is not installed."""
     try:
         import rlemasklib
     except ImportError:
-        log.warning("rlemasklib is not installed: removing small regions decodes every mask, which takes time and memory")
+        log.warning("rlemasklib is not installed: pycocotools decodes every mask instead, which takes more time and memory")
         return None
     return rlemasklib
 

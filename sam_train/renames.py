@@ -7,6 +7,7 @@ what it was renamed to, so that no old name lives on in scripts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ KEYS: Mapping[str, str] = {
     "text_tables": "text_embedding_dir",
     "training.text_alignment": "training.text_alignment_weight",
     "data.names": "data.load_names",
+    "prompts.num_empty_rounds": "prompts.num_mask_only_rounds",
     "text.wordings": "text.templates",
 }
 """Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group."""
@@ -81,6 +83,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key}: renamed to {new}")
         if (option := _renamed_option(key, value)) is not None:
             raise ConfigError(f"{key}={value}: renamed to {key}={option}")
+        if (upgraded := _upgrade_dict(key, value)) != value:
+            raise ConfigError(f"{key}={value}: renamed to {key}={upgraded}")
 
 
 def upgrade_config(config: Any) -> Any:
@@ -110,7 +114,17 @@ def _upgrade_override(text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals:
         return text
-    return f"{_renamed(key) or key}={_renamed_option(key, value) or value}"
+    return f"{_renamed(key) or key}={_renamed_option(key, value) or _upgrade_dict(key, value)}"
+
+
+def _upgrade_dict(group: str, value: str) -> str:
+    """Return the value of an override `group={key: value, ...}` with the names of today; any other value unchanged."""
+    if value.startswith("{"):
+        for old, new in KEYS.items():
+            parent, _, name = old.rpartition(".")
+            if parent == group:
+                value = re.sub(rf"([{{,]\s*){re.escape(name)}(?=\s*:)", rf"\g<1>{new.rpartition('.')[2]}", value)
+    return value
 
 
 def _new_key(key: Any, path: tuple[str, ...]) -> Any:

@@ -33,7 +33,7 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "checkpoint_every_n_steps=2",
     "optim.warmup_steps=3",
-    "prompts={num_corrections: 2, num_empty_rounds: 2}",
+    "prompts={num_corrections: 2, num_mask_only_rounds: 2}",
     "data={images_per_step: 4, flip: true, quarter_turns: true, scale_jitter: [0.5, 1.5]}",
     "++model.drop_path_rate=0.5",
 ]

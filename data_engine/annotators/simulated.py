@@ -58,7 +58,9 @@ class SimulatedAnnotator:
         self.accept_iou, self.max_clicks, self.max_masks = accept_iou, max_clicks, max_masks
         self.seconds_to_find, self.seconds_per_click = seconds_to_find, seconds_per_click
         self.seconds_to_draw, self.seconds_to_review = seconds_to_draw, seconds_to_review
-        self.simulator = PromptSimulator(num_corrections=max_clicks - 1, num_empty_rounds=0, box_probability=0, click="center")
+        self.simulator = PromptSimulator(
+            num_corrections=max_clicks - 1, num_mask_only_rounds=0, box_probability=0, click="center"
+        )
 
     def review(self, image: SourceImage, prefilled: Sequence[GeneratedMask]) -> tuple[list[ReviewVerdict], Counts]:
         """Keep a mask if its IoU with an object is at least `accept_iou`; of several masks of one object the first is kept."""

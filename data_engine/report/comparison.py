@@ -147,7 +147,7 @@ def _predict_objects(predictor: Predictor, sample: Sample) -> Iterator[_Predicti
         return
     targets = torch.from_numpy(np.stack([decode_mask(sample, mask.segmentation) for mask in objects])).to(predictor.device)
     predictor.set_image(decode_jpeg(sample.jpeg, shard=sample.shard, key=record.key))
-    simulator = PromptSimulator(num_corrections=0, num_empty_rounds=0, box_probability=0, click="center")
+    simulator = PromptSimulator(num_corrections=0, num_mask_only_rounds=0, box_probability=0, click="center")
     index = torch.zeros(len(targets), dtype=torch.long, device=targets.device)
     prompts = simulator.first_prompts(targets, index, torch.Generator())
     masks = predictor.masks_to_image(predictor.predict(prompts, multimask_output=True).best().mask_logits)[:, 0]

@@ -86,7 +86,7 @@ def count_step(cfg: dict[str, Any], *, num_masks: int) -> StepCost:
         encoder=encoder,
         first_round=rounds[0],
         later_round=rounds[1],
-        num_later_rounds=corrections + prompts.get("num_empty_rounds", 2),
+        num_later_rounds=corrections + prompts.get("num_mask_only_rounds", 2),
         num_masks=num_masks,
     )
 

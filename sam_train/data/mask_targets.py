@@ -11,19 +11,15 @@ times as slowly; the first use logs a warning.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from sam_train.data.mask_crops import MaskCrop, MaskCrops
 from sam_train.data.rle_resize import downsample_rles
 from sam_train.errors import ShardError
 from sam_train.geometry import resize_masks
-from sam_train.masks import decode_rle
+from sam_train.masks import decode_rle, rlemasklib_or_none
 from sam_train.records import MAX_PIXELS, Rle
-
-log = logging.getLogger(__name__)
 
 
 def resize_rles(rles: Sequence[Rle], size_hw: tuple[int, int], to_hw: tuple[int, int], *, key: str = "") -> MaskCrops:
@@ -33,7 +29,7 @@ def resize_rles(rles: Sequence[Rle], size_hw: tuple[int, int], to_hw: tuple[int,
 
     Raises ShardError (field) for an RLE that is invalid or has another size.
     """
-    rle_mask_class, num_pixels = _rlemasklib(), size_hw[0] * size_hw[1]
+    rle_mask_class, num_pixels = _rle_mask_class(), size_hw[0] * size_hw[1]
     if rle_mask_class is None or num_pixels > MAX_PIXELS:  # `decode_rle` rejects more than MAX_PIXELS
         masks = (decode_rle(rle, height=size_hw[0], width=size_hw[1], key=key) for rle in rles)
     elif to_hw[0] * to_hw[1] < num_pixels:
@@ -43,15 +39,10 @@ def resize_rles(rles: Sequence[Rle], size_hw: tuple[int, int], to_hw: tuple[int,
     return MaskCrops.from_crops(MaskCrop.from_mask(resize_masks(mask[None], *to_hw)[0]) for mask in masks)
 
 
-@cache
-def _rlemasklib() -> Any:
+def _rle_mask_class() -> Any:
     """Return the class RLEMask of rlemasklib, or None if it is not installed."""
-    try:
-        from rlemasklib import RLEMask
-    except ImportError:
-        log.warning("rlemasklib is not installed: masks are decoded by pycocotools, which is several times slower")
-        return None
-    return RLEMask
+    library = rlemasklib_or_none()
+    return None if library is None else library.RLEMask
 
 
 def _parse_rle(rle_mask_class: Any, rle: Rle, size_hw: tuple[int, int], key: str) -> Any:

@@ -105,7 +105,7 @@ class ClickProtocol(EvaluationProtocol):
             raise ConfigError(f"click must be one of {', '.join(CLICKS)}, got {click!r}")
         first, later = CLICKS[click]
         self.first = PromptSimulator(box_probability=0, click=first)
-        self.simulator = PromptSimulator(num_corrections=num_clicks - 1, num_empty_rounds=0, box_probability=0, click=later)
+        self.simulator = PromptSimulator(num_corrections=num_clicks - 1, num_mask_only_rounds=0, box_probability=0, click=later)
         self.masks_per_image, self.min_area_px, self.seed = masks_per_image, min_area_px, seed
         self.num_clicks, self.report, self.boundary = num_clicks, tuple(report), boundary
 

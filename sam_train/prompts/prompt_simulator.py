@@ -48,7 +48,7 @@ class PromptSimulator:
     """Simulates first prompts and corrections for packed target masks.
 
     num_corrections: correction clicks after the first prompt (paper: 8; 3, so four points a mask, for the model that made SA-1B).
-    num_empty_rounds: number of rounds without a new point: 1 adds one at the end, 2 another one at a random index (paper: 2).
+    num_mask_only_rounds: number of rounds without a new point: 1 adds one at the end, 2 another one at a random index (paper: 2).
     box_probability: share of masks whose first prompt is a box (paper: 0.5).
     box_noise_std, box_noise_max: standard deviation of the noise of a box corner, as a share of the box side, and the largest
         noise, as a share of the longer side of the frame. The paper's 20 px are taken to be in the 1024 frame.
@@ -63,7 +63,7 @@ class PromptSimulator:
         self,
         *,
         num_corrections: int = 8,
-        num_empty_rounds: int = 2,
+        num_mask_only_rounds: int = 2,
         box_probability: float = 0.5,
         box_noise_std: float = 0.1,
         box_noise_max: float = 20 / 1024,
@@ -72,21 +72,21 @@ class PromptSimulator:
     ) -> None:
         if click not in ("uniform", "center"):
             raise ValueError(f"click must be 'uniform' or 'center', got {click!r}")
-        if num_empty_rounds not in (0, 1, 2):
-            raise ValueError(f"num_empty_rounds must be 0, 1 or 2, got {num_empty_rounds}")
+        if num_mask_only_rounds not in (0, 1, 2):
+            raise ValueError(f"num_mask_only_rounds must be 0, 1 or 2, got {num_mask_only_rounds}")
         if num_corrections < 0:
             raise ValueError(f"num_corrections must be at least 0, got {num_corrections}")
-        self.num_corrections, self.num_empty_rounds, self.click = num_corrections, num_empty_rounds, click
+        self.num_corrections, self.num_mask_only_rounds, self.click = num_corrections, num_mask_only_rounds, click
         self.box_probability, self.box_noise_std, self.box_noise_max = box_probability, box_noise_std, box_noise_max
         self.text_probability = text_probability
 
     def draw_rounds(self, generator: torch.Generator) -> list[PromptRound]:
         """Return the rounds of one training step: the first prompt, the corrections, and the mask-only rounds among them."""
         next_steps = [NextStep.ERROR_CLICK] * self.num_corrections
-        if self.num_empty_rounds == 2:
+        if self.num_mask_only_rounds == 2:
             index = int(torch.randint(self.num_corrections + 1, (), generator=generator, device=generator.device))
             next_steps.insert(index, NextStep.MASK_ONLY)
-        if self.num_empty_rounds:
+        if self.num_mask_only_rounds:
             next_steps.append(NextStep.MASK_ONLY)
         return [PromptRound(index, next_step) for index, next_step in enumerate([*next_steps, NextStep.END])]
 

@@ -78,7 +78,7 @@ class ClickValidation(nn.Module):
 
 def validation_simulator() -> PromptSimulator:
     """Return the simulator of validation: up to five clicks at centres, no boxes, no rounds without a new prompt."""
-    return PromptSimulator(num_corrections=max(VALIDATION_CLICKS) - 1, num_empty_rounds=0, box_probability=0, click="center")
+    return PromptSimulator(num_corrections=max(VALIDATION_CLICKS) - 1, num_mask_only_rounds=0, box_probability=0, click="center")
 
 
 def predicted_masks(best: Prediction, image_size: int) -> Bool[Tensor, "N H W"]:

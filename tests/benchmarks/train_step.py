@@ -125,7 +125,7 @@ class Points(PromptSimulator):
     """The simulator, whose points are written down; theirs reads them, so that both are asked the same."""
 
     def __init__(self, path: Path, *, num_corrections: int) -> None:
-        super().__init__(num_corrections=num_corrections, num_empty_rounds=2, box_probability=0.0)
+        super().__init__(num_corrections=num_corrections, num_mask_only_rounds=2, box_probability=0.0)
         self.path, self.seen = path, []
 
     def first_prompts(self, *arguments: Any) -> Prompts:

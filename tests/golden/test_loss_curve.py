@@ -81,7 +81,7 @@ def curve() -> list[float]:
     model = small_sam(image_size=SIZE, patch_size=8, window_size=3, stem="conv", **wider)
     module = Stepping(
         model,
-        PromptSimulator(num_corrections=2, num_empty_rounds=2),
+        PromptSimulator(num_corrections=2, num_mask_only_rounds=2),
         SamLoss(),
         OptimizerFactory(lr=1e-3, warmup_steps=2, schedule="cosine"),
         gradient_clip=1.0,

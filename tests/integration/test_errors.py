@@ -171,7 +171,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (TRAINABLE + " trainer.max_steps=0", "set it to the number of steps"),
         (TRAINABLE + " trainer.max_steps=lots", "set it to the number of steps"),
         (TRAINABLE + " training.loss_resolution=gird", "loss_resolution must be 'grid' or 'full', got 'gird'"),
-        (TRAINABLE + " prompts.num_empty_rounds=7", "num_empty_rounds must be 0, 1 or 2, got 7"),
+        (TRAINABLE + " prompts.num_mask_only_rounds=7", "num_mask_only_rounds must be 0, 1 or 2, got 7"),
         (TRAINABLE + " data.images_per_step=0", "expected an integer of at least 1"),
         (TRAINABLE + " model.patch_size=7", "image_size 64 must be a multiple of patch_size 7"),
         (EVALUATE + " device=banana", "device=banana is unavailable on this machine"),

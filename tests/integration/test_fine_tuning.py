@@ -38,7 +38,7 @@ RUN = [
     f"trainer.max_steps={STEPS}",
     "trainer.log_every_n_steps=1",
     "checkpoint_every_n_steps=2",
-    "prompts={num_corrections: 1, num_empty_rounds: 0}",
+    "prompts={num_corrections: 1, num_mask_only_rounds: 0}",
     "data.images_per_step=2",
     "model.image_size=64",
 ]

@@ -47,7 +47,7 @@ RUN = [
         f"trainer.max_steps={STEPS}",
     ),
     *("trainer.log_every_n_steps=1", "+trainer.enable_progress_bar=false", "checkpoint_every_n_steps=2"),
-    *("prompts={num_corrections: 1, num_empty_rounds: 1}", "data.images_per_step=2"),
+    *("prompts={num_corrections: 1, num_mask_only_rounds: 1}", "data.images_per_step=2"),
 ]
 NAMES = ("round coffee", "square cat")
 

@@ -324,7 +324,7 @@ def test_central_point_of_an_empty_region_has_distance_zero() -> None:
 def test_correction_points_lie_in_the_error_region_and_say_what_is_wrong() -> None:
     generator = torch.Generator().manual_seed(0)
     targets, answers = torch.rand(200, 8, 9) < 0.5, torch.rand(200, 8, 9) < 0.5
-    simulator = PromptSimulator(num_empty_rounds=0)
+    simulator = PromptSimulator(num_mask_only_rounds=0)
     prompts = simulator.first_prompts(targets, torch.zeros(200, dtype=torch.long), generator)
     round_ = simulator.draw_rounds(generator)[0]
     then = simulator.next_prompts(round_, prompts, answers, targets, torch.zeros(200, 1, 8, 8), generator)
@@ -339,7 +339,7 @@ def test_corrections_are_drawn_from_both_kinds_of_error_by_their_area() -> None:
     """One draw over the union: 6 missed pixels and 2 false ones make three foreground clicks in four."""
     targets, answers = torch.zeros(2, 2000, 4, 4, dtype=torch.bool)
     targets[:, 0], targets[:, 1, :2], answers[:, 3, :2] = True, True, True
-    simulator = PromptSimulator(num_empty_rounds=0)
+    simulator = PromptSimulator(num_mask_only_rounds=0)
     generator = torch.Generator().manual_seed(0)
     prompts = simulator.first_prompts(targets, torch.zeros(2000, dtype=torch.long), generator)
     round_ = simulator.draw_rounds(generator)[0]

@@ -216,7 +216,7 @@ def test_remove_small_regions(before: tuple[str, ...], min_area: int, after: tup
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to clean an RLE."""
     if request.param == "without it":
-        monkeypatch.setattr(module, "_rlemasklib", lambda: None)
+        monkeypatch.setattr(module, "rlemasklib_or_none", lambda: None)
     else:
         pytest.importorskip("rlemasklib", reason="rlemasklib has no wheel for this platform")
 
@@ -268,14 +268,14 @@ def test_the_largest_island_is_kept_when_told_so(before: tuple[str, ...], min_ar
 
 def test_without_rlemasklib_it_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "rlemasklib", None)
-    module._rlemasklib.cache_clear()
+    module.rlemasklib_or_none.cache_clear()
     try:
         rle = encode_rle(picture("###..", "#.#.#", "###.."))
         assert [remove_small_regions_rle(rle, 2), remove_small_regions_rle(rle, 2)] == [
             encode_rle(picture("###..", "###..", "###.."))
         ] * 2
     finally:
-        module._rlemasklib.cache_clear()
+        module.rlemasklib_or_none.cache_clear()
     assert len([r for r in caplog.records if "rlemasklib is not installed" in r.message]) == 1
 
 

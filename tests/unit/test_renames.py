@@ -15,14 +15,24 @@ def test_stored_keys_targets_and_override_lists_are_upgraded() -> None:
     stored = {
         "losses": {"loser_weight": 0.5, "dice_weight": 1.0},
         "callbacks": {"pictures": {"_target_": "sam_train.training.callbacks.MaskPictures", "num_images": 4}},
-        "training": ["losses.loser_weight=0.5", "optim.lr=1e-3", "people_weight"],
+        "training": [
+            "losses.loser_weight=0.5",
+            "optim.lr=1e-3",
+            "people_weight",
+            "prompts={num_corrections:1,num_empty_rounds: 0}",
+        ],
         "engine": ["generator@stage.generator=words", "stage.generator.words=[cat]"],
         3: {"loser_weight": 1},
     }
     assert upgrade_config(stored) == {
         "losses": {"all_candidates_weight": 0.5, "dice_weight": 1.0},
         "callbacks": {"mask_images": {"_target_": "sam_train.training.callbacks.LogMaskImages", "num_images": 4}},
-        "training": ["losses.all_candidates_weight=0.5", "optim.lr=1e-3", "people_weight"],
+        "training": [
+            "losses.all_candidates_weight=0.5",
+            "optim.lr=1e-3",
+            "people_weight",
+            "prompts={num_corrections:1,num_mask_only_rounds: 0}",
+        ],
         "engine": ["generator@stage.generator=text_prompts", "stage.generator.text_prompts=[cat]"],
         3: {"loser_weight": 1},
     }
@@ -35,6 +45,8 @@ def test_a_typed_name_is_answered_with_the_new_one() -> None:
         check_overrides(["+people_weight=1"])
     with pytest.raises(ConfigError, match="generator@proposals=words: renamed to generator@proposals=text_prompts"):
         check_overrides(["generator@proposals=words"])
+    with pytest.raises(ConfigError, match=r"renamed to prompts=\{num_mask_only_rounds: 0\}"):
+        check_overrides(["prompts={num_empty_rounds: 0}"])
     check_overrides(["losses.all_candidates_weight=1", "-m", "name=losses.loser_weight"])
 
 

@@ -66,7 +66,7 @@ def test_large_masks_are_exact_within_a_bound(to_hw: tuple[int, int]) -> None:
 
 
 def test_is_exact_without_rlemasklib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_targets, "_rlemasklib", lambda: None)
+    monkeypatch.setattr(mask_targets, "_rle_mask_class", lambda: None)
     masks = random_masks(150, 225, largest=60)
     assert np.array_equal(np.stack(resize_from_rle(masks, (68, 102))), resize_masks(np.stack(masks), 68, 102))
 
@@ -84,7 +84,7 @@ def test_is_exact_without_rlemasklib(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_rejects_an_invalid_rle(rle: dict[str, object], field: str, present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not present:
-        monkeypatch.setattr(mask_targets, "_rlemasklib", lambda: None)
+        monkeypatch.setattr(mask_targets, "_rle_mask_class", lambda: None)
     with pytest.raises(ShardError) as caught:
         resize_rles([rle], (8, 8), (4, 4), key="k")
     assert (caught.value.key, caught.value.field) == ("k", field)

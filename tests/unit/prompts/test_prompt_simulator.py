@@ -44,7 +44,7 @@ def correction_clicks(simulator: PromptSimulator, predictions: Tensor, targets: 
     ],
 )
 def test_rounds_of_few_corrections(corrections: int, empty: int, next_steps: list[NextStep]) -> None:
-    simulator = PromptSimulator(num_corrections=corrections, num_empty_rounds=empty)
+    simulator = PromptSimulator(num_corrections=corrections, num_mask_only_rounds=empty)
     assert [r.next_step for r in simulator.draw_rounds(torch.Generator())] == next_steps
 
 
@@ -134,7 +134,7 @@ def test_rejects_an_empty_region() -> None:
     ("values", "message"),
     [
         ({"click": "centre"}, "click must be 'uniform' or 'center', got 'centre'"),
-        ({"num_empty_rounds": 3}, "num_empty_rounds must be 0, 1 or 2, got 3"),
+        ({"num_mask_only_rounds": 3}, "num_mask_only_rounds must be 0, 1 or 2, got 3"),
         ({"num_corrections": -1}, "num_corrections must be at least 0, got -1"),
     ],
 )

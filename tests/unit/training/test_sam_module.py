@@ -71,7 +71,7 @@ def make_module(
     model: Sam | None = None, *, loss: SamLoss | None = None, num_corrections: int = 2, lr: float = 3e-3, **values: Any
 ) -> SamModule:
     optimizer = OptimizerFactory(lr=lr, layer_decay=1.0, warmup_steps=1)
-    simulator = PromptSimulator(num_corrections=num_corrections, num_empty_rounds=2)
+    simulator = PromptSimulator(num_corrections=num_corrections, num_mask_only_rounds=2)
     return SamModule(
         model or tiny_sam(), simulator, loss or SamLoss(focal_normalize="weights", focal_weight=1), optimizer, **values
     )
