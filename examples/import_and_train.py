@@ -54,19 +54,8 @@ def main() -> None:
     images, labels = (arguments.images, arguments.labels) if arguments.images else draw_discs(out / "discs")
 
     shards = out / "shards"
-    run(
-        "sam-data",
-        "import",
-        "label_maps",
-        "--images",
-        str(images),
-        "--labels",
-        str(labels),
-        "--out",
-        str(shards),
-        "--holdout",
-        "0.3",
-    )
+    sources = ("--images", str(images), "--labels", str(labels))
+    run("sam-data", "import", "label_maps", *sources, "--out", str(shards), "--holdout", "0.3")
     run(
         "sam-train",
         *("model=vit_nano", "losses=from_scratch", "optim=from_scratch", f"data.shards={shards}/train", f"run_dir={out}/run"),
