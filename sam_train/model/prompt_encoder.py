@@ -1,7 +1,7 @@
 """The prompt encoder (paper, section A; segment_anything/modeling/prompt_encoder.py).
 
-Labelled points become sparse tokens, words one more of them, the fed-back mask a dense map. Positions are random Fourier
-features, always computed in fp32: in bf16 their error is that of moving a click by a pixel.
+Labelled points become sparse tokens, a text prompt one more token, the mask prompt a dense map. Positions are random Fourier
+features, always computed in fp32: in bf16 their error equals moving a click by a pixel.
 """
 
 from __future__ import annotations
@@ -19,26 +19,30 @@ from sam_train.structures import PointLabel, Prompts
 
 @dataclass(frozen=True, slots=True)
 class DensePromptEmbedding:
-    """What mask prompts add to the image tokens: `features^T @ maps[0] + constant`, K = 16 features a token.
+    """Dense embedding of N mask prompts, `features^T @ maps[0] + constant`, which is added to the image tokens.
 
     Without mask prompts there are no features, and the constant is the "no mask" embedding.
     """
 
     features: Float[Tensor, "N K L"] | None
+    """K = 16 features of each of L image tokens."""
     maps: tuple[Float[Tensor, "K C"], ...]
+    """The map from features to channels; empty without mask prompts."""
     constant: Float[Tensor, " C"]
+    """The part that all prompts share."""
 
     def select_features(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n K L"] | None:
-        """The features of some prompts."""
+        """Return the features of the prompts `rows`."""
         return None if self.features is None else self.features[rows]
 
 
 class PromptEncoder(nn.Module):
-    """`Prompts` to N T C sparse (T = P points, and one more token for words) and N C h w dense embeddings.
+    """Encodes `Prompts` as N T C sparse embeddings (T = P points, plus one token for a text prompt) and dense embeddings.
 
-    text_dim: E, of the embeddings that words come as; None is a model without words, as all released ones are. The paper does
-        not say how its 768 numbers become 256; here it is a linear map (Linear(768, 256) for its CLIP).
-    text_encoder: SHA-256 of what the embeddings are made by (`TextEncoder.sha256`): those of another one mean other things.
+    text_dim: E, the dimensions of text embeddings; None is a model without text prompts, as all released ones are. The paper
+        does not state how its 768 dimensions become 256; here a linear map does it (Linear(768, 256) for the paper's CLIP).
+    text_encoder: SHA-256 of the text encoder (`TextEncoder.sha256`) whose embeddings the model was trained with; embeddings of
+        another encoder are not compatible.
     """
 
     def __init__(
@@ -70,17 +74,17 @@ class PromptEncoder(nn.Module):
         self.text_projection: nn.Linear | None = None
         if text_dim is not None:
             self.text_projection = nn.Linear(text_dim, embed_dim)
-            # Of an embedding of length one this makes a token of the size of the others, whose numbers start as N(0, 1).
+            # Maps an embedding of unit norm to a token as large as the others, whose values are initialized as N(0, 1).
             nn.init.normal_(self.text_projection.weight)
             nn.init.zeros_(self.text_projection.bias)
 
     @property
     def text_dim(self) -> int | None:
-        """E, or None of a model without words."""
+        """E, the dimensions of text embeddings, or None for a model without text prompts."""
         return None if self.text_projection is None else self.text_projection.in_features
 
     def forward(self, prompts: Prompts) -> tuple[Float[Tensor, "N T C"], DensePromptEmbedding]:
-        """Sparse and dense embeddings. Raises ValueError for words that the model does not take."""
+        """Return sparse and dense embeddings. Raises ValueError for text embeddings that the model does not accept."""
         sparse = self._embed_points(prompts)
         if prompts.text_embeddings is not None:
             sparse = torch.cat([sparse, self.embed_text(prompts.text_embeddings)[:, None].to(sparse.dtype)], 1)
@@ -95,32 +99,32 @@ class PromptEncoder(nn.Module):
         return sparse, DensePromptEmbedding(features.flatten(2), (last.weight[:, :, 0, 0].mT,), last.bias)
 
     def embed_text(self, text_embeddings: Float[Tensor, "N E"]) -> Float[Tensor, "N C"]:
-        """The token that words become. Raises ValueError for words that the model does not take."""
+        """Project text embeddings to tokens. Raises ValueError if the model has no text prompts or E differs."""
         if self.text_projection is None:
             raise ValueError(
-                "this model takes no words: prompt it by points or boxes, or train one that does (sam-train text=...)"
+                "this model does not accept text prompts: use points or boxes, or train one that does (sam-train text=...)"
             )
         if text_embeddings.shape[1] != self.text_projection.in_features:
-            wanted = f"{self.text_projection.in_features} numbers, as of the text encoder that it was trained with"
-            raise ValueError(f"text embeddings of {text_embeddings.shape[1]} numbers, where this model takes {wanted}")
+            expected = f"{self.text_projection.in_features}, those of the text encoder that the model was trained with"
+            raise ValueError(f"text embeddings have {text_embeddings.shape[1]} dimensions, expected {expected}")
         return self.text_projection(text_embeddings)
 
     def dense_positions(self) -> Float[Tensor, "C h w"]:
-        """The positional encoding of the image tokens."""
+        """Return the positional encoding of the image tokens."""
         return self.pe_layer.grid(self.grid_size).to(self.no_mask_embed.weight.dtype)
 
     def _embed_points(self, prompts: Prompts) -> Float[Tensor, "N P C"]:
         labels = prompts.point_labels
         positions = self.pe_layer((prompts.points_xy.float() + 0.5) / self.image_size)
         positions = positions * (labels != PointLabel.PADDING)[..., None]
-        # Row 0 is "not a point", row 1 + label the labelled ones.
+        # Row 0 is the "not a point" embedding, row 1 + label that of a labelled point.
         labelled: list[Tensor] = [e.weight for e in self.point_embeddings]  # type: ignore[misc]
         table = torch.cat([self.not_a_point_embed.weight, *labelled])
         return positions.to(table.dtype) + table[labels.long() + 1]
 
 
 class PositionEmbeddingRandom(nn.Module):
-    """Random Fourier features of coordinates in [0, 1]; the matrix is a buffer and part of the checkpoint."""
+    """Random Fourier features of coordinates in [0, 1]; the random matrix is a buffer and part of the checkpoint."""
 
     positional_encoding_gaussian_matrix: Tensor
 
@@ -135,7 +139,7 @@ class PositionEmbeddingRandom(nn.Module):
             return torch.cat([angles.sin(), angles.cos()], -1)
 
     def grid(self, size: int) -> Float[Tensor, "C h w"]:
-        """The encoding of the centres of a size x size grid of cells."""
+        """Return the encoding of the cell centres of a size x size grid."""
         centres = (torch.arange(size, device=self.positional_encoding_gaussian_matrix.device) + 0.5) / size
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         return self(torch.stack([x, y], -1)).permute(2, 0, 1)

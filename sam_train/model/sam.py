@@ -1,4 +1,4 @@
-"""Segment Anything: an image is encoded once, prompts are decoded often."""
+"""The Segment Anything Model: encode an image once, decode any number of prompts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sam_train.structures import Prediction, Prompts
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 STD_EPSILON = 4.0
-"""Added to an image's own deviation, of 255."""
+"""Added to an image's standard deviation, on a scale of 0 to 255."""
 
 
 class Sam(nn.Module):
-    """The three parts. State-dict keys are those of the released checkpoints.
+    """Image encoder, prompt encoder and mask decoder. State-dict keys are those of the released checkpoints.
 
-    pixel_statistics: what pixels are normalised by before the encoder: "released", the mean and deviation of each channel over
-        ImageNet (segment_anything/modeling/sam.py); or "image", one mean and one deviation over the pixels and channels of the
-        picture itself, which makes dim and bright exposures of a microscope alike.
+    pixel_statistics: mean and standard deviation that normalise pixels before the encoder: "released", those of each channel
+        over ImageNet (segment_anything/modeling/sam.py); or "image", one mean and one standard deviation over all pixels and
+        channels of each image, which makes dim and bright exposures of a microscope alike.
     """
 
     pixel_mean: Tensor
@@ -52,7 +52,7 @@ class Sam(nn.Module):
 
     @property
     def logits_size(self) -> int:
-        """Side of the decoder's grid, four cells for each image token."""
+        """Side of the low-resolution mask logits, four cells per image token."""
         return 4 * self.prompt_encoder.grid_size
 
     @property
@@ -66,15 +66,16 @@ class Sam(nn.Module):
         return self.prompt_encoder.no_mask_embed.embedding_dim * (4 if self.has_high_res_features else 1)
 
     def encode_images(self, images: UInt8[Tensor, "B 3 H W"], sizes_hw: Int[Tensor, "B 2"]) -> Float[Tensor, "B E h w"]:
-        """RGB in [0, 255], model frame, to image embeddings of E = C channels, or 4 C with the encoder's details.
+        """Encode RGB images (0 to 255, model frame) as image embeddings of E = `image_embedding_dim` channels.
 
-        What lies outside `sizes_hw` is padding: it is zero *after* normalisation, as released.
+        sizes_hw: height and width of each image inside the model frame. The rest is padding, which is zero *after*
+            normalization, as in the released code.
         """
         rows = torch.arange(images.shape[2], device=images.device) < sizes_hw[:, :1]
         columns = torch.arange(images.shape[3], device=images.device) < sizes_hw[:, 1:]
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         if self.pixel_statistics == "image":
-            x = _standardised(images.to(torch.promote_types(self.pixel_mean.dtype, torch.float32)), inside).to(
+            x = _standardize(images.to(torch.promote_types(self.pixel_mean.dtype, torch.float32)), inside).to(
                 self.pixel_mean.dtype
             )
         else:
@@ -89,10 +90,10 @@ class Sam(nn.Module):
         multimask_output: bool,
         min_iou: float | None = None,
     ) -> Prediction:
-        """Masks for prompts over any of the B images (model frame). Differentiable, any number per image.
+        """Decode prompts (model frame) over any of the B images, any number per image. Differentiable.
 
-        min_iou: for callers that want no mask below it. Prompts none of whose scores reach it get logits of -inf, for less
-        than half the work.
+        multimask_output: predict three candidate masks for each prompt, else one.
+        min_iou: prompts none of whose scores reach it get logits of -inf, for less than half the computation.
         """
         sparse, dense = self.prompt_encoder(prompts)
         positions = self.prompt_encoder.dense_positions()
@@ -106,7 +107,7 @@ class Sam(nn.Module):
         multimask_output: bool,
         min_iou: float | None = None,
     ) -> Iterator[DecodeJob]:
-        """`decode` for callers that need not have all answers at once: for each image that has prompts, what answers them."""
+        """Yield a `DecodeJob` for each image that has prompts, to decode as needed instead of all at once."""
         sparse, dense = self.prompt_encoder(prompts)
         positions = self.prompt_encoder.dense_positions()
         return self.mask_decoder.decode_jobs(
@@ -114,8 +115,8 @@ class Sam(nn.Module):
         )
 
 
-def _standardised(x: Float[Tensor, "B 3 H W"], inside: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Each image less the mean of what is inside it, over the deviation of that; noise in an even picture stays small."""
+def _standardize(x: Float[Tensor, "B 3 H W"], inside: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Normalise each image by the mean and standard deviation of its unpadded pixels; noise in a uniform image stays small."""
     count = 3 * inside.sum((1, 2, 3), keepdim=True)
     centred = (x - (x * inside).sum((1, 2, 3), keepdim=True) / count) * inside
     return centred / ((centred.square().sum((1, 2, 3), keepdim=True) / count).sqrt() + STD_EPSILON)

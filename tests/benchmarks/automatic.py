@@ -103,8 +103,8 @@ def ours(weights: Path, parts: dict[str, float]) -> Generate:
     threads = torch.get_num_threads()
     for place, name, part, num_threads in (
         (Predictor, "set_image", "encoder", 1),
-        (MaskDecoder, "_prepare", "decoder", 1),
-        (MaskDecoder, "_answer", "decoder", threads),
+        (MaskDecoder, "_prepare_image", "decoder", 1),
+        (MaskDecoder, "_decode_rows", "decoder", threads),
         (Filters, "stability", "stability", threads),
         (MaskRasterizer, "boxes", "boxes", threads),
         (MaskRasterizer, "crop_logits", "patches", threads),

@@ -14,7 +14,7 @@ from sam_train.model import Sam, chunk_sizes, mask_decoder
 from sam_train.model.build import build_sam
 from sam_train.model.image_encoder import HighResFeatures
 from sam_train.model.layers import MLP, LayerNorm2d
-from sam_train.model.mask_decoder import _children, _grid
+from sam_train.model.mask_decoder import _conv_transpose_2x2, _to_pixel_order
 from sam_train.model.prompt_encoder import PositionEmbeddingRandom
 from sam_train.structures import Prompts
 
@@ -225,7 +225,7 @@ def test_children_are_a_transposed_convolution() -> None:
     conv = nn.ConvTranspose2d(6, 4, 2, stride=2)
     x = torch.randn(2, 6, 3, 5)
     expected = conv(x)
-    actual = _children(x.permute(0, 2, 3, 1), conv)  # n h w 2 2 o
+    actual = _conv_transpose_2x2(x.permute(0, 2, 3, 1), conv)  # n h w 2 2 o
     assert torch.allclose(actual.permute(0, 5, 1, 3, 2, 4).reshape(expected.shape), expected, atol=1e-6)
 
 
@@ -238,7 +238,7 @@ def test_details_lie_where_the_decoder_adds_them() -> None:
     assert torch.equal(children, half)
     for channel in range(dim // 8):
         pixels = folded[:, dim:].unflatten(1, (16, -1))[..., channel]
-        assert torch.equal(_grid(pixels.reshape(1, 1, -1), (h, w))[0, 0], quarter[0, ..., channel])
+        assert torch.equal(_to_pixel_order(pixels.reshape(1, 1, -1), (h, w))[0, 0], quarter[0, ..., channel])
 
 
 def test_details_reach_the_masks_and_learn() -> None:

@@ -112,12 +112,12 @@ def test_a_checkpoint_of_before_answers_with_the_same_bits(tmp_path: Path, image
 
 
 def test_a_model_without_words_says_so(image_embeddings: Tensor) -> None:
-    with pytest.raises(ValueError, match="takes no words"):
+    with pytest.raises(ValueError, match="does not accept text prompts"):
         decode(small_sam().eval(), image_embeddings, Prompts.from_text(torch.tensor([0]), words(1)))
 
 
 def test_embeddings_of_another_length_are_refused(model: Sam, image_embeddings: Tensor) -> None:
-    with pytest.raises(ValueError, match="7 numbers, where this model takes 12"):
+    with pytest.raises(ValueError, match="7 dimensions, expected 12"):
         decode(model, image_embeddings, Prompts.from_text(torch.tensor([0]), words(1, 7)))
 
 
@@ -153,5 +153,5 @@ def test_the_predictor_takes_words(model: Sam) -> None:
     assert point.point_labels.tolist() == [[1, -1]] * 2
     both = predictor.predict(point, multimask_output=True)
     assert (both.mask_logits - by_words.mask_logits).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="one row a prompt"):
+    with pytest.raises(ValueError, match="one row per prompt"):
         make_prompts(text_embeddings=embeddings, points_xy=torch.rand(3, 2))
