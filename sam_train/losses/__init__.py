@@ -1,4 +1,4 @@
-"""What a prediction costs: focal, dice and IoU losses, lowest of the candidates backpropagated."""
+"""Losses: focal, dice and IoU loss of mask predictions, box loss of the proposer, and text alignment."""
 
 from sam_train.losses.sam_loss import LossTerms, SamLoss
 from sam_train.losses.text_alignment import text_alignment_loss

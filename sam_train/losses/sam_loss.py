@@ -1,4 +1,4 @@
-"""The loss of one round (paper, section A): 20 focal + 1 dice on the best candidate, and the IoU head's MSE."""
+"""The loss of one prompting round (paper, section A): 20 focal + 1 dice on the best candidate mask, and the IoU head's MSE."""
 
 from __future__ import annotations
 
@@ -14,32 +14,37 @@ from sam_train.structures import Prediction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTerms:
-    """Means over the N prompts of a round; `total` is weighted and carries the gradient."""
+    """Losses of a round with N prompts. Only `total` carries a gradient."""
 
     total: Float[Tensor, ""]
+    """Weighted sum of the terms, mean over the prompts."""
     focal: Float[Tensor, ""]
+    """Unweighted focal loss of the best candidate, mean over the prompts."""
     dice: Float[Tensor, ""]
+    """Unweighted dice loss of the best candidate, mean over the prompts."""
     iou: Float[Tensor, ""]
+    """Unweighted loss of the IoU head, mean over the prompts."""
     true_iou: Float[Tensor, " N"]
-    """IoU of the backpropagated candidate, detached."""
+    """IoU of the best candidate with the target."""
     predicted_iou: Float[Tensor, " N"]
-    """The model's own estimate of it, detached."""
+    """IoU of the best candidate as the model estimates it."""
 
 
 class SamLoss:
-    """Per candidate losses, minimum over the candidates, mean over the prompts.
+    """Mask and IoU losses of each candidate; minimum over the candidates, mean over the prompts.
 
-    focal_weight, dice_weight, iou_weight: 20, 1, 1 (paper).
-    focal_alpha, focal_gamma: 0.25 and 2, which the paper leaves open, from the focal-loss paper and SAM 2's code.
-    focal_normalize: "pixels" is the mean over all pixels; "weights" divides by the sum of the weights (1 - p_t)^gamma, as
-        RITM's normalized focal loss does. The paper does not say. Over all pixels, a small object weighs so little that a
-        model that starts from nothing first learns to answer "nothing" for thousands of steps; over the weights it
-        starts at once, and wants a focal_weight below 1.
-    loser_weight: share of the mask loss that is the mean over all candidates instead of the lowest. 0 (paper): only the
-        lowest learns. A model that starts from nothing then often learns with one of its three candidates alone.
-    supervise_all_ious: the IoU head learns from all candidates (SAM 2's recipe) or from the best one only (SAM 2's
-        code says SAM 1 did so).
+    focal_weight, dice_weight, iou_weight: weights of the terms, 20, 1, 1 (paper).
+    focal_alpha, focal_gamma: 0.25 and 2, from the focal-loss paper and SAM 2's code; the paper does not state them.
+    focal_normalize: "pixels" takes the mean over all pixels; "weights" divides by the sum of the weights (1 - p_t)^gamma, as
+        RITM's normalized focal loss does. The paper does not state it. With "pixels", a small object weighs so little that a
+        model trained from scratch predicts empty masks for its first thousands of steps; with "weights" it learns from the
+        start, and needs a focal_weight below 1.
+    all_candidates_weight: share of the mask loss that is the mean over all candidates instead of the minimum. 0 (paper) trains
+        only the best candidate; a model trained from scratch then often uses only one of its three candidates.
+    supervise_all_ious: train the IoU head on all candidates (SAM 2's recipe) instead of only the best one (SAM 1, according to
+        SAM 2's code).
     iou_loss: "mse" (paper) or "l1" (SAM 2).
+    Raises ValueError for values outside these choices, or all_candidates_weight outside [0, 1).
     """
 
     def __init__(
@@ -63,13 +68,13 @@ class SamLoss:
             raise ValueError(f"focal_normalize must be 'pixels' or 'weights', got {focal_normalize!r}")
         self.focal_normalize = focal_normalize
         if not 0 <= all_candidates_weight < 1:
-            raise ValueError(f"loser_weight must be in [0, 1), got {all_candidates_weight}")
+            raise ValueError(f"all_candidates_weight must be in [0, 1), got {all_candidates_weight}")
         self.all_candidates_weight = all_candidates_weight
         self.supervise_all_ious = supervise_all_ious
         self.iou_error = F.mse_loss if iou_loss == "mse" else F.l1_loss
 
     def __call__(self, prediction: Prediction, targets: Float[Tensor, "N h w"]) -> LossTerms:
-        """`targets` in {0, 1} at the resolution of the logits."""
+        """Return the losses of a prediction. `targets` are 0 or 1, at the resolution of the logits."""
         focal, dice, ious = fused_mask_loss(
             prediction.mask_logits.flatten(2).float(),
             targets.flatten(1).float(),
@@ -79,14 +84,14 @@ class SamLoss:
         )
         mask_loss = self.focal_weight * focal + self.dice_weight * dice
         best = mask_loss.argmin(1, keepdim=True)
-        taught = mask_loss.gather(1, best)[:, 0].lerp(mask_loss.mean(1), self.all_candidates_weight)
+        trained_loss = mask_loss.gather(1, best)[:, 0].lerp(mask_loss.mean(1), self.all_candidates_weight)
         iou = self.iou_error(prediction.iou_scores.float(), ious, reduction="none")
-        best_iou = iou.mean(1) if self.supervise_all_ious else iou.gather(1, best)[:, 0]
+        iou_loss = iou.mean(1) if self.supervise_all_ious else iou.gather(1, best)[:, 0]
         return LossTerms(
-            total=taught.mean() + self.iou_weight * best_iou.mean(),
+            total=trained_loss.mean() + self.iou_weight * iou_loss.mean(),
             focal=focal.gather(1, best).mean().detach(),
             dice=dice.gather(1, best).mean().detach(),
-            iou=best_iou.mean().detach(),
+            iou=iou_loss.mean().detach(),
             true_iou=ious.gather(1, best)[:, 0],
             predicted_iou=prediction.iou_scores.detach().float().gather(1, best)[:, 0],
         )

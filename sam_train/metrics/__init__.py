@@ -1,4 +1,4 @@
-"""What a model is worth, in numbers that add up over processes."""
+"""Metrics of masks, boxes and edges."""
 
 from sam_train.metrics.click_iou import ClickIoU
 

@@ -1,4 +1,4 @@
-"""Mean IoU after 1, 2, 3 ... clicks."""
+"""Mean IoU after 1, 2, 3 ... clicks, as a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 
 class ClickIoU(Metric):
-    """Mean over masks of the IoU after each click; summed over processes."""
+    """Mean over masks of the IoU after each of `num_clicks` clicks; accumulated over processes."""
 
     total: Tensor
     count: Tensor
@@ -20,10 +20,10 @@ class ClickIoU(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, ious: Float[Tensor, "N K"]) -> None:
-        """IoUs of N masks after each of K clicks."""
+        """Add the IoUs of N masks after each of K clicks."""
         self.total += ious.double().sum(0)
         self.count += len(ious)
 
     def compute(self) -> Float[Tensor, " K"]:
-        """mIoU@1 ... mIoU@K; zeros before any mask."""
+        """Return mIoU@1 ... mIoU@K; zeros if there is no mask."""
         return (self.total / self.count.clamp(min=1)).float()

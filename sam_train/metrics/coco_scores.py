@@ -1,8 +1,8 @@
-"""AP of instance masks, by COCO's rules or LVIS's.
+"""AP of instance masks by the rules of COCO or LVIS.
 
-pycocotools is the reference. hotcoco (extra `evaluation`) gives the same numbers many times faster, and LVIS's federated rules,
-for which the reference `lvis` no longer runs; tests hold both to each other. Boundary AP is Cheng et al.'s (2021): IoU is
-the lesser of mask IoU and boundary IoU, the rest as it was.
+pycocotools is the reference. hotcoco (extra `evaluation`) gives the same numbers many times faster, and implements LVIS's
+federated rules, whose reference package `lvis` no longer runs; tests compare the two. Boundary AP follows Cheng et al. (2021):
+its IoU is the minimum of mask IoU and boundary IoU.
 """
 
 from __future__ import annotations
@@ -35,73 +35,76 @@ LVIS_METRIC_NAMES = dict(
         strict=True,
     )
 )
-"""Ours -> hotcoco's and lvis-api's."""
+"""Names of the LVIS metrics in this project, and in hotcoco and lvis-api."""
 
-Result = Mapping[str, Any]
-"""COCO's results format: image_id, category_id, segmentation (compressed RLE), score."""
+CocoResult = Mapping[str, Any]
+"""A prediction in COCO's results format: image_id, category_id, segmentation (compressed RLE), score."""
 
 
 def check_engine(engine: str, *, rules: str = "coco", iou: str = "mask") -> None:
-    """Raise ConfigError unless `engine` is there and can do that: at once, not after hours of predictions."""
-    for name, value, known in (("engine", engine, ENGINES), ("rules", rules, RULES), ("iou", iou, IOUS)):
-        if value not in known:
-            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    """Raise ConfigError unless `engine` is installed and supports the rules and IoU; call it before hours of predictions."""
+    for name, value, choices in (("engine", engine, ENGINES), ("rules", rules, RULES), ("iou", iou, IOUS)):
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     if rules == "lvis" and (engine, iou) != ("hotcoco", "mask"):
-        raise ConfigError("LVIS's rules are known to engine=hotcoco, for masks: boundary AP and pycocotools go by COCO's")
+        raise ConfigError("rules=lvis needs engine=hotcoco and iou=mask: pycocotools and boundary AP support rules=coco only")
     if iou == "boundary" and engine != "pycocotools":
-        raise ConfigError("boundary AP is computed by engine=pycocotools")
+        raise ConfigError("boundary AP (iou=boundary) needs engine=pycocotools")
     if engine == "hotcoco":
         _hotcoco()
 
 
 def coco_scores(
-    truth: Path,
-    results: Sequence[Result],
-    images: Sequence[int],
+    ground_truth: Path,
+    results: Sequence[CocoResult],
+    image_ids: Sequence[int],
     *,
     engine: str = "hotcoco",
     rules: str = "coco",
     iou: str = "mask",
 ) -> dict[str, float]:
-    """AP over IoU 0.5 to 0.95, at 0.5 and 0.75, and of small, medium and large objects; by LVIS's rules also of frequent,
-    common and rare categories. -1, as pycocotools has it, where there is no such object.
+    """Return AP over IoU 0.5 to 0.95, at 0.5 and 0.75, and of small, medium and large objects.
 
-    truth: an instances JSON; images: the ids of those to judge on. Raises ConfigError as `check_engine` does, and when there
-    are no results.
+    By LVIS's rules also AP of frequent, common and rare categories. As in pycocotools, -1 means that there is no such object.
+
+    ground_truth: an instances JSON. image_ids: ids of the images to evaluate. Raises ConfigError as `check_engine` does, and if
+    `results` is empty.
     """
     check_engine(engine, rules=rules, iou=iou)
     if not results:
-        raise ConfigError("there is no result to judge: no box of the detector lies in an image that was measured")
+        raise ConfigError("there are no results to evaluate: no box of the detector is in an evaluated image")
     if engine == "pycocotools":
-        return _by_pycocotools(truth, results, images, iou)
-    return _by_hotcoco(truth, results, images, rules)
+        return _pycocotools_scores(ground_truth, results, image_ids, iou)
+    return _hotcoco_scores(ground_truth, results, image_ids, rules)
 
 
-def _by_pycocotools(truth: Path, results: Sequence[Result], images: Sequence[int], iou: str) -> dict[str, float]:
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
-        known = COCO(truth)
-        for annotation in known.anns.values():
+def _pycocotools_scores(
+    ground_truth: Path, results: Sequence[CocoResult], image_ids: Sequence[int], iou: str
+) -> dict[str, float]:
+    with contextlib.redirect_stdout(io.StringIO()):  # suppress progress output
+        coco = COCO(ground_truth)
+        for annotation in coco.anns.values():
             annotation.setdefault("iscrowd", 0)
-        evaluation = (_BoundaryEval if iou == "boundary" else COCOeval)(known, known.loadRes([dict(r) for r in results]), "segm")
-        evaluation.params.imgIds = list(images)
+        evaluation = (_BoundaryEval if iou == "boundary" else COCOeval)(coco, coco.loadRes([dict(r) for r in results]), "segm")
+        evaluation.params.imgIds = list(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return {name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=False)}
 
 
-def _by_hotcoco(truth: Path, results: Sequence[Result], images: Sequence[int], rules: str) -> dict[str, float]:
+def _hotcoco_scores(ground_truth: Path, results: Sequence[CocoResult], image_ids: Sequence[int], rules: str) -> dict[str, float]:
     hotcoco = _hotcoco()
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "results.json"
         path.write_text(json.dumps(results))
-        known = hotcoco.COCO(str(truth))
-        evaluation = hotcoco.COCOeval(known, known.load_res(str(path)), "segm", lvis_style=rules == "lvis")
-        evaluation.params.img_ids = list(images)
+        coco = hotcoco.COCO(str(ground_truth))
+        evaluation = hotcoco.COCOeval(coco, coco.load_res(str(path)), "segm", lvis_style=rules == "lvis")
+        evaluation.params.img_ids = list(image_ids)
         evaluation.run()
     if rules == "lvis":
-        found = evaluation.get_results()
-        return {name: float(found[theirs]) for name, theirs in LVIS_METRIC_NAMES.items()}
+        scores = evaluation.get_results()
+        return {name: float(scores[theirs]) for name, theirs in LVIS_METRIC_NAMES.items()}
     return {name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=False)}
 
 
@@ -114,25 +117,25 @@ def _hotcoco() -> ModuleType:
 
 
 class _BoundaryEval(COCOeval):
-    """COCOeval whose IoU is the lesser of mask IoU and boundary IoU."""
+    """COCOeval whose IoU is the minimum of mask IoU and boundary IoU."""
 
-    def computeIoU(self, imgId: Any, catId: Any) -> Any:  # the reference's own names
+    def computeIoU(self, imgId: Any, catId: Any) -> Any:  # names of pycocotools
         ious = super().computeIoU(imgId, catId)
         if len(ious) == 0:
             return ious
-        truths, found = (self._of(kept, imgId, catId) for kept in (self._gts, self._dts))
-        best_first = np.argsort([-result["score"] for result in found], kind="mergesort")[: self.params.maxDets[-1]]
-        crowd = [int(truth["iscrowd"]) for truth in truths]
-        outlines = coco_mask.iou(
-            [_boundary_rle(found[i]["segmentation"]) for i in best_first],
-            [_boundary_rle(truth["segmentation"]) for truth in truths],
+        objects, detections = (self._select(table, imgId, catId) for table in (self._gts, self._dts))
+        best_first = np.argsort([-result["score"] for result in detections], kind="mergesort")[: self.params.maxDets[-1]]
+        crowd = [int(annotation["iscrowd"]) for annotation in objects]
+        boundary_ious = coco_mask.iou(
+            [_boundary_rle(detections[i]["segmentation"]) for i in best_first],
+            [_boundary_rle(annotation["segmentation"]) for annotation in objects],
             crowd,
         )
-        return np.minimum(ious, outlines)
+        return np.minimum(ious, boundary_ious)
 
-    def _of(self, kept: Mapping[tuple[int, int], list[dict[str, Any]]], image: Any, category: Any) -> list[dict[str, Any]]:
+    def _select(self, table: Mapping[tuple[int, int], list[dict[str, Any]]], image: Any, category: Any) -> list[dict[str, Any]]:
         categories = [category] if self.params.useCats else self.params.catIds
-        return [entry for c in categories for entry in kept[image, c]]
+        return [entry for c in categories for entry in table[image, c]]
 
 
 def _boundary_rle(rle: Any) -> Any:

@@ -1,4 +1,4 @@
-"""NoC: how many clicks a mask needs until it is good (Xu et al. 2016; RITM, Sofiiuk et al. 2021, `compute_noc_metric`)."""
+"""NoC, the number of clicks until a mask reaches an IoU (Xu et al. 2016; RITM, Sofiiuk et al. 2021, `compute_noc_metric`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def number_of_clicks(ious: Sequence[Sequence[float]], threshold: float, max_clicks: int) -> tuple[float, int]:
-    """The mean over masks of the first click after which IoU is at least `threshold`, and how many masks never were so good.
+    """Return the mean number of clicks until the IoU is at least `threshold`, and the number of masks that never reach it.
 
-    ious: of each mask after click 1, 2 ..., shorter where nobody clicked on. A mask that never is good counts `max_clicks`.
-    The mean is 0 for no masks.
+    ious: IoUs of each mask after click 1, 2 ...; a list may end early. A mask that never reaches the threshold counts
+    `max_clicks`. The mean is 0 if there are no masks.
     """
     first = [next((k for k, iou in enumerate(mask, start=1) if iou >= threshold), None) for mask in ious]
     needed = [max_clicks if k is None else k for k in first]

@@ -1,4 +1,4 @@
-"""Binary lines to one pixel's width, as MATLAB's `bwmorph(lines, "thin", inf)` does it, which the benchmark of BSDS500 uses."""
+"""Thinning of binary edge maps to one pixel's width, as MATLAB's `bwmorph(edges, "thin", inf)`, which BSDS500 uses."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-# A bit a neighbour, counter-clockwise from the east; rows go down.
+# One bit for each neighbour, counter-clockwise from the east; rows go down.
 _NEIGHBOURS = np.array([[8, 4, 2], [16, 0, 1], [32, 64, 128]], np.float32)
 
 
-def thin(lines: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """The skeleton that is left when no pixel can go any more without cutting a line or shortening it (Guo and Hall 1989)."""
-    image: np.ndarray = lines.astype(np.uint8)
+def thin(edges: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Remove pixels until none can be removed without disconnecting or shortening a line (Guo and Hall 1989)."""
+    image: np.ndarray = edges.astype(np.uint8)
     while True:
         before = image
-        for removable in _removable():
+        for removable in _removable_patterns():
             neighbours = cv2.filter2D(image, cv2.CV_8U, _NEIGHBOURS, borderType=cv2.BORDER_CONSTANT)
             image = np.where(cv2.LUT(neighbours, removable), 0, image)
         if np.array_equal(image, before):
@@ -25,10 +25,10 @@ def thin(lines: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 
 @cache
-def _removable() -> tuple[UInt8[np.ndarray, " 256"], UInt8[np.ndarray, " 256"]]:
-    """For both halves of a round: whether a pixel with these neighbours goes (1) or stays (0).
+def _removable_patterns() -> tuple[UInt8[np.ndarray, " 256"], UInt8[np.ndarray, " 256"]]:
+    """Return for each half-iteration a table over the 256 neighbour patterns: 1 if the pixel is removed, else 0.
 
-    G1, G2 and G3 (G3' in the second half) as the documentation of bwmorph numbers them, x1 ... x8 from the east.
+    Conditions G1, G2 and G3 (G3' in the second half) of the documentation of bwmorph, with x1 ... x8 from the east.
     """
     codes = np.arange(256)
     x = [(codes >> bit & 1).astype(bool) for bit in range(8)]

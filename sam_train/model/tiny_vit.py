@@ -1,7 +1,7 @@
 """The image encoder of MobileSAM: TinyViT with 5 million parameters (Wu et al. 2022; Zhang et al. 2023, section 3).
 
-A convolutional stem, a stage of inverted bottlenecks and three stages of windowed attention, with merging between the
-stages. The last merge keeps the stride, so that the grid is an image's sixteenth, as the mask decoder expects.
+A convolutional stem, a stage of inverted bottlenecks and three stages of windowed attention, with patch merging between the
+stages. The last merge has stride 1, so that the grid is 1/16 of the image, as the mask decoder expects.
 State-dict keys are those of the released `mobile_sam.pt`.
 """
 
@@ -18,21 +18,23 @@ from sam_train.model.attention import window_partition, window_unpartition
 from sam_train.model.layers import DropPath, LayerNorm2d
 
 ENCODER_STRIDE = 16
-"""Pixels of an image token: the stem takes 4, two of the three merges 2 each."""
+"""Side of an image token in pixels: 4 by the stem times 2 by each of the first two merges."""
 MERGE_STRIDES = (2, 2, 1)
+"""Stride of the patch merging after each of the first three stages."""
 EXPANSION_RATIO = 4
-"""An MBConv and an MLP are this many times as wide inside."""
+"""Ratio of hidden to outer width in an MBConv and an MLP."""
 
 
 class TinyViT(nn.Module):
-    """B 3 H W normalised pixels to B C h w image embeddings, h = H / 16 and w = W / 16; H and W are multiples of 16.
+    """TinyViT that encodes B 3 H W normalised pixels as B C h w image embeddings, h = H / 16 and w = W / 16.
 
     image_size: side of the model frame in pixels. The weights do not depend on it.
-    embed_dims, depths, num_heads, window_sizes: of the four stages; the first has no attention, so its heads and window
-        are not used.
-    drop_path_rate: of the last block; it grows linearly from 0 at the first.
-    freeze_batch_norm: batch norms use their running statistics in training too. Released weights want it: where their
-        norms are folded into the convolutions, the statistics of a batch would rescale every layer.
+    embed_dims, depths, num_heads, window_sizes: one value for each of the four stages; the first stage has no attention and
+        ignores its heads and window.
+    drop_path_rate: rate of the last block; it grows linearly from 0 at the first.
+    freeze_batch_norm: use the running statistics of batch norms in training too. Released weights need it: their norms are
+        already folded into the convolutions, so the statistics of a batch would rescale every layer.
+    Raises ValueError for images whose sides are not multiples of 16.
     """
 
     def __init__(
@@ -74,13 +76,13 @@ class TinyViT(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """All blocks in the order in which an image passes them."""
+        """All blocks of all stages, in forward order."""
         return [block for stage in self.layers for block in stage.blocks]  # type: ignore[union-attr]
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         if x.shape[2] % ENCODER_STRIDE or x.shape[3] % ENCODER_STRIDE:
             raise ValueError(f"an image of {x.shape[2]} x {x.shape[3]}: both sides must be multiples of {ENCODER_STRIDE}")
-        # Channels last: half of the layers are attention and linear maps over channels, and none has to copy.
+        # Channels last: half of the layers are attention and linear layers over channels, which need no copy then.
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         for stage in self.layers:
             x = stage(x)
@@ -88,15 +90,16 @@ class TinyViT(nn.Module):
 
 
 class FreezableBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that, `frozen`, uses its running statistics in training too and leaves them as they are."""
+    """Batch norm that can be frozen."""
 
     frozen = False
+    """Whether to use the running statistics in training too, without updating them."""
 
 
 class ConvBatchNorm(nn.Sequential):
-    """A convolution without bias and the batch norm that gives it one.
+    """Convolution without bias followed by a batch norm.
 
-    A norm that uses its running statistics is a factor and a summand for each channel: they go into the convolution.
+    When the norm uses its running statistics, its scale and shift per channel are folded into the convolution.
     """
 
     c: nn.Conv2d
@@ -121,7 +124,7 @@ class ConvBatchNorm(nn.Sequential):
 
 
 class TinyViTPatchEmbed(nn.Module):
-    """Two convolutions of stride 2."""
+    """Stem of two convolutions of stride 2."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ class TinyViTPatchEmbed(nn.Module):
 
 
 class TinyViTStage(nn.Module):
-    """Blocks of one width, then the merge that leads to the next stage."""
+    """Blocks of one width, followed by the patch merging to the next stage, if any."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
@@ -146,7 +149,7 @@ class TinyViTStage(nn.Module):
 
 
 class MBConv(nn.Module):
-    """An inverted bottleneck: widen, depthwise 3 x 3, narrow; the last norm starts at zero, so as the identity."""
+    """Inverted bottleneck: expand, depthwise 3 x 3, project; its last norm is initialised to zero, so it starts as identity."""
 
     def __init__(self, dim: int, drop_path: float) -> None:
         super().__init__()
@@ -162,7 +165,7 @@ class MBConv(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """To the next width, and to every second pixel where the stride is 2."""
+    """Patch merging: changes the width to that of the next stage and downsamples by `stride`."""
 
     def __init__(self, dim: int, out_dim: int, stride: int) -> None:
         super().__init__()
@@ -175,7 +178,7 @@ class PatchMerging(nn.Module):
 
 
 class TinyViTBlock(nn.Module):
-    """Windowed attention, a depthwise convolution that joins the windows, and an MLP."""
+    """Transformer block: windowed attention, a depthwise convolution that connects the windows, and an MLP."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, drop_path: float) -> None:
         super().__init__()
@@ -187,7 +190,7 @@ class TinyViTBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         tokens = x.permute(0, 2, 3, 1)
-        # Padding comes before the norm, which lies inside the attention: padded tokens are attended to, as released.
+        # Padding precedes the norm, which is inside the attention: padding tokens are attended to, as in the released code.
         windows, padded_hw = window_partition(tokens, self.window_size)
         attended = window_unpartition(self.attn(windows), self.window_size, padded_hw, tokens.shape[1:3])
         x = self.local_conv((tokens + self.drop_path(attended)).permute(0, 3, 1, 2))
@@ -196,7 +199,7 @@ class TinyViTBlock(nn.Module):
 
 
 class TinyViTAttention(nn.Module):
-    """Multi-head attention in a square window, with a learnt bias for each |row| and |column| distance."""
+    """Multi-head attention in a square window, with a learned bias for each pair of absolute row and column distances."""
 
     bias_index: Tensor
 
@@ -210,16 +213,16 @@ class TinyViTAttention(nn.Module):
         self.register_buffer("bias_index", relative_distance_index(window_size), persistent=False)
 
     def forward(self, x: Float[Tensor, "W s s C"]) -> Float[Tensor, "W s s C"]:
-        # Released weights keep query, key and value of a head together.
+        # In released weights, query, key and value of a head are adjacent.
         q, k, v = self.qkv(self.norm(x)).flatten(1, 2).unflatten(-1, (self.num_heads, 3, -1)).transpose(1, 2).unbind(3)
-        # Gathered each time: a bias that is kept would be stale after a step or a load.
+        # Gather the bias in every forward pass: a cached one would be stale after a training step or after loading weights.
         bias = F.embedding(self.bias_index, self.attention_biases.T).permute(2, 0, 1)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None]).transpose(1, 2).reshape(x.shape)
         return self.proj(x)
 
 
 class TinyViTMlp(nn.Module):
-    """The feed-forward half, its norm inside."""
+    """MLP of a transformer block, including its norm."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -232,7 +235,7 @@ class TinyViTMlp(nn.Module):
 
 
 def relative_distance_index(size: int) -> Int[Tensor, "L L"]:
-    """For each pair of the L = size^2 places of a window: size * |row distance| + |column distance|."""
-    place = torch.arange(size)
-    distance = (place[:, None] - place).abs()
+    """Return size * |row distance| + |column distance| for each pair of the L = size^2 positions of a window."""
+    position = torch.arange(size)
+    distance = (position[:, None] - position).abs()
     return (size * distance[:, None, :, None] + distance[None, :, None, :]).reshape(size**2, size**2)

@@ -1,4 +1,4 @@
-"""AdamW with layer-wise learning rate decay, warm-up and milestones; Muon for matrices."""
+"""Optimizers: AdamW with layer-wise learning rate decay and schedules, and Muon for weight matrices."""
 
 from sam_train.optim.adamw import OptimizerFactory
 

@@ -1,8 +1,8 @@
-"""Muon for the matrices of linear maps, AdamW for all else, as one optimiser.
+"""Muon for the weight matrices of linear layers and AdamW for all other parameters, in one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) steps a matrix by its momentum made orthogonal: all singular
-values near 1, so that rare directions move as far as the common ones. torch.optim.Muon takes nothing but matrices, which would
-make two optimisers of a run, and multiplies in bfloat16, which few CPUs can; tests hold ours to it.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) updates a matrix by its orthogonalized momentum, whose
+singular values are all near 1, so that rare directions move as far as common ones. torch.optim.Muon accepts only matrices, so a
+run would need two optimizers, and multiplies in bfloat16, which few CPUs support; tests compare this implementation with it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the iteration s -> a s + b s^3 + c s^5 on singular values: five of them take any of (0.01, 1) into (0.68, 1.13)."""
+"""Coefficients (a, b, c) of the iteration s -> a s + b s^3 + c s^5 on singular values."""
 NEWTON_SCHULZ_STEPS = 5
+"""Number of iterations: five map any singular value in (0.01, 1) into (0.68, 1.13)."""
 
 
 class Muon(AdamW):
-    """AdamW whose groups with `orthogonal: True` are stepped by Muon. Those hold matrices (two dimensions) only.
+    """AdamW that updates parameter groups with `orthogonal: True` by Muon instead.
 
-    momentum: of Muon, Nesterov's. Weight decay is AdamW's, in both.
+    momentum: Nesterov momentum of Muon. Weight decay is decoupled, as in AdamW, for both.
+    Raises ValueError if a group with `orthogonal: True` holds tensors that are not matrices.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Muon(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["orthogonal"]]
         try:
@@ -58,17 +60,17 @@ class Muon(AdamW):
         assert gradient is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-            state["step"] = torch.tensor(0.0)  # which AdamW expects of every state that it loads
+            state["step"] = torch.tensor(0.0)  # AdamW expects this key in every state that it loads
         state["step"] += 1
         state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
         direction = orthogonalize(gradient.lerp(state["momentum_buffer"], self.momentum))
         parameter.mul_(1 - lr * weight_decay)
-        # As large an update as AdamW's usual one (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+        # Scale the update to the typical size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
         parameter.add_(direction, alpha=-0.2 * math.sqrt(max(parameter.shape)) * lr)
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The matrix U S V^T with its singular values S brought near 1. A share of one (FSDP2) is gathered and shared out again."""
+    """Return the matrix U S V^T with its singular values S moved near 1. A sharded matrix (FSDP2) is gathered and resharded."""
     if isinstance(matrix, DTensor):
         return distribute_tensor(orthogonalize(matrix.full_tensor()), matrix.device_mesh, matrix.placements)
     is_tall = matrix.shape[0] > matrix.shape[1]

@@ -185,5 +185,5 @@ def test_what_does_not_belong_together_is_named(world: dict[str, Any], monkeypat
     refused("has no box in any image of the shards", lambda d: [{**entry, "image_id": 9} for entry in d], "boxes")
     with pytest.raises(ConfigError, match=r"give protocol\.annotations=INSTANCES\.json and protocol\.boxes="):
         InstanceProtocol(engine="pycocotools").list_images(world["shards"])
-    with pytest.raises(ConfigError, match="LVIS's rules are known to engine=hotcoco"):
+    with pytest.raises(ConfigError, match="rules=lvis needs engine=hotcoco"):
         InstanceProtocol(engine="pycocotools", rules="lvis")

@@ -47,12 +47,12 @@ def test_targets_are_those_of_the_formula_cell_by_cell() -> None:
                     if sizes[index] == size and abs(dx) <= reach[0] and abs(dy) <= reach[1]:
                         sx, sy = ((2 * 0.27 * side + 1) / 6 for side in (right - left, bottom - top))
                         values[index] = math.exp(-(dx**2) / (2 * sx**2) - dy**2 / (2 * sy**2))
-                assert targets.heat[size, y, x].item() == pytest.approx(max(values.values(), default=0.0), abs=1e-6)
+                assert targets.heatmap[size, y, x].item() == pytest.approx(max(values.values(), default=0.0), abs=1e-6)
                 owner = max(values, key=lambda index: values[index]) if values else -1
-                assert targets.owner[size, y, x] == owner
+                assert targets.box_index[size, y, x] == owner
     for index in range(3):
-        assert targets.weight[targets.owner == index].sum().item() == pytest.approx(1.0)
-    assert (targets.heat == 1).sum() == 3, "a middle for each"
+        assert targets.weight[targets.box_index == index].sum().item() == pytest.approx(1.0)
+    assert (targets.heatmap == 1).sum() == 3, "one centre per object"
 
 
 def test_generalized_iou_of_known_boxes() -> None:
@@ -205,7 +205,7 @@ def test_what_is_no_proposer_is_refused(content: Any, checkpoint: Path, tmp_path
         ("losses=paper", "losses=boxes"),
         ("freeze_image_encoder=false", "embedding_cache requires"),
         ("training.ema_decay=0.9", "ema_decay is not supported"),
-        ("proposer.size_bounds=[0.3,0.1]", "rising numbers"),
+        ("proposer.size_bounds=[0.3,0.1]", "increasing numbers"),
     ],
 )
 def test_what_cannot_go_together_is_named(config: Callable[..., DictConfig], override: str, message: str) -> None:
