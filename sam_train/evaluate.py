@@ -1,10 +1,11 @@
-"""Measure a checkpoint by a protocol.
+"""Evaluate a checkpoint by a protocol.
 
     sam-evaluate checkpoint=runs/nuclei/model.pt shards='runs/nuclei_shards/heldout'
     sam-evaluate checkpoint=mobile_sam.pth protocol=edges protocol.images=BSDS/images/test protocol.labels=BSDS/groundTruth/test
 
-Prints the figures, the paper's beside them where it has some, and writes them to `out` as JSON. With `journal`, each image's
-measurement is kept: the same command goes on where it was stopped, and `slice=0/4` ... `slice=3/4` share the work.
+Prints the results, beside the paper's where it reports some, and writes them to `out` as JSON. With `result_cache`, the
+measurement of each image is stored: the same command resumes an interrupted evaluation, and `slice=0/4` ... `slice=3/4`
+divide it.
 """
 
 from __future__ import annotations
@@ -44,32 +45,35 @@ def command(cfg: DictConfig) -> None:
 
 
 def run(cfg: DictConfig) -> Mapping[str, float]:
-    """Evaluate as the config says; the figures that were also written to `out`, none while other slices are not done."""
+    """Evaluate a checkpoint as the config says and return the measures, which are also written to `out`.
+
+    Returns no measures as long as other slices are incomplete. Raises ConfigError if `checkpoint` is missing.
+    """
     if not cfg.checkpoint:
         raise ConfigError("sam-evaluate needs checkpoint=FILE: the model.pt of a run, or released weights")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     protocol: EvaluationProtocol = build(cfg.protocol)
-    everything = protocol.list_images(cfg.shards)
-    images = _spread(everything, cfg.max_images)
+    all_images = protocol.list_images(cfg.shards)
+    images = _subsample(all_images, cfg.max_images)
     predictor = Predictor(load_checkpoint(Path(cfg.checkpoint), cfg.device))
-    journal = ResultCache(Path(cfg.journal), _what(cfg, everything)) if cfg.journal else None
-    measured = _measure(protocol, predictor, _slice(images, cfg.slice, journal), journal)
-    if journal:
-        measured = [m for m in map(journal.load, images) if m is not None]
-    if len(measured) < len(images):
-        print(f"{len(measured)} of {len(images)} images are measured; when all slices are, give this command without slice=")
+    result_cache = ResultCache(Path(cfg.result_cache), _settings(cfg, all_images)) if cfg.result_cache else None
+    measurements = _measure(protocol, predictor, _slice(images, cfg.slice, result_cache), result_cache)
+    if result_cache:
+        measurements = [m for m in map(result_cache.load, images) if m is not None]
+    if len(measurements) < len(images):
+        print(f"{len(measurements)} of {len(images)} images are measured; after all slices, run this command without slice=")
         return {}
-    summary = protocol.summarize(measured)
+    summary = protocol.summarize(measurements)
     if cfg.out:
         document = _document(checkpoint_hash(Path(cfg.checkpoint)), summary)
         atomic_write_bytes(Path(cfg.out), (json.dumps(document, indent=1) + "\n").encode())
-    _print(summary)
+    _print_summary(summary)
     return summary.measures
 
 
-def _spread(images: Sequence[EvaluationImage], max_images: int | None) -> Sequence[EvaluationImage]:
-    """All, or so many of them at even distances."""
+def _subsample(images: Sequence[EvaluationImage], max_images: int | None) -> Sequence[EvaluationImage]:
+    """Return all images, or `max_images` of them at even distances."""
     if max_images is None or max_images >= len(images):
         return images
     if max_images < 1:
@@ -77,57 +81,57 @@ def _spread(images: Sequence[EvaluationImage], max_images: int | None) -> Sequen
     return [images[i] for i in evenly_spaced_indices(len(images), max_images, at="start")]
 
 
-def _slice(images: Sequence[EvaluationImage], part: str | None, journal: ResultCache | None) -> Sequence[EvaluationImage]:
+def _slice(images: Sequence[EvaluationImage], part: str | None, result_cache: ResultCache | None) -> Sequence[EvaluationImage]:
     if part is None:
         return images
     selection = parse_slice(part)
-    if journal is None:
-        raise ConfigError("slice= needs journal=FOLDER, where the slices meet")
+    if result_cache is None:
+        raise ConfigError("slice= needs result_cache=FOLDER, which all slices share")
     return images[selection]
 
 
-def _what(cfg: DictConfig, images: Sequence[EvaluationImage]) -> dict[str, Any]:
-    """What a measurement depends on. Of the data, the names of all images: their pixels are taken to stay."""
+def _settings(cfg: DictConfig, images: Sequence[EvaluationImage]) -> dict[str, Any]:
+    """Return everything that measurements depend on; of the data, a hash of the image names, as pixels are assumed constant."""
     names = hashlib.sha256("\n".join(f"{image.number} {image.name}" for image in images).encode()).hexdigest()
     return {"checkpoint": checkpoint_hash(Path(cfg.checkpoint)), "protocol": to_plain(cfg.protocol), "images": names}
 
 
 def _measure(
-    protocol: EvaluationProtocol, predictor: Predictor, images: Sequence[EvaluationImage], journal: ResultCache | None
+    protocol: EvaluationProtocol, predictor: Predictor, images: Sequence[EvaluationImage], result_cache: ResultCache | None
 ) -> list[Measurement]:
-    measured = []
+    measurements = []
     for image in track(images, description="evaluating"):
-        found = journal.load(image) if journal else None
-        if found is None:
-            found = protocol.measure(predictor, image)
-            if journal:
-                journal.save(image, found)
-        measured.append(found)
-    return measured
+        measurement = result_cache.load(image) if result_cache else None
+        if measurement is None:
+            measurement = protocol.measure(predictor, image)
+            if result_cache:
+                result_cache.save(image, measurement)
+        measurements.append(measurement)
+    return measurements
 
 
 def _document(checkpoint: str, summary: Summary) -> dict[str, Any]:
-    """Measures stand at the top: what promotes a model looks for them there."""
-    rest = {"paper": summary.paper, "rows": summary.rows, "notes": summary.notes}
-    return {"checkpoint": checkpoint, **summary.measures, **{name: value for name, value in rest.items() if value}}
+    """Return the JSON document; the measures are top-level keys, where promotion of a model reads them."""
+    details = {"paper": summary.paper, "rows": summary.rows, "notes": summary.notes}
+    return {"checkpoint": checkpoint, **summary.measures, **{name: value for name, value in details.items() if value}}
 
 
-def _print(summary: Summary) -> None:
+def _print_summary(summary: Summary) -> None:
     console = Console()
     table = Table("measure", "value", *summary.paper)
     for name, value in summary.measures.items():
-        table.add_row(name, _shown(value), *(_shown(figures.get(name)) for figures in summary.paper.values()))
+        table.add_row(name, _format(value), *(_format(figures.get(name)) for figures in summary.paper.values()))
     console.print(table)
     if summary.columns:
         parts = Table(*summary.columns.values(), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for row in summary.rows:
-            parts.add_row(*(_shown(row[name], digits=3) for name in summary.columns))
+            parts.add_row(*(_format(row[name], digits=3) for name in summary.columns))
         console.print(parts)
     for note in summary.notes:
         console.print(note, soft_wrap=True, markup=False, highlight=False)
 
 
-def _shown(value: object, digits: int = 4) -> str:
+def _format(value: object, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 

@@ -1,12 +1,12 @@
-"""Write a checkpoint for other programs.
+"""Export a checkpoint for other programs.
 
     sam-export checkpoint=runs/nuclei/model.pt out=runs/nuclei/onnx
     sam-export checkpoint=model.pt out=FOLDER format=huggingface
-    sam-export checkpoint=runs/nuclei out=FOLDER format=pt       # a run that has not ended: its last checkpoint
+    sam-export checkpoint=runs/nuclei out=FOLDER format=pt       # the last checkpoint of an unfinished run
 
-`format=onnx` writes encoder.onnx and decoder.onnx, checks both against torch on random prompts, prints how far they are
-from it, and writes nothing when they are off. pth, safetensors and huggingface are the weights under released names, pt is our
-model.pt.
+`format=onnx` writes encoder.onnx and decoder.onnx. Both are compared with torch on random prompts; the differences are printed,
+and nothing is written if they are too large. pth, safetensors and huggingface are the weights under released names, pt is this
+project's model.pt.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sam_train.cli.commands import EXPORT
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
 
-LAST = "checkpoints/last.ckpt"
-RELEASED = {"pth": "model.pth", "safetensors": "model.safetensors", "huggingface": "huggingface"}
+LAST_CHECKPOINT = "checkpoints/last.ckpt"
+RELEASED_FILES = {"pth": "model.pth", "safetensors": "model.safetensors", "huggingface": "huggingface"}
 
 
 def main() -> None:
@@ -39,11 +39,14 @@ def command(cfg: DictConfig) -> None:
 
 
 def run(cfg: DictConfig) -> list[Path]:
-    """Export as the config says; what was written."""
+    """Export a checkpoint as the config says and return the written files.
+
+    Raises ConfigError for missing keys or an unknown format, and CheckpointError if ONNX outputs differ from torch.
+    """
     if not cfg.checkpoint or not cfg.out:
         raise ConfigError("sam-export needs checkpoint=FILE and out=FOLDER")
-    if cfg.format not in ("onnx", "pt", *RELEASED):
-        raise ConfigError(f"format must be one of onnx, pt, {', '.join(RELEASED)}, got {cfg.format!r}")
+    if cfg.format not in ("onnx", "pt", *RELEASED_FILES):
+        raise ConfigError(f"format must be one of onnx, pt, {', '.join(RELEASED_FILES)}, got {cfg.format!r}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     checkpoint = Path(cfg.checkpoint)
@@ -51,27 +54,27 @@ def run(cfg: DictConfig) -> list[Path]:
         return _export_onnx(cfg)
     if cfg.format == "pt":
         path = Path(cfg.out) / "model.pt"
-        save_checkpoint(path, *_of_run(checkpoint))
+        save_checkpoint(path, *_load_run(checkpoint))
     else:
-        path = Path(cfg.out) / RELEASED[cfg.format]
+        path = Path(cfg.out) / RELEASED_FILES[cfg.format]
         export_weights(_load(checkpoint), path)
     Console().print(f"wrote {path}", soft_wrap=True)
     return [path]
 
 
 def _is_run(checkpoint: Path) -> bool:
-    return (checkpoint / LAST).is_file()
+    return (checkpoint / LAST_CHECKPOINT).is_file()
 
 
-def _of_run(folder: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
+def _load_run(folder: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
     from sam_train.training.factory import load_run_model  # imports the trainer
 
     return load_run_model(folder)
 
 
 def _load(checkpoint: Path) -> Sam:
-    """The model of a checkpoint, or of a run that has not ended."""
-    return _of_run(checkpoint)[0].eval() if _is_run(checkpoint) else load_checkpoint(checkpoint)
+    """Return the model of a checkpoint, or of the last checkpoint of an unfinished run."""
+    return _load_run(checkpoint)[0].eval() if _is_run(checkpoint) else load_checkpoint(checkpoint)
 
 
 def _export_onnx(cfg: DictConfig) -> list[Path]:
@@ -86,9 +89,11 @@ def _export_onnx(cfg: DictConfig) -> list[Path]:
         options=ExportOptions(**cfg.options),
         precisions=list(cfg.precisions),
         encoder=cfg.encoder,
-        checkpoint_sha256=checkpoint_hash(checkpoint / LAST if _is_run(checkpoint) else checkpoint),
+        checkpoint_sha256=checkpoint_hash(checkpoint / LAST_CHECKPOINT if _is_run(checkpoint) else checkpoint),
     )
-    table = Table("file", "MB", "values", "scores", "pixels", title="Largest difference from torch, as a share of its values")
+    table = Table(
+        "file", "MB", "values", "scores", "pixels", title="Largest difference from torch, relative to its largest value"
+    )
     for file in exported:
         parity, size = file.parity, file.path.stat().st_size / 1e6
         pixels = f"{parity.differing_pixels} of {parity.num_pixels}" if parity.num_pixels else ""

@@ -20,7 +20,15 @@ KEYS: Mapping[str, str] = {
     "load_ahead": "num_prefetch",
     "losses.loser_weight": "losses.all_candidates_weight",
     "corpus.truth": "corpus.ground_truth",
+    "journal": "result_cache",
     "proposals.words": "proposals.text_prompts",
+    "protocol.datasets.*.get": "protocol.datasets.*.download",
+    "protocol.few_masks": "protocol.subsample_to_masks",
+    "protocol.many_masks": "protocol.subsample_above_masks",
+    "protocol.pictures": "protocol.figures",
+    "protocol.wordings": "protocol.paraphrases",
+    "protocol.wordings.*.backwards": "protocol.wordings.*.reverse",
+    "protocol.wordings.*.words": "protocol.wordings.*.synonyms",
     "protocol.generator.words": "protocol.generator.text_prompts",
     "stage.generator.words": "stage.generator.text_prompts",
     "details": "high_res_features",
@@ -47,7 +55,10 @@ KEYS: Mapping[str, str] = {
     "prompts.num_empty_rounds": "prompts.num_mask_only_rounds",
     "text.wordings": "text.templates",
 }
-"""Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group."""
+"""Dotted key of a command's config in an earlier version, and its dotted key today. Both lie in the same group.
+
+The part `*` stands for any name, such as that of a data set; such keys are only translated in stored configs.
+"""
 
 OPTIONS: Mapping[tuple[str, str], str] = {("generator", "words"): "text_prompts"}
 """Config group and option of an earlier version, and the option of today."""
@@ -129,8 +140,12 @@ def _upgrade_dict(group: str, value: str) -> str:
 
 def _new_key(key: Any, path: tuple[str, ...]) -> Any:
     """Return the name of today of `key` in the group that lies at `path`."""
-    new = KEYS.get(".".join((*path, str(key))))
-    return key if new is None else new.rpartition(".")[2]
+    full = (*path, str(key))
+    for old, new in KEYS.items():
+        parts = old.split(".")
+        if len(parts) == len(full) and all(part in ("*", name) for part, name in zip(parts, full, strict=True)):
+            return new.rpartition(".")[2]
+    return key
 
 
 def _renamed_option(key: str, value: str) -> str | None:

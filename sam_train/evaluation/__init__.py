@@ -1,1 +1,1 @@
-"""What a checkpoint is worth, a protocol a file."""
+"""Evaluation protocols, one per file, which measure a checkpoint."""

@@ -1,7 +1,7 @@
 """Zero-shot edges on BSDS500 (paper, sections 7.2 and D.2).
 
-A 16 x 16 grid of clicks, three masks each, none filtered by its scores; box NMS; an edge map of what is left (`edge_maps`);
-ODS, OIS, AP and R50 against all people's lines (`sam_train.metrics.edge_scores`).
+A 16 x 16 grid of clicks with three masks each, without filters by score; box NMS; an edge map of the remaining masks
+(`edge_maps`); ODS, OIS, AP and R50 against the boundaries of all annotators (`sam_train.metrics.edge_scores`).
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ PAPER = {
 }
 
 
-PIXELS_AT_ONCE = 1 << 24
-"""Mask pixels at the size of the image: 64 MB of logits."""
+PIXELS_PER_CHUNK = 1 << 24
+"""Mask pixels at the size of the image that are computed together: 64 MB of logits."""
 
 
 class EdgeProtocol(EvaluationProtocol):
-    """The protocol with its choices; what the paper leaves open is said.
+    """Zero-shot edge detection on BSDS500.
 
-    images, labels: BSDS500's folders of one split, STEM.jpg and STEM.mat.
-    points_per_side: 16 (paper); points_per_batch: prompts decoded at once.
-    box_nms_thresh: box IoU above which the lesser of two masks goes; the paper does not say, the generator's 0.7.
-    smooth_px, border_px: how edge maps are smoothed, and where they fade out (`EdgeMap.thinned`).
-    num_thresholds, max_distance: 99 and 0.0075 of the diagonal, the benchmark's.
-    maps: a folder for the edge maps as PNG, 255 the strongest; null keeps none.
+    images, labels: folders of one split of BSDS500 with STEM.jpg and STEM.mat.
+    points_per_side: side of the point grid, 16 (paper). points_per_batch: prompts decoded at once.
+    box_nms_thresh: box IoU above which the lower-scored of two masks is dropped; 0.7 as in the generator, as the paper does not
+        state it.
+    smooth_px, border_px: smoothing of the edge maps and width of the faded border (`EdgeMap.thinned`).
+    num_thresholds, max_distance: 99 and 0.0075 of the diagonal (benchmark).
+    maps: folder for the edge maps as PNG files, in which 255 is the strongest edge; null writes none.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class EdgeProtocol(EvaluationProtocol):
     def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
         if not self.images or not self.labels:
             raise ConfigError(
-                "edges are measured on BSDS500's own files: give protocol.images=BSDS500/data/images/test and"
+                "edges are evaluated on the files of BSDS500: give protocol.images=BSDS500/data/images/test and"
                 " protocol.labels=BSDS500/data/groundTruth/test"
             )
         pairs = pairs_by_stem(Path(self.images), Path(self.labels), ".mat", what="ground truth")
@@ -85,32 +86,32 @@ class EdgeProtocol(EvaluationProtocol):
 
     def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
         image, label = image_entry.source
-        people = [segment_boundaries(ids) for ids in read_bsds_segmentations(label)]
+        ground_truth = [segment_boundaries(ids) for ids in read_bsds_segmentations(label)]
         strength = self.edges(predictor, load_image_or_raise(image, key=image_entry.name).image)
         if self.maps:
             _, png = cv2.imencode(".png", np.rint(strength * 255).astype(np.uint8))
             atomic_write_bytes(Path(self.maps) / f"{image_entry.name}.png", png.tobytes())
-        counts = edge_counts(strength, people, num_thresholds=self.num_thresholds, max_distance=self.max_distance)
+        counts = edge_counts(strength, ground_truth, num_thresholds=self.num_thresholds, max_distance=self.max_distance)
         return {"counts": counts.tolist()}
 
     def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         if not measurements:
-            raise ConfigError("no image was measured")
+            raise ConfigError("no image was measured: protocol.images has no image")
         scores = edge_scores(np.array([m["counts"] for m in measurements]))
         return Summary(measures={**scores, "num_images": len(measurements)}, paper=PAPER)
 
     def edges(self, predictor: Predictor, image: np.ndarray) -> Float[np.ndarray, "H W"]:
-        """The thinned edge map of an H x W x 3 uint8 RGB image, in [0, 1]."""
+        """Return the thinned edge map of an H x W x 3 uint8 RGB image, H x W in [0, 1]."""
         predictor.set_image(image)
-        edges = EdgeMap(*image.shape[:2])
+        edge_map = EdgeMap(*image.shape[:2])
         resize = Resize(image.shape[0], image.shape[1], predictor.model.image_size)
-        for part in in_image(self._distinct_masks(predictor, resize), resize):
+        for part in upsample_logits(self._generate_masks(predictor, resize), resize):
             for probability in part.sigmoid().cpu().numpy():
-                edges.add(probability)
-        return edges.thinned(smooth_px=self.smooth_px, border_px=self.border_px)
+                edge_map.add(probability)
+        return edge_map.thinned(smooth_px=self.smooth_px, border_px=self.border_px)
 
-    def _distinct_masks(self, predictor: Predictor, resize: Resize) -> Float[Tensor, "N h w"]:
-        """Logits on the decoder's grid of all masks of the grid of clicks that box NMS leaves."""
+    def _generate_masks(self, predictor: Predictor, resize: Resize) -> Float[Tensor, "N h w"]:
+        """Return logits on the decoder's grid of the masks of the point grid that remain after box NMS."""
         width, height = resize.width, resize.height
         points = torch.from_numpy(point_grid(self.points_per_side) * [width, height]).float().to(predictor.device)
         logits, scores, boxes = [], [], []
@@ -118,36 +119,38 @@ class EdgeProtocol(EvaluationProtocol):
             prediction = predictor.predict(click_prompts(batch), multimask_output=True)
             logits.append(prediction.mask_logits.flatten(0, 1))
             scores.append(prediction.iou_scores.flatten())
-            boxes += [masks_to_boxes_xyxy(part > 0) for part in in_image(logits[-1], resize)]
+            boxes += [masks_to_boxes_xyxy(part > 0) for part in upsample_logits(logits[-1], resize)]
         return torch.cat(logits)[nms(torch.cat(boxes), torch.cat(scores), self.box_nms_thresh)]
 
 
-def in_image(logits: Float[Tensor, "N h w"], resize: Resize) -> Iterator[Float[Tensor, "n H W"]]:
-    """Logits at the size of the image, some at a time: `resize.logits_to_image` as two products of matrices.
+def upsample_logits(logits: Float[Tensor, "N h w"], resize: Resize) -> Iterator[Float[Tensor, "n H W"]]:
+    """Yield logits at the size of the image, a few masks at a time: `resize.logits_to_image` as two matrix products.
 
-    Its two bilinear steps are linear along each axis, so they are one matrix for the rows and one for the columns.
+    Both bilinear steps are linear along each axis, so that one matrix for the rows and one for the columns replaces them.
     """
-    rows, columns = (_matrix(taps, logits.shape[-1]).to(logits) for taps in resize.interpolation_taps(logits.shape[-1]))
-    for part in logits.split(max(1, PIXELS_AT_ONCE // (resize.height * resize.width))):
+    rows, columns = (
+        _interpolation_matrix(taps, logits.shape[-1]).to(logits) for taps in resize.interpolation_taps(logits.shape[-1])
+    )
+    for part in logits.split(max(1, PIXELS_PER_CHUNK // (resize.height * resize.width))):
         yield rows @ part @ columns.T
 
 
-def _matrix(taps: InterpolationTaps, grid: int) -> Float[Tensor, "n grid"]:
+def _interpolation_matrix(taps: InterpolationTaps, grid: int) -> Float[Tensor, "n grid"]:
     matrix = np.zeros((len(taps.first), grid))
     for neighbour in range(3):
-        place = (taps.first + neighbour).clip(0, grid - 1)
-        np.add.at(matrix, (np.arange(len(place)), place), taps.weights[:, neighbour])
+        index = (taps.first + neighbour).clip(0, grid - 1)
+        np.add.at(matrix, (np.arange(len(index)), index), taps.weights[:, neighbour])
     return torch.from_numpy(matrix)
 
 
 def segment_boundaries(ids: Integer[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """The lines between segments that BSDS500's files hold as "Boundaries", one pixel wide.
+    """Return the boundaries between segments, one pixel wide, as BSDS500's files hold them under "Boundaries".
 
-    A pixel lies on one if the pixel below, to the right or below to the right is of another segment; what that gives is
-    thinned (`seg2bmap` of the benchmark). For all 1,633 segmentations of train and val this gives the files' own, to the pixel.
+    A pixel is on a boundary if the pixel below, to the right or diagonally below to the right belongs to another segment; the
+    result is thinned (`seg2bmap` of the benchmark). For all 1,633 segmentations of train and val it equals the files' boundaries.
     """
-    lines = np.zeros(ids.shape, bool)
-    lines[:-1] |= ids[:-1] != ids[1:]
-    lines[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-    lines[:-1, :-1] |= ids[:-1, :-1] != ids[1:, 1:]
-    return thin(lines)
+    boundaries = np.zeros(ids.shape, bool)
+    boundaries[:-1] |= ids[:-1] != ids[1:]
+    boundaries[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    boundaries[:-1, :-1] |= ids[:-1, :-1] != ids[1:, 1:]
+    return thin(boundaries)

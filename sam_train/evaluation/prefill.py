@@ -1,7 +1,7 @@
-"""What stage two shows before the annotator looks: how much of it is right, and how much of what is there it shows.
+"""Precision and recall of prefilled masks, which the semi-automatic stage shows before the annotator adds others.
 
-Masks of a maker (a generator with strict thresholds, or a proposer's boxes through the decoder) against the masks of the shards,
-one to one, greedily from the surest on.
+The masks of a generator (a point grid with strict thresholds, or a proposer's boxes) are matched with the masks of the shards one
+to one, greedily in the order of their scores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ IOUS = (0.5, 0.75, 0.9)
 
 
 class PrefillProtocol(EvaluationProtocol):
-    """The protocol with its choice of a maker: protocol/prefill, `generator@protocol.generator=proposer` for the other."""
+    """Precision and recall of the masks of a generator at several IoUs.
+
+    generator: configs/protocol/prefill.yaml has a strict point grid; `generator@protocol.generator=proposer` selects a proposer.
+    """
 
     def __init__(self, *, generator: MaskGenerator) -> None:
         self.generator = generator
@@ -40,18 +43,19 @@ class PrefillProtocol(EvaluationProtocol):
         sample = load_sample(image_entry)
         image = decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key)
         masks, _ = self.generator.generate(predictor.model, image)
-        truths = [mask.segmentation for mask in sample.record.masks]
-        ious = torch.from_numpy(proposal_ious([mask.rle for mask in masks], truths))
-        return {"found": len(masks), "there": len(truths), "matched": [count_matches(ious, least) for least in IOUS]}
+        ground_truth = [mask.segmentation for mask in sample.record.masks]
+        ious = torch.from_numpy(proposal_ious([mask.rle for mask in masks], ground_truth))
+        return {"found": len(masks), "there": len(ground_truth), "matched": [count_matches(ious, min_iou) for min_iou in IOUS]}
 
     def summarize(self, measurements: Sequence[Measurement]) -> Summary:
-        found, there = (sum(m[name] for m in measurements) for name in ("found", "there"))
-        if not there:
-            raise ConfigError(f"no mask to measure by in {len(measurements)} images: name other shards")
+        num_generated, num_masks = (sum(m[name] for m in measurements) for name in ("found", "there"))
+        if not num_masks:
+            raise ConfigError(f"no mask to evaluate in {len(measurements)} images: name other shards")
         measures: dict[str, float] = {}
-        for place, least in enumerate(IOUS):
-            matched = sum(m["matched"][place] for m in measurements)
-            measures[f"precision_at_{least:g}"] = matched / max(1, found)
-            measures[f"recall_at_{least:g}"] = matched / there
-        measures |= {"masks_per_image": found / len(measurements), "num_masks": there, "num_images": len(measurements)}
+        for index, min_iou in enumerate(IOUS):
+            matched = sum(m["matched"][index] for m in measurements)
+            measures[f"precision_at_{min_iou:g}"] = matched / max(1, num_generated)
+            measures[f"recall_at_{min_iou:g}"] = matched / num_masks
+        per_image = num_generated / len(measurements)
+        measures |= {"masks_per_image": per_image, "num_masks": num_masks, "num_images": len(measurements)}
         return Summary(measures=measures)

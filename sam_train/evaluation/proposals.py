@@ -1,8 +1,8 @@
-"""Object proposals: average recall of a thousand automatic masks an image (paper, sections 7.3 and D.3).
+"""Object proposals: average recall of a thousand automatic masks per image (paper, sections 7.3 and D.3).
 
 The paper changes its generator for this: no crops, no filter by predicted IoU or stability, 64 x 64 clicks, box NMS at 0.9; of
-more than a thousand masks those of the highest mean of predicted IoU and stability score are taken. Recall is over the masks
-of the shards, classes apart from it; with LVIS's JSON, also over those of frequent, common and rare categories.
+more than a thousand masks, those with the highest mean of predicted IoU and stability score are kept. Recall is measured on the
+masks of the shards regardless of their classes; with LVIS's JSON also for frequent, common and rare categories.
 """
 
 from __future__ import annotations
@@ -44,28 +44,30 @@ PAPER = {
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """An automatic mask and what it is ranked by."""
+    """An automatic mask and the score by which it is ranked."""
 
     rle: Rle
-    rank: float
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
-class Annotation:
-    """What a JSON knows of a true mask."""
+class GroundTruth:
+    """Area in pixels and LVIS frequency of a ground-truth mask; the frequency is None without LVIS's JSON."""
 
     area: float
     frequency: str | None
 
 
 class ProposalProtocol(EvaluationProtocol):
-    """The protocol with its choices.
+    """Average recall (AR) of automatic masks.
 
-    generator: with the paper's changes in configs/protocol/proposals.yaml.
-    max_proposals: 1000 an image.
-    annotations: the JSON that the shards were imported from, COCO's or LVIS's. Masks are known in it by their id; their area is
-        then what it says, not what is measured on the mask, and LVIS's says how frequent a mask's category is.
-    min_area_px: true masks below it are not asked about; 0 is LVIS's rule, for other shards one may want more.
+    generator: configs/protocol/proposals.yaml has it with the paper's changes.
+    max_proposals: largest number of proposals per image, 1000 (paper).
+    annotations: the JSON of COCO or LVIS from which the shards were imported. Masks are found in it by their id. Areas are then
+        those of the JSON, not measured on the masks, and LVIS's JSON provides the frequency of each category.
+    min_area_px: smaller ground-truth masks are skipped; 0 is LVIS's rule.
+
+    Raises ShardError if `annotations` is not an instances JSON.
     """
 
     def __init__(
@@ -87,18 +89,18 @@ class ProposalProtocol(EvaluationProtocol):
         image = decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key)
         proposals = self.proposals(predictor, image)
         groups = self._groups(sample.record)
-        truths = [mask.segmentation for mask in sample.record.masks]
-        ious = proposal_ious([proposal.rle for proposal in proposals], truths)
+        ground_truth = [mask.segmentation for mask in sample.record.masks]
+        ious = proposal_ious([proposal.rle for proposal in proposals], ground_truth)
         return {
             "num_proposals": len(proposals),
-            "groups": {name: [len(of), count_recalled_objects(ious[:, of]).tolist()] for name, of in groups.items()},
+            "groups": {name: [len(masks), count_recalled_objects(ious[:, masks]).tolist()] for name, masks in groups.items()},
         }
 
     def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         names = list(dict.fromkeys(name for m in measurements for name in m["groups"]))
         sums = {name: [m["groups"][name] for m in measurements if name in m["groups"]] for name in names}
         if not sum(count for count, _ in sums.get("all", [])):
-            raise ConfigError(f"no mask to measure by in {len(measurements)} images: name other shards")
+            raise ConfigError(f"no mask to evaluate in {len(measurements)} images: name other shards")
         measures: dict[str, float] = {}
         for name, parts in sums.items():
             count = sum(count for count, _ in parts)
@@ -110,26 +112,26 @@ class ProposalProtocol(EvaluationProtocol):
         return Summary(measures=measures, paper=PAPER)
 
     def proposals(self, predictor: Predictor, image: np.ndarray) -> list[Proposal]:
-        """At most `max_proposals` masks of an H x W x 3 uint8 RGB image, best rank first."""
+        """Return at most `max_proposals` masks of an H x W x 3 uint8 RGB image, highest score first."""
         generated, _ = self.generator.generate(predictor.model, image)
-        found = [Proposal(g.rle, (g.predicted_iou + g.stability_score) / 2) for g in generated]
-        return sorted(found, key=lambda proposal: -proposal.rank)[: self.max_proposals]
+        proposals = [Proposal(g.rle, (g.predicted_iou + g.stability_score) / 2) for g in generated]
+        return sorted(proposals, key=lambda proposal: -proposal.score)[: self.max_proposals]
 
     def _groups(self, record: ImageRecord) -> dict[str, list[int]]:
-        """Name of a group of masks -> their places in the record."""
-        known = [self._known(record, mask) for mask in record.masks]
-        large = [place for place, mask in enumerate(record.masks) if mask.area >= self.min_area_px]
+        """Return the group names (all, size, frequency), each with the indices of its masks in the record."""
+        ground_truth = [self._ground_truth(record, mask) for mask in record.masks]
+        large = [index for index, mask in enumerate(record.masks) if mask.area >= self.min_area_px]
         groups = {"all": large}
-        for name, (least, most) in AREAS.items():
-            groups[name] = [place for place in large if least <= known[place].area <= most]
+        for name, (min_area, max_area) in AREAS.items():
+            groups[name] = [index for index in large if min_area <= ground_truth[index].area <= max_area]
         if any(annotation.frequency for annotation in self.annotations.values()):
             for name in FREQUENCIES.values():
-                groups[name] = [place for place in large if known[place].frequency == name]
+                groups[name] = [index for index in large if ground_truth[index].frequency == name]
         return groups
 
-    def _known(self, record: ImageRecord, mask: MaskRecord) -> Annotation:
+    def _ground_truth(self, record: ImageRecord, mask: MaskRecord) -> GroundTruth:
         if not self.annotations:
-            return Annotation(mask.area, None)
+            return GroundTruth(mask.area, None)
         if mask.id not in self.annotations:
             raise ConfigError(
                 f"mask {mask.id} of {record.key} is not in protocol.annotations: give the JSON that the shards were imported from"
@@ -137,19 +139,19 @@ class ProposalProtocol(EvaluationProtocol):
         return self.annotations[mask.id]
 
 
-def _read_annotations(path: Path) -> dict[int, Annotation]:
-    """By annotation id. Raises ShardError, naming file and entry, for what is no instances JSON."""
+def _read_annotations(path: Path) -> dict[int, GroundTruth]:
+    """Return area and frequency by annotation id. Raises ShardError, with file and entry, if it is not an instances JSON."""
     document = read_json_object(path, ("annotations", "categories"))
     frequencies = {
         integer_field(category, "id", place=f"{path}, categories"): FREQUENCIES.get(str(category.get("frequency")))
         for category in document["categories"]
     }
-    found = {}
+    ground_truth = {}
     for index, annotation in enumerate(document["annotations"]):
         place = f"{path}, annotations[{index}]"
         area = annotation.get("area")
         if type(area) not in (int, float):
             raise ShardError(f"{place}: expected a number as 'area', got {str(area)[:80]}")
         frequency = frequencies.get(integer_field(annotation, "category_id", place=place))
-        found[integer_field(annotation, "id", place=place)] = Annotation(area, frequency)
-    return found
+        ground_truth[integer_field(annotation, "id", place=place)] = GroundTruth(area, frequency)
+    return ground_truth

@@ -1,7 +1,7 @@
-"""Measurements on disk, a file a subject, so that a run can be stopped, gone on with, and shared by several processes.
+"""Measurements on disk, one file per image, so that an evaluation can be interrupted, resumed and shared by several processes.
 
-folder/run.json             what is measured: checkpoint, protocol, data
-folder/000001_KEY.json      one measurement, whole or not there
+folder/run.json             settings of the evaluation: checkpoint, protocol, images
+folder/000001_KEY.json      one measurement, written atomically
 """
 
 from __future__ import annotations
@@ -14,43 +14,61 @@ from typing import Any
 from sam_train.errors import ConfigError
 from sam_train.evaluation.protocol import EvaluationImage, Measurement
 from sam_train.files import atomic_write_bytes
+from sam_train.renames import upgrade_config
+
+DESCRIPTIVE_KEYS = ("title", "download", "import")
+"""Keys of an entry of `protocol.datasets` that are only shown to the reader; measurements do not depend on them."""
 
 
 class ResultCache:
-    """The measurements of one run in `folder`.
+    """The measurements of one evaluation in `folder`.
 
-    what: everything that a measurement depends on, as JSON holds it. Raises ConfigError when the folder holds another run's.
+    settings: everything that a measurement depends on, as plain JSON values.
+    Raises ConfigError if the folder holds measurements with other settings.
     """
 
-    def __init__(self, folder: Path, what: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         header = folder / "run.json"
         if header.is_file():
-            kept = _read(header)
-            if kept != what:
-                other = sorted(key for key in {*kept, *what} if kept.get(key) != what.get(key))
-                raise ConfigError(f"{folder} holds measurements with another {' and '.join(other)}: name another journal=FOLDER")
+            stored, current = _comparable(upgrade_config(_read(header))), _comparable(settings)
+            if stored != current:
+                differing = sorted(key for key in {*stored, *current} if stored.get(key) != current.get(key))
+                raise ConfigError(
+                    f"{folder} holds measurements with another {' and '.join(differing)}: name another result_cache=FOLDER"
+                )
         else:
-            atomic_write_bytes(header, (json.dumps(what, indent=1) + "\n").encode())
+            atomic_write_bytes(header, (json.dumps(settings, indent=1) + "\n").encode())
 
     def load(self, image_entry: EvaluationImage) -> Measurement | None:
-        """The measurement of a subject, None when it was not made yet. Raises ConfigError for a file that is none."""
+        """Return the measurement of an image, or None if it does not exist yet. Raises ConfigError for a corrupt file."""
         path = self._path(image_entry)
         return _read(path) if path.is_file() else None
 
     def save(self, image_entry: EvaluationImage, measurement: Measurement) -> None:
-        """Keep it, whole or not at all. Raises ValueError for what JSON cannot hold, NaN among it."""
+        """Write a measurement atomically. Raises ValueError for values that JSON cannot hold, such as NaN."""
         atomic_write_bytes(self._path(image_entry), json.dumps(measurement, separators=(",", ":"), allow_nan=False).encode())
 
     def _path(self, image_entry: EvaluationImage) -> Path:
         return self.folder / f"{image_entry.number:06d}_{image_entry.name}.json"
 
 
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON reads them, without the descriptive keys of data sets."""
+    comparable: dict[str, Any] = json.loads(json.dumps(settings))
+    protocol = comparable.get("protocol")
+    datasets = protocol.get("datasets") if isinstance(protocol, dict) else None
+    for entry in (datasets or {}).values():
+        for key in DESCRIPTIVE_KEYS:
+            entry.pop(key, None)
+    return comparable
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON ({error}): delete it and start again") from error
+        raise ConfigError(f"{path} is not valid JSON ({error}): delete it and run the evaluation again") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} holds no object: delete it and start again")
+        raise ConfigError(f"{path} does not hold a JSON object: delete it and run the evaluation again")
     return document

@@ -1,9 +1,9 @@
-"""Masks by words: every name that an image's masks have is asked for once.
+"""Masks from text prompts: each name of the masks of an image is one text prompt.
 
-A name may be that of several masks, and an answer is right that is any of them: its IoU is that with the mask that it meets
-best. What words are worth shows beside the control, where another name is asked for, drawn from those of the set that the image
-does not have, and compared with the same masks: a model that answers with the largest object whatever it is asked reaches as much
-there. The correcting click is the one of the click protocol: in the middle of what is wrong.
+Several masks may have the same name, and a prediction may match any of them: its IoU is that with the best-matching mask. The
+control prompts for a random name of the data set that the image does not have and compares the prediction with the same masks; a
+model that ignores the text, for example one that always predicts the largest object, scores as high there. The correcting click
+is that of the click protocol: the centre of the error.
 """
 
 from __future__ import annotations
@@ -43,150 +43,159 @@ from sam_train.text import TextEncoder, check_text_encoder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paraphrase:
-    """Another way to ask for a name.
+    """Another text prompt for a name.
 
-    template: with one "{name}". words: what stands for which of its words. backwards: its words in the other order.
+    template: text with one "{name}". synonyms: word of a name -> its replacement. reverse: put the words in reverse order.
     """
 
     template: str = "{name}"
-    words: Mapping[str, str]
-    backwards: bool = False
+    synonyms: Mapping[str, str]
+    reverse: bool = False
 
     @staticmethod
-    def of(given: Mapping[str, object]) -> Paraphrase:
-        """From a config. Raises ConfigError for another key and for a template without a name."""
-        known = {"template", "words", "backwards"}
-        wording = Paraphrase(**{"words": {}, **given}) if set(given) <= known else None  # type: ignore[arg-type]
-        if wording is None or wording.template.count("{name}") != 1:
+    def from_config(config: Mapping[str, object]) -> Paraphrase:
+        """Build a paraphrase. Raises ConfigError for an unknown key and for a template without exactly one {name}."""
+        for old, new in {"words": "synonyms", "backwards": "reverse"}.items():
+            if old in config:
+                raise ConfigError(f"protocol.paraphrases: {old}: renamed to {new}")
+        keys = {"template", "synonyms", "reverse"}
+        paraphrase = Paraphrase(**{"synonyms": {}, **config}) if set(config) <= keys else None  # type: ignore[arg-type]
+        if paraphrase is None or paraphrase.template.count("{name}") != 1:
             raise ConfigError(
-                f"a wording is {dict(given)}: expected some of {', '.join(sorted(known))}, a template with one {{name}}"
+                f"a paraphrase is {dict(config)}: expected the keys {', '.join(sorted(keys))}, and one {{name}} in the template"
             )
-        return wording
+        return paraphrase
 
     def __call__(self, name: str) -> str:
-        said = [self.words.get(word, word) for word in name.split()]
-        return self.template.replace("{name}", " ".join(reversed(said) if self.backwards else said))
+        words = [self.synonyms.get(word, word) for word in name.split()]
+        return self.template.replace("{name}", " ".join(reversed(words) if self.reverse else words))
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """Words and what came of them."""
+class _TextPredictions:
+    """Predictions for N text prompts on one image."""
 
     prompts: Prompts
     mask_logits: Float[Tensor, "N 1 h w"]
-    answers: Bool[Tensor, "N H W"]
-    meant: Bool[Tensor, "N H W"]
-    """The mask that each answer meets best."""
+    masks: Bool[Tensor, "N H W"]
+    targets: Bool[Tensor, "N H W"]
+    """The best-matching ground-truth mask of each prediction."""
     ious: list[float]
 
 
 class TextProtocol(EvaluationProtocol):
-    """The protocol with its choices.
+    """IoU of masks predicted from text prompts.
 
-    encoder: the text encoder that the model was trained with.
-    wordings: title -> how else to ask (`Paraphrase`), each measured beside the names as they are.
-    min_area_px: smaller masks are not asked for (image frame); what only they are called is not either.
-    pictures: a folder for a PNG of each image: what its names were answered with; null keeps none.
+    encoder: the text encoder with which the model was trained.
+    paraphrases: title -> configuration of a `Paraphrase`, measured in addition to the unchanged names.
+    min_area_px: smaller masks are skipped (image frame), and so are names that only they have.
+    seed: of the random names of the control.
+    figures: folder for one PNG per image that shows the predictions for its names; null writes none.
+
+    Raises ConfigError for an invalid paraphrase.
     """
 
     def __init__(
         self,
         *,
         encoder: TextEncoder,
-        wordings: Mapping[str, Mapping[str, object]] | None = None,
+        paraphrases: Mapping[str, Mapping[str, object]] | None = None,
         min_area_px: int = 100,
         seed: int = 0,
-        pictures: str | None = None,
+        figures: str | None = None,
     ) -> None:
-        self.encoder, self.min_area_px, self.seed, self.pictures = encoder, min_area_px, seed, pictures
-        self.wordings = {title: Paraphrase.of(given) for title, given in (wordings or {}).items()}
+        self.encoder, self.min_area_px, self.seed, self.figures = encoder, min_area_px, seed, figures
+        self.paraphrases = {title: Paraphrase.from_config(config) for title, config in (paraphrases or {}).items()}
         self.click = PromptSimulator(box_probability=0, click="center")
         self._names: list[str] = []
 
     def list_images(self, shards: str | None) -> Sequence[EvaluationImage]:
-        found = list_shard_images(shards)
-        names = {name for image_entry in found for name in _names(image_entry) if name}
+        image_entries = list_shard_images(shards)
+        names = {name for image_entry in image_entries for name in _names(image_entry) if name}
         if len(names) < 2:
-            wanted = "shards of at least two names (sam-data import keeps categories)"
             raise ConfigError(
-                f"{len(names)} names in {len(found)} images: words are measured against other words, so give {wanted}"
+                f"{len(names)} names in {len(image_entries)} images: the control needs at least two names; give shards whose"
+                " masks have names (sam-data import keeps categories)"
             )
         self._names = sorted(names)
-        return found
+        return image_entries
 
     def measure(self, predictor: Predictor, image_entry: EvaluationImage) -> Measurement:
         check_text_encoder(predictor.model, self.encoder)
         sample = load_sample(image_entry)
         targets = self._targets(sample.record)
-        others = self._others(sample.record, image_entry.number, len(targets))
-        if not targets or others is None:
+        other_names = self._other_names(sample.record, image_entry.number, len(targets))
+        if not targets or other_names is None:
             return {"names": []}
         image = decode_jpeg(sample.jpeg, shard=sample.shard, key=sample.record.key)
         predictor.set_image(image)
         masks = [mask.to(predictor.device) for mask in targets.values()]
-        ways = {"names": list(targets), "control": others}
-        ways |= {title: [wording(name) for name in targets] for title, wording in self.wordings.items()}
-        measured: Measurement = {"names": list(targets), "others": others}
-        for title, words in ways.items():
-            asked = self._asked(predictor, words, masks)
-            measured[f"iou/{title}"] = asked.ious
+        text_prompts = {"names": list(targets), "control": other_names}
+        text_prompts |= {title: [paraphrase(name) for name in targets] for title, paraphrase in self.paraphrases.items()}
+        measured: Measurement = {"names": list(targets), "others": other_names}
+        for title, texts in text_prompts.items():
+            predictions = self._predict(predictor, texts, masks)
+            measured[f"iou/{title}"] = predictions.ious
             if title == "names":
-                measured["iou/click"] = self._clicked(predictor, asked)
-                self._save_figure(image_entry, image, targets, asked)
+                measured["iou/click"] = self._ious_after_click(predictor, predictions)
+                self._save_figure(image_entry, image, targets, predictions)
         return measured
 
     def summarize(self, measurements: Sequence[Measurement]) -> Summary:
         measured = [m for m in measurements if m["names"]]
         if not measured:
-            raise ConfigError(f"no name to ask for in {len(measurements)} images: give others, or lower protocol.min_area_px")
+            raise ConfigError(f"no named mask in {len(measurements)} images: name other shards, or lower protocol.min_area_px")
 
-        def of(title: str) -> float:
+        def mean_iou(title: str) -> float:
             return mean([iou for m in measured for iou in m[f"iou/{title}"]])
 
-        words, control = of("names"), of("control")
-        measures = {"miou_by_words": words, "miou_control": control, "ratio_to_control": words / max(control, 1e-9)}
-        measures |= {f"miou_{title}": of(title) for title in self.wordings}
-        measures |= {"miou_by_words_and_click": of("click"), "num_asked": sum(len(m["names"]) for m in measured)}
+        miou, control = mean_iou("names"), mean_iou("control")
+        measures = {"miou_by_words": miou, "miou_control": control, "ratio_to_control": miou / max(control, 1e-9)}
+        measures |= {f"miou_{title}": mean_iou(title) for title in self.paraphrases}
+        measures |= {"miou_by_words_and_click": mean_iou("click"), "num_text_prompts": sum(len(m["names"]) for m in measured)}
         return Summary(measures=measures | {"num_images": len(measurements)})
 
-    def _asked(self, predictor: Predictor, words: Sequence[str], targets: Sequence[Bool[Tensor, "..."]]) -> _Asked:
-        """The answers to `words`, each measured with the best of its name's `targets` (n H W)."""
-        embeddings = self.encoder.embed_texts(words).to(predictor.device)
-        prompts = Prompts.from_text(torch.zeros(len(words), dtype=torch.long, device=predictor.device), embeddings)
+    def _predict(self, predictor: Predictor, texts: Sequence[str], targets: Sequence[Bool[Tensor, "..."]]) -> _TextPredictions:
+        """Predict a mask for each text and compare it with the ground-truth masks of its name (n x H x W)."""
+        embeddings = self.encoder.embed_texts(texts).to(predictor.device)
+        prompts = Prompts.from_text(torch.zeros(len(texts), dtype=torch.long, device=predictor.device), embeddings)
         best = predictor.predict(prompts, multimask_output=True).best()
-        answers = predictor.masks_to_image(best.mask_logits)[:, 0]
-        met = [mask_iou(answer.expand(len(own), -1, -1), own) for answer, own in zip(answers, targets, strict=True)]
-        meant = torch.stack([own[int(each.argmax())] for each, own in zip(met, targets, strict=True)])
-        return _Asked(prompts, best.mask_logits, answers, meant, [float(each.amax()) for each in met])
+        masks = predictor.masks_to_image(best.mask_logits)[:, 0]
+        ious = [mask_iou(mask.expand(len(named), -1, -1), named) for mask, named in zip(masks, targets, strict=True)]
+        matched = torch.stack([named[int(iou.argmax())] for iou, named in zip(ious, targets, strict=True)])
+        return _TextPredictions(prompts, best.mask_logits, masks, matched, [float(iou.amax()) for iou in ious])
 
-    def _clicked(self, predictor: Predictor, asked: _Asked) -> list[float]:
-        """IoU with the mask that was meant, after one click where the answer is wrong."""
+    def _ious_after_click(self, predictor: Predictor, first: _TextPredictions) -> list[float]:
+        """Return the IoUs with the same targets after one click on the error."""
         round_ = PromptRound(0, NextStep.ERROR_CLICK)
-        rng = torch.Generator()  # unused: a central click is not drawn
-        corrected = self.click.next_prompts(round_, asked.prompts, asked.answers, asked.meant, asked.mask_logits, rng)
-        again = predictor.predict(corrected, multimask_output=False)
-        return mask_iou(predictor.masks_to_image(again.mask_logits)[:, 0], asked.meant).tolist()
+        rng = torch.Generator()  # unused: a central click is not random
+        prompts = self.click.next_prompts(round_, first.prompts, first.masks, first.targets, first.mask_logits, rng)
+        corrected = predictor.predict(prompts, multimask_output=False)
+        return mask_iou(predictor.masks_to_image(corrected.mask_logits)[:, 0], first.targets).tolist()
 
-    def _save_figure(self, image_entry: EvaluationImage, image: np.ndarray, targets: Mapping[str, Tensor], asked: _Asked) -> None:
-        if self.pictures:
-            truths = [own.cpu().numpy() for own in targets.values()]
-            drawn = draw_predictions(image, list(targets), list(asked.answers.cpu().numpy()), truths, asked.ious)
-            _, png = cv2.imencode(".png", drawn[..., ::-1])
-            atomic_write_bytes(Path(self.pictures) / f"{image_entry.name}.png", png.tobytes())
+    def _save_figure(
+        self, image_entry: EvaluationImage, image: np.ndarray, targets: Mapping[str, Tensor], predictions: _TextPredictions
+    ) -> None:
+        if self.figures:
+            ground_truth = [masks.cpu().numpy() for masks in targets.values()]
+            masks = list(predictions.masks.cpu().numpy())
+            figure = draw_predictions(image, list(targets), masks, ground_truth, predictions.ious)
+            _, png = cv2.imencode(".png", figure[..., ::-1])
+            atomic_write_bytes(Path(self.figures) / f"{image_entry.name}.png", png.tobytes())
 
     def _targets(self, record: ImageRecord) -> dict[str, Bool[Tensor, "n H W"]]:
-        """The masks of each name."""
-        found: dict[str, list[np.ndarray]] = {}
+        """Return the ground-truth masks of each name, in alphabetical order of the names."""
+        by_name: dict[str, list[np.ndarray]] = {}
         for mask in record.masks:
             if mask.name and mask.area >= self.min_area_px:
                 pixels = decode_rle(mask.segmentation, height=record.height, width=record.width, key=record.key)
-                found.setdefault(mask.name, []).append(pixels)
-        return {name: torch.from_numpy(np.stack(masks)) for name, masks in sorted(found.items())}
+                by_name.setdefault(mask.name, []).append(pixels)
+        return {name: torch.from_numpy(np.stack(masks)) for name, masks in sorted(by_name.items())}
 
-    def _others(self, record: ImageRecord, number: int, count: int) -> list[str] | None:
-        """Names of the set that the image does not have, drawn; None of an image that has them all."""
-        own = {mask.name for mask in record.masks}
-        others = [name for name in self._names if name not in own]
+    def _other_names(self, record: ImageRecord, number: int, count: int) -> list[str] | None:
+        """Draw `count` names of the data set that the image does not have; None if it has them all."""
+        image_names = {mask.name for mask in record.masks}
+        others = [name for name in self._names if name not in image_names]
         rng = np.random.default_rng([self.seed, number])
         return [others[i] for i in rng.integers(len(others), size=count)] if others else None
 

@@ -1,4 +1,4 @@
-"""What words were answered with, for people to look at."""
+"""Figures of the masks that were predicted from text prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sam_train.shards.drawing import draw_border, fill_mask, mask_colour, resize_mask
 
 MAX_NAMES = 8
-SIDE_PX = 240  # of a tile's picture, the longer one
+SIDE_PX = 240  # longer side of the image in a tile
 CAPTION_PX = 20
 OPACITY = 0.55
 WHITE = (255, 255, 255)
@@ -21,26 +21,29 @@ WHITE = (255, 255, 255)
 def draw_predictions(
     image: UInt8[np.ndarray, "H W 3"],
     names: Sequence[str],
-    answers: Sequence[Bool[np.ndarray, "H W"]],
-    truths: Sequence[Bool[np.ndarray, "n H W"]],
+    masks: Sequence[Bool[np.ndarray, "H W"]],
+    ground_truth: Sequence[Bool[np.ndarray, "n H W"]],
     ious: Sequence[float],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A tile for each of the first names, side by side: the answer in colour, every mask of that name outlined in white, and
-    below the name with the answer's IoU. Raises ValueError without a name."""
+    """Draw a tile for each of the first `MAX_NAMES` names, side by side.
+
+    A tile shows the predicted mask in colour, the borders of all ground-truth masks of the name in white, and below them the
+    name with the prediction's IoU. image: uint8 RGB. Raises ValueError if there is no name.
+    """
     if not names:
         raise ValueError("expected at least one name, got none")
     scale = SIDE_PX / max(image.shape[:2])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     tiles = []
-    for number, (name, answer, own, iou) in enumerate(zip(names, answers, truths, ious, strict=True)):
+    for number, (name, mask, targets, iou) in enumerate(zip(names, masks, ground_truth, ious, strict=True)):
         if number == MAX_NAMES:
             break
         canvas = small.astype(np.float32)
-        fill_mask(canvas, resize_mask(answer, small.shape), mask_colour(number), opacity=OPACITY)
+        fill_mask(canvas, resize_mask(mask, small.shape), mask_colour(number), opacity=OPACITY)
         drawn = canvas.astype(np.uint8)
-        for mask in own:
-            draw_border(drawn, resize_mask(mask, small.shape), WHITE, thickness=1, shadow=True)
+        for target in targets:
+            draw_border(drawn, resize_mask(target, small.shape), WHITE, thickness=1, shadow=True)
         tiles.append(np.vstack([drawn, _caption(f"{name}  {iou:.2f}", width)]))
     return np.hstack(tiles)
 

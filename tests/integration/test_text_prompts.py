@@ -207,21 +207,21 @@ def test_predicts_from_text_alone_and_with_a_click(trained: Path, clip: str) -> 
 
 def test_evaluates_names_against_a_control_of_other_names(trained: Path, shards: Path, clip: str, tmp_path: Path) -> None:
     options = ["protocol=text", "text_encoder@protocol.encoder=clip", f"protocol.encoder.model={clip}", "threads=1"]
-    wordings = "protocol.wordings={backwards: {backwards: true}, picture: {template: 'a {name}'}}"
+    paraphrases = "protocol.paraphrases={backwards: {reverse: true}, picture: {template: 'a {name}'}}"
     paths = [f"checkpoint={trained}", f"shards={shards}", f"out={tmp_path / 'words.json'}"]
-    measures = evaluate(compose_config("evaluate", *options, *paths, wordings, f"protocol.pictures={tmp_path / 'pictures'}"))
-    assert measures["num_asked"] == 6
-    figures = [cv2.imread(str(path)) for path in sorted((tmp_path / "pictures").iterdir())]
+    measures = evaluate(compose_config("evaluate", *options, *paths, paraphrases, f"protocol.figures={tmp_path / 'figures'}"))
+    assert measures["num_text_prompts"] == 6
+    figures = [cv2.imread(str(path)) for path in sorted((tmp_path / "figures").iterdir())]
     assert sum(figure.shape[1] // 240 for figure in figures) == 6, "a tile for each name"
     assert all((figure[-CAPTION_PX:] == 255).any() for figure in figures), "with its name below"
     shares = ("miou_by_words", "miou_control", "miou_backwards", "miou_picture", "miou_by_words_and_click")
     assert all(0 <= measures[name] <= 1 for name in shares)
     assert measures["miou_by_words"] != measures["miou_control"]
     assert json.loads((tmp_path / "words.json").read_bytes())["miou_by_words"] == measures["miou_by_words"]
-    journal = [f"journal={tmp_path / 'journal'}", *paths, *options, wordings]
+    cached = [f"result_cache={tmp_path / 'cache'}", *paths, *options, paraphrases]
     for part in ("0/2", "1/2"):
-        evaluate(compose_config("evaluate", *journal, f"slice={part}"))
-    assert evaluate(compose_config("evaluate", *journal)) == measures, "a run in slices draws the same control"
+        evaluate(compose_config("evaluate", *cached, f"slice={part}"))
+    assert evaluate(compose_config("evaluate", *cached)) == measures, "a run in slices draws the same control"
 
 
 def test_evaluation_rejects_another_text_encoder(trained: Path, shards: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The image encoder with its normalisation and padding as an ONNX graph, traced by torch.
 
-Inputs: image [1, 3, S, S] uint8 RGB, model frame; size_hw [1, 2] int64, height and width of the picture inside it.
-Output: image_embeddings [1, E, h, w], what decoder.onnx takes.
+Inputs: image [1, 3, S, S] uint8 RGB, model frame; size_hw [1, 2] int64, height and width of the image inside it.
+Output: image_embeddings [1, E, h, w], the first input of decoder.onnx.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sam_train.model import Sam
 
-OPSET = 18  # the lowest that the exporter writes by itself
-PROTOBUF_LIMIT = 2**31  # bytes of one file
+OPSET = 18  # the lowest that torch's exporter writes without conversion
+PROTOBUF_LIMIT = 2**31  # largest size of one file in bytes
 
 
 class _Encoder(nn.Module):
@@ -30,14 +30,14 @@ class _Encoder(nn.Module):
 
 
 def write_encoder(sam: Sam, path: Path) -> None:
-    """Write encoder.onnx; the weights of a model too large for one file lie beside it in `<name>.data`."""
+    """Write encoder.onnx; weights that are too large for one file are written to `<name>.data` in the same folder."""
     image = torch.zeros(1, 3, sam.image_size, sam.image_size, dtype=torch.uint8)
     size_hw = torch.tensor([[sam.image_size, sam.image_size]])
     weights = sum(p.numel() * p.element_size() for p in sam.image_encoder.parameters())
-    for name in ("torch.onnx", "onnx_ir", "onnxscript"):  # they tell of every node that they touch
+    for name in ("torch.onnx", "onnx_ir", "onnxscript"):  # they log every node
         logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
+        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter calls deprecated functions of torch
         torch.onnx.export(
             _Encoder(sam).eval(),
             (image, size_hw),

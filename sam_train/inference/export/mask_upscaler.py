@@ -1,7 +1,7 @@
 """From image tokens to low-resolution masks, in ONNX: the decoder's two transposed convolutions and the product with maps.
 
-A transposed convolution whose stride is its kernel is one linear map a cell, to its four children. Done so, channels stay
-last and nothing is unfolded. As in model/mask_decoder.py; L image tokens of C channels on a square grid.
+A transposed convolution whose stride equals its kernel is one linear map per cell, to its four children. In this form channels
+stay last and nothing is unfolded. As in model/mask_decoder.py; L image tokens of C channels on a square grid.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from sam_train.inference.export.graph import Graph, Weights, info
 
 MAP_NORM_EPS = 1e-6
-# Strips of the image that are upscaled one after another, so that what lies between the layers stays in the cache.
+# The image is upscaled in strips, one after another, so that the activations between the layers stay in the cache.
 NUM_STRIPS = 4
 
 
 @dataclass(frozen=True)
-class Upscaling:
+class MaskUpscaler:
     """Writes `output_upscaling` into `graph`. grid: tokens along a side; channels: C."""
 
     graph: Graph
@@ -27,28 +27,28 @@ class Upscaling:
     channels: int
 
     def write(self, image: str, details: Sequence[str], maps: str, num_masks: int) -> str:
-        """Name of 1 M 4h 4w: the image tokens (L C) upscaled four times, under the maps (M D).
+        """Return the name of the masks, 1 x M x 4h x 4w: the image tokens (L x C) upscaled four times, times the maps (M x D).
 
-        details: none, or what to add to the tokens' children (L C) and grandchildren (L 2C).
+        details: empty, or the names of what is added to the tokens' children (L x C) and grandchildren (L x 2C).
         """
         g, strips = self.graph, math.gcd(NUM_STRIPS, self.grid)
         body, tokens = g.child(), self.grid**2 // strips
         streams = dict(zip([image, *details], (self.channels, self.channels, 2 * self.channels), strict=False))
-        inside = {g.fresh("strip"): width for width in streams.values()}
+        inside = {g.unique_name("strip"): width for width in streams.values()}
         out = self._strip(body, [*inside], g.transpose(maps, 1, 0) if num_masks == 1 else maps, num_masks)
         shape = (16 * tokens, 1) if num_masks == 1 else (num_masks, 16 * tokens)
         body_graph = body.body("upscale", [info(x, tokens, width) for x, width in inside.items()], [info(out, *shape)])
         scanned = [g.reshape(x, strips, tokens, width) for x, width in streams.items()]
         axis = 0 if num_masks == 1 else 1
         products = g.op("Scan", *scanned, body=body_graph, num_scan_inputs=len(scanned), scan_output_axes=[axis])
-        # M, strips, tokens ... for several masks; for one M stands last.
+        # M is the first axis for several masks, before strips and tokens, and the last for one.
         products = g.reshape(products, num_masks, 2 * self.grid, 2 * self.grid, 2, 2)
         return g.reshape(g.transpose(products, 0, 1, 3, 2, 4), 1, num_masks, 4 * self.grid, 4 * self.grid)
 
     def _strip(self, g: Graph, streams: list[str], maps: str, num_masks: int) -> str:
-        """Products of the pixels in the order row, column at twice the size, then row, column within.
+        """Return the products of the pixels, ordered by row and column at twice the size, then by row and column within.
 
-        One column for one mask, which makes it a product with a vector; M rows for several.
+        The result is one column for one mask, which is a matrix-vector product, and M rows for several.
         """
         w, (tokens, *details) = self.weights, streams
         x, width = self._children(g, tokens, w.part("0"))
@@ -60,10 +60,10 @@ class Upscaling:
         return g.op("MatMul", x, maps) if num_masks == 1 else g.op("Gemm", maps, x, transB=1)
 
     def _children(self, g: Graph, x: str, conv: Weights) -> tuple[str, int]:
-        """Each row's four children (y x o), and o."""
+        """Return the four children of each row (y x o), and the number of output channels o."""
         weight = conv["weight"].permute(0, 2, 3, 1)  # i 2 2 o
         return g.op("Gemm", x, weight.flatten(1), conv["bias"].repeat(4)), weight.shape[-1]
 
     def _at_twice(self, g: Graph, x: str, width: int) -> str:
-        """Image tokens with their children (y x width) to rows of `width` in image order at twice the size."""
+        """Reorder image tokens with their children (y x width) to rows of `width` in image order at twice the size."""
         return g.reshape(g.transpose(g.reshape(x, -1, self.grid, 2, 2 * width), 0, 2, 1, 3), -1, width)

@@ -118,7 +118,7 @@ def test_few_large_masks_are_drawn_by_the_seed(one: Sample, mask_record: Callabl
     many = replace(one, record=replace(one.record, masks=squares))
 
     def drawn(**values: Any) -> list[int]:
-        return [mask.area for mask in ClickProtocol(**values)._drawn(many.record, 1)]
+        return [mask.area for mask in ClickProtocol(**values)._sample_masks(many.record, 1)]
 
     assert drawn(min_area_px=100) == [(3 + i) ** 2 for i in range(7, 12)]
     assert drawn(min_area_px=101) == [(3 + i) ** 2 for i in range(8, 12)]
@@ -136,7 +136,7 @@ def test_the_mean_is_over_masks_not_images(one: Sample, mask_record: Callable[..
     bad = protocol.run(Predictor(Oracle(targets[:1], lambda t: [(empty(t), 1.0)] * 3, half)), [single])
     assert bad.ious.tolist() == [[0]]
     both = ClickResult(ious=np.concatenate([good.ious, bad.ious]), oracle=np.concatenate([good.oracle, bad.oracle]), num_images=3)
-    assert both.summary() == {
+    assert both.means() == {
         "miou_at_1": pytest.approx(2 / 3),
         "oracle_at_1": pytest.approx(2 / 3),
         "num_masks": 3,
@@ -148,7 +148,7 @@ def test_no_mask_at_all(one: Sample) -> None:
     none = replace(one, record=replace(one.record, masks=[]))
     result = ClickProtocol(num_clicks=3).run(Predictor(Oracle(torch.zeros(0, SIZE, SIZE), three, half)), [none, none])
     assert result.ious.shape == (0, 3)
-    assert result.summary() == {"miou_at_1": 0, "miou_at_3": 0, "oracle_at_1": 0, "num_masks": 0, "num_images": 2}
+    assert result.means() == {"miou_at_1": 0, "miou_at_3": 0, "oracle_at_1": 0, "num_masks": 0, "num_images": 2}
 
 
 def test_bad_values_are_named() -> None:
@@ -180,7 +180,7 @@ def test_an_image_of_many_masks_is_measured_in_parts(one: Sample, monkeypatch: p
     """The same IoUs as at once, but that chance is another in each part."""
     targets = masks_of(one.record)
     whole = ClickProtocol(num_clicks=2).run(Predictor(Oracle(targets, three, half)), [one])
-    monkeypatch.setattr("sam_train.evaluation.clicks.MASKS_AT_ONCE", 1)
+    monkeypatch.setattr("sam_train.evaluation.clicks.MASKS_PER_CHUNK", 1)
     model = Oracle(targets, three, half)
     model.targets = targets[:1]  # a part at a time: the first of this model's targets is asked about twice
     parts = ClickProtocol(num_clicks=2).run(Predictor(model), [one])
@@ -196,7 +196,7 @@ def test_boundary_iou_is_measured_where_asked_for(one: Sample) -> None:
     expected = [boundary_iou(half(target)[: one.record.height].numpy(), mask) for target, mask in zip(targets, cut, strict=True)]
     assert result.boundary_ious is not None
     assert result.boundary_ious[:, 0].tolist() == pytest.approx(expected)
-    summary = result.summary((1, 2))
+    summary = result.means((1, 2))
     assert summary["boundary_iou_at_1"] == pytest.approx(np.mean(expected))
     assert summary["boundary_iou_at_1"] < summary["miou_at_1"]
-    assert "boundary_iou_at_1" not in ClickProtocol(num_clicks=1).run(Predictor(Oracle(targets, three, half)), [one]).summary()
+    assert "boundary_iou_at_1" not in ClickProtocol(num_clicks=1).run(Predictor(Oracle(targets, three, half)), [one]).means()

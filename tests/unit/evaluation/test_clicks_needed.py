@@ -122,7 +122,7 @@ def test_a_model_of_known_speed_needs_so_many_clicks(
     protocol = ClicksNeededProtocol(images=str(folders[0]), masks=str(folders[1]))
     found = measured(protocol, Oracle(slow_model(clicks)))
     assert found["noc_at_85"] == found["noc_at_90"] == noc
-    assert found["never_at_85"] == found["never_at_90"] == never
+    assert found["nof_at_85"] == found["nof_at_90"] == never
     assert (found["num_masks"], found["num_images"]) == (2, 2)
     assert found["miou_at_1"] == pytest.approx(1 if clicks == [1, 1] else 0.5)
 
@@ -163,7 +163,7 @@ def test_without_void_all_that_is_not_black_is_the_target(tmp_path: Path) -> Non
     cv2.imwrite(str(tmp_path / "gt" / "a.png"), colour)
     choices: dict[str, Any] = {"images": str(tmp_path / "img"), "masks": str(tmp_path / "gt")}
     assert measured(ClicksNeededProtocol(**choices, void_value=None), Oracle(slow_model([1, 1])))["noc_at_90"] == 1
-    with pytest.raises(ShardError, match=r"a\.png has no pixel above 128: no target to click; see protocol\.void_value"):
+    with pytest.raises(ShardError, match=r"a\.png has no pixel above 128, so no target: see protocol\.void_value"):
         measured(ClicksNeededProtocol(**choices), Oracle(slow_model([1, 1])))
 
 
@@ -174,7 +174,7 @@ def test_what_is_missing_is_named(folders: tuple[Path, Path], tmp_path: Path) ->
     with pytest.raises(ConfigError, match="give shards=FOLDER"):
         ClicksNeededProtocol().list_images(None)
     (folders[1] / "pic1.bmp").unlink()
-    with pytest.raises(ConfigError, match="'pic1' is in one of"):
+    with pytest.raises(ConfigError, match="'pic1' is only in one of"):
         ClicksNeededProtocol(images=images, masks=masks).list_images(None)
     (folders[1] / "pic1.bmp").write_bytes(b"BM no bitmap")
     protocol = ClicksNeededProtocol(images=images, masks=masks)

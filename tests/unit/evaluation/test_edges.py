@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.edge_maps import EdgeMap
-from sam_train.evaluation.edges import EdgeProtocol, in_image, segment_boundaries
+from sam_train.evaluation.edges import EdgeProtocol, segment_boundaries, upsample_logits
 from sam_train.geometry import Resize
 from sam_train.inference import Predictor
 
@@ -112,7 +112,7 @@ def test_logits_in_the_image_are_those_of_two_bilinear_steps(height: int, width:
     resize = Resize(height, width, 256)
     expected = resize.logits_to_image(logits[:, None])[:, 0]
     # F.interpolate places its pixels in float32: on a grid of 256, to 1e-5 of a pixel, times what noise rises over one.
-    assert float((torch.cat(list(in_image(logits, resize))) - expected).abs().max()) < 2e-3
+    assert float((torch.cat(list(upsample_logits(logits, resize))) - expected).abs().max()) < 2e-3
 
 
 def left_of(x: float) -> Tensor:

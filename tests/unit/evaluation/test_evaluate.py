@@ -43,9 +43,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     real = ClickProtocol.measure
 
-    def measure(self: ClickProtocol, predictor: Predictor, subject: EvaluationImage) -> dict[str, Any]:
-        numbers.append(subject.number)
-        return real(self, predictor, subject)
+    def measure(self: ClickProtocol, predictor: Predictor, image: EvaluationImage) -> dict[str, Any]:
+        numbers.append(image.number)
+        return real(self, predictor, image)
 
     monkeypatch.setattr(ClickProtocol, "measure", measure)
     return numbers
@@ -56,7 +56,7 @@ def test_slices_and_what_was_stopped_come_to_the_same(world: Path, tmp_path: Pat
     assert measured == [1, 2, 3, 4, 5]
     assert whole["num_images"] == 5
     measured.clear()
-    journal = f"journal={tmp_path}/journal"
+    journal = f"result_cache={tmp_path}/journal"
     assert run(world, journal, "slice=0/2", f"out={tmp_path}/none.json") == {}
     assert not (tmp_path / "none.json").exists()
     assert run(world, journal, "slice=1/2", f"out={tmp_path}/last.json") == whole, "the last slice has them all"
@@ -83,30 +83,30 @@ def test_fewer_images_are_spread_over_all(world: Path, measured: list[int]) -> N
 
 
 def test_more_images_later_measure_the_rest(world: Path, tmp_path: Path, measured: list[int]) -> None:
-    run(world, "max_images=2", f"journal={tmp_path}/j")
-    run(world, f"journal={tmp_path}/j")
+    run(world, "max_images=2", f"result_cache={tmp_path}/j")
+    run(world, f"result_cache={tmp_path}/j")
     assert measured == [1, 3, 2, 4, 5]
 
 
 @pytest.mark.parametrize("change", [["protocol.seed=1"], ["model"]])
 def test_a_journal_of_something_else_is_refused(world: Path, tmp_path: Path, change: list[str]) -> None:
-    run(world, "max_images=1", f"journal={tmp_path}/j")
+    run(world, "max_images=1", f"result_cache={tmp_path}/j")
     model = "other.pt" if change == ["model"] else "model.pt"
     with pytest.raises(ConfigError, match=r"holds measurements with another (checkpoint|protocol): name another"):
-        run(world, f"journal={tmp_path}/j", *(c for c in change if c != "model"), model=model)
+        run(world, f"result_cache={tmp_path}/j", *(c for c in change if c != "model"), model=model)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("slice=0/2", "slice= needs journal=FOLDER, where the slices meet"),
+        ("slice=0/2", "slice= needs result_cache=FOLDER, which all slices share"),
         ("slice=2/2", "slice is '2/2': expected I/N with I from 0 to N - 1"),
         ("slice=half", "slice is 'half': expected I/N"),
         ("max_images=0", "max_images must be 1 or more"),
         ("checkpoint=null", "sam-evaluate needs checkpoint=FILE"),
-        ("shards=null", "this protocol measures on shards: give shards=FOLDER"),
+        ("shards=null", "this protocol evaluates on shards: give shards=FOLDER"),
         ("protocol.click=left", "click must be one of center, random_first, uniform, got 'left'"),
-        ("protocol.min_area_px=100000", "no mask to measure by in 5 images"),
+        ("protocol.min_area_px=100000", "no mask to evaluate in 5 images"),
     ],
 )
 def test_what_is_wrong_is_said(world: Path, override: str, message: str) -> None:
@@ -117,7 +117,7 @@ def test_what_is_wrong_is_said(world: Path, override: str, message: str) -> None
 def test_published_figures_and_parts_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from sam_train.evaluation.protocol import Summary
 
-    evaluate._print(
+    evaluate._print_summary(
         Summary(
             measures={"ods": 0.5, "num_images": 3},
             paper={"paper": {"ods": 0.768}},

@@ -15,7 +15,7 @@ from conftest import make_mask_record, make_sample
 from fake_sam import SIZE, Candidates, Oracle, points_of
 
 from sam_train.errors import ConfigError, ShardError
-from sam_train.evaluation.instances import Box, InstanceProtocol, best_boxes, read_boxes
+from sam_train.evaluation.instances import DetectedBox, InstanceProtocol, best_boxes, read_boxes
 from sam_train.inference import Predictor
 from sam_train.masks import encode_rle
 from sam_train.shards import write_shard
@@ -134,7 +134,7 @@ def test_a_box_thinner_than_a_pixel_is_one(world: dict[str, Any]) -> None:
 
 
 def test_equal_scores_stay_in_order() -> None:
-    boxes = [Box((0, 0, 1, 1), n, score) for n, score in enumerate((0.5, 0.9, 0.5, 0.9))]
+    boxes = [DetectedBox((0, 0, 1, 1), n, score) for n, score in enumerate((0.5, 0.9, 0.5, 0.9))]
     assert [box.category_id for box in best_boxes(boxes, 3)] == [1, 3, 0]
 
 
@@ -144,14 +144,14 @@ GOOD = {"image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5.5], "score": 1}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no json", "is not JSON"),
+        ("no json", "is not valid JSON"),
         ('{"annotations": []}', "expected COCO's results format, a list of objects"),
         ("[3]", "entry 0: expected an object, got 3"),
         ([GOOD, {**GOOD, "image_id": "x"}], "entry 1: expected an integer as 'image_id'"),
         ([{**GOOD, "category_id": None}], "entry 0: expected an integer as 'category_id'"),
         ([{**GOOD, "bbox": [1, 2, 3]}], "four numbers x, y, width, height as 'bbox'"),
         ([{**GOOD, "bbox": [1, 2, 3, float("nan")]}], "four numbers x, y, width, height as 'bbox'"),
-        ([{**GOOD, "bbox": [1, 2, -3, 4]}], "no negative width or height in 'bbox'"),
+        ([{**GOOD, "bbox": [1, 2, -3, 4]}], "width and height of at least 0 in 'bbox'"),
         ([{**GOOD, "score": "high"}], "expected a number as 'score', got high"),
         ([{**GOOD, "score": float("inf")}], "expected a number as 'score'"),
     ],
@@ -167,9 +167,8 @@ def test_other_files_than_boxes_are_named(tmp_path: Path, content: Any, message:
 def test_boxes_are_kept_by_image(tmp_path: Path) -> None:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps([GOOD, {**GOOD, "image_id": 7}, {**GOOD, "score": 0.25}]))
-    assert read_boxes(path) == {1: [Box((0, 0, 5, 5.5), 2, 1), Box((0, 0, 5, 5.5), 2, 0.25)], 7: [Box((0, 0, 5, 5.5), 2, 1)]}
-    with pytest.raises(ShardError, match="no such file"):
-        read_boxes(tmp_path / "none.json")
+    first, second = (DetectedBox((0, 0, 5, 5.5), 2, score) for score in (1, 0.25))
+    assert read_boxes(path) == {1: [first, second], 7: [first]}
 
 
 def test_what_does_not_belong_together_is_named(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +181,7 @@ def test_what_does_not_belong_together_is_named(world: dict[str, Any], monkeypat
         path.write_text(before)
 
     refused("1 images of the shards are not in", lambda d: {**d, "images": d["images"][:1]}, "annotations")
-    refused("has no box in any image of the shards", lambda d: [{**entry, "image_id": 9} for entry in d], "boxes")
+    refused("has no box for any image of the shards", lambda d: [{**entry, "image_id": 9} for entry in d], "boxes")
     with pytest.raises(ConfigError, match=r"give protocol\.annotations=INSTANCES\.json and protocol\.boxes="):
         InstanceProtocol(engine="pycocotools").list_images(world["shards"])
     with pytest.raises(ConfigError, match="rules=lvis needs engine=hotcoco"):

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_named(shards: str, annotations: Callable[..., str]
     with pytest.raises(ShardError, match=r"annotations\[0\]: expected a number as 'area', got None"):
         ProposalProtocol(generator=Known(), annotations=annotations(areas=(None,)))
     write_shard(tmp_path / "empty" / "sa_000000.tar", [make_sample(0, num_masks=0)])
-    with pytest.raises(ConfigError, match="no mask to measure by in 1 images"):
+    with pytest.raises(ConfigError, match="no mask to evaluate in 1 images"):
         measured(ProposalProtocol(generator=Known()), str(tmp_path / "empty"))
 
 

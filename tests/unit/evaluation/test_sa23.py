@@ -25,7 +25,7 @@ from sam_train.inference import Predictor
 from sam_train.shards import write_shard
 
 TABLE = OmegaConf.to_container(OmegaConf.load(Path(config_dir()) / "protocol" / "sa23.yaml"))["datasets"]
-ENTRY = {"title": "A", "images": 5, "masks": 7, "over_ritm": 1.5, "get": "somewhere", "import": "yolo --out ROOT/a"}
+ENTRY = {"title": "A", "images": 5, "masks": 7, "over_ritm": 1.5, "download": "somewhere", "import": "yolo --out ROOT/a"}
 
 
 def squares(num_masks: int, index: int) -> tuple[Any, bytes]:
@@ -85,7 +85,7 @@ def test_an_absent_data_set_is_reported_with_what_to_do(tmp_path: Path) -> None:
     found = summary(suite(tmp_path, "a", "b", "c"), Oracle(right_in(rows=1)))
     assert found.measures["num_datasets"] == 1
     assert [row["miou_at_1"] for row in found.rows] == [1, None, None]
-    assert found.notes[0] == "These means are over 1 of 3 data sets: the published ones are over 23"
+    assert found.notes[0] == "These means are over 1 of 3 data sets; the published means are over 23"
     assert found.notes[1] == f"absent: b: from somewhere; then sam-data import yolo --out {tmp_path}/a"
     assert len(found.notes) == 3
 
@@ -94,12 +94,13 @@ def test_a_data_set_of_many_masks_is_cut_by_whole_images(tmp_path: Path) -> None
     write_shard(tmp_path / "a" / "sa_000000.tar", [squares(4, index) for index in range(6)])
     write_shard(tmp_path / "a" / "sa_000001.tar", [squares(4, index) for index in range(6, 10)])
     keys = {
-        many: [image.name for image in suite(tmp_path, "a", many_masks=many, few_masks=10).list_images(None)] for many in (40, 39)
+        many: [image.name for image in suite(tmp_path, "a", subsample_above_masks=many, subsample_to_masks=10).list_images(None)]
+        for many in (40, 39)
     }
     assert len(keys[40]) == 10, "not more than so many"
     assert len(keys[39]) == 3, "12 masks: the image that passes 10 is in whole"
     assert keys[39] == sorted(keys[39])
-    assert keys[39] == [s.name for s in suite(tmp_path, "a", many_masks=39, few_masks=10).list_images(None)]
+    assert keys[39] == [s.name for s in suite(tmp_path, "a", subsample_above_masks=39, subsample_to_masks=10).list_images(None)]
     assert keys[39] != keys[40][:3], "drawn, not the first"
 
 
@@ -112,13 +113,13 @@ def test_names_do_not_collide_and_numbers_are_the_data_sets_own(tmp_path: Path) 
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no data set 'x' in the table: expected some of a, b"):
+    with pytest.raises(ConfigError, match="no data set 'x' in the table: expected names of a, b"):
         suite(tmp_path, "a", "b", only=["x", "a"])
-    with pytest.raises(ConfigError, match=r"no data set's shards are in .*\n  a: from somewhere; then sam-data import yolo"):
+    with pytest.raises(ConfigError, match=r"has shards of no data set.*\n  a: from somewhere; then sam-data import yolo"):
         suite(tmp_path, "a").list_images(None)
-    with pytest.raises(ConfigError, match=r"the suite takes no shards=: give protocol\.root=FOLDER"):
+    with pytest.raises(ConfigError, match=r"protocol=sa23 takes no shards=: give protocol\.root=FOLDER"):
         suite(tmp_path, "a").list_images("shards")
-    with pytest.raises(ConfigError, match="data set a: missing or unknown: mask, masks;"):
+    with pytest.raises(ConfigError, match="data set a: missing or unknown keys: mask, masks;"):
         Sa23Protocol(clicks=ClickProtocol(), datasets={"a": {"mask" if k == "masks" else k: v for k, v in ENTRY.items()}})
 
 
@@ -143,5 +144,5 @@ def test_the_config_builds_the_papers_protocol(tmp_path: Path) -> None:
     config = OmegaConf.load(Path(config_dir()) / "protocol" / "sa23.yaml")
     protocol = build(config)
     assert protocol.clicks.report == (1, 2, 3, 5, 9)
-    assert (protocol.many_masks, protocol.few_masks, protocol.clicks.num_clicks) == (15_000, 10_000, 9)
+    assert (protocol.subsample_above_masks, protocol.subsample_to_masks, protocol.clicks.num_clicks) == (15_000, 10_000, 9)
     assert len(protocol.datasets) == 23

@@ -151,7 +151,7 @@ def test_one_click_chooses_among_three_masks_and_two_take_mask_0(model: Sam, tmp
 def test_a_file_that_is_off_is_not_there(model: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = parity.torch_outputs
     monkeypatch.setattr(parity, "torch_outputs", lambda *given: {k: v + 1e-2 for k, v in right(*given).items()})
-    with pytest.raises(CheckpointError, match=r"decoder.onnx is off from torch: by 0.0\d+ of .* Nothing was written"):
+    with pytest.raises(CheckpointError, match=r"decoder.onnx differs from torch by 0.0\d+ of .* Nothing was written"):
         export_onnx(model, tmp_path / "out", options=ExportOptions(), encoder=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -164,7 +164,7 @@ def test_half_and_quantised_decoders(model: Sam, tmp_path: Path) -> None:
     assert fp16 < 0.75 * fp32
     assert uint8 < 0.75 * fp32
     assert found[0].parity.mask_difference < found[1].parity.mask_difference < 5e-2
-    with pytest.raises(ConfigError, match="precisions must be some of fp32, fp16, uint8, got"):
+    with pytest.raises(ConfigError, match="precisions must be a list of fp32, fp16, uint8, got"):
         export_onnx(model, tmp_path / "out", options=ExportOptions(), precisions=["int4"])
 
 
