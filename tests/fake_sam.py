@@ -1,4 +1,4 @@
-"""A model that knows what to answer, for protocols that are judged by what they ask and count."""
+"""A model with scripted predictions, for tests of prompts and counts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SIZE = 64
 Candidates = Sequence[tuple[Tensor, float]]
 
 
-class Oracle(Sam):
-    """Of 64-pixel images, so that the image, the model's frame and the decoder's grid are one.
+class ScriptedSam(Sam):
+    """A model for 64-pixel images, for which image frame, model frame and decoder grid are equal.
 
-    answer: for one prompt, its points (x, y, label) without padding and whether three masks are asked for, the candidates:
-    64 x 64 bool masks or float logits, and what the model thinks of each.
+    answer: function of one prompt's points (x, y, label; without padding) and of multimask_output that returns the candidates:
+    64 x 64 bool masks or float logits, each with its predicted IoU. calls: prompts and multimask_output of each call.
     """
 
     def __init__(self, answer: Callable[[list[tuple[float, float, int]], bool], Candidates]) -> None:
         nn.Module.__init__(self)
         self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
         self.answer = answer
-        self.seen: list[tuple[Prompts, bool]] = []
+        self.calls: list[tuple[Prompts, bool]] = []
 
     @property
     def image_size(self) -> int:
@@ -38,7 +38,7 @@ class Oracle(Sam):
     def decode(
         self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
     ) -> Prediction:
-        self.seen.append((prompts, multimask_output))
+        self.calls.append((prompts, multimask_output))
         answers = [self.answer(points, multimask_output) for points in points_of(prompts)]
         logits = torch.stack([torch.stack([logits_of(mask) for mask, _ in candidates]) for candidates in answers])
         return Prediction(mask_logits=logits, iou_scores=torch.tensor([[s for _, s in candidates] for candidates in answers]))

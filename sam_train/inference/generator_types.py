@@ -23,14 +23,14 @@ Point = tuple[float, float, int]
 
 
 class MaskOrigin(Enum):
-    """How a mask was made."""
+    """Way in which a mask was made."""
 
     GENERATED = auto()
-    """By the model alone, from a grid, a proposer's boxes or text prompts."""
+    """Predicted by the model alone, from a grid, a proposer's boxes or text prompts."""
     CLICKED = auto()
-    """By the model, from the clicks and boxes of an annotator."""
+    """Predicted by the model from the clicks and boxes of an annotator."""
     DRAWN = auto()
-    """By an annotator, with the brush."""
+    """Drawn by an annotator with the brush."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: cached properties need a __dict__

@@ -4,10 +4,10 @@
 
 Both with the settings that SamAutomaticMaskGenerator has by default (ours: configs/generator/released.yaml), a process each,
 first ours, then theirs, which takes minutes. Both have our TinyViT, as segment_anything has none. Prints one line of JSON:
-    speed_ratio         seconds of theirs / ours, from the decoded picture to masks as COCO RLE
+    speed_ratio         seconds of theirs / ours, from the decoded image to masks as COCO RLE
     memory_ratio        ours / theirs: peak resident size of the process, weights and libraries included
-    match               share of their masks that one of ours meets at an IoU of at least 0.99
-    extra               share of ours that meets none of theirs
+    match               fraction of their masks that one of ours matches at an IoU of at least 0.99
+    extra               fraction of ours that match none of theirs
 and the figures behind these: masks, seconds, cpu_seconds and megabytes of both, and where the seconds go.
 With --side, one of the two writes its answer to a file, which --theirs takes in place of another run of theirs.
 """

@@ -4,7 +4,7 @@
 
 ViT-B's decoder (256 channels, a grid of 64 x 64, 8 heads, MLP 2048) with the same random weights, in onnxruntime with two
 threads and otherwise default options, in turns of six calls each, the first of which warms up and is not counted.
-Both answer one mask (`return_single_mask`, as browser demos want it; --all-masks: four), upscaled to --size. Theirs is
+Both output one mask (`return_single_mask`, as browser demos need it; --all-masks: four), upscaled to --size. Theirs is
 exported with the settings of its script: opset 17, by tracing. Prints one line of JSON:
 
     speed_ratio                median seconds of theirs / ours
@@ -84,11 +84,11 @@ def write_models(folder: Path, single: bool) -> list[Path]:
 
 
 def export_theirs(model: nn.Module, path: Path) -> None:
-    """As scripts/export_onnx_model.py of segment-anything does."""
+    """Export as scripts/export_onnx_model.py of segment-anything does."""
     inputs = {name: torch.from_numpy(array) for name, array in click((1500, 2250)).items()}
     points = {1: "num_points"}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a tracer that is told to be quiet there too
+        warnings.simplefilter("ignore")  # the released script silences the tracer, too
         torch.onnx.export(
             model,
             tuple(inputs.values()),
@@ -138,7 +138,7 @@ def run(session: onnxruntime.InferenceSession, inputs: Arrays) -> list[np.ndarra
 
 
 def names(session: onnxruntime.InferenceSession) -> list[str]:
-    """Of the outputs."""
+    """Return the names of the outputs."""
     return [output.name for output in session.get_outputs()]
 
 

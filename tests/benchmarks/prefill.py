@@ -1,11 +1,10 @@
-"""Masks per annotator-minute in stage two, with what a proposer shows beforehand and without it.
+"""Masks per annotator-minute in the semi-automatic stage, with prefilled masks of a proposer and without.
 
     python tests/benchmarks/prefill.py SHARDS CHECKPOINT PROPOSER [NUM_IMAGES]
 
-prints one line of JSON. The same simulated annotator works through the same images twice, over HTTP.
-Its time is not measured but counted, at the prices in the answer: so much to find an object, to click and look at the answer, to
-draw what clicks do not bring, to judge a mask that is there. `mean_iou` is that of the masks with the truth, `found` the share of
-true masks that have one.
+prints one line of JSON. The same simulated annotator annotates the same images twice, over HTTP. Its time is not measured but
+counted at the prices in the output: seconds to find an object, per click, to draw a mask by hand, and to review a mask.
+`mean_iou` is that of the masks with the ground truth, `found` the fraction of ground-truth masks that have one.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ACCEPT_IOU, MAX_CLICKS, MAX_MASKS = 0.8, 6, 500
 
 
 def measure(shards: str, num_images: int, *overrides: str) -> dict[str, Any]:
-    """One pass over the first images."""
+    """Annotate the first images once and return the costs."""
     ground_truth = open_source(shards)
     annotator = SimulatedAnnotator(accept_iou=ACCEPT_IOU, max_clicks=MAX_CLICKS, max_masks=MAX_MASKS, **PRICES)
     with TemporaryDirectory() as name:
@@ -44,7 +43,7 @@ def measure(shards: str, num_images: int, *overrides: str) -> dict[str, Any]:
         ):
             simulated = SimulatedClient(client, annotator, ground_truth)
             counts = simulated.annotate_images(num_images)
-        found = told(Database(out / "store.sqlite"), ground_truth, simulated.image_keys)
+        found = compare_with_ground_truth(Database(out / "store.sqlite"), ground_truth, simulated.image_keys)
     minutes = counts["seconds"] / 60
     names = ("images", "clicks", "masks_drawn", "masks_clicked", "masks_reviewed")
     return {
@@ -55,8 +54,8 @@ def measure(shards: str, num_images: int, *overrides: str) -> dict[str, Any]:
     }
 
 
-def told(database: Database, ground_truth: Source, keys: list[str]) -> dict[str, Any]:
-    """What is in the store, and how it compares with the truth."""
+def compare_with_ground_truth(database: Database, ground_truth: Source, keys: list[str]) -> dict[str, Any]:
+    """Return the number of masks in the store, and how well they match the ground truth."""
     query = """SELECT m.*, t.image FROM masks m JOIN tasks t ON t.id = m.task
         WHERE NOT m.deleted AND m.origin != 'proposed'"""
     rows = database.connection.execute(query).fetchall()

@@ -1,4 +1,4 @@
-"""From image tokens to low-resolution masks, in ONNX: the decoder's two transposed convolutions and the product with maps.
+"""Upscaling of image tokens to low-resolution masks, in ONNX: two transposed convolutions and the product with maps.
 
 A transposed convolution whose stride equals its kernel is one linear map per cell, to its four children. In this form channels
 stay last and nothing is unfolded. As in model/mask_decoder.py; L image tokens of C channels on a square grid.

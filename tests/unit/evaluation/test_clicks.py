@@ -1,4 +1,4 @@
-"""The click protocol measures in the image frame, over masks; a perfect model scores 1, a known one its known score."""
+"""The click protocol measures IoU over masks in the image frame; models with known predictions have known scores."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sam_train.structures import Prediction, Prompts
 SIZE = 64
 
 
-class Oracle(Sam):
+class ScriptedSam(Sam):
     """Knows the targets of 64-pixel images, in order. One click: `first` candidates a target; then, `later`."""
 
     def __init__(self, targets: Tensor, first: Callable[[Tensor], list[tuple[Tensor, float]]], later: Callable[[Tensor], Tensor]):
         nn.Module.__init__(self)
         self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
         self.targets, self.first, self.later = targets, first, later
-        self.seen: list[tuple[Prompts, bool]] = []
+        self.calls: list[tuple[Prompts, bool]] = []
 
     @property
     def image_size(self) -> int:
@@ -42,7 +42,7 @@ class Oracle(Sam):
     def decode(
         self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None
     ) -> Prediction:
-        self.seen.append((prompts, multimask_output))
+        self.calls.append((prompts, multimask_output))
         answers = [self.first(t) if multimask_output else [(self.later(t), 0.5)] for t in self.targets]
         logits = torch.stack([torch.stack([m.float() * 20 - 10 for m, _ in candidates]) for candidates in answers])
         return Prediction(mask_logits=logits, iou_scores=torch.tensor([[s for _, s in candidates] for candidates in answers]))
@@ -57,7 +57,7 @@ def masks_of(record: ImageRecord) -> Tensor:
 
 @pytest.fixture
 def one(sample: Callable[..., tuple[ImageRecord, bytes]]) -> Sample:
-    """48 x 64 with two masks: padded, but not resized."""
+    """Return a sample of 48 x 64 with two masks, which is padded but not resized."""
     record, jpeg = sample(0)
     return Sample(shard="a.tar", jpeg=jpeg, record=record)
 
@@ -77,25 +77,25 @@ def three(target: Tensor) -> list[tuple[Tensor, float]]:
     return [(target, 0.2), (half(target), 0.9), (empty(target), 0.1)]
 
 
-def test_first_the_candidate_of_highest_score_then_the_single_mask(one: Sample) -> None:
+def test_uses_the_best_candidate_first_and_the_single_mask_later(one: Sample) -> None:
     targets = masks_of(one.record)
-    model = Oracle(targets, three, lambda t: t)
+    model = ScriptedSam(targets, three, lambda t: t)
     result = ClickProtocol(num_clicks=3).run(Predictor(model), [one])
     halves = [int(half(t).sum()) / int(t.sum()) for t in targets]
     assert result.ious[:, 0].tolist() == pytest.approx(halves)
     assert result.ious[:, 1:].tolist() == [[1, 1], [1, 1]]
     assert result.oracle.tolist() == [1, 1]
     assert result.num_images == 1
-    assert [multimask for _, multimask in model.seen] == [True, False, False]
+    assert [multimask for _, multimask in model.calls] == [True, False, False]
 
 
-def test_clicks_follow_the_errors_and_carry_the_answer(one: Sample) -> None:
+def test_clicks_follow_errors_and_feed_back_logits(one: Sample) -> None:
     targets = masks_of(one.record)
-    model = Oracle(targets, three, half)
+    model = ScriptedSam(targets, three, half)
     ClickProtocol(num_clicks=3).run(Predictor(model), [one])
     for n, target in enumerate(targets):
         wrong = target & ~half(target)
-        for round_, (prompts, _) in enumerate(model.seen):
+        for round_, (prompts, _) in enumerate(model.calls):
             assert prompts.points_xy.shape[1] == 2 + round_  # a click, its padding, and one a correction
             if round_ == 0:
                 assert prompts.mask_logits is None
@@ -109,7 +109,7 @@ def test_clicks_follow_the_errors_and_carry_the_answer(one: Sample) -> None:
                 assert torch.equal(prompts.mask_logits[n, 0] > 0, half(target))
 
 
-def test_few_large_masks_are_drawn_by_the_seed(one: Sample, mask_record: Callable[..., Any]) -> None:
+def test_samples_large_masks_by_seed(one: Sample, mask_record: Callable[..., Any]) -> None:
     squares = []
     for i in range(12):
         mask = np.zeros((48, 64), bool)
@@ -126,14 +126,14 @@ def test_few_large_masks_are_drawn_by_the_seed(one: Sample, mask_record: Callabl
     assert len({tuple(drawn(masks_per_image=3, min_area_px=1, seed=seed)) for seed in range(6)}) > 1
 
 
-def test_the_mean_is_over_masks_not_images(one: Sample, mask_record: Callable[..., Any]) -> None:
+def test_mean_is_over_masks(one: Sample, mask_record: Callable[..., Any]) -> None:
     single = replace(one, record=replace(one.record, masks=one.record.masks[:1]))
     none = replace(one, record=replace(one.record, masks=[]))
     targets = masks_of(one.record)
     protocol = ClickProtocol(num_clicks=1)
-    good = protocol.run(Predictor(Oracle(targets, lambda t: [(t, 1.0)] * 3, half)), [one, none])
+    good = protocol.run(Predictor(ScriptedSam(targets, lambda t: [(t, 1.0)] * 3, half)), [one, none])
     assert good.ious.tolist() == [[1], [1]]
-    bad = protocol.run(Predictor(Oracle(targets[:1], lambda t: [(empty(t), 1.0)] * 3, half)), [single])
+    bad = protocol.run(Predictor(ScriptedSam(targets[:1], lambda t: [(empty(t), 1.0)] * 3, half)), [single])
     assert bad.ious.tolist() == [[0]]
     both = ClickResult(ious=np.concatenate([good.ious, bad.ious]), oracle=np.concatenate([good.oracle, bad.oracle]), num_images=3)
     assert both.means() == {
@@ -144,26 +144,26 @@ def test_the_mean_is_over_masks_not_images(one: Sample, mask_record: Callable[..
     }
 
 
-def test_no_mask_at_all(one: Sample) -> None:
+def test_image_without_masks(one: Sample) -> None:
     none = replace(one, record=replace(one.record, masks=[]))
-    result = ClickProtocol(num_clicks=3).run(Predictor(Oracle(torch.zeros(0, SIZE, SIZE), three, half)), [none, none])
+    result = ClickProtocol(num_clicks=3).run(Predictor(ScriptedSam(torch.zeros(0, SIZE, SIZE), three, half)), [none, none])
     assert result.ious.shape == (0, 3)
     assert result.means() == {"miou_at_1": 0, "miou_at_3": 0, "oracle_at_1": 0, "num_masks": 0, "num_images": 2}
 
 
-def test_bad_values_are_named() -> None:
+def test_rejects_invalid_values() -> None:
     with pytest.raises(ValueError, match="num_corrections must be at least 0, got -1"):
         ClickProtocol(num_clicks=0)
 
 
-def test_the_random_variant_draws_the_first_click_only(one: Sample) -> None:
-    """Its next clicks are where they would be; by chance throughout they are not."""
+def test_random_first_variant_randomizes_only_the_first_click(one: Sample) -> None:
+    """Only the first click is random; with click="uniform" the later clicks are random, too."""
     targets = masks_of(one.record)
 
     def clicked(click: str, seed: int) -> tuple[Tensor, Tensor]:
-        model = Oracle(targets, three, half)
+        model = ScriptedSam(targets, three, half)
         ClickProtocol(num_clicks=2, click=click, seed=seed).run(Predictor(model), [one])
-        prompts = model.seen[-1][0]
+        prompts = model.calls[-1][0]
         return prompts.points_xy[:, 0], prompts.points_xy[:, -1]
 
     first, then = clicked("center", 0)
@@ -176,22 +176,22 @@ def test_the_random_variant_draws_the_first_click_only(one: Sample) -> None:
     assert len({tuple(clicked("uniform", seed)[1].flatten().tolist()) for seed in range(4)}) == 4
 
 
-def test_an_image_of_many_masks_is_measured_in_parts(one: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same IoUs as at once, but that chance is another in each part."""
+def test_measures_many_masks_in_chunks(one: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """IoUs equal those of a single chunk; only random clicks differ between chunks."""
     targets = masks_of(one.record)
-    whole = ClickProtocol(num_clicks=2).run(Predictor(Oracle(targets, three, half)), [one])
+    whole = ClickProtocol(num_clicks=2).run(Predictor(ScriptedSam(targets, three, half)), [one])
     monkeypatch.setattr("sam_train.evaluation.clicks.MASKS_PER_CHUNK", 1)
-    model = Oracle(targets, three, half)
+    model = ScriptedSam(targets, three, half)
     model.targets = targets[:1]  # a part at a time: the first of this model's targets is asked about twice
     parts = ClickProtocol(num_clicks=2).run(Predictor(model), [one])
-    assert [len(prompts) for prompts, _ in model.seen] == [1, 1, 1, 1]
+    assert [len(prompts) for prompts, _ in model.calls] == [1, 1, 1, 1]
     assert parts.ious.shape == whole.ious.shape
     assert parts.ious[0].tolist() == whole.ious[0].tolist()
 
 
-def test_boundary_iou_is_measured_where_asked_for(one: Sample) -> None:
+def test_measures_boundary_iou_if_configured(one: Sample) -> None:
     targets = masks_of(one.record)
-    result = ClickProtocol(num_clicks=2, boundary=True).run(Predictor(Oracle(targets, three, half)), [one])
+    result = ClickProtocol(num_clicks=2, boundary=True).run(Predictor(ScriptedSam(targets, three, half)), [one])
     cut = targets[:, : one.record.height, : one.record.width].numpy()
     expected = [boundary_iou(half(target)[: one.record.height].numpy(), mask) for target, mask in zip(targets, cut, strict=True)]
     assert result.boundary_ious is not None
@@ -199,4 +199,4 @@ def test_boundary_iou_is_measured_where_asked_for(one: Sample) -> None:
     summary = result.means((1, 2))
     assert summary["boundary_iou_at_1"] == pytest.approx(np.mean(expected))
     assert summary["boundary_iou_at_1"] < summary["miou_at_1"]
-    assert "boundary_iou_at_1" not in ClickProtocol(num_clicks=1).run(Predictor(Oracle(targets, three, half)), [one]).means()
+    assert "boundary_iou_at_1" not in ClickProtocol(num_clicks=1).run(Predictor(ScriptedSam(targets, three, half)), [one]).means()

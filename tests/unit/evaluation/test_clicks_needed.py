@@ -1,4 +1,4 @@
-"""Clicks that a mask needs: RITM's clicker restated in loops, and models of known speed."""
+"""Number of clicks: a reference implementation of RITM's clicker, and models that need a known number of clicks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mask_record, make_sample
-from fake_sam import SIZE, Candidates, Oracle
+from fake_sam import SIZE, Candidates, ScriptedSam
 from torch import Tensor
 
 from sam_train.errors import ConfigError, ShardError
@@ -24,7 +24,7 @@ Click = tuple[int, int, bool]
 
 
 def ritm_click(answer: np.ndarray, target: np.ndarray, void: np.ndarray, before: list[Click]) -> Click:
-    """`Clicker._get_next_click` of RITM, distances by looking at every pixel outside."""
+    """Return the click of RITM's `Clicker._get_next_click`, with distances by brute force."""
 
     def depth(region: np.ndarray) -> np.ndarray:
         padded = np.pad(region, 1)
@@ -43,7 +43,7 @@ def ritm_click(answer: np.ndarray, target: np.ndarray, void: np.ndarray, before:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_clicks_are_ritms(seed: int) -> None:
+def test_clicks_equal_ritms(seed: int) -> None:
     rng = np.random.default_rng(seed)
     blobs = [cv2.GaussianBlur(rng.random((24, 31)), (0, 0), 3) for _ in range(3)]
     target, answer = (blob > np.median(blob) for blob in blobs[:2])
@@ -57,13 +57,13 @@ def test_clicks_are_ritms(seed: int) -> None:
         before.append(expected)
 
 
-def test_a_draw_is_a_background_click() -> None:
+def test_tie_gives_a_background_click() -> None:
     target, answer, void = np.zeros((3, 9, 20), bool)
     target[3:6, 2:5], answer[3:6, 12:15] = True, True
     assert next_click(answer, target, void, []) == (13, 4, False)
 
 
-def test_void_is_in_no_iou() -> None:
+def test_iou_excludes_void() -> None:
     answer, target, void = np.zeros((3, 4, 4), bool)
     answer[0], target[:2], void[1] = True, True, True
     assert iou_outside_void(answer, target, void) == 1
@@ -80,7 +80,7 @@ TARGETS = [rectangle(4, 4, 24, 24), rectangle(30, 30, 60, 50)]
 
 
 def slow_model(clicks: list[int]) -> Callable[[list[tuple[float, float, int]], bool], Candidates]:
-    """Gets target n right after clicks[n] clicks, until then half of it; of three masks the empty ones come first."""
+    """Return a model that predicts half of target n, and all of it after clicks[n] clicks; of three masks the first are empty."""
 
     def answer(points: list[tuple[float, float, int]], multimask: bool) -> Candidates:
         x, y, label = points[0]
@@ -96,7 +96,7 @@ def slow_model(clicks: list[int]) -> Callable[[list[tuple[float, float, int]], b
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """One picture and mask a target, GrabCut's gray values: 64 is background too, 128 void."""
+    """Write one image and mask per target with GrabCut's gray values: 64 is background, 128 void."""
     images, masks = tmp_path / "images", tmp_path / "masks"
     images.mkdir()
     masks.mkdir()
@@ -109,29 +109,29 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return images, masks
 
 
-def measured(protocol: ClicksNeededProtocol, model: Oracle, shards: str | None = None) -> dict[str, float]:
+def measured(protocol: ClicksNeededProtocol, model: ScriptedSam, shards: str | None = None) -> dict[str, float]:
     predictor = Predictor(model)
     images = protocol.list_images(shards)
     return dict(protocol.summarize([protocol.measure(predictor, image) for image in images]).measures)
 
 
 @pytest.mark.parametrize(("clicks", "noc", "never"), [([1, 1], 1, 0), ([3, 7], 5, 0), ([2, 99], 11, 1), ([99, 99], 20, 2)])
-def test_a_model_of_known_speed_needs_so_many_clicks(
+def test_noc_of_models_with_known_numbers_of_clicks(
     folders: tuple[Path, Path], clicks: list[int], noc: float, never: int
 ) -> None:
     protocol = ClicksNeededProtocol(images=str(folders[0]), masks=str(folders[1]))
-    found = measured(protocol, Oracle(slow_model(clicks)))
+    found = measured(protocol, ScriptedSam(slow_model(clicks)))
     assert found["noc_at_85"] == found["noc_at_90"] == noc
     assert found["nof_at_85"] == found["nof_at_90"] == never
     assert (found["num_masks"], found["num_images"]) == (2, 2)
     assert found["miou_at_1"] == pytest.approx(1 if clicks == [1, 1] else 0.5)
 
 
-def test_the_answer_is_fed_back_and_only_the_first_is_of_three(folders: tuple[Path, Path]) -> None:
-    model = Oracle(slow_model([3, 1]))
+def test_feeds_back_logits_and_uses_three_masks_only_first(folders: tuple[Path, Path]) -> None:
+    model = ScriptedSam(slow_model([3, 1]))
     measured(ClicksNeededProtocol(images=str(folders[0]), masks=str(folders[1])), model)
-    assert [multimask for _, multimask in model.seen] == [True, False, False, True]
-    first, second, third, _ = (prompts for prompts, _ in model.seen)
+    assert [multimask for _, multimask in model.calls] == [True, False, False, True]
+    first, second, third, _ = (prompts for prompts, _ in model.calls)
     assert first.mask_logits is None
     half = TARGETS[0] & (torch.arange(SIZE) < 14)
     for prompts in (second, third):
@@ -144,17 +144,17 @@ def test_the_answer_is_fed_back_and_only_the_first_is_of_three(folders: tuple[Pa
     assert second.point_labels[0].tolist() == [1, 1, -1]
 
 
-def test_masks_of_shards_are_clicked_together(tmp_path: Path) -> None:
+def test_masks_of_shards_are_predicted_together(tmp_path: Path) -> None:
     record, jpeg = make_sample(0, height=SIZE, width=SIZE)
     records = [make_mask_record(target.numpy(), mask_id=n) for n, target in enumerate([*TARGETS, rectangle(0, 0, 3, 3)])]
     write_shard(tmp_path / "sa_000000.tar", [(replace(record, masks=records), jpeg), make_sample(1, num_masks=0)])
-    model = Oracle(slow_model([2, 4]))
+    model = ScriptedSam(slow_model([2, 4]))
     found = measured(ClicksNeededProtocol(), model, str(tmp_path))
     assert (found["noc_at_85"], found["num_masks"], found["num_images"]) == (3, 2, 2), "9 pixels are too few"
-    assert [len(prompts) for prompts, _ in model.seen] == [2, 2, 1, 1], "nobody clicks on a mask that is good"
+    assert [len(prompts) for prompts, _ in model.calls] == [2, 2, 1, 1], "a finished mask gets no more clicks"
 
 
-def test_without_void_all_that_is_not_black_is_the_target(tmp_path: Path) -> None:
+def test_without_void_value_all_nonzero_pixels_are_the_target(tmp_path: Path) -> None:
     for folder in ("img", "gt"):
         (tmp_path / folder).mkdir()
     colour = np.zeros((SIZE, SIZE, 3), np.uint8)
@@ -162,12 +162,12 @@ def test_without_void_all_that_is_not_black_is_the_target(tmp_path: Path) -> Non
     cv2.imwrite(str(tmp_path / "img" / "a.png"), colour + 20)
     cv2.imwrite(str(tmp_path / "gt" / "a.png"), colour)
     choices: dict[str, Any] = {"images": str(tmp_path / "img"), "masks": str(tmp_path / "gt")}
-    assert measured(ClicksNeededProtocol(**choices, void_value=None), Oracle(slow_model([1, 1])))["noc_at_90"] == 1
+    assert measured(ClicksNeededProtocol(**choices, void_value=None), ScriptedSam(slow_model([1, 1])))["noc_at_90"] == 1
     with pytest.raises(ShardError, match=r"a\.png has no pixel above 128, so no target: see protocol\.void_value"):
-        measured(ClicksNeededProtocol(**choices), Oracle(slow_model([1, 1])))
+        measured(ClicksNeededProtocol(**choices), ScriptedSam(slow_model([1, 1])))
 
 
-def test_what_is_missing_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_rejects_missing_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
     images, masks = map(str, folders)
     with pytest.raises(ConfigError, match=r"give both protocol\.images=FOLDER and protocol\.masks=FOLDER"):
         ClicksNeededProtocol(images=images)
@@ -179,4 +179,4 @@ def test_what_is_missing_is_named(folders: tuple[Path, Path], tmp_path: Path) ->
     (folders[1] / "pic1.bmp").write_bytes(b"BM no bitmap")
     protocol = ClicksNeededProtocol(images=images, masks=masks)
     with pytest.raises(ShardError, match=r"pic1\.bmp cannot be read as a mask"):
-        protocol.measure(Predictor(Oracle(slow_model([1, 1]))), protocol.list_images(None)[1])
+        protocol.measure(Predictor(ScriptedSam(slow_model([1, 1]))), protocol.list_images(None)[1])

@@ -1,4 +1,4 @@
-"""Edges: maps worked out by hand, the protocol's grid and NMS, and BSDS500's own lines from its segments."""
+"""Edge maps worked out by hand, the protocol's grid and NMS, and boundaries from segments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fake_sam import SIZE, Candidates, Oracle
+from fake_sam import SIZE, Candidates, ScriptedSam
 from scipy.io import savemat
 from torch import Tensor
 
@@ -25,7 +25,7 @@ def square(top: int, left: int, side: int, size: int = 40) -> np.ndarray:
     return mask
 
 
-def test_an_edge_is_the_gradient_on_the_pixels_around_a_mask() -> None:
+def test_edge_is_the_gradient_on_the_outer_boundary() -> None:
     edges = EdgeMap(40, 40)
     edges.add(square(10, 10, 12))
     ring = cv2.dilate(square(10, 10, 12), np.ones((3, 3))) > square(10, 10, 12)
@@ -36,7 +36,7 @@ def test_an_edge_is_the_gradient_on_the_pixels_around_a_mask() -> None:
     assert (edges.gradient_x[15, 22], edges.gradient_y[15, 22]) == (-4, 0)
 
 
-def test_a_mask_that_ends_at_the_frame_has_no_edge_there() -> None:
+def test_image_border_is_no_edge() -> None:
     edges = EdgeMap(40, 40)
     edges.add(square(0, 0, 40))
     assert not edges.strength.any()
@@ -47,7 +47,7 @@ def test_a_mask_that_ends_at_the_frame_has_no_edge_there() -> None:
     }
 
 
-def test_of_many_masks_the_strongest_stays_with_its_direction() -> None:
+def test_keeps_the_strongest_edge_with_its_direction() -> None:
     edges = EdgeMap(40, 40)
     edges.add(0.2 + 0.3 * square(10, 10, 12))
     assert not edges.strength.any(), "half is not more than half: no mask"
@@ -63,7 +63,7 @@ def test_of_many_masks_the_strongest_stays_with_its_direction() -> None:
     assert np.array_equal(edges.strength, before)
 
 
-def test_of_neighbouring_lines_the_stronger_is_left() -> None:
+def test_suppresses_the_weaker_of_neighbouring_edges() -> None:
     edges = EdgeMap(60, 60)
     for left, strength in ((20, 0.6), (21, 1.0), (22, 0.8)):
         mask = np.zeros((60, 60), np.float32)
@@ -79,7 +79,7 @@ def test_of_neighbouring_lines_the_stronger_is_left() -> None:
     assert edges.thinned(smooth_px=0, border_px=0)[0, 20] == 1
 
 
-def test_edges_that_are_parallel_and_apart_all_stay() -> None:
+def test_keeps_separate_parallel_edges() -> None:
     edges = EdgeMap(60, 60)
     for left in (15, 25, 40):
         mask = np.zeros((60, 60), np.float32)
@@ -90,7 +90,7 @@ def test_edges_that_are_parallel_and_apart_all_stay() -> None:
     assert thinned[30, [14, 24, 39]].tolist() == pytest.approx([1, 75 / 85, 60 / 85])
 
 
-def test_smoothing_joins_what_is_a_pixel_apart() -> None:
+def test_smoothing_joins_edges_one_pixel_apart() -> None:
     edges = EdgeMap(60, 60)
     for left in (20, 22):
         mask = np.zeros((60, 60), np.float32)
@@ -100,14 +100,14 @@ def test_smoothing_joins_what_is_a_pixel_apart() -> None:
     assert np.flatnonzero(edges.thinned(smooth_px=1.5)[30]).tolist() == [20]
 
 
-def test_no_mask_no_edge() -> None:
+def test_edge_map_without_masks_is_zero() -> None:
     assert not EdgeMap(20, 30).thinned().any()
 
 
 @pytest.mark.parametrize(
     ("height", "width", "grid"), [(321, 481, 256), (481, 321, 64), (64, 64, 64), (37, 200, 16), (1500, 900, 64)]
 )
-def test_logits_in_the_image_are_those_of_two_bilinear_steps(height: int, width: int, grid: int) -> None:
+def test_upsampled_logits_equal_two_bilinear_steps(height: int, width: int, grid: int) -> None:
     logits = 8 * torch.randn(3, grid, grid)
     resize = Resize(height, width, 256)
     expected = resize.logits_to_image(logits[:, None])[:, 0]
@@ -120,7 +120,7 @@ def left_of(x: float) -> Tensor:
 
 
 def four_masks(points: list[tuple[float, float, int]], multimask: bool) -> Candidates:
-    """Whatever is clicked, masks left of 20, 20 again and 44; a click in the upper left has a fourth instead."""
+    """Return masks left of columns 20, 20 and 44 for any click; a click in the upper left replaces one of them."""
     assert multimask
     x, y, _ = points[0]
     if x < 20 and y < 20:
@@ -128,11 +128,11 @@ def four_masks(points: list[tuple[float, float, int]], multimask: bool) -> Candi
     return [(left_of(20), 0.9), (left_of(21), 0.8), (left_of(44), 0.7)]
 
 
-def test_a_grid_of_clicks_is_asked_for_three_masks_each_and_nms_leaves_the_distinct() -> None:
-    model = Oracle(four_masks)
+def test_decodes_a_grid_with_three_masks_each_and_applies_nms() -> None:
+    model = ScriptedSam(four_masks)
     edges = EdgeProtocol(points_per_side=4, points_per_batch=6).edges(Predictor(model), np.zeros((SIZE, SIZE, 3), np.uint8))
-    assert [len(prompts) for prompts, _ in model.seen] == [6, 6, 4]
-    points = torch.cat([prompts.points_xy[:, 0] for prompts, _ in model.seen])
+    assert [len(prompts) for prompts, _ in model.calls] == [6, 6, 4]
+    points = torch.cat([prompts.points_xy[:, 0] for prompts, _ in model.calls])
     assert sorted({x for x, _ in points.tolist()}) == [8, 24, 40, 56]
     assert np.flatnonzero(edges[32]).tolist() == [8, 20, 44], "no mask is dropped for its scores; left of 21 is left of 20 again"
 
@@ -155,14 +155,14 @@ def bsds(tmp_path: Path) -> dict[str, str]:
     return {"images": str(tmp_path / "images"), "labels": str(tmp_path / "labels")}
 
 
-def test_the_protocol_counts_against_all_people(bsds: dict[str, str], tmp_path: Path) -> None:
+def test_counts_against_all_annotators(bsds: dict[str, str], tmp_path: Path) -> None:
     def two_masks(points: list[tuple[float, float, int]], multimask: bool) -> Candidates:
         return [(left_of(20), 0.9), (left_of(44), 0.8), (left_of(44), 0.7)]
 
     protocol = EdgeProtocol(**bsds, points_per_side=2, smooth_px=0, border_px=0, num_thresholds=3, maps=str(tmp_path / "maps"))
     images = protocol.list_images(None)
     assert [(image.number, image.name) for image in images] == [(1, "100"), (2, "200")]
-    measured = [protocol.measure(Predictor(Oracle(two_masks)), image) for image in images]
+    measured = [protocol.measure(Predictor(ScriptedSam(two_masks)), image) for image in images]
     assert measured[0]["counts"] == [[192] * 3, [192] * 3, [128] * 3, [128] * 3], "one person has one line, one both"
     summary = protocol.summarize(measured)
     assert {name: summary.measures[name] for name in ("ods", "ois", "num_images")} == {"ods": 1, "ois": 1, "num_images": 2}
@@ -172,7 +172,7 @@ def test_the_protocol_counts_against_all_people(bsds: dict[str, str], tmp_path: 
     assert drawn.max() == 255
 
 
-def test_what_is_missing_is_named(bsds: dict[str, str]) -> None:
+def test_rejects_missing_files(bsds: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"give protocol\.images=BSDS500/data/images/test and protocol\.labels="):
         EdgeProtocol(images=bsds["images"]).list_images(None)
     with pytest.raises(ConfigError, match="no image was measured"):
@@ -182,7 +182,7 @@ def test_what_is_missing_is_named(bsds: dict[str, str]) -> None:
         EdgeProtocol(**bsds).list_images(None)
 
 
-def test_lines_between_segments_are_one_pixel_wide() -> None:
+def test_segment_boundaries_are_one_pixel_wide() -> None:
     ids = np.ones((20, 30), np.uint16)
     ids[:, 15:] = 2
     ids[10:, 15:] = 3

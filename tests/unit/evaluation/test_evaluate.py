@@ -1,4 +1,4 @@
-"""sam-evaluate: stopped and gone on with, in slices, on fewer images, one figure."""
+"""sam-evaluate gives the same measures when interrupted and resumed, and in slices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(world: Path, *overrides: str, model: str = "model.pt") -> dict[str, Any]
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of the images that were measured, not read from a journal."""
+    """Return the numbers of the images that were measured, not loaded from the result cache."""
     numbers: list[int] = []
     real = ClickProtocol.measure
 
@@ -51,45 +51,45 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
-def test_slices_and_what_was_stopped_come_to_the_same(world: Path, tmp_path: Path, measured: list[int]) -> None:
+def test_slices_and_resumed_runs_give_the_same_measures(world: Path, tmp_path: Path, measured: list[int]) -> None:
     whole = run(world, f"out={tmp_path}/whole.json")
     assert measured == [1, 2, 3, 4, 5]
     assert whole["num_images"] == 5
     measured.clear()
-    journal = f"result_cache={tmp_path}/journal"
-    assert run(world, journal, "slice=0/2", f"out={tmp_path}/none.json") == {}
+    cached = f"result_cache={tmp_path}/cache"
+    assert run(world, cached, "slice=0/2", f"out={tmp_path}/none.json") == {}
     assert not (tmp_path / "none.json").exists()
-    assert run(world, journal, "slice=1/2", f"out={tmp_path}/last.json") == whole, "the last slice has them all"
+    assert run(world, cached, "slice=1/2", f"out={tmp_path}/last.json") == whole, "the last slice has them all"
     assert measured == [1, 3, 5, 2, 4]
     measured.clear()
-    (tmp_path / "journal" / "000003_sa_000002.json").unlink()
-    assert run(world, journal, f"out={tmp_path}/again.json") == whole
+    (tmp_path / "cache" / "000003_sa_000002.json").unlink()
+    assert run(world, cached, f"out={tmp_path}/again.json") == whole
     assert measured == [3]
     documents = [(tmp_path / name).read_text() for name in ("whole.json", "last.json", "again.json")]
     assert documents[0] == documents[1] == documents[2]
 
 
-def test_what_is_written_has_its_measures_at_the_top(world: Path, tmp_path: Path) -> None:
+def test_measures_are_top_level_keys_of_the_json(world: Path, tmp_path: Path) -> None:
     found = run(world, f"out={tmp_path}/a.json")
     document = json.loads((tmp_path / "a.json").read_text())
     assert set(document) == {"checkpoint", *found}
     assert list(found) == ["miou_at_1", "miou_at_3", "oracle_at_1", "num_masks", "num_images"]
 
 
-def test_fewer_images_are_spread_over_all(world: Path, measured: list[int]) -> None:
+def test_max_images_are_evenly_spaced(world: Path, measured: list[int]) -> None:
     assert run(world, "max_images=2")["num_images"] == 2
     assert measured == [1, 3]
     assert run(world, "max_images=9")["num_images"] == 5
 
 
-def test_more_images_later_measure_the_rest(world: Path, tmp_path: Path, measured: list[int]) -> None:
+def test_more_images_later_measure_only_the_rest(world: Path, tmp_path: Path, measured: list[int]) -> None:
     run(world, "max_images=2", f"result_cache={tmp_path}/j")
     run(world, f"result_cache={tmp_path}/j")
     assert measured == [1, 3, 2, 4, 5]
 
 
 @pytest.mark.parametrize("change", [["protocol.seed=1"], ["model"]])
-def test_a_journal_of_something_else_is_refused(world: Path, tmp_path: Path, change: list[str]) -> None:
+def test_rejects_a_result_cache_with_other_settings(world: Path, tmp_path: Path, change: list[str]) -> None:
     run(world, "max_images=1", f"result_cache={tmp_path}/j")
     model = "other.pt" if change == ["model"] else "model.pt"
     with pytest.raises(ConfigError, match=r"holds measurements with another (checkpoint|protocol): name another"):
@@ -109,12 +109,12 @@ def test_a_journal_of_something_else_is_refused(world: Path, tmp_path: Path, cha
         ("protocol.min_area_px=100000", "no mask to evaluate in 5 images"),
     ],
 )
-def test_what_is_wrong_is_said(world: Path, override: str, message: str) -> None:
+def test_rejects_invalid_arguments(world: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(world, override)
 
 
-def test_published_figures_and_parts_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_published_figures_and_rows(capsys: pytest.CaptureFixture[str]) -> None:
     from sam_train.evaluation.protocol import Summary
 
     evaluate._print_summary(

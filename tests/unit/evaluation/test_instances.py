@@ -1,4 +1,4 @@
-"""Masks from boxes: which prompts are given, the second pass, and AP of a model of known answers."""
+"""Masks from boxes: the prompts, the second pass, and AP of a model with known predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mask_record, make_sample
-from fake_sam import SIZE, Candidates, Oracle, points_of
+from fake_sam import SIZE, Candidates, ScriptedSam, points_of
 
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.instances import DetectedBox, InstanceProtocol, best_boxes, read_boxes
@@ -28,7 +28,7 @@ def in_box(left: float, top: float, right: float, bottom: float) -> torch.Tensor
 
 
 def fills_the_box(points: list[tuple[float, float, int]], multimask: bool) -> Candidates:
-    """Of three masks the most confident lacks the right half; the single mask is the whole box."""
+    """Return three masks of which the highest-scored lacks the right half, or the single mask of the whole box."""
     (left, top, first), (right, bottom, second) = points
     assert (first, second) == (2, 3)
     half = in_box(left, top, (left + right) / 2, bottom)
@@ -67,20 +67,20 @@ def world(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def measured(world: dict[str, Any], model: Oracle, **choices: Any) -> dict[str, float]:
+def measured(world: dict[str, Any], model: ScriptedSam, **choices: Any) -> dict[str, float]:
     protocol = InstanceProtocol(**world["choices"] | choices)
     predictor = Predictor(model)
     images = protocol.list_images(world["shards"])
     return dict(protocol.summarize([protocol.measure(predictor, image) for image in images]).measures)
 
 
-def test_the_most_confident_mask_is_fed_back_with_its_box(world: dict[str, Any]) -> None:
-    model = Oracle(fills_the_box)
+def test_feeds_back_the_highest_scored_mask_with_its_box(world: dict[str, Any]) -> None:
+    model = ScriptedSam(fills_the_box)
     found = measured(world, model)
     assert found["ap"] == pytest.approx(1)
     assert (found["num_results"], found["num_images"]) == (4, 2)
-    assert [multimask for _, multimask in model.seen] == [True, False, True, False]
-    (first, _), (second, _) = model.seen[:2]
+    assert [multimask for _, multimask in model.calls] == [True, False, True, False]
+    (first, _), (second, _) = model.calls[:2]
     # Best score first; corners are the first and the last pixel inside.
     expected = [[[x, y], [x + w - 1, y + h - 1]] for x, y, w, h in reversed(world["boxes"])]
     assert first.points_xy.tolist() == second.points_xy.tolist() == expected
@@ -90,23 +90,23 @@ def test_the_most_confident_mask_is_fed_back_with_its_box(world: dict[str, Any])
     assert torch.equal(second.mask_logits[:, 0] > 0, halves)
 
 
-def test_without_the_second_pass_the_first_answer_counts(world: dict[str, Any]) -> None:
-    model = Oracle(fills_the_box)
+def test_without_refine_the_first_prediction_is_used(world: dict[str, Any]) -> None:
+    model = ScriptedSam(fills_the_box)
     found = measured(world, model, refine=False)
-    assert [multimask for _, multimask in model.seen] == [True, True]
+    assert [multimask for _, multimask in model.calls] == [True, True]
     assert found["ap"] == pytest.approx(0.1), "half of each box: right at one of ten thresholds"
 
 
-def test_boxes_are_taken_in_batches_and_the_best_only(world: dict[str, Any]) -> None:
-    model = Oracle(fills_the_box)
+def test_uses_the_best_boxes_in_batches(world: dict[str, Any]) -> None:
+    model = ScriptedSam(fills_the_box)
     assert measured(world, model, boxes_per_batch=1)["ap"] == pytest.approx(1)
-    assert [len(prompts) for prompts, _ in model.seen] == [1] * 8
-    assert measured(world, Oracle(fills_the_box), max_boxes=1)["num_results"] == 2
+    assert [len(prompts) for prompts, _ in model.calls] == [1] * 8
+    assert measured(world, ScriptedSam(fills_the_box), max_boxes=1)["num_results"] == 2
 
 
-def test_results_are_written_for_other_tools(world: dict[str, Any]) -> None:
+def test_writes_results_in_cocos_format(world: dict[str, Any]) -> None:
     path = world["folder"] / "results.json"
-    measured(world, Oracle(fills_the_box), results=str(path))
+    measured(world, ScriptedSam(fills_the_box), results=str(path))
     results = json.loads(path.read_text())
     assert [(r["image_id"], r["category_id"], r["score"]) for r in results] == [
         (0, 2, 0.7),
@@ -118,22 +118,22 @@ def test_results_are_written_for_other_tools(world: dict[str, Any]) -> None:
     assert results[0]["segmentation"] == encode_rle(in_box(x, y, x + w - 1, y + h - 1).numpy())
 
 
-def test_an_image_without_boxes_is_judged_too(world: dict[str, Any]) -> None:
+def test_image_without_boxes_counts(world: dict[str, Any]) -> None:
     path = Path(world["choices"]["boxes"])
     path.write_text(json.dumps([entry for entry in json.loads(path.read_text()) if entry["image_id"] == 0]))
-    found = measured(world, Oracle(fills_the_box))
+    found = measured(world, ScriptedSam(fills_the_box))
     assert found["ap"] == pytest.approx(51 / 101)
     assert (found["num_results"], found["num_images"]) == (2, 2)
 
 
-def test_a_box_thinner_than_a_pixel_is_one(world: dict[str, Any]) -> None:
-    predictor = Predictor(Oracle(fills_the_box))
+def test_box_thinner_than_a_pixel_has_one_pixel(world: dict[str, Any]) -> None:
+    predictor = Predictor(ScriptedSam(fills_the_box))
     predictor.set_image(np.zeros((SIZE, SIZE, 3), np.uint8))
     (mask,) = InstanceProtocol(engine="pycocotools").masks(predictor, torch.tensor([[5.0, 7.0, 0.0, 3.0]]))
     assert mask.nonzero().tolist() == [[7, 5], [8, 5], [9, 5]]
 
 
-def test_equal_scores_stay_in_order() -> None:
+def test_equal_scores_keep_their_order() -> None:
     boxes = [DetectedBox((0, 0, 1, 1), n, score) for n, score in enumerate((0.5, 0.9, 0.5, 0.9))]
     assert [box.category_id for box in best_boxes(boxes, 3)] == [1, 3, 0]
 
@@ -156,7 +156,7 @@ GOOD = {"image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5.5], "score": 1}
         ([{**GOOD, "score": float("inf")}], "expected a number as 'score'"),
     ],
 )
-def test_other_files_than_boxes_are_named(tmp_path: Path, content: Any, message: str) -> None:
+def test_rejects_files_that_are_not_detections(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "boxes.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ShardError, match=message) as error:
@@ -164,14 +164,14 @@ def test_other_files_than_boxes_are_named(tmp_path: Path, content: Any, message:
     assert str(path) in str(error.value)
 
 
-def test_boxes_are_kept_by_image(tmp_path: Path) -> None:
+def test_groups_boxes_by_image(tmp_path: Path) -> None:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps([GOOD, {**GOOD, "image_id": 7}, {**GOOD, "score": 0.25}]))
     first, second = (DetectedBox((0, 0, 5, 5.5), 2, score) for score in (1, 0.25))
     assert read_boxes(path) == {1: [first, second], 7: [first]}
 
 
-def test_what_does_not_belong_together_is_named(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_files_of_other_images(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(message: str, edit: Callable[[dict[str, Any]], Any], name: str) -> None:
         path = Path(world["choices"][name])
         before = path.read_text()

@@ -1,4 +1,4 @@
-"""Recall of proposals: which masks are asked about, how many proposals count, and by what they are ranked."""
+"""Recall of proposals: the evaluated masks, the number of proposals, and their ranking."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mask_record, make_sample
-from fake_sam import SIZE, Candidates, Oracle
+from fake_sam import SIZE, Candidates, ScriptedSam
 from omegaconf import OmegaConf
 
 from sam_train.config import build, config_dir
@@ -35,7 +35,7 @@ TRUTHS = [rectangle(2, 2, 20, 20), rectangle(30, 2, 20, 30), rectangle(2, 30, 34
 
 
 class Known(AutomaticMaskGenerator):
-    """Answers with what it was given."""
+    """A generator that returns given masks."""
 
     def __init__(self, *found: tuple[np.ndarray, float, float]) -> None:
         super().__init__()
@@ -74,11 +74,11 @@ def annotations(tmp_path: Path) -> Callable[..., str]:
 
 
 def measured(protocol: ProposalProtocol, shards: str) -> dict[str, float]:
-    predictor = Predictor(Oracle(lambda points, multimask: []))
+    predictor = Predictor(ScriptedSam(lambda points, multimask: []))
     return dict(protocol.summarize([protocol.measure(predictor, image) for image in protocol.list_images(shards)]).measures)
 
 
-def test_recall_is_over_the_masks_of_the_shards(shards: str) -> None:
+def test_recall_is_measured_on_the_masks_of_the_shards(shards: str) -> None:
     near = rectangle(34, 2, 20, 30)  # four pixels down: IoU 16 / 24 with the second truth, four of ten thresholds
     found = measured(ProposalProtocol(generator=Known((TRUTHS[0], 0.9, 0.9), (near, 0.8, 0.8), (TRUTHS[2], 0.7, 0.7))), shards)
     assert found["ar"] == pytest.approx((1 + 0.4 + 1) / 4)
@@ -88,15 +88,15 @@ def test_recall_is_over_the_masks_of_the_shards(shards: str) -> None:
     assert (found["num_images"], found["proposals_per_image"]) == (2, 3), "the other image has no mask, and its proposals"
 
 
-def test_too_many_are_cut_by_the_mean_of_both_scores(shards: str) -> None:
+def test_keeps_proposals_of_highest_mean_score(shards: str) -> None:
     generator = Known((TRUTHS[0], 0.9, 0.1), (TRUTHS[1], 0.6, 0.6), (TRUTHS[2], 0.2, 0.99), (TRUTHS[3], 0.4, 0.4))
     protocol = ProposalProtocol(generator=generator, max_proposals=2)
-    proposals = protocol.proposals(Predictor(Oracle(lambda points, multimask: [])), np.zeros((SIZE, SIZE, 3), np.uint8))
+    proposals = protocol.proposals(Predictor(ScriptedSam(lambda points, multimask: [])), np.zeros((SIZE, SIZE, 3), np.uint8))
     assert [proposal.rle for proposal in proposals] == [encode_rle(TRUTHS[1]), encode_rle(TRUTHS[2])]
     assert measured(protocol, shards)["ar"] == 0.5
 
 
-def test_lvis_says_how_frequent_a_mask_is(shards: str, annotations: Callable[..., str]) -> None:
+def test_recall_by_lvis_frequency(shards: str, annotations: Callable[..., str]) -> None:
     generator = Known((TRUTHS[0], 0.9, 0.9), (TRUTHS[2], 0.9, 0.9))
     found = measured(ProposalProtocol(generator=generator, annotations=annotations()), shards)
     assert [found[f"ar_{name}"] for name in ("frequent", "common", "rare")] == [0.5, 0, 1]
@@ -104,19 +104,19 @@ def test_lvis_says_how_frequent_a_mask_is(shards: str, annotations: Callable[...
     assert found.keys() >= {"ar", "ar_small", "ar_medium"}
 
 
-def test_areas_are_the_jsons_where_there_is_one(shards: str, annotations: Callable[..., str]) -> None:
+def test_areas_are_those_of_the_json(shards: str, annotations: Callable[..., str]) -> None:
     path = annotations(areas=(1024, 1024.5, 9216.0, 9300), frequencies=None)
     found = measured(ProposalProtocol(generator=Known((TRUTHS[0], 0.9, 0.9)), annotations=path), shards)
     assert (found["num_small"], found["num_medium"], found["num_large"]) == (1, 3, 2), "both ends of a range are in"
     assert "ar_frequent" not in found
 
 
-def test_small_masks_can_be_left_out(shards: str) -> None:
+def test_skips_small_masks(shards: str) -> None:
     found = measured(ProposalProtocol(generator=Known((TRUTHS[0], 0.9, 0.9)), min_area_px=26), shards)
     assert (found["num_masks"], found["ar"]) == (3, pytest.approx(1 / 3))
 
 
-def test_what_does_not_fit_is_named(shards: str, annotations: Callable[..., str], tmp_path: Path) -> None:
+def test_rejects_annotations_of_other_shards(shards: str, annotations: Callable[..., str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mask 13 of sa_000000 is not in protocol\.annotations"):
         measured(ProposalProtocol(generator=Known(), annotations=annotations(areas=(1, 2, 3))), shards)
     with pytest.raises(ShardError, match=r"annotations\[0\]: expected a number as 'area', got None"):
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_named(shards: str, annotations: Callable[..., str]
         measured(ProposalProtocol(generator=Known()), str(tmp_path / "empty"))
 
 
-def test_the_papers_changes_keep_every_mask_but_duplicates(shards: str) -> None:
+def test_generator_of_the_paper_drops_only_duplicates(shards: str) -> None:
     """The config's generator: scores near nothing, a mask of one pixel, one of the whole image, all stay."""
     whole, dot = np.ones((SIZE, SIZE), bool), rectangle(40, 40, 1, 1)
 
@@ -137,14 +137,14 @@ def test_the_papers_changes_keep_every_mask_but_duplicates(shards: str) -> None:
     config = OmegaConf.load(Path(config_dir()) / "protocol" / "proposals.yaml")
     config.generator.points_per_side = 3
     protocol = build(config)
-    proposals = protocol.proposals(Predictor(Oracle(answer)), np.zeros((SIZE, SIZE, 3), np.uint8))
+    proposals = protocol.proposals(Predictor(ScriptedSam(answer)), np.zeros((SIZE, SIZE, 3), np.uint8))
     assert {proposal.rle["counts"] for proposal in proposals} == {encode_rle(m)["counts"] for m in (TRUTHS[0], whole, dot)}
     assert len(proposals) == 3
 
 
-def test_the_papers_figures_stand_beside(shards: str) -> None:
+def test_summary_has_the_papers_figures(shards: str) -> None:
     protocol = ProposalProtocol(generator=Known((TRUTHS[0], 0.9, 0.9)))
-    predictor = Predictor(Oracle(lambda points, multimask: []))
+    predictor = Predictor(ScriptedSam(lambda points, multimask: []))
     summary = protocol.summarize([protocol.measure(predictor, image) for image in protocol.list_images(shards)])
     assert summary.paper is PAPER
     assert PAPER["paper: SAM ViT-H, LVIS v1 val"]["ar"] == 0.593

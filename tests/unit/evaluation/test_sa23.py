@@ -1,4 +1,4 @@
-"""The suite: means over masks, then over data sets; what is absent is said; the paper's table is the paper's."""
+"""The SA-23 suite: means over masks, then over data sets; reports of absent data sets; the paper's table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mask_record, make_sample
-from fake_sam import SIZE, Candidates, Oracle
+from fake_sam import SIZE, Candidates, ScriptedSam
 from omegaconf import OmegaConf
 
 from sam_train.cli.data_command import parser
@@ -29,7 +29,7 @@ ENTRY = {"title": "A", "images": 5, "masks": 7, "over_ritm": 1.5, "download": "s
 
 
 def squares(num_masks: int, index: int) -> tuple[Any, bytes]:
-    """An image with squares of 10 pixels a side, all at different places."""
+    """Return an image with squares of 10 x 10 pixels at different positions."""
     record, jpeg = make_sample(index, height=SIZE, width=SIZE)
     masks = []
     for n in range(num_masks):
@@ -58,15 +58,15 @@ def suite(root: Path, *names: str, **choices: Any) -> Sa23Protocol:
     return Sa23Protocol(clicks=clicks, root=str(root), datasets={name: {**ENTRY, "title": name} for name in names}, **choices)
 
 
-def summary(protocol: Sa23Protocol, model: Oracle) -> Any:
+def summary(protocol: Sa23Protocol, model: ScriptedSam) -> Any:
     predictor = Predictor(model)
     return protocol.summarize([protocol.measure(predictor, image) for image in protocol.list_images(None)])
 
 
-def test_the_mean_is_over_masks_then_over_data_sets(tmp_path: Path) -> None:
+def test_mean_is_over_masks_then_over_data_sets(tmp_path: Path) -> None:
     write_shard(tmp_path / "a" / "sa_000000.tar", [squares(10, 0)])
     write_shard(tmp_path / "b" / "sa_000000.tar", [squares(3, 0), squares(2, 1)])
-    found = summary(suite(tmp_path, "a", "b"), Oracle(right_in(rows=1)))
+    found = summary(suite(tmp_path, "a", "b"), ScriptedSam(right_in(rows=1)))
     # a: 5 of 10 right, the others half: 0.75. b: all right.
     assert found.measures["miou_at_1"] == pytest.approx((0.75 + 1) / 2)
     assert found.measures["miou_at_2"] == pytest.approx(1)
@@ -78,11 +78,11 @@ def test_the_mean_is_over_masks_then_over_data_sets(tmp_path: Path) -> None:
     assert found.paper["SAM ViT-H, all 23 (SAM 2 paper)"] == {"miou_at_1": 0.581, "miou_at_5": 0.813}
 
 
-def test_an_absent_data_set_is_reported_with_what_to_do(tmp_path: Path) -> None:
+def test_reports_an_absent_data_set_with_instructions(tmp_path: Path) -> None:
     write_shard(tmp_path / "a" / "sa_000000.tar", [squares(1, 0)])
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "sa_000000.tar").write_bytes(b"unfinished")
-    found = summary(suite(tmp_path, "a", "b", "c"), Oracle(right_in(rows=1)))
+    found = summary(suite(tmp_path, "a", "b", "c"), ScriptedSam(right_in(rows=1)))
     assert found.measures["num_datasets"] == 1
     assert [row["miou_at_1"] for row in found.rows] == [1, None, None]
     assert found.notes[0] == "These means are over 1 of 3 data sets; the published means are over 23"
@@ -90,7 +90,7 @@ def test_an_absent_data_set_is_reported_with_what_to_do(tmp_path: Path) -> None:
     assert len(found.notes) == 3
 
 
-def test_a_data_set_of_many_masks_is_cut_by_whole_images(tmp_path: Path) -> None:
+def test_subsamples_a_data_set_of_many_masks_by_whole_images(tmp_path: Path) -> None:
     write_shard(tmp_path / "a" / "sa_000000.tar", [squares(4, index) for index in range(6)])
     write_shard(tmp_path / "a" / "sa_000001.tar", [squares(4, index) for index in range(6, 10)])
     keys = {
@@ -104,7 +104,7 @@ def test_a_data_set_of_many_masks_is_cut_by_whole_images(tmp_path: Path) -> None
     assert keys[39] != keys[40][:3], "drawn, not the first"
 
 
-def test_names_do_not_collide_and_numbers_are_the_data_sets_own(tmp_path: Path) -> None:
+def test_names_are_unique_and_numbers_count_per_data_set(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_shard(tmp_path / name / "sa_000000.tar", [squares(1, 0), squares(1, 1)])
     images = suite(tmp_path, "a", "b").list_images(None)
@@ -112,7 +112,7 @@ def test_names_do_not_collide_and_numbers_are_the_data_sets_own(tmp_path: Path) 
     assert [image.number for image in images] == [1, 2, 1, 2]
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_rejects_invalid_configs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data set 'x' in the table: expected names of a, b"):
         suite(tmp_path, "a", "b", only=["x", "a"])
     with pytest.raises(ConfigError, match=r"has shards of no data set.*\n  a: from somewhere; then sam-data import yolo"):
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         Sa23Protocol(clicks=ClickProtocol(), datasets={"a": {"mask" if k == "masks" else k: v for k, v in ENTRY.items()}})
 
 
-def test_the_table_is_the_papers() -> None:
+def test_table_equals_the_papers() -> None:
     assert len(TABLE) == 23
     assert sum(entry["over_ritm"] > 0 for entry in TABLE.values()) == 16, "SAM is above RITM on 16 of 23"
     assert sum(entry["masks"] for entry in TABLE.values()) == 172_653
@@ -133,14 +133,14 @@ def test_the_table_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in TABLE.items() if entry["import"]])
-def test_every_import_is_a_command_that_is_taken(name: str) -> None:
+def test_every_import_is_a_valid_command(name: str) -> None:
     command = TABLE[name]["import"]
     assert command.endswith(f"--out ROOT/{name}")
     assert not re.search(r"(?<![\w/])/|\\", command.replace("SOURCE/", "").replace("ROOT/", "")), "no path of a machine"
     parser().parse_args(["import", *shlex.split(command)])
 
 
-def test_the_config_builds_the_papers_protocol(tmp_path: Path) -> None:
+def test_config_builds_the_papers_protocol(tmp_path: Path) -> None:
     config = OmegaConf.load(Path(config_dir()) / "protocol" / "sa23.yaml")
     protocol = build(config)
     assert protocol.clicks.report == (1, 2, 3, 5, 9)

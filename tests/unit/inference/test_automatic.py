@@ -1,7 +1,7 @@
-"""The automatic generator keeps what passes its filters, and says of every other candidate which filter it failed.
+"""The automatic generator keeps masks that pass its filters and counts the others by the filter that dropped them.
 
-The models are fakes whose answers are known: one reads its candidates from a table by the clicked grid cell, one answers
-with all pixels that look like the clicked one.
+The models are fakes with known predictions: one reads its candidates from a table by the clicked grid cell, one predicts all
+pixels that look like the clicked one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Answer = Callable[[Tensor, Tensor], tuple[list[Tensor], list[float]]]
 
 
 class FakeSam(Sam):
-    """Embeddings are the pixels; `answer(pixels, point)` gives three candidates at full resolution and their scores."""
+    """A model whose embeddings are the pixels; `answer(pixels, point)` returns three full-resolution masks and their scores."""
 
     def __init__(self, answer: Answer) -> None:
         nn.Module.__init__(self)
@@ -72,7 +72,7 @@ def rect(x0: int, y0: int, x1: int, y1: int, *, logit: float = 5.0) -> Tensor:
 
 
 def table(cells: dict[tuple[int, int], list[tuple[Tensor, float]]]) -> Answer:
-    """Candidates by (column, row) of a 2 x 2 grid; cells that are not named answer with low scores."""
+    """Return candidates by (column, row) of a 2 x 2 grid; other cells get low scores."""
 
     def answer(pixels: Tensor, point: Tensor) -> tuple[list[Tensor], list[float]]:
         cell = int(point[0] > SIZE / 2), int(point[1] > SIZE / 2)
@@ -83,7 +83,7 @@ def table(cells: dict[tuple[int, int], list[tuple[Tensor, float]]]) -> Answer:
 
 
 def looks_like(pixels: Tensor, point: Tensor) -> tuple[list[Tensor], list[float]]:
-    """All pixels as red, as green or as black as the clicked one; the whole frame; and nothing."""
+    """Return three masks: all pixels of the clicked colour (red, green or black), the whole frame, and an empty mask."""
     colours = (pixels[0] > 120) + 2 * (pixels[1] > 120).int()
     clicked = colours[int(point[1]), int(point[0])]
     alike = torch.where(colours == clicked, 20.0, -20.0)
@@ -97,7 +97,7 @@ def generator(**values: Any) -> AutomaticMaskGenerator:
 BLANK = np.zeros((SIZE, SIZE, 3), np.uint8)
 
 
-def test_each_filter_drops_what_it_is_for() -> None:
+def test_each_filter_drops_its_masks() -> None:
     unstable = rect(10, 10, 30, 30, logit=0.5)
     unstable[15:25, 15:25] = 5
     pierced = rect(36, 36, 60, 60)
@@ -137,35 +137,35 @@ def test_stability_is_measured_at_its_offset() -> None:
     assert kept == [1, 0]
 
 
-def test_an_empty_mask_never_passes() -> None:
+def test_drops_empty_masks() -> None:
     cells = {(0, 0): [(torch.full((SIZE, SIZE), -5.0), 0.9)] * 3}
     masks, dropped = generator(stability_score_thresh=0.0).generate(FakeSam(table(cells)), BLANK)
     assert masks == []
     assert dropped["empty"] == 3
 
 
-def test_nothing_found_is_no_error() -> None:
+def test_returns_no_masks_without_confident_candidates() -> None:
     masks, dropped = generator().generate(FakeSam(table({})), BLANK)
     assert masks == []
     assert dropped["predicted_iou"] == 12
     assert sum(dropped.values()) == 12
 
 
-def test_small_regions_are_left_alone_when_told_so() -> None:
+def test_keeps_small_regions_with_min_region_area_0() -> None:
     cells = {(0, 0): [(rect(4, 4, 6, 6), 0.95)] * 3}
     masks, dropped = generator(min_region_area_px=0).generate(FakeSam(table(cells)), BLANK)
     assert [int(m.mask.sum()) for m in masks] == [4]
     assert dropped["small_region"] == 0
 
 
-def test_prompts_come_in_batches() -> None:
+def test_decodes_prompts_in_batches() -> None:
     model = FakeSam(looks_like)
     generator(points_per_side=5, points_per_batch=10).generate(model, BLANK)
     assert model.batch_sizes == [10, 10, 5]
 
 
 def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A red square in the middle, a small green one in a corner; and the red one's mask."""
+    """Return an image with a red square in the middle and a small green one in a corner, and the red square's mask."""
     image = np.zeros((height, width, 3), np.uint8)
     image[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4, 0] = 240
     image[: height // 8, : width // 8, 1] = 240
@@ -173,7 +173,7 @@ def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 96)])
-def test_objects_are_found_at_the_size_of_the_image(height: int, width: int) -> None:
+def test_masks_have_the_size_of_the_image(height: int, width: int) -> None:
     image, red = scene(height, width)
     masks, dropped = generator(points_per_side=8).generate(FakeSam(looks_like), image)
     assert sum(dropped.values()) + len(masks) == 8 * 8 * 3
@@ -185,8 +185,8 @@ def test_objects_are_found_at_the_size_of_the_image(height: int, width: int) -> 
     assert dropped["nms"] > 10, "the same object from many clicks"
 
 
-def test_crops_zoom_in_and_their_cut_masks_go() -> None:
-    """In a crop, the red square is cut by the crop's inner edge; the small one lies whole in a crop of each layer."""
+def test_crops_keep_complete_masks_and_drop_cut_ones() -> None:
+    """The red square is cut by the inner edges of the crops; the small one is complete in one crop of each layer."""
     image, _ = scene(256, 256)
     model = FakeSam(looks_like)
     masks, dropped = generator(points_per_side=16, crop_layers=2, points_per_batch=256).generate(model, image)
@@ -204,7 +204,7 @@ def test_crops_zoom_in_and_their_cut_masks_go() -> None:
         assert m.mask[int(y), int(x)], "point and mask are in the image frame"
 
 
-def test_inner_edges_are_those_that_are_none_of_the_image() -> None:
+def test_inner_edges_are_crop_edges_inside_the_image() -> None:
     crop = Crop(x=0, y=100, width=200, height=100, layer=1)  # of an image of 300 x 300: only its left edge is the image's
     boxes = torch.tensor(
         [
@@ -220,14 +220,14 @@ def test_inner_edges_are_those_that_are_none_of_the_image() -> None:
     assert touches_inner_edge(boxes, crop, (300, 300)).tolist() == [False, False, True, False, True, False, True]
 
 
-def test_masks_that_cover_the_image_stay_when_told_so() -> None:
+def test_keeps_masks_that_cover_the_image_without_max_area_fraction() -> None:
     cells = {(0, 0): [(rect(0, 0, SIZE, SIZE), 0.95)] * 3}
     masks, dropped = generator(max_area_fraction=None).generate(FakeSam(table(cells)), BLANK)
     assert [m.area for m in masks] == [SIZE * SIZE]
     assert "covers_image" not in dropped
 
 
-def test_a_mask_is_counted_where_the_grid_does_not_tell_whether_it_covers_too_much() -> None:
+def test_counts_pixels_near_the_area_limit() -> None:
     """64 x 61 pixels of 64 x 64 are 0.953 of the image."""
     cells = {(0, 0): [(rect(0, 0, SIZE, 61), 0.95)] * 3}
     for fraction, kept in ((0.954, 1), (0.953, 0)):
@@ -242,7 +242,7 @@ def islands(*corners: tuple[int, int]) -> Tensor:
     return logits
 
 
-def test_of_small_islands_the_largest_stays_when_told_so() -> None:
+def test_keeps_the_largest_island_if_configured() -> None:
     mask = islands((4, 4), (20, 20), (40, 40))
     mask[44, 40:44] = 5
     cells = {(0, 0): [(mask, 0.95)] * 3}
@@ -252,8 +252,8 @@ def test_of_small_islands_the_largest_stays_when_told_so() -> None:
     assert generator().generate(FakeSam(table(cells)), BLANK)[1]["small_region"] == 1
 
 
-def test_masks_that_cleaning_made_the_same() -> None:
-    """With their islands they are two boxes, without them one; the one that had none stays, whatever the scores."""
+def test_nms_after_regions_drops_masks_that_cleaning_made_equal() -> None:
+    """With an island the boxes differ, without it they are equal; the mask that had no island is kept despite its lower score."""
     clean, spotted = rect(8, 8, 40, 40), torch.maximum(rect(8, 8, 40, 40), islands((55, 55)))
     cells = {(0, 0): [(spotted, 0.95), (clean, 0.9), (clean, 0.1)]}
     masks, dropped = generator(nms_after_regions=True).generate(FakeSam(table(cells)), BLANK)
@@ -262,7 +262,7 @@ def test_masks_that_cleaning_made_the_same() -> None:
     assert len(generator().generate(FakeSam(table(cells)), BLANK)[0]) == 2
 
 
-def test_masks_with_the_same_box_are_two_by_their_pixels() -> None:
+def test_nms_by_masks_keeps_different_masks_with_equal_boxes() -> None:
     frame, inside = rect(8, 8, 40, 40), rect(14, 14, 34, 34)
     ring = torch.minimum(frame, -inside)
     assert bool(((ring > 0) == (frame > 0) & ~(inside > 0)).all())
@@ -275,15 +275,15 @@ def test_masks_with_the_same_box_are_two_by_their_pixels() -> None:
     assert dropped["nms"] == 0
 
 
-def test_whole_part_and_part_of_a_part() -> None:
+def test_parents_are_the_smallest_containing_masks() -> None:
     cells = {(0, 0): [(rect(2, 2, 60, 60), 0.9), (rect(4, 4, 40, 40), 0.95), (rect(10, 10, 20, 20), 0.92)]}
     masks, _ = generator(nested_share=0.9).generate(FakeSam(table(cells)), BLANK)
     assert [(m.area, m.parent) for m in masks] == [(36 * 36, 2), (100, 0), (58 * 58, None)]
     assert {m.parent for m in generator().generate(FakeSam(table(cells)), BLANK)[0]} == {None}
 
 
-def test_prompts_from_outside_beside_the_grid_and_in_its_place() -> None:
-    """Boxes and clicks of a proposer, in the image's own pixels, here twice the model's."""
+def test_given_prompts_add_to_the_grid_or_replace_it() -> None:
+    """Boxes and clicks are in the image frame, here twice as large as the model frame."""
     image = np.zeros((2 * SIZE, 2 * SIZE, 3), np.uint8)
     image[40:60, 40:60, 0] = 240
     boxes = make_prompts(boxes_xyxy=torch.tensor([[44.0, 44, 60, 60]]))
@@ -305,14 +305,14 @@ def test_prompts_of_several_points_are_not_ambiguous() -> None:
     assert len(masks) + sum(dropped.values()) == 1
 
 
-def test_prompts_from_outside_are_of_the_whole_image() -> None:
+def test_given_prompts_are_decoded_on_the_whole_image_only() -> None:
     model = FakeSam(looks_like)
     prompts = click_prompts(torch.tensor([[30.0, 30.0]]))
     generator(points_per_side=2, crop_layers=1).generate(model, scene(64, 64)[0], prompts)
     assert model.batch_sizes == [4, 1, 1, 1, 1, 1]
 
 
-def test_an_image_goes_to_the_model_as_released_code_brings_it() -> None:
+def test_bilinear_resampling_equals_the_released_code() -> None:
     seen = []
 
     def answer(pixels: Tensor, point: Tensor) -> tuple[list[Tensor], list[float]]:
@@ -328,7 +328,7 @@ def test_an_image_goes_to_the_model_as_released_code_brings_it() -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_nothing(threads: int) -> None:
+def test_results_do_not_depend_on_threads(threads: int) -> None:
     image, _ = scene(200, 300)
     alone, dropped_alone = generator(points_per_side=16, crop_layers=1).generate(FakeSam(looks_like), image)
     torch.set_num_threads(threads)
@@ -341,8 +341,8 @@ def test_threads_change_nothing(threads: int) -> None:
     assert dropped == dropped_alone
 
 
-def test_the_two_halves_are_the_whole_in_any_thread() -> None:
-    """What `select` leaves needs no model and no thread of its own: the next image's can begin."""
+def test_infer_and_postprocess_in_another_thread_equal_generate() -> None:
+    """The result of `infer` needs neither the model nor its thread, so that the next image can be inferred meanwhile."""
     image, _ = scene(100, 80)
     made = generator(points_per_side=8)
     with ThreadPoolExecutor(1) as pool:
@@ -352,8 +352,8 @@ def test_the_two_halves_are_the_whole_in_any_thread() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resampling", ["area", "bilinear"])
-def test_memory_does_not_follow_the_size_of_the_image(resampling: str) -> None:
-    """A hundred megapixels: 300 MB as they come, 100 MB for each mask if it were ever whole."""
+def test_memory_does_not_grow_with_the_image(resampling: str) -> None:
+    """The image has 100 megapixels: 300 MB of pixels, and 100 MB for each mask if it were decoded."""
     image = np.zeros((10_000, 10_000, 3), np.uint8)
     image[2_000:7_000, 1_000:9_000, 0] = 240
     image[4_000:4_010, 4_000:4_010, 0] = 0  # less than a pixel of the model's

@@ -1,4 +1,4 @@
-"""An ONNX file answers what the model answers, has the released signature, and is not there when it is off."""
+"""An ONNX file computes the model's outputs, has the released signature, and is not written if it differs from torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NUMBERS: dict[str, Any] = {
 
 @pytest.fixture
 def model() -> Sam:
-    """Weights of a size that makes masks with both signs."""
+    """Return a model with weights large enough for masks of both signs."""
     sam = build_sam(**NUMBERS).eval()
     for parameter in sam.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
@@ -45,7 +45,7 @@ def model() -> Sam:
 
 
 @pytest.mark.parametrize("single", [False, True])
-def test_scores_that_pass_a_sigmoid(tmp_path: Path, single: bool) -> None:
+def test_exports_scores_with_sigmoid(tmp_path: Path, single: bool) -> None:
     sam = build_sam(**NUMBERS | {"iou_sigmoid": True}).eval()
     torch.nn.init.constant_(sam.mask_decoder.iou_prediction_head.layers[-1].bias, 3.0)  # type: ignore[arg-type]
     (file,) = export_onnx(sam, tmp_path / "out", options=ExportOptions(return_single_mask=single), encoder=False)
@@ -69,7 +69,7 @@ def test_details_reach_the_masks(tmp_path: Path, single: bool) -> None:
         assert np.abs(answers[0] - answers[1]).max() > 1e-3
 
 
-def test_an_encoder_that_normalises_by_the_image(tmp_path: Path) -> None:
+def test_exports_normalisation_by_image_statistics(tmp_path: Path) -> None:
     sam = build_sam(**NUMBERS | {"pixel_statistics": "image"}).eval()
     _, encoder = export_onnx(sam, tmp_path / "out", options=ExportOptions())
     assert encoder.path.name == "encoder.onnx"
@@ -91,7 +91,7 @@ def export(checkpoint: Path, *overrides: str) -> list[Path]:
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("stability", [False, True])
 @pytest.mark.parametrize("extra", [False, True])
-def test_every_option_answers_as_torch(model: Sam, tmp_path: Path, single: bool, stability: bool, extra: bool) -> None:
+def test_every_option_agrees_with_torch(model: Sam, tmp_path: Path, single: bool, stability: bool, extra: bool) -> None:
     options = ExportOptions(return_single_mask=single, use_stability_score=stability, return_extra_metrics=extra)
     (file,) = export_onnx(model, tmp_path / "out", options=options, encoder=False)
     assert 0 < file.parity.mask_difference < 1e-5
@@ -100,7 +100,7 @@ def test_every_option_answers_as_torch(model: Sam, tmp_path: Path, single: bool,
     assert file.parity.num_pixels > 12 * 64 * 42
 
 
-def test_the_signature_is_the_released_one(model: Sam) -> None:
+def test_signature_equals_the_released_one(model: Sam) -> None:
     graph = decoder_model(model, ExportOptions(return_extra_metrics=True)).graph
     dims = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.input, *graph.output]}
     assert dims == {
@@ -121,8 +121,8 @@ def test_the_signature_is_the_released_one(model: Sam) -> None:
     assert [v.name for v in low.output] == ["iou_predictions", "low_res_masks"]
 
 
-def test_the_cases_tell_prompts_and_masks_apart(model: Sam) -> None:
-    """A parity check on inputs that do not matter would pass whatever the graph does."""
+def test_random_inputs_depend_on_prompts_and_masks(model: Sam) -> None:
+    """A parity check on inputs without effect would pass for any graph."""
     inputs = list(random_inputs(model))
     assert sorted({case["point_coords"].shape[1] for case in inputs}) == [2, 3, 4, 5, 6]
     assert {float(label) for case in inputs for label in case["point_labels"].flat} == {-1, 0, 1, 2, 3}
@@ -133,7 +133,7 @@ def test_the_cases_tell_prompts_and_masks_apart(model: Sam) -> None:
     assert min(float((answers[0] - other).abs().max()) for other in answers[1:]) > 1e-2
 
 
-def test_one_click_chooses_among_three_masks_and_two_take_mask_0(model: Sam, tmp_path: Path) -> None:
+def test_one_click_selects_among_three_masks_and_two_clicks_mask_0(model: Sam, tmp_path: Path) -> None:
     export_onnx(model, tmp_path / "all", options=ExportOptions(), encoder=False)
     export_onnx(model, tmp_path / "one", options=ExportOptions(return_single_mask=True), encoder=False)
     every, single = open_session(tmp_path / "all" / "decoder.onnx"), open_session(tmp_path / "one" / "decoder.onnx")
@@ -148,7 +148,7 @@ def test_one_click_chooses_among_three_masks_and_two_take_mask_0(model: Sam, tmp
     assert seen == {False, True}
 
 
-def test_a_file_that_is_off_is_not_there(model: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_no_file_that_differs_from_torch(model: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = parity.torch_outputs
     monkeypatch.setattr(parity, "torch_outputs", lambda *given: {k: v + 1e-2 for k, v in right(*given).items()})
     with pytest.raises(CheckpointError, match=r"decoder.onnx differs from torch by 0.0\d+ of .* Nothing was written"):
@@ -156,7 +156,7 @@ def test_a_file_that_is_off_is_not_there(model: Sam, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_half_and_quantised_decoders(model: Sam, tmp_path: Path) -> None:
+def test_exports_half_and_quantised_decoders(model: Sam, tmp_path: Path) -> None:
     wide = build_sam(**NUMBERS | {"prompt_dim": 64, "decoder_mlp_dim": 512}).eval()
     found = export_onnx(wide, tmp_path / "out", options=ExportOptions(), precisions=["fp32", "fp16", "uint8"], encoder=False)
     fp32, fp16, uint8 = (file.path.stat().st_size for file in found)
@@ -169,7 +169,7 @@ def test_half_and_quantised_decoders(model: Sam, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_both_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_encoder_and_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Together they are the model, details and all: pixels and a click in, the mask of torch out."""
     checkpoint, numbers = tmp_path / "model.pt", NUMBERS | {"stem": "conv", "high_res_features": True}
     save_checkpoint(checkpoint, build_sam(**numbers), {"_target_": "sam_train.model.build.build_sam", **numbers}, {})
@@ -206,7 +206,7 @@ def test_weights_under_released_names(checkpoint: Path, kind: str, name: str) ->
     )
 
 
-def test_what_is_missing_or_unknown_is_named(checkpoint: Path) -> None:
+def test_rejects_missing_and_unknown_arguments(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="needs checkpoint=FILE and out=FOLDER"):
         export(checkpoint, "out=null")
     with pytest.raises(ConfigError, match="format must be one of onnx, pt, pth, safetensors, huggingface, got 'tflite'"):
@@ -215,7 +215,7 @@ def test_what_is_missing_or_unknown_is_named(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 def test_real_weights(shared_dir: Path, tmp_path: Path) -> None:
-    """MobileSAM's decoder: released SAM's shape, trained."""
+    """MobileSAM has a trained decoder of the released shape."""
     sam = load_checkpoint(shared_dir / "weights" / "mobile_sam" / "mobile_sam.pth")
     (file,) = export_onnx(sam, tmp_path / "out", options=ExportOptions(return_single_mask=True), encoder=False)
     assert file.parity.mask_difference < 1e-4

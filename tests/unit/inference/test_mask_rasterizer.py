@@ -1,4 +1,4 @@
-"""What cells say of a mask is what the whole picture says, which `Resize.logits_to_image` makes."""
+"""Areas, boxes and RLEs from cells equal those of the upsampled masks of `Resize.logits_to_image`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRIDS = [16, 64]
 
 
 def smooth(num: int, grid: int, seed: int = 0) -> Tensor:
-    """Logits as a decoder makes them: regions, not noise."""
+    """Return logits with smooth regions, like a decoder's."""
     coarse = torch.randn(num, 1, 5, 5, generator=torch.Generator().manual_seed(seed)) * 8
     return F.interpolate(coarse, (grid, grid), mode="bicubic", align_corners=False)[:, 0]
 
@@ -39,21 +39,21 @@ def rectangle(grid: int, y: int, x: int, height: int, width: int) -> Tensor:
 
 
 def special(grid: int) -> Tensor:
-    """Nothing, everything, one place of the grid in a corner and in the middle, a checkerboard."""
+    """Return an empty mask, a full one, a checkerboard, and rectangles of one logit and of a strip."""
     board = (torch.arange(grid)[:, None] + torch.arange(grid)) % 2 * 10.2 - 4.3
     found = [torch.full((grid, grid), -9.0), torch.full((grid, grid), 9.0), board]
     return torch.stack([*found, rectangle(grid, 0, 0, 1, 1), rectangle(grid, 5, 7, 1, 1), rectangle(grid, 2, 0, 3, grid)])
 
 
 def whole(resize: Resize, logits: Tensor) -> Tensor:
-    """The plain way: every pixel of every mask."""
+    """Upsample every pixel of every mask."""
     return resize.logits_to_image(logits[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 @pytest.mark.parametrize("make", [smooth, noise, lambda num, grid: special(grid)], ids=["smooth", "noise", "special"])
-def test_counts_boxes_and_masks(height: int, width: int, grid: int, make: Any) -> None:
+def test_areas_boxes_and_rles_equal_upsampled_masks(height: int, width: int, grid: int, make: Any) -> None:
     resize, logits = Resize(height, width, SIZE), make(6, grid)
     cells, plain = MaskRasterizer.for_image(resize, grid, CPU), whole(resize, logits)
     padded = MaskRasterizer.pad(logits)
@@ -88,8 +88,8 @@ def check_runs(cells: MaskRasterizer, padded: Tensor, plain: Tensor) -> None:
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
-def test_pixels_that_hit_the_threshold_are_not_above_it(scale: int) -> None:
-    """Whole logits and weights of eighths: nothing is rounded, so that both ways agree to the last pixel."""
+def test_pixels_at_the_threshold_are_not_above_it(scale: int) -> None:
+    """With integer logits and weights of eighths nothing is rounded, so that both methods agree on every pixel."""
     resize = Resize(48 * scale, 64 * scale, SIZE)
     logits = torch.randint(-2, 3, (8, 16, 16), generator=torch.Generator().manual_seed(0)).float()
     cells, plain, padded = MaskRasterizer.for_image(resize, 16, CPU), whole(resize, logits), MaskRasterizer.pad(logits)
@@ -101,7 +101,7 @@ def test_pixels_that_hit_the_threshold_are_not_above_it(scale: int) -> None:
 
 
 def test_a_constant_at_the_threshold_is_below_it() -> None:
-    """Where rounding of a mean of equal numbers could say otherwise, no mean is taken."""
+    """Cells of equal logits are decided without a mean, whose rounding could exceed the threshold."""
     cells, padded = MaskRasterizer.for_image(Resize(301, 517, SIZE), 16, CPU), MaskRasterizer.pad(torch.full((1, 16, 16), 0.1))
     threshold = float(padded[0, 0, 0])
     cut = cells.cut(padded, threshold)
@@ -110,7 +110,7 @@ def test_a_constant_at_the_threshold_is_below_it() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_only_what_the_outline_touches_is_computed(grid: int) -> None:
+def test_only_cells_on_the_boundary_are_mixed(grid: int) -> None:
     resize = Resize(480, 640, SIZE)
     cells, padded = MaskRasterizer.for_image(resize, grid, CPU), MaskRasterizer.pad(rectangle(grid, 4, 4, 6, 6)[None])
     cut = cells.cut(padded, 0.0)
@@ -120,9 +120,7 @@ def test_only_what_the_outline_touches_is_computed(grid: int) -> None:
 
 @pytest.mark.parametrize("values_at_once", [1, 200])
 @pytest.mark.parametrize("pixels_at_once", [1, 10_000])
-def test_the_size_of_the_pieces_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, values_at_once: int, pixels_at_once: int
-) -> None:
+def test_results_do_not_depend_on_chunk_sizes(monkeypatch: pytest.MonkeyPatch, values_at_once: int, pixels_at_once: int) -> None:
     cells, padded = MaskRasterizer.for_image(Resize(100, 141, SIZE), 16, CPU), MaskRasterizer.pad(smooth(3, 16))
 
     def measured() -> list[Any]:
@@ -138,8 +136,8 @@ def test_the_size_of_the_pieces_changes_nothing(
 
 
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (3, 0), (0, 9), (3, 9), (20, 30)])
-def test_a_crop_is_put_where_it_belongs(x: int, y: int) -> None:
-    """A frame of 40 x 50 in an image of 70 x 70, up to its corners."""
+def test_rle_of_a_crop_is_at_its_offset(x: int, y: int) -> None:
+    """The frame of 40 x 50 lies in an image of 70 x 70, up to its corners."""
     resize, logits = Resize(40, 50, SIZE), torch.cat([smooth(5, 16), special(16)[1:]])
     cells, plain, padded = MaskRasterizer.for_image(resize, 16, CPU), whole(resize, logits) > 0, MaskRasterizer.pad(logits)
     for i in range(len(logits)):
@@ -149,15 +147,15 @@ def test_a_crop_is_put_where_it_belongs(x: int, y: int) -> None:
         assert np.array_equal(decode_rle(run_lengths_to_rle(runs, 70, 70), height=70, width=70), expected)
 
 
-def test_a_patch_is_as_small_as_the_mask() -> None:
+def test_logit_patch_covers_only_the_mask() -> None:
     cells, padded = MaskRasterizer.for_image(Resize(480, 640, SIZE), 16, CPU), MaskRasterizer.pad(rectangle(16, 4, 6, 2, 3)[None])
     patch = cells.crop_logits(padded[0], cells.cut(padded, 0.0))
     assert patch.logits.shape == (2 + 2 + 2, 3 + 2 + 2), "its places, a cell more on either side, and two to the last one's nine"
     assert patch.logits.untyped_storage().nbytes() == patch.logits.nbytes, "a copy, or all logits would be kept with it"
 
 
-def test_of_an_image_whose_masks_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts beyond 2^24, which single precision does not hold, from logits alone."""
+def test_areas_beyond_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Areas beyond 2^24, which single precision does not represent, are exact."""
     cells = MaskRasterizer.for_image(Resize(10_000, 10_001, SIZE), 16, CPU)
     padded = MaskRasterizer.pad(torch.full((1, 16, 16), 1.0))
     cut = cells.cut(padded, 0.0)

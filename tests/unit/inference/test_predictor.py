@@ -1,4 +1,4 @@
-"""The predictor speaks the image frame: prompts are scaled in, masks out, and nothing else happens to them."""
+"""The predictor converts prompts from the image frame to the model frame, and masks back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("function", ["predict", "logits_to_image", "masks_to_image"])
-def test_without_an_image_it_says_so(model: Sam, function: str) -> None:
+def test_rejects_calls_before_set_image(model: Sam, function: str) -> None:
     predictor = Predictor(model)
     call = getattr(predictor, function)
     arguments = {"prompts": click_prompts(torch.zeros(1, 2)), "multimask_output": True} if function == "predict" else {}
@@ -41,13 +41,13 @@ def test_without_an_image_it_says_so(model: Sam, function: str) -> None:
     "image",
     [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8)],
 )
-def test_another_array_than_an_rgb_image_is_named(model: Sam, image: np.ndarray) -> None:
+def test_rejects_arrays_that_are_not_rgb_images(model: Sam, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=f"got shape .*{image.shape[-1]}\\) of {image.dtype}"):
         Predictor(model).set_image(image)
 
 
-def test_it_is_the_model_with_the_frames_changed(model: Sam) -> None:
-    """An image of 64 x 48 needs no resizing, only padding: everything can be done by hand."""
+def test_prediction_equals_the_models(model: Sam) -> None:
+    """An image of 64 x 48 needs padding but no resizing, so that the expected values follow from the model directly."""
     image = noise(48, 64)
     predictor = Predictor(model.train())
     assert not model.training
@@ -68,11 +68,11 @@ def test_it_is_the_model_with_the_frames_changed(model: Sam) -> None:
 
 
 def test_points_are_scaled_into_the_model_frame(model: Sam) -> None:
-    """The same picture at twice the size, prompts at twice the place: the same answer."""
-    picture = noise(48, 64)
+    """An image of twice the size with prompts at twice the coordinates has the same prediction."""
+    small = noise(48, 64)
     answers = []
     for scale in (2, 4):
-        image = np.repeat(np.repeat(picture, scale, 0), scale, 1)
+        image = np.repeat(np.repeat(small, scale, 0), scale, 1)
         predictor = Predictor(model)
         predictor.set_image(image)
         box = Prompts.from_boxes(torch.zeros(1, dtype=torch.long), torch.tensor([[4.0, 6, 50, 45]]) * scale)
@@ -81,7 +81,7 @@ def test_points_are_scaled_into_the_model_frame(model: Sam) -> None:
     assert torch.allclose(answers[0].mask_logits, answers[1].mask_logits, atol=1e-4)
 
 
-def test_the_last_image_counts(model: Sam) -> None:
+def test_predicts_on_the_last_image_set(model: Sam) -> None:
     predictor = Predictor(model)
     answers = []
     for image in (noise(64, 64), noise(32, 64), noise(64, 64)):
@@ -91,7 +91,7 @@ def test_the_last_image_counts(model: Sam) -> None:
     assert not torch.equal(answers[0], answers[1])
 
 
-def test_no_gradients_are_kept(model: Sam) -> None:
+def test_keeps_no_gradients(model: Sam) -> None:
     predictor = Predictor(model)
     predictor.set_image(noise(20, 20))
     answer = predictor.predict(click_prompts(torch.tensor([[5.0, 5.0]])), multimask_output=False)
@@ -99,8 +99,8 @@ def test_no_gradients_are_kept(model: Sam) -> None:
     assert not predictor.logits_to_image(answer.mask_logits).requires_grad
 
 
-def test_images_of_different_sizes_answer_as_alone(model: Sam) -> None:
-    """One batch, prompts in any order of images: logits and masks are those of one image at a time."""
+def test_batch_of_images_equals_single_images(model: Sam) -> None:
+    """Logits and masks of a batch equal those of single images, for prompts in any order of images."""
     images = [noise(48, 64), noise(100, 30), noise(64, 64)]
     index = torch.tensor([2, 0, 1, 0])
     points = torch.tensor([[60.0, 5.0], [10.0, 20.0], [25.0, 90.0], [50.0, 40.0]])
@@ -119,7 +119,7 @@ def test_images_of_different_sizes_answer_as_alone(model: Sam) -> None:
         assert torch.equal(masks[i], logits > 0)
 
 
-def test_an_image_that_was_not_set_is_named(model: Sam) -> None:
+def test_rejects_image_index_out_of_range(model: Sam) -> None:
     predictor = Predictor(model)
     with pytest.raises(ValueError, match="at least one image"):
         predictor.set_images([])
@@ -130,7 +130,7 @@ def test_an_image_that_was_not_set_is_named(model: Sam) -> None:
         predictor.masks_to_image(torch.zeros(1, 1, 16, 16))
 
 
-def test_prompts_of_numpy_are_those_of_tensors() -> None:
+def test_make_prompts_from_numpy_equals_tensors() -> None:
     points, labels = np.array([[[4.0, 6], [8, 9]], [[1, 2], [3, 4]]]), np.array([[1, 0], [1, 1]])
     boxes, masks, index = np.array([[1, 2, 30, 40], [5, 6, 7, 8]]), np.zeros((2, 1, 16, 16)), np.array([1, 0])
     parts = {"points_xy": points, "point_labels": labels, "boxes_xyxy": boxes, "mask_logits": masks, "image_index": index}
@@ -145,7 +145,7 @@ def test_prompts_of_numpy_are_those_of_tensors() -> None:
     assert one.image_index.tolist() == [0, 0]
 
 
-def test_prompts_that_do_not_go_together() -> None:
+def test_make_prompts_rejects_missing_and_unequal_parts() -> None:
     with pytest.raises(ValueError, match="points_xy, boxes_xyxy or text_embeddings"):
         make_prompts(mask_logits=np.zeros((1, 1, 16, 16)))
     with pytest.raises(ValueError, match="'points_xy': 2, 'boxes_xyxy': 1"):
@@ -153,7 +153,7 @@ def test_prompts_that_do_not_go_together() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_cached_embedding_answers_as_the_first_time(
+def test_cached_embedding_gives_the_same_prediction(
     model: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     images, encoded = [noise(48, 64), noise(20, 30)], []
@@ -175,8 +175,8 @@ def test_a_cached_embedding_answers_as_the_first_time(
     assert torch.allclose(answers[0], expected, atol={"float32": 1e-5, "float16": 0.05, "bfloat16": 0.5}[dtype])
 
 
-def test_another_resampling_has_no_cache(model: Sam, tmp_path: Path) -> None:
-    """A cache knows an image by its pixels alone."""
+def test_rejects_a_cache_with_another_resampling(model: Sam, tmp_path: Path) -> None:
+    """The cache identifies an image by its pixels alone."""
     with pytest.raises(ValueError, match="omit the cache with resampling='bilinear'"):
         Predictor(model, EmbeddingCache(tmp_path, checkpoint_sha256="a" * 64, dtype="float32"), resampling="bilinear")
     answers = []

@@ -1,4 +1,4 @@
-"""All prompts are done, in their order, in batches that fit."""
+"""All prompts are decoded in order, in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sam_train.inference.prompt_batching import PromptBatcher
 
 
 def elsewhere(num: int) -> Tensor:
-    """Rows on no CPU; CUDA is not at hand."""
+    """Return rows on a device other than the CPU that needs no CUDA."""
     return torch.arange(num, device="meta")
 
 
@@ -21,7 +21,7 @@ MANY = 1 << 20
 
 
 class Memory:
-    """Takes at most so many prompts at once."""
+    """A decode function that fits at most `room` prompts."""
 
     def __init__(self, room: int) -> None:
         self.room, self.tried = room, list[int]()
@@ -45,17 +45,17 @@ def test_batches_are_halved_until_they_fit(caplog: pytest.LogCaptureFixture) -> 
     assert memory.tried[-2:] == [16, 4], "the next image does not try in vain again"
 
 
-def test_when_not_even_one_fits_it_is_an_error() -> None:
+def test_raises_if_a_single_prompt_does_not_fit() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         list(PromptBatcher(5).map(Memory(0), elsewhere(7), MANY))
 
 
-def test_no_more_at_once_than_the_model_likes() -> None:
+def test_batches_are_at_most_the_models_chunk_size() -> None:
     assert list(PromptBatcher(64).map(Tensor.tolist, torch.arange(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(PromptBatcher(64).map(len, elsewhere(5), 2)) == [2, 2, 1]
 
 
-def test_no_prompts_and_no_batch() -> None:
+def test_handles_no_prompts_and_rejects_size_0() -> None:
     assert list(PromptBatcher(5).map(Tensor.tolist, torch.arange(0), MANY)) == []
     assert list(PromptBatcher(5).map(Memory(9), elsewhere(0), MANY)) == []
     with pytest.raises(ValueError, match="points_per_batch is 0: expected at least 1"):
@@ -70,8 +70,8 @@ def three_threads() -> None:
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_threads_take_batches_of_their_own() -> None:
-    """Each with one thread of torch's; what comes first is not who is first."""
+def test_threads_decode_separate_batches() -> None:
+    """Each worker thread uses one torch thread; results are in order although batches finish out of order."""
     threads: dict[int, int] = {}
 
     def work(part: Tensor) -> tuple[list[int], int]:
@@ -88,13 +88,13 @@ def test_threads_take_batches_of_their_own() -> None:
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_few_prompts_are_shared_out() -> None:
+def test_few_prompts_are_divided_among_threads() -> None:
     assert [len(part) for part in PromptBatcher(64).map(Tensor.tolist, torch.arange(10), MANY)] == [4, 4, 2]
 
 
 @pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("error", [IndexError, KeyboardInterrupt])
-def test_an_error_in_any_thread_ends_all(error: type[BaseException]) -> None:
+def test_error_in_a_thread_stops_all(error: type[BaseException]) -> None:
     done: list[Tensor] = []
 
     def work(part: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Masks by a list of words: one a word at most, named by it, and what is missing is counted."""
+"""Text prompts give at most one mask each, with the prompt as its name; dropped masks are counted."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sam_train.masks import decode_rle
 from sam_train.text import TextEncoder
 
 DIM = 12
-WORDS = ["coffee", "cat", "moon"]
+TEXTS = ["coffee", "cat", "moon"]
 ALL: dict[str, Any] = {"pred_iou_thresh": -100.0, "stability_score_thresh": -1.0}
 
 
 class Letters(TextEncoder):
-    """Each text has a direction that its letters seed."""
+    """A text encoder whose embeddings are random vectors seeded by the text."""
 
     @property
     def dim(self) -> int:
@@ -42,17 +42,17 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
 
 
-def test_every_word_has_its_mask(image: np.ndarray) -> None:
+def test_every_text_prompt_has_its_mask(image: np.ndarray) -> None:
     model, encoder = small_sam(text_dim=DIM).eval(), Letters()
-    found, dropped = TextMaskGenerator(text_prompts=WORDS, encoder=encoder, **ALL).generate(model, image)
+    found, dropped = TextMaskGenerator(text_prompts=TEXTS, encoder=encoder, **ALL).generate(model, image)
     predictor = Predictor(model)
     predictor.set_image(image)
-    best = predictor.predict(make_prompts(text_embeddings=encoder.embed_texts(WORDS)), multimask_output=True).best()
+    best = predictor.predict(make_prompts(text_embeddings=encoder.embed_texts(TEXTS)), multimask_output=True).best()
     masks = predictor.masks_to_image(best.mask_logits)[:, 0].numpy()
-    expected = {word: mask for word, mask in zip(WORDS, masks, strict=True) if mask.any()}
+    expected = {word: mask for word, mask in zip(TEXTS, masks, strict=True) if mask.any()}
     assert {mask.name for mask in found} == expected.keys()
     assert len(expected) >= 2
-    assert dropped["empty"] == len(WORDS) - len(expected)
+    assert dropped["empty"] == len(TEXTS) - len(expected)
     for mask in found:
         assert np.array_equal(decode_rle(mask.rle, height=24, width=30), expected[mask.name])
         assert mask.prompt_points == ()
@@ -61,16 +61,16 @@ def test_every_word_has_its_mask(image: np.ndarray) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
-def test_what_the_model_is_not_sure_of_is_left_out_and_counted(image: np.ndarray) -> None:
+def test_drops_and_counts_unconfident_masks(image: np.ndarray) -> None:
     model = small_sam(text_dim=DIM).eval()
-    unsure = TextMaskGenerator(text_prompts=WORDS, encoder=Letters(), pred_iou_thresh=100, stability_score_thresh=-1)
+    unsure = TextMaskGenerator(text_prompts=TEXTS, encoder=Letters(), pred_iou_thresh=100, stability_score_thresh=-1)
     assert unsure.generate(model, image) == ([], Counter(predicted_iou=3, stability=0))
-    shaky = TextMaskGenerator(text_prompts=WORDS, encoder=Letters(), pred_iou_thresh=-100, stability_score_thresh=1.1)
+    shaky = TextMaskGenerator(text_prompts=TEXTS, encoder=Letters(), pred_iou_thresh=-100, stability_score_thresh=1.1)
     assert shaky.generate(model, image) == ([], Counter(predicted_iou=0, stability=3))
 
 
-def test_small_regions_go(image: np.ndarray) -> None:
-    found, dropped = TextMaskGenerator(text_prompts=WORDS, encoder=Letters(), min_region_area_px=10_000, **ALL).generate(
+def test_removes_small_regions(image: np.ndarray) -> None:
+    found, dropped = TextMaskGenerator(text_prompts=TEXTS, encoder=Letters(), min_region_area_px=10_000, **ALL).generate(
         small_sam(text_dim=DIM).eval(), image
     )
     assert found == []
@@ -78,11 +78,11 @@ def test_small_regions_go(image: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("words", [[], "cat", ["cat", " "]])
-def test_words_are_wanted(words: Any) -> None:
+def test_rejects_missing_and_empty_text_prompts(words: Any) -> None:
     with pytest.raises(ConfigError, match="expected a list of texts"):
         TextMaskGenerator(text_prompts=words, encoder=Letters())
 
 
-def test_a_model_without_words_is_refused(image: np.ndarray) -> None:
+def test_rejects_a_model_without_text_prompts(image: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="takes no words"):
-        TextMaskGenerator(text_prompts=WORDS, encoder=Letters()).generate(small_sam(), image)
+        TextMaskGenerator(text_prompts=TEXTS, encoder=Letters()).generate(small_sam(), image)
