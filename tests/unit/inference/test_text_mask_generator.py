@@ -84,5 +84,5 @@ def test_rejects_missing_and_empty_text_prompts(words: Any) -> None:
 
 
 def test_rejects_a_model_without_text_prompts(image: np.ndarray) -> None:
-    with pytest.raises(ConfigError, match="takes no words"):
+    with pytest.raises(ConfigError, match="takes no text prompts"):
         TextMaskGenerator(text_prompts=TEXTS, encoder=Letters()).generate(small_sam(), image)
