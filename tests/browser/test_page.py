@@ -16,7 +16,7 @@ from server_fixtures import Server, permissive_text_generator, run_server, write
 from tiny_clip import DIM
 
 from sam_train.geometry import Resize
-from sam_train.masks import decode_rle, encode_rle
+from sam_train.masks import decode_rle, encode_rle, stability_score
 from sam_train.shards import write_shard
 
 pytestmark = pytest.mark.slow
@@ -272,8 +272,8 @@ def test_drawing_200_masks_costs_as_much_as_drawing_one(annotator: Any) -> None:
     assert many == one == 3, "one canvas each: image, fills, contours"
 
 
-def test_rle_and_resampling_equal_those_of_python(annotator: Any) -> None:
-    """RLE is equal; resampled masks differ in at most one pixel."""
+def test_rle_resampling_and_stability_equal_those_of_python(annotator: Any) -> None:
+    """RLE is equal; resampled masks and those of the stability score differ in at most one pixel."""
     random = np.random.default_rng(0)
     for height, width in ((7, 5), (1, 9), (64, 48), (33, 70)):
         for mask in (random.random((height, width)) < 0.4, np.ones((height, width), bool), np.eye(height, width) > 0):
@@ -288,8 +288,11 @@ def test_rle_and_resampling_equal_those_of_python(annotator: Any) -> None:
         logits = random.standard_normal((1, 1, 16, 16)).astype(np.float32)
         script = "([v, h, w]) => import('/static/resample.js').then((m) => [...new m.Resize(h, w, 64).maskFromLogits(v, 16)])"
         bits = annotator.page.evaluate(script, [logits.ravel().tolist(), height, width])
-        expected = Resize(height, width, 64).logits_to_image(torch.from_numpy(logits))[0, 0] > 0
-        assert (np.array(bits).reshape(height, width) != expected.numpy()).sum() <= 1
+        expected = Resize(height, width, 64).logits_to_image(torch.from_numpy(logits))[0, 0]
+        assert (np.array(bits).reshape(height, width) != (expected > 0).numpy()).sum() <= 1
+        script = "([v, h, w]) => import('/static/resample.js').then((m) => new m.Resize(h, w, 64).stabilityScore(v, 16))"
+        score = annotator.page.evaluate(script, [logits.ravel().tolist(), height, width])
+        assert score == pytest.approx(float(stability_score(expected)), abs=1.5 / float((expected > -1).sum()))
 
 
 def test_accepts_rejects_and_edits_proposed_masks(

@@ -264,10 +264,10 @@ def _require_reviewer(user: User) -> None:
 
 
 def _visible_task(context: AppContext, user: User, task: int) -> Task:
-    found = context.queue.task(task)
-    if found.annotator != user.name and user.role != "reviewer":
+    visible = context.queue.task(task)
+    if visible.annotator != user.name and user.role != "reviewer":
         raise HttpError(403, f"task {task} is not yours")
-    return found
+    return visible
 
 
 def _pending() -> Response:

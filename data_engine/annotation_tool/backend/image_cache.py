@@ -29,7 +29,7 @@ class CachedImage:
     width: int
     image_id: int
     record: ImageRecord | None
-    covered: tuple[RedactedBox, ...]
+    redacted_boxes: tuple[RedactedBox, ...]
     """Boxes that the privacy filter redacted."""
 
 
@@ -78,5 +78,5 @@ class ImageCache:
             width=width,
             image_id=image.image_id,
             record=image.record,
-            covered=image.redacted_boxes,
+            redacted_boxes=image.redacted_boxes,
         )

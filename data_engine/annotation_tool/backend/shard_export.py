@@ -82,8 +82,8 @@ class ShardExporter:
         keys = [row[0] for row in rows]
         samples = []
         for record, image in self._samples(keys, counts, skipped):
-            counts.add(self.privacy.counts(image.covered))
-            audit.add(record, image.covered)
+            counts.add(self.privacy.counts(image.redacted_boxes))
+            audit.add(record, image.redacted_boxes)
             checkpoints |= {mask.provenance.checkpoint for mask in record.masks if mask.provenance}
             samples.append((record, image.jpeg))
         if self.privacy.detectors:

@@ -5,7 +5,7 @@ import { Emitter } from "./emitter.js";
 import { paintLine } from "./paint.js";
 import { bestMask, sortByArea } from "./prediction.js";
 import { promptRows } from "./prompt_rows.js";
-import { Resize, stabilityScore } from "./resample.js";
+import { Resize } from "./resample.js";
 import { area, decode as decodeRle, encode } from "./rle.js";
 
 /** @import { EditState } from "./edit_state.js" */
@@ -40,9 +40,7 @@ export class MaskEditor {
    * @param {Resize} resize
    */
   open(height, width, resize) {
-    this.#height = height;
-    this.#width = width;
-    this.#resize = resize;
+    [this.#height, this.#width, this.#resize] = [height, width, resize];
     this.#reset();
   }
 
@@ -51,8 +49,7 @@ export class MaskEditor {
     this.#bits = null;
     this.#undoStack = [];
     this.#redoStack = [];
-    this.#clicks = 0;
-    this.#strokes = 0;
+    this.#clicks = this.#strokes = 0;
     this.#editing = null;
   }
 
@@ -255,22 +252,28 @@ export class MaskEditor {
    */
   toCommit(checkpoint) {
     if (!this.#bits || !area(this.#bits)) return null;
-    const { points, box, prediction, choice, painted } = this.#state;
+    const { points, box } = this.#state;
     const counts = encode(this.#bits, this.#height, this.#width);
     const prompts = promptRows(points, box);
     let origin = this.#strokes ? (prompts.length ? "edited" : "drawn") : "clicked";
     if (this.#editing) origin = originAfterEdit(this.#editing, counts, this.#strokes);
-    const length = prediction ? prediction.gridSize ** 2 : 0;
     return {
       rle: { size: [this.#height, this.#width], counts },
       origin,
-      predicted_iou: prediction && !painted ? prediction.scores[choice] : 1,
-      stability_score: prediction && !painted ? stabilityScore(prediction.logits, choice * length, length) : 1,
+      predicted_iou: this.score ?? 1,
+      stability_score: this.#stabilityScore(),
       prompts: prompts.map(([x, y, label]) => [clamp(x, this.#width), clamp(y, this.#height), label]),
       clicks: this.#clicks,
       strokes: this.#strokes,
       checkpoint: this.#clicks ? checkpoint : "",
     };
+  }
+
+  /** Stability score of the prediction, 1 for a mask that is not one. */
+  #stabilityScore() {
+    const { prediction, choice, painted } = this.#state;
+    if (!prediction || painted) return 1;
+    return this.#resize.stabilityScore(prediction.logits, prediction.gridSize, choice * prediction.gridSize ** 2);
   }
 
   /** Return the unfinished mask for localStorage. */

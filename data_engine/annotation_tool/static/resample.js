@@ -1,6 +1,7 @@
 // Resampling between the decoder's grid and the image. The same steps as sam_train/geometry.py, Resize: bilinear to the model
 // frame, padding cropped, bilinear to the image; both steps in one, with three taps per axis.
 import { clamp } from "./dom.js";
+import { area } from "./rle.js";
 
 export class Resize {
   /**
@@ -27,11 +28,11 @@ export class Resize {
   }
 
   /**
-   * Return the height x width mask where logits (gridSize x gridSize, from `offset` on) are above 0.
+   * Return the height x width mask where logits (gridSize x gridSize, from `offset` on) are above a threshold.
    * @param {Float32Array | number[]} logits
    * @param {number} gridSize
    */
-  maskFromLogits(logits, gridSize, offset = 0) {
+  maskFromLogits(logits, gridSize, offset = 0, threshold = 0) {
     const rows = taps(gridSize, this.size, this.scaledHeight, this.height);
     const columns = taps(gridSize, this.size, this.scaledWidth, this.width);
     const { height, width } = this;
@@ -50,13 +51,23 @@ export class Resize {
     const bits = new Uint8Array(height * width);
     for (let y = 0; y < height; y++) {
       const [a, b, c] = [rows.indices[3 * y], rows.indices[3 * y + 1], rows.indices[3 * y + 2]];
-      if (rowMaxima[a] <= 0 && rowMaxima[b] <= 0 && rowMaxima[c] <= 0) continue;
+      if (Math.max(rowMaxima[a], rowMaxima[b], rowMaxima[c]) <= threshold) continue;
       const [wa, wb, wc] = [rows.weights[3 * y], rows.weights[3 * y + 1], rows.weights[3 * y + 2]];
       for (let x = 0, at = y * width, i = a * width, j = b * width, k = c * width; x < width; x++, at++, i++, j++, k++) {
-        if (wide[i] * wa + wide[j] * wb + wide[k] * wc > 0) bits[at] = 1;
+        if (wide[i] * wa + wide[j] * wb + wide[k] * wc > threshold) bits[at] = 1;
       }
     }
     return bits;
+  }
+
+  /**
+   * Return the stability score: IoU of the masks at thresholds 1 and -1, at the resolution of the image (paper, section B).
+   * @param {Float32Array | number[]} logits
+   * @param {number} gridSize
+   */
+  stabilityScore(logits, gridSize, offset = 0) {
+    const [inner, outer] = [1, -1].map((threshold) => area(this.maskFromLogits(logits, gridSize, offset, threshold)));
+    return inner / Math.max(1, outer);
   }
 
   /**
@@ -127,20 +138,4 @@ function taps(gridSize, size, scaled, length) {
   const result = { indices, weights };
   cache.set(key, result);
   return result;
-}
-
-/**
- * Return the stability score of logits: IoU of the masks at thresholds 1 and -1.
- * @param {Float32Array} logits
- * @param {number} offset
- * @param {number} length
- */
-export function stabilityScore(logits, offset, length) {
-  let inner = 0;
-  let outer = 0;
-  for (let i = offset; i < offset + length; i++) {
-    if (logits[i] > 1) inner++;
-    if (logits[i] > -1) outer++;
-  }
-  return outer ? inner / outer : 0;
 }
