@@ -331,7 +331,7 @@ def test_list_file_keeps_its_order(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"line 2.*missing\.png"):
         open_source(tmp_path / "pics" / "list.txt")
     (tmp_path / "pics" / "list.txt").write_text("a.png\n./a.png\n")
-    with pytest.raises(ConfigError, match="one key"):
+    with pytest.raises(ConfigError, match="the same key"):
         open_source(tmp_path / "pics" / "list.txt")
 
 
@@ -502,7 +502,7 @@ def test_mutated_tar(tmp_path: Path) -> None:
     zeroed[offsets[2] : offsets[2] + 512] = bytes(512)
     for data in (b"", b"no tar at all" * 99, *torn, *flipped, bytes(endless), bytes(zeroed)):
         path.write_bytes(data)
-        with pytest.raises(ShardError, match="torn"):
+        with pytest.raises(ShardError, match="truncated"):
             open_source(path)
 
 
