@@ -14,7 +14,7 @@ from sam_train.cli.arguments import ArgumentParser
 from sam_train.cli.handlers import load_handler
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "import": ("sam_train.shards.importers.command:add_import", "convert a data set to shards"),
+    "import": ("sam_train.shards.importers.command:add_import", "Convert a data set to shards."),
     "validate": (
         "sam_train.shards.maintenance.validate:add_validate",
         "find everything that is wrong with shards; exit code 1 if anything is",
@@ -40,7 +40,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "sam_train.shards.maintenance.dataset_card.command:add_card",
         "describe a finished set: DIR/README.md, DIR/croissant.json (JSON-LD), figures and their numbers",
     ),
-    "export": ("sam_train.shards.exporters.command:add_export", "convert shards to the format of another tool"),
+    "export": ("sam_train.shards.exporters.command:add_export", "Convert shards to the format of another tool."),
 }
 """The function that adds each command's parser, and its line in the help of `sam-data`."""
 
