@@ -67,7 +67,20 @@ export class Application {
     this.maskListView = new MaskListView(masks, mode);
     const { maskController, tasks } = this;
     const skipReasons = session.skip_reasons;
-    this.actions = new Actions({ cursor, settings, maskController, editor, masks, preview, prompts, skipReasons, status: bar, tasks, tools, viewport });
+    this.actions = new Actions({
+      cursor,
+      settings,
+      maskController,
+      editor,
+      masks,
+      preview,
+      prompts,
+      skipReasons,
+      status: bar,
+      tasks,
+      tools,
+      viewport,
+    });
     this.keys = new KeyBindings((action, press) => this.actions.run(action, press));
     this.pointer = new PointerInput(this.#canvas, viewport, this.#gestures());
   }
@@ -91,7 +104,8 @@ export class Application {
     masks.markChanged.subscribe(() => scene.update());
     this.maskListView.editRequested.subscribe((mask) => this.maskController.edit(mask));
     tools.selected.subscribe(() => preview.clear());
-    for (const event of [preview.changed, prompts.changed, cursor.moved, tools.radiusChanged, settings.changed]) event.subscribe(() => scene.update());
+    for (const event of [preview.changed, prompts.changed, cursor.moved, tools.radiusChanged, settings.changed])
+      event.subscribe(() => scene.update());
     settings.changed.subscribe(() => this.#showOpacity());
     outbox.changed.subscribe(({ state, numPending }) => status.showSaved(state, numPending));
     outbox.rejected.subscribe(({ message, error }) => {
@@ -107,7 +121,8 @@ export class Application {
 
   #connectPage() {
     const { actions, settings, timer, tools } = this;
-    for (const button of buttons("[data-action]")) button.addEventListener("click", () => actions.run(button.dataset.action ?? ""));
+    for (const button of buttons("[data-action]"))
+      button.addEventListener("click", () => actions.run(button.dataset.action ?? ""));
     for (const button of buttons("[data-tool]")) button.addEventListener("click", () => tools.select(button.dataset.tool ?? ""));
     const opacity = byId("opacity", HTMLInputElement);
     opacity.addEventListener("input", () => settings.set({ opacity: Number(opacity.value) / 100 }));
@@ -215,7 +230,9 @@ export class Application {
     this.viewport.clear();
     this.panel.clear();
     this.status.showImage(reviewing ? "No image to review" : "No image left", "", false);
-    const text = reviewing ? "No image is waiting for review. Reload the page later." : "All images are done or held by other annotators.";
+    const text = reviewing
+      ? "No image is waiting for review. Reload the page later."
+      : "All images are done or held by other annotators.";
     this.status.showMessage(text, "end");
   }
 

@@ -12,7 +12,10 @@ import { Resize } from "./resample.js";
 const MAX_TIMINGS = 500;
 
 export class DecoderClient {
-  /** Emits a description of the runtime and whether it is a slow fallback. @type {Emitter<{text: string, isFallback: boolean}>} */
+  /**
+   * Emits a description of the runtime and whether it is a slow fallback.
+   * @type {Emitter<{text: string, isFallback: boolean}>}
+   */
   runtimeChanged = new Emitter();
   /** Durations of the last predictions in milliseconds. @type {number[]} */
   timings = [];

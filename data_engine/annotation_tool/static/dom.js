@@ -26,7 +26,8 @@ export const $ = (id) => byId(id, HTMLElement);
  * @param {string} selector
  * @returns {HTMLButtonElement[]}
  */
-export const buttons = (selector) => [...document.querySelectorAll(selector)].filter((element) => element instanceof HTMLButtonElement);
+export const buttons = (selector) =>
+  [...document.querySelectorAll(selector)].filter((element) => element instanceof HTMLButtonElement);
 
 /**
  * Enable or disable the buttons of an action.

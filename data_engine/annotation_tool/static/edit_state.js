@@ -16,7 +16,15 @@
  */
 
 /** @returns {EditState} */
-export const emptyState = () => ({ points: [], box: null, base: null, prediction: null, choice: 0, counts: null, painted: false });
+export const emptyState = () => ({
+  points: [],
+  box: null,
+  base: null,
+  prediction: null,
+  choice: 0,
+  counts: null,
+  painted: false,
+});
 
 /**
  * Return the origin of a listed mask after it was edited: a proposal, or a prediction changed by hand, becomes "edited".

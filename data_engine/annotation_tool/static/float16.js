@@ -20,7 +20,14 @@ function createTable() {
   for (let h = 0; h < 65536; h++) {
     const exponent = (h >> 10) & 31;
     const fraction = h & 1023;
-    const size = exponent === 0 ? fraction * 2 ** -24 : exponent === 31 ? (fraction ? NaN : Infinity) : (1 + fraction / 1024) * 2 ** (exponent - 15);
+    const size =
+      exponent === 0
+        ? fraction * 2 ** -24
+        : exponent === 31
+          ? fraction
+            ? NaN
+            : Infinity
+          : (1 + fraction / 1024) * 2 ** (exponent - 15);
     values[h] = h & 32768 ? -size : size;
   }
   return values;

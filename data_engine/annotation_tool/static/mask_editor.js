@@ -220,8 +220,8 @@ export class MaskEditor {
    * @param {Prediction} prediction
    * @param {number} choice
    */
-  #predictedMask(prediction, choice) {
-    return this.#resize.maskFromLogits(prediction.logits, prediction.gridSize, choice * prediction.gridSize * prediction.gridSize);
+  #predictedMask({ logits, gridSize }, choice) {
+    return this.#resize.maskFromLogits(logits, gridSize, choice * gridSize ** 2);
   }
 
   /**

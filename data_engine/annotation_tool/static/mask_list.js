@@ -112,7 +112,8 @@ export class MaskList {
    * @param {ListedMask[]} masks
    */
   setAccepted(masks) {
-    for (const mask of masks) Object.assign(mask, { origin: "accepted", wasProposed: true, color: colorOf(mask.number, "accepted") });
+    for (const mask of masks)
+      Object.assign(mask, { origin: "accepted", wasProposed: true, color: colorOf(mask.number, "accepted") });
     this.#update();
   }
 

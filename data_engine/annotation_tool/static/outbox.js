@@ -13,9 +13,15 @@ const MAX_RETRY_MS = 10000;
  * page is closed or the server is down; ids make a repeated commit harmless.
  */
 export class Outbox {
-  /** Emits the state, "saving", "waiting" or "saved", and the number of unconfirmed commits. @type {Emitter<{state: string, numPending: number}>} */
+  /**
+   * Emits the state, "saving", "waiting" or "saved", and the number of unconfirmed commits.
+   * @type {Emitter<{state: string, numPending: number}>}
+   */
   changed = new Emitter();
-  /** Emits a commit that the server rejected (4xx). @type {Emitter<{message: CommitMessage, error: ApiError}>} */
+  /**
+   * Emits a commit that the server rejected (4xx).
+   * @type {Emitter<{message: CommitMessage, error: ApiError}>}
+   */
   rejected = new Emitter();
   /** @type {{id: string, message: CommitMessage}[]} */
   #pending;

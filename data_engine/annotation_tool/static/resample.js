@@ -127,7 +127,10 @@ function taps(gridSize, size, scaled, length) {
     const here = clamp(below, scaled - 1);
     const next = clamp(below + 1, scaled - 1);
     const first = bilinear(gridSize, size, here)[0];
-    for (const [pixel, part] of [[here, 1 - weight], [next, weight]]) {
+    for (const [pixel, part] of [
+      [here, 1 - weight],
+      [next, weight],
+    ]) {
       const [left, right] = bilinear(gridSize, size, pixel);
       weights[3 * n + left - first] += part * (1 - right);
       weights[3 * n + left - first + 1] += part * right;

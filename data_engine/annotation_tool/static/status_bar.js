@@ -93,6 +93,7 @@ export class StatusBar {
     $("timer").textContent = seconds === null ? "" : `${Math.floor(seconds)} s`;
     $("timer").classList.toggle("long", isLong);
     $("hint").hidden = !isLong;
-    if (isLong) $("hint").textContent = `More than ${limit} s on this mask: if the remaining ones are as hard, go to the next image (D).`;
+    if (isLong)
+      $("hint").textContent = `More than ${limit} s on this mask: if the remaining ones are as hard, go to the next image (D).`;
   }
 }

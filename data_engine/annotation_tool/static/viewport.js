@@ -260,7 +260,10 @@ export class Viewport {
    */
   #strokeTwice(lineWidth, color, addPath) {
     const c = this.#context;
-    for (const [width, style] of /** @type {[number, string][]} */ ([[3, "#000a"], [lineWidth, color]])) {
+    for (const [width, style] of /** @type {[number, string][]} */ ([
+      [3, "#000a"],
+      [lineWidth, color],
+    ])) {
       c.beginPath();
       addPath(c);
       c.lineWidth = width;
