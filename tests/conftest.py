@@ -60,11 +60,11 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def two() -> Iterator[Any]:
-    """Two processes of one run, started when they are first asked for; see ranks.py."""
-    from dist_runner import Ranks  # imports the trainer
+def two_ranks() -> Iterator[Any]:
+    """Two rank processes, started on first use; see dist_runner.py."""
+    from dist_runner import RankProcesses  # imports the trainer
 
-    ranks = Ranks(2)
+    ranks = RankProcesses(2)
     yield ranks
     ranks.close()
 

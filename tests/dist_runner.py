@@ -1,5 +1,7 @@
-"""Runs of several processes that stay and are handed one job after the other, and of one that is forked from a process that has
-imported the trainer: importing takes longer than training here."""
+"""Run `sam-train` in two or more persistent rank processes, in a forked process, or in this process.
+
+Importing the trainer takes longer than training here, so processes are reused or forked from one that has imported it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from sam_train.config import config_dir
 from sam_train.train import main, train_model
 
-RANK = Path(__file__).with_name("distributed") / "rank.py"
+RANK_SCRIPT = Path(__file__).with_name("distributed") / "rank_script.py"
 STEPS = 6
 SMALL = [
     "model=vit_nano",
@@ -39,19 +41,19 @@ SMALL = [
 ]
 
 
-class Ranks:
-    """`num` processes of one run on this machine, over gloo."""
+class RankProcesses:
+    """`num` rank processes on this machine, connected by gloo, that run one job after another."""
 
     def __init__(self, num: int) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(num)}
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(num)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
         self.processes = [
             subprocess.Popen(
-                [sys.executable, str(RANK)],
-                env={**shared, "LOCAL_RANK": str(rank)},
+                [sys.executable, str(RANK_SCRIPT)],
+                env={**environment, "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -60,15 +62,15 @@ class Ranks:
         ]
 
     def run(self, overrides: list[str], **job: Any) -> list[dict[str, Any]]:
-        """What each process answers. Raises AssertionError with the traceback of one that failed."""
-        self.begin(overrides, **job)
-        answers = [json.loads(process.stdout.readline()) for process in self.processes if process.stdout]
-        errors = [answer["traceback"] for answer in answers if "error" in answer]
+        """Run a job and return the result of each rank. Raises AssertionError with the traceback if a rank fails."""
+        self.submit(overrides, **job)
+        results = [json.loads(process.stdout.readline()) for process in self.processes if process.stdout]
+        errors = [result["traceback"] for result in results if "error" in result]
         assert not errors, "\n".join(errors)
-        return answers
+        return results
 
-    def begin(self, overrides: list[str], **job: Any) -> None:
-        """Hand out a job whose answers nobody waits for."""
+    def submit(self, overrides: list[str], **job: Any) -> None:
+        """Send a job to all ranks without waiting for the results."""
         line = json.dumps({"overrides": [*overrides, f"trainer.devices={len(self.processes)}"], **job}) + "\n"
         for process in self.processes:
             assert process.stdin is not None
@@ -89,33 +91,33 @@ class Ranks:
             process.stdout.close()
 
 
-def forked(overrides: list[str], said: Path) -> BaseProcess:
-    """`sam-train` with these overrides, in a session of its own, its output in a file."""
+def start_forked(overrides: list[str], output_path: Path) -> BaseProcess:
+    """Start `sam-train` in a forked process with its own session and its output in a file."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sam_train.train"])
-    process = context.Process(target=_command, args=(overrides, said))
+    process = context.Process(target=_command, args=(overrides, output_path))
     process.start()
     return process
 
 
-def run_forked(overrides: list[str], said: Path) -> None:
-    """As `run_alone`, but not under the shape checks of this process, which take most of its time."""
-    process = forked(overrides, said)
+def run_forked(overrides: list[str], output_path: Path) -> None:
+    """Run `sam-train` in a forked process, without the shape checks of this process, which take most of the time."""
+    process = start_forked(overrides, output_path)
     process.join()
-    assert process.exitcode == 0, said.read_text()
+    assert process.exitcode == 0, output_path.read_text()
 
 
-def _command(overrides: list[str], said: Path) -> None:
+def _command(overrides: list[str], output_path: Path) -> None:
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # as the command itself finds it, for its loader processes
-    with said.open("ab") as stream:
+    multiprocessing.set_start_method("fork", force=True)  # loader processes are forked, as in the command itself
+    with output_path.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     sys.argv = ["sam-train", *overrides]
     main()
 
 
-def run_alone(overrides: list[str]) -> dict[str, float]:
+def run_in_process(overrides: list[str]) -> dict[str, float]:
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         return train_model(compose("train", overrides=overrides))
 

@@ -1,9 +1,9 @@
-"""A run of the engine that is killed again and again: started as a program, so that no test runner hears the shots.
+"""Run the engine and kill it repeatedly. A program of its own, so that the signals do not reach the test runner.
 
     python tests/kill_utils.py NUM_KILLS OVERRIDE...
 
-Everything is imported once and each attempt is a fork, or twenty attempts would spend their time on importing torch. Prints
-one line of JSON: shards that were there after each kill, and the seconds of the last attempt.
+Everything is imported once and each attempt is a fork: twenty attempts would otherwise spend their time on importing torch.
+Prints one line of JSON: the number of shards after each kill, and the exit status and seconds of the last attempt.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from data_engine.engine import run_stage
 from sam_train.config import config_dir
 
 
-def attempt(config: DictConfig) -> int:
-    """The process id of a fork that runs the engine to its end."""
+def start_attempt(config: DictConfig) -> int:
+    """Fork a process that runs the engine to its end, and return its process id."""
     if child := os.fork():
         return child
     with Path(os.devnull).open("w") as nowhere:
@@ -39,26 +39,26 @@ def num_shards(config: DictConfig) -> int:
 
 
 def main(num_kills: int, overrides: list[str]) -> None:
-    torch.set_num_threads(1)  # before the forks: a thread would not be there in them
+    torch.set_num_threads(1)  # before the forks, which do not copy threads
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         config = compose("engine", overrides=overrides)
-    chance, there = np.random.default_rng(0), []
-    while len(there) < num_kills:
-        child = attempt(config)
-        # From killed while it is preparing to killed after some slices; half of them within 0.6 seconds. On a fast machine
-        # after a few slices at most, or the run would be over before it was killed so often.
-        lived_s, num_slices = min(chance.lognormal(-0.5, 1), 3), num_shards(config) + int(chance.integers(1, 5))
-        killed_at = time.monotonic() + lived_s
-        while time.monotonic() < killed_at and num_shards(config) < num_slices:
+    rng, num_shards_after = np.random.default_rng(0), []
+    while len(num_shards_after) < num_kills:
+        child = start_attempt(config)
+        # Kill times range from the preparation to after some slices; half are within 0.6 seconds. On a fast machine the kill
+        # comes after a few slices at most, or the run would end before the last kill.
+        lifetime_s, max_slices = min(rng.lognormal(-0.5, 1), 3), num_shards(config) + int(rng.integers(1, 5))
+        deadline = time.monotonic() + lifetime_s
+        while time.monotonic() < deadline and num_shards(config) < max_slices:
             time.sleep(0.002)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
-            raise SystemExit(f"it ended by itself, with {status}, before it was killed {num_kills} times: {there}")
-        there.append(num_shards(config))
-    began = time.monotonic()
-    _, status = os.waitpid(attempt(config), 0)
-    print(json.dumps({"there": there, "status": status, "seconds": time.monotonic() - began}))
+            raise SystemExit(f"the run ended with status {status} before it was killed {num_kills} times: {num_shards_after}")
+        num_shards_after.append(num_shards(config))
+    start = time.monotonic()
+    _, status = os.waitpid(start_attempt(config), 0)
+    print(json.dumps({"num_shards": num_shards_after, "status": status, "seconds": time.monotonic() - start}))
 
 
 if __name__ == "__main__":

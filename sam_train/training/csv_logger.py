@@ -48,7 +48,7 @@ class ResumableCSVLogger(CSVLogger):
 
 class _Writer(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
-        """Do nothing: Lightning's own method deletes an existing file here."""
+        """Keep an existing file: Lightning's own method deletes it here."""
 
 
 def rows_before(path: Path, step: int) -> list[dict[str, str]]:

@@ -13,11 +13,11 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Preemption signals: SIGTERM, which SLURM sends before it takes a job's nodes away, and those that it is told to send before the
-time limit: SIGUSR1 by slurm/train.sbatch, SIGUSR2 by submitit, whose own handler would not wait for the checkpoint."""
+"""Preemption signals: SIGTERM, which SLURM sends before it takes a job's nodes away, and those that are requested before the time
+limit: SIGUSR1 by slurm/train.sbatch, SIGUSR2 by submitit, whose own handler would not wait for the checkpoint."""
 
 REQUEUE_WAIT_S = 60
-"""How long a requeued job waits for SLURM to end it."""
+"""Seconds that a requeued job waits for SLURM to end it."""
 
 
 class Preempted(Exception):
@@ -29,7 +29,7 @@ class Preempted(Exception):
 
 
 class PreemptionCallback(Callback):
-    """On one of SIGNALS to any process, all processes finish the step, write the checkpoint `path` and raise Preempted.
+    """Makes all processes finish the step, write the checkpoint `path` and raise Preempted after one of SIGNALS to any process.
 
     It replaces Lightning's signal handlers when training starts: those communicate with other processes from inside a signal
     handler, whatever these are doing. Before training starts there is nothing to save. A validation that is due runs first; the

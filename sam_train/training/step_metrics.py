@@ -86,17 +86,17 @@ class ReducedStepMetrics:
 
     @property
     def preemption_requested(self) -> bool:
-        """Whether any process has received a preemption signal; then all processes end after this step."""
+        """True if any process has received a preemption signal; then all processes end after this step."""
         return bool(self.sums[COUNTS.index("preemption_requested")] > 0)
 
     @property
     def is_finite(self) -> bool:
-        """Whether every loss of every process is finite."""
+        """True if every loss of every process is finite."""
         return bool(self.sums.isfinite().all())
 
     @property
     def is_finite_locally(self) -> bool:
-        """Whether every loss of this process is finite."""
+        """True if every loss of this process is finite."""
         return bool(self.local_sums.isfinite().all())
 
     def metrics(self) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""One process of several: reads jobs as lines of JSON, answers each with a line. Started by `ranks.Ranks`.
+"""One rank process: reads jobs as lines of JSON and writes one result line for each. Started by `dist_runner.RankProcesses`.
 
-A job is a list of overrides of `sam-train`, and perhaps the step at which the process is to be killed, before its end. Asked with
-`tell_keys`, the answer says which images this process saw, step by step.
+A job holds overrides of `sam-train` and optionally `kill_at`, a step before whose end the process is killed, or `preempt_at` and
+`preempt_rank`, the step and rank of a preemption signal. With `record_keys`, the result lists the images of each step.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from sam_train.train import train_model
 from sam_train.training import SamModule
 from sam_train.training.preemption import Preempted
 
-WHOLE_STEP = SamModule.training_step
+ORIGINAL_STEP = SamModule.training_step
 
 
 class KilledError(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
+    """Simulates SIGKILL: no `except Exception` catches it."""
 
 
-def do(job: dict[str, Any]) -> dict[str, Any]:
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
     seen: list[tuple[int, list[str]]] = []
-    told = {"seen": seen} if job.get("tell_keys") else {}
+    recorded = {"seen": seen} if job.get("record_keys") else {}
 
     def step(self: SamModule, batch: Any, batch_idx: int) -> None:
         seen.append((self.global_step, [*batch.keys]))
         if self.global_step == job.get("kill_at"):
             raise KilledError
-        self.preemption_requested |= self.global_step == job.get("ask_at") and self.global_rank == job["ask_rank"]
-        WHOLE_STEP(self, batch, batch_idx)
+        self.preemption_requested |= self.global_step == job.get("preempt_at") and self.global_rank == job["preempt_rank"]
+        ORIGINAL_STEP(self, batch, batch_idx)
 
     SamModule.training_step = step  # type: ignore[method-assign]
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         cfg = compose("train", overrides=job["overrides"])
     try:
-        return {"metrics": train_model(cfg)} | told
+        return {"metrics": train_model(cfg)} | recorded
     except KilledError:
-        return {"killed": True} | told
+        return {"killed": True} | recorded
     except Preempted as error:
         return {"preempted": str(error), "is_rank_zero": error.is_rank_zero}
 
@@ -52,13 +52,13 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    answers, sys.stdout = sys.stdout, sys.stderr  # bars and logs go beside the answers
+    results, sys.stdout = sys.stdout, sys.stderr  # progress bars and logs must not mix with the results
     for line in sys.stdin:
         try:
-            answer = do(json.loads(line))
+            result = run_job(json.loads(line))
         except BaseException as error:
-            answer = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
+            result = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        print(json.dumps(result), file=results, flush=True)
 
 
 if __name__ == "__main__":

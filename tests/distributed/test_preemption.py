@@ -1,4 +1,4 @@
-"""The command over two processes that it starts itself, told to leave as a cluster tells it: by a signal to every process."""
+"""Preemption of `sam-train` by a signal to every process, as a cluster sends it, with one and with two processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist_runner import SMALL, forked, rows, run_forked, weights
+from dist_runner import SMALL, rows, run_forked, start_forked, weights
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +25,15 @@ def overrides(shards: Path, run_dir: Path, devices: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("devices", "number"), [(2, signal.SIGTERM), (1, signal.SIGUSR1)])
-def test_told_to_leave_it_writes_its_checkpoint_and_goes_on_with_the_next_image(
+def test_preempted_run_writes_a_checkpoint_and_resumes_with_the_next_image(
     devices: int, number: signal.Signals, shards: Path, tmp_path: Path
 ) -> None:
-    """Loader processes get the signal too, and must not take their parent along."""
-    said = tmp_path / "said"
-    process = (started if devices > 1 else forked)(overrides(shards, tmp_path, devices), said)
+    """Loader processes receive the signal too and must not end their parent."""
+    output_path = tmp_path / "output"
+    process = (start_command if devices > 1 else start_forked)(overrides(shards, tmp_path, devices), output_path)
     deadline = time.monotonic() + 200
     while len(steps(tmp_path)) < 3:
-        assert exit_code(process) is None, said.read_text()
+        assert exit_code(process) is None, output_path.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert process.pid
@@ -41,30 +41,30 @@ def test_told_to_leave_it_writes_its_checkpoint_and_goes_on_with_the_next_image(
     while (code := exit_code(process)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert code == os.EX_TEMPFAIL, said.read_text()
-    left_at = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert 3 <= left_at < STEPS
-    assert steps(tmp_path) == [str(step) for step in range(left_at)], "each step has its row"
-    assert f"preempted after step {left_at}" in said.read_text()
-    run_forked(overrides(shards, tmp_path, 1), said)
+    assert code == os.EX_TEMPFAIL, output_path.read_text()
+    stopped_at = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 3 <= stopped_at < STEPS
+    assert steps(tmp_path) == [str(step) for step in range(stopped_at)], "each step has a row"
+    assert f"preempted after step {stopped_at}" in output_path.read_text()
+    run_forked(overrides(shards, tmp_path, 1), output_path)
     assert steps(tmp_path) == [str(step) for step in range(STEPS)]
     if devices == 1:
-        run_forked(overrides(shards, tmp_path / "unbroken", 1), said)
+        run_forked(overrides(shards, tmp_path / "unbroken", 1), output_path)
         expected, found = weights(tmp_path / "unbroken"), weights(tmp_path)
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
         assert rows(tmp_path / "unbroken") == rows(tmp_path)
 
 
-def started(options: list[str], said: Path) -> subprocess.Popen[bytes]:
-    """A command of its own: it starts the second process by its own name, which a forked one does not have."""
+def start_command(options: list[str], output_path: Path) -> subprocess.Popen[bytes]:
+    """Start a new command: it starts its second process by its program name, which a forked process does not have."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with said.open("wb") as stream:
+    with output_path.open("wb") as stream:
         command = [sys.executable, "-m", "sam_train.train", *options]
         return subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
 
 
 def exit_code(process: subprocess.Popen[bytes] | BaseProcess) -> int | None:
-    """None while it runs."""
+    """Return the exit code, or None while the process runs."""
     return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
 
 

@@ -1,4 +1,4 @@
-"""Two processes together see the images of one; killed and gone on, they end as a pair that nobody disturbed, to the bit."""
+"""Two processes together see the images of one; a killed and resumed run is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from dist_runner import SMALL, STEPS, Ranks, rows, weights
+from dist_runner import SMALL, STEPS, RankProcesses, rows, weights
 
 from sam_train.data.datamodule import ShardDataModule
 
@@ -29,57 +29,62 @@ def overrides(shards: Path, run_dir: Path, num_workers: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def order(shards: Path) -> list[str]:
-    """Keys by position, as a loader without processes and devices has them."""
+    """Keys by position, from a loader with one process and one device."""
     loader = ShardDataModule(shards=str(shards), image_size=32, images_per_step=IMAGES_PER_STEP)
     return [loader.train_set.entry(position).key for position in range(STEPS * IMAGES_PER_STEP)]
 
 
 @pytest.fixture(scope="module")
-def unbroken(two: Ranks, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Seen]]:
-    """Run folder of a pair that nobody disturbed, without loader processes, and what each of the two saw."""
+def uninterrupted(two_ranks: RankProcesses, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Seen]]:
+    """Run folder of two uninterrupted ranks without loader processes, and the images that each of them saw."""
     run_dir = tmp_path_factory.mktemp("unbroken")
-    answers = two.run(overrides(shards, run_dir, 0), tell_keys=True)
-    return run_dir, [answer["seen"] for answer in answers]
+    results = two_ranks.run(overrides(shards, run_dir, 0), record_keys=True)
+    return run_dir, [result["seen"] for result in results]
 
 
-def dealt(order: list[str], rank: int, step: int) -> list[str]:
+def keys_of_rank(order: list[str], rank: int, step: int) -> list[str]:
     return order[step * IMAGES_PER_STEP : (step + 1) * IMAGES_PER_STEP][rank::2]
 
 
 def check_equal(found: Path, expected: Path) -> None:
-    assert rows(found) == rows(expected), "each loss, to its last digit"
+    assert rows(found) == rows(expected), "losses must be bit-identical"
     ours, theirs = weights(found), weights(expected)
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     assert json.loads((found / "metrics.json").read_bytes())["steps"] == STEPS
 
 
-def test_the_order_of_one_is_dealt_to_two(order: list[str], unbroken: tuple[Path, list[Seen]]) -> None:
-    for rank, seen in enumerate(unbroken[1]):
-        assert seen == [[step, dealt(order, rank, step)] for step in range(STEPS)]
+def test_ranks_share_the_order_of_a_single_process(order: list[str], uninterrupted: tuple[Path, list[Seen]]) -> None:
+    for rank, seen in enumerate(uninterrupted[1]):
+        assert seen == [[step, keys_of_rank(order, rank, step)] for step in range(STEPS)]
     for epoch in range(STEPS * IMAGES_PER_STEP // 7):
-        assert len(set(order[7 * epoch : 7 * (epoch + 1)])) == 7, "each image once before one comes again"
+        assert len(set(order[7 * epoch : 7 * (epoch + 1)])) == 7, "each image once per epoch"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_killed_in_the_middle_of_an_epoch(
-    num_workers: int, two: Ranks, shards: Path, order: list[str], unbroken: tuple[Path, list[Seen]], tmp_path: Path
+def test_resumes_in_the_middle_of_an_epoch(
+    num_workers: int,
+    two_ranks: RankProcesses,
+    shards: Path,
+    order: list[str],
+    uninterrupted: tuple[Path, list[Seen]],
+    tmp_path: Path,
 ) -> None:
-    """In step 3, a step after the checkpoint: what follows it is made again, by each process from its own images."""
+    """Killed in step 3, one step after the checkpoint: each rank repeats the steps since then with its own images."""
     options = overrides(shards, tmp_path, num_workers)
-    before = two.run(options, kill_at=3, tell_keys=True)
-    after = two.run(options, tell_keys=True)
+    before = two_ranks.run(options, kill_at=3, record_keys=True)
+    after = two_ranks.run(options, record_keys=True)
     for rank in range(2):
-        assert before[rank]["seen"] == unbroken[1][rank][:4]
-        assert after[rank]["seen"] == unbroken[1][rank][2:], "from the checkpoint after two steps, and no other image"
-        assert after[rank]["seen"][0] == [2, dealt(order, rank, 2)]
-    check_equal(tmp_path, unbroken[0])
+        assert before[rank]["seen"] == uninterrupted[1][rank][:4]
+        assert after[rank]["seen"] == uninterrupted[1][rank][2:], "resumed after two steps with the next image"
+        assert after[rank]["seen"][0] == [2, keys_of_rank(order, rank, 2)]
+    check_equal(tmp_path, uninterrupted[0])
 
 
 @pytest.fixture
-def victims() -> Iterator[Ranks]:
-    """Two processes that do not live long."""
-    ranks = Ranks(2)
+def ranks_to_kill() -> Iterator[RankProcesses]:
+    """Two rank processes that the test kills."""
+    ranks = RankProcesses(2)
     yield ranks
     for process in ranks.processes:
         process.kill()
@@ -89,25 +94,25 @@ def victims() -> Iterator[Ranks]:
                 stream.close()
 
 
-def test_kill_9_with_two_loader_processes_each(
-    victims: Ranks, two: Ranks, shards: Path, unbroken: tuple[Path, list[Seen]], tmp_path: Path
+def test_resumes_after_sigkill_with_two_loader_processes_per_rank(
+    ranks_to_kill: RankProcesses, two_ranks: RankProcesses, shards: Path, uninterrupted: tuple[Path, list[Seen]], tmp_path: Path
 ) -> None:
     options = overrides(shards, tmp_path, 2)
-    victims.begin(options)
+    ranks_to_kill.submit(options)
     wait_until((tmp_path / "checkpoints" / "last.ckpt").is_file, "no checkpoint was written")
-    loaders = [child for process in victims.processes for child in psutil.Process(process.pid).children(recursive=True)]
-    assert len(loaders) >= 4, "two for each"
-    for process in victims.processes:
+    loaders = [child for process in ranks_to_kill.processes for child in psutil.Process(process.pid).children(recursive=True)]
+    assert len(loaders) >= 4, "two per rank"
+    for process in ranks_to_kill.processes:
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "metrics.json").exists()
-    wait_until(lambda: not any(is_alive(loader) for loader in loaders), "loader processes outlived the processes that asked them")
-    two.run(options)
-    log, expected = rows(tmp_path), rows(unbroken[0])
+    wait_until(lambda: not any(is_alive(loader) for loader in loaders), "loader processes outlived their parents")
+    two_ranks.run(options)
+    log, expected = rows(tmp_path), rows(uninterrupted[0])
     assert [row for row in log if row not in expected] == []
     assert len(log) >= STEPS - 1, "a kill between a checkpoint and the row of its step loses that row"
     assert log[-1] == expected[-1]
-    ours, theirs = weights(tmp_path), weights(unbroken[0])
+    ours, theirs = weights(tmp_path), weights(uninterrupted[0])
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
@@ -115,8 +120,8 @@ def is_alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def wait_until(is_so: Any, otherwise: str) -> None:
+def wait_until(condition: Any, message: str) -> None:
     deadline = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, otherwise
+    while not condition():
+        assert time.monotonic() < deadline, message
         time.sleep(0.005)

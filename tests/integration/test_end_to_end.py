@@ -1,7 +1,7 @@
-"""The whole cycle as a user starts it: corpus, annotation, training, evaluation, promotion, report.
+"""The complete cycle, started by its command: corpus, annotation, training, evaluation, promotion, report.
 
-A cycle that is killed at any moment and started again ends with the same shards, no image lost or doubled, and a whole
-report. What a killed cycle left running is waited for.
+A cycle that is killed at any moment and started again ends with the same shards, each image once, and a complete report. A new
+cycle waits for processes that a killed one has left running.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SA_1B_KEYS = {"id", "segmentation", "bbox", "area", "predicted_iou", "stability_
 
 
 def start(run_dir: Path) -> subprocess.Popen[str]:
-    """The cycle in a process group of its own, run_dir relative so that all runs have one config."""
+    """Start the cycle in its own process group, with a relative run_dir so that all runs have the same config."""
     command = [sys.executable, "-u", "-m", "data_engine.cycle", "experiment=smoke", f"run_dir={run_dir.name}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
@@ -60,7 +60,7 @@ def start(run_dir: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for the end; what it printed. A process that does not end well fails the test with its output."""
+    """Wait for the end and return the output. Fail the test with the output if the exit code is not 0."""
     try:
         output = process.communicate(timeout=600)[0]
     finally:
@@ -70,7 +70,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the cycle and all that it started."""
+    """Send SIGKILL to the cycle and its child processes."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -79,7 +79,7 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cycle_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("unbroken") / "smoke"
     finish(start(run_dir))
     return run_dir
@@ -90,7 +90,7 @@ def shards_of(run_dir: Path, step: str) -> list[Path]:
 
 
 def check_complete(run_dir: Path) -> None:
-    """Every image of every stage in exactly one whole shard, and nothing half done."""
+    """Assert that every image of every stage is in exactly one complete shard, and that all results exist."""
     for step in STEPS:
         shards = shards_of(run_dir, step)
         keys: Counter[str] = Counter()
@@ -115,27 +115,27 @@ def check_complete(run_dir: Path) -> None:
     assert (run_dir / "report.html").read_text().rstrip().endswith("</html>")
 
 
-def test_walk_is_complete(walk: Path) -> None:
-    check_complete(walk)
-    assert list(walk.rglob("*.tmp")) == []
-    history = json.loads((walk / "promoted.json").read_bytes())["history"]
+def test_cycle_writes_all_results(cycle_run: Path) -> None:
+    check_complete(cycle_run)
+    assert list(cycle_run.rglob("*.tmp")) == []
+    history = json.loads((cycle_run / "promoted.json").read_bytes())["history"]
     assert [entry["step"] for entry in history] == list(STEPS)
-    assert history[0]["promoted"], "the first model is better than none"
+    assert history[0]["promoted"], "the first model is always promoted"
 
 
-def test_second_stage_works_with_the_first_model(walk: Path) -> None:
-    made_by = [json.loads((walk / step / "shards" / "engine.json").read_bytes()) for step in STEPS]
-    history = json.loads((walk / "promoted.json").read_bytes())["history"]
-    assert [entry["checkpoint"] for entry in made_by] == ["", history[0]["sha256"]]
-    document = torch.load(walk / STEPS[1] / "train" / "model.pt", weights_only=True)
+def test_second_stage_uses_the_first_model(cycle_run: Path) -> None:
+    provenance = [json.loads((cycle_run / step / "shards" / "engine.json").read_bytes()) for step in STEPS]
+    history = json.loads((cycle_run / "promoted.json").read_bytes())["history"]
+    assert [entry["checkpoint"] for entry in provenance] == ["", history[0]["sha256"]]
+    document = torch.load(cycle_run / STEPS[1] / "train" / "model.pt", weights_only=True)
     assert document["provenance"]["init"] == history[0]["sha256"]
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_shards_open_with_plain_tools(walk: Path, step: str) -> None:
+def test_shards_open_with_plain_tools(cycle_run: Path, step: str) -> None:
     annotator = {"1_assisted_manual": {"simulated"}, "2_semi_automatic": {"simulated", "automatic"}}[step]
     ids: Counter[int] = Counter()
-    for shard in shards_of(walk, step):
+    for shard in shards_of(cycle_run, step):
         with tarfile.open(shard) as tar:
             for name in tar.getnames():
                 if not name.endswith(".json"):
@@ -155,52 +155,52 @@ def test_shards_open_with_plain_tools(walk: Path, step: str) -> None:
     assert set(ids.values()) == {1}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves closing to Python
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close its files
 @pytest.mark.parametrize("step", STEPS)
-def test_shards_open_with_webdataset(walk: Path, step: str) -> None:
-    urls = [str(shard) for shard in shards_of(walk, step)]
+def test_shards_open_with_webdataset(cycle_run: Path, step: str) -> None:
+    urls = [str(shard) for shard in shards_of(cycle_run, step)]
     samples = list(wds.WebDataset(urls, shardshuffle=False).decode("rgb8"))
     assert len(samples) == IMAGES_PER_STAGE
     for sample in samples:
         assert sample["jpg"].shape == (sample["json"]["image"]["height"], sample["json"]["image"]["width"], 3)
 
 
-@pytest.mark.timeout(2000)  # three deaths and four starts
-def test_killed_at_three_random_points_it_ends_the_same(walk: Path, tmp_path: Path) -> None:
-    """A point is a file that the undisturbed cycle wrote, so that a slow machine is killed in the same places as a fast one."""
+@pytest.mark.timeout(2000)  # three kills and four starts
+def test_cycle_killed_at_three_random_points_ends_with_the_same_results(cycle_run: Path, tmp_path: Path) -> None:
+    """Each kill follows the write of a given file, so that the kill points do not depend on the speed of the machine."""
     run_dir = tmp_path / "smoke"
-    chance = random.Random(7)  # noqa: S311
-    others = ("report.html", "report.json", "clock.json", "config.yaml", "model.pt")  # written again, or last of all
-    files = [path for path in walk.rglob("*") if path.is_file() and path.name not in others and ".engine" not in path.parts]
+    rng = random.Random(7)  # noqa: S311
+    others = ("report.html", "report.json", "clock.json", "config.yaml", "model.pt")  # rewritten, or written last
+    files = [path for path in cycle_run.rglob("*") if path.is_file() and path.name not in others and ".engine" not in path.parts]
     written = sorted(files, key=lambda path: path.stat().st_mtime_ns)
-    points = sorted(chance.sample(range(len(written) - 1), 3))
+    points = sorted(rng.sample(range(len(written) - 1), 3))
     for point in points:
-        process, reached = start(run_dir), run_dir / written[point].relative_to(walk)
+        process, reached = start(run_dir), run_dir / written[point].relative_to(cycle_run)
         try:
             deadline = time.monotonic() + 600
             while not reached.exists():
-                assert process.poll() is None, f"it ended before it wrote {reached}: {process.communicate()[0]}"
+                assert process.poll() is None, f"the cycle ended before it wrote {reached}: {process.communicate()[0]}"
                 assert time.monotonic() < deadline, f"no {reached}"
                 time.sleep(0.005)
-            time.sleep(chance.uniform(0, 0.3))
+            time.sleep(rng.uniform(0, 0.3))
         finally:
             kill_group(process)
             process.communicate()
     finish(start(run_dir))
     check_complete(run_dir)
     for name in ("promoted.json", *(f"{step}/evaluation.json" for step in STEPS)):
-        assert (run_dir / name).read_bytes() == (walk / name).read_bytes(), name
+        assert (run_dir / name).read_bytes() == (cycle_run / name).read_bytes(), name
     for step in STEPS:
-        assert [p.name for p in shards_of(run_dir, step)] == [p.name for p in shards_of(walk, step)]
-        for again, once in zip(shards_of(run_dir, step), shards_of(walk, step), strict=True):
-            assert again.read_bytes() == once.read_bytes()
-        ours, theirs = (torch.load(folder / step / "train" / "model.pt", weights_only=True) for folder in (run_dir, walk))
+        assert [p.name for p in shards_of(run_dir, step)] == [p.name for p in shards_of(cycle_run, step)]
+        for actual, expected in zip(shards_of(run_dir, step), shards_of(cycle_run, step), strict=True):
+            assert actual.read_bytes() == expected.read_bytes()
+        ours, theirs = (torch.load(folder / step / "train" / "model.pt", weights_only=True) for folder in (run_dir, cycle_run))
         assert all(torch.equal(tensor, ours["model"][name]) for name, tensor in theirs["model"].items())
-    stages = [json.loads((folder / "report.json").read_bytes())["stages"] for folder in (run_dir, walk)]
+    stages = [json.loads((folder / "report.json").read_bytes())["stages"] for folder in (run_dir, cycle_run)]
     assert stages[0] == stages[1]
 
 
-def test_what_a_killed_cycle_left_running_is_waited_for(tmp_path: Path) -> None:
+def test_waits_for_processes_of_a_killed_cycle(tmp_path: Path) -> None:
     run_dir = tmp_path / "smoke"
     killed = start(run_dir)
     again = None

@@ -1,5 +1,4 @@
-"""What a user gets wrong ends a command with an exit code other than 0 and one message that says what to do: no traceback,
-no half-written file of a final name."""
+"""A user error ends a command with a non-zero exit code and one message with the remedy: no traceback, no partial output file."""
 
 from __future__ import annotations
 
@@ -47,15 +46,15 @@ ONE_STAGE = "stages=[{{stage:assisted_manual,first_image:0,num_images:1}}]"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, good, torn and with a broken mask; checkpoints; files and folders where they should not be."""
+    """Shards (valid, truncated, with an invalid mask), checkpoints, and files and folders at unexpected paths."""
     root = tmp_path_factory.mktemp("world")
     write_shard(root / "shards" / "sa_000000.tar", [make_sample(index) for index in range(3)])
     write_shard(root / "heldout" / "sa_000000.tar", [make_sample(index, height=64, width=40) for index in range(10, 12)])
-    for name in ("torn", "broken"):
+    for name in ("truncated", "broken"):
         shutil.copytree(root / "shards", root / name)
-    whole = (root / "shards" / "sa_000000.tar").read_bytes()
-    (root / "torn" / "sa_000000.tar").write_bytes(whole[: len(whole) // 2])
-    (root / "broken" / "sa_000000.tar").write_bytes(re.sub(rb'(?<="counts":").{4}', b"!!!!", whole))
+    tar_bytes = (root / "shards" / "sa_000000.tar").read_bytes()
+    (root / "truncated" / "sa_000000.tar").write_bytes(tar_bytes[: len(tar_bytes) // 2])
+    (root / "broken" / "sa_000000.tar").write_bytes(re.sub(rb'(?<="counts":").{4}', b"!!!!", tar_bytes))
     config = OmegaConf.to_container(OmegaConf.load(Path(config_dir()) / "model" / "vit_nano.yaml"))
     save_checkpoint(root / "model.pt", build(config), config, {})
     (root / "half.pt").write_bytes((root / "model.pt").read_bytes()[:5000])
@@ -67,7 +66,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fails(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command line that must fail; what it wrote to stderr."""
+    """Run a command line that must fail, and return its stderr."""
 
     def run(line: str) -> str:
         name, *arguments = line.format(world=world, tmp=tmp_path).split()
@@ -145,16 +144,16 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
             "source={world}/nowhere: no such file or folder: give a folder, a glob",
         ),
         (
-            ENGINE.replace("{world}/shards", "{world}/torn"),
+            ENGINE.replace("{world}/shards", "{world}/truncated"),
             "the file is truncated, corrupt or not a tar: write or download it again",
         ),
         (ENGINE.replace("{world}/shards", "{world}/broken"), "(key sa_000000, field segmentation.counts)"),
         (TRAIN, "data.shards is empty, and so is data.sources: give data.shards="),
         (TRAIN + " data.shards={world}/nowhere", "data.shards={world}/nowhere: no such file or folder: give a folder, a glob"),
         (TRAIN + " data.shards={world}/empty", "no shard matches '{world}/empty': expected"),
-        (TRAIN + " data.shards={world}/torn", "the file is truncated, corrupt or not a tar: write or download it again"),
+        (TRAIN + " data.shards={world}/truncated", "the file is truncated, corrupt or not a tar: write or download it again"),
         (TRAIN + " data.shards={world}/broken", "3 samples in a row are unusable (bad_counts 3 x)"),
-        (EVALUATE.replace("{world}/shards", "{world}/torn"), "the file is truncated, corrupt or not a tar"),
+        (EVALUATE.replace("{world}/shards", "{world}/truncated"), "the file is truncated, corrupt or not a tar"),
         (EVALUATE.replace("{world}/shards", "{world}/empty"), "no shard matches '{world}/empty': expected"),
         # places
         (ENGINE.replace("{tmp}/out", "{world}/file"), "a file exists where a folder is expected: choose another path"),
@@ -189,7 +188,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (CYCLE.replace("/heldout", "/shards") + " " + ONE_STAGE, "is in the corpus and held out"),
     ],
 )
-def test_one_message_that_says_what_to_do(
+def test_prints_one_message_with_the_remedy(
     fails: Callable[..., str], world: Path, tmp_path: Path, line: str, expected: str
 ) -> None:
     message = fails(line)
@@ -201,36 +200,36 @@ def test_one_message_that_says_what_to_do(
     assert not (tmp_path / "run" / "model.pt").exists()
 
 
-def test_import_of_a_folder_that_is_not_there(fails: Callable[..., str], tmp_path: Path) -> None:
+def test_import_reports_a_missing_folder(fails: Callable[..., str], tmp_path: Path) -> None:
     message = fails("sam-data import label_maps --images {tmp}/no --labels {tmp}/no --out {tmp}/out")
-    assert message.endswith(f"error: no such folder: {tmp_path / 'no'}\n")  # after the bar
+    assert message.endswith(f"error: no such folder: {tmp_path / 'no'}\n")  # after the progress bar
 
 
 @pytest.mark.slow
-def test_error_in_a_loader_process(fails: Callable[..., str]) -> None:
+def test_reports_an_error_in_a_loader_process(fails: Callable[..., str]) -> None:
     message = fails(TRAIN + " data.shards={world}/broken data.num_workers=1")
     assert message == "error: 3 samples in a row are unusable (bad_counts 3 x): check the shards and the filters of data.*\n"
 
 
-def test_torn_checkpoint_of_a_run_that_would_go_on(fails: Callable[..., str], world: Path, tmp_path: Path) -> None:
+def test_reports_a_truncated_checkpoint_on_resume(fails: Callable[..., str], world: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     shutil.copy(world / "half.pt", tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert f"last.ckpt is truncated or corrupt: remove the folder {tmp_path / 'run'} to start again" in fails(TRAINABLE)
 
 
-def test_run_folder_of_another_run_is_not_gone_on_with(
+def test_rejects_the_run_folder_of_another_config(
     fails: Callable[..., str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = TRAINABLE.format(world=world, tmp=tmp_path).split()
     monkeypatch.setattr(sys, "argv", [*line, "checkpoint_every_n_steps=1"])
     sam_train.train.main()
     message = fails(TRAINABLE + " model.depth=3 model.global_attn_indexes=[2] optim.lr=1")
-    assert "holds a run with another model, optim: choose another name=..." in message
+    assert "holds a run with another model, optim: set another name=..." in message
     monkeypatch.setattr(sys, "argv", [*line, "trainer.max_steps=3"])
-    sam_train.train.main()  # longer, with the rest as it was, is the same run
+    sam_train.train.main()  # a longer run with the same config resumes
 
 
-def test_shards_of_another_config_are_not_mixed(
+def test_rejects_shards_of_another_config(
     fails: Callable[..., str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ENGINE.format(world=world, tmp=tmp_path).split())
@@ -241,7 +240,7 @@ def test_shards_of_another_config_are_not_mixed(
 
 @contextmanager
 def full_disk(folder: Path, size: int) -> Iterator[None]:
-    """A file system of `size` bytes at `folder` where mounting is allowed, else no file may grow above it."""
+    """Mount a file system of `size` bytes at `folder`; if mounting is not allowed, limit the size of every file."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if shutil.which("mount") and subprocess.run(command, capture_output=True, check=False).returncode == 0:
@@ -251,7 +250,7 @@ def full_disk(folder: Path, size: int) -> Iterator[None]:
             subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ, so that it is an OSError
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ, so a write raises OSError
     try:
         yield
     finally:
@@ -267,7 +266,7 @@ def full_disk(folder: Path, size: int) -> Iterator[None]:
     ],
     ids=["shard", "model.pt", "last.ckpt"],
 )
-def test_full_disk(fails: Callable[..., str], tmp_path: Path, line: str, size: int) -> None:
+def test_reports_a_full_disk(fails: Callable[..., str], tmp_path: Path, line: str, size: int) -> None:
     with full_disk(tmp_path / "small", size):
         message = fails(line)
         written = [path.name for path in (tmp_path / "small").rglob("*")]
@@ -277,9 +276,9 @@ def test_full_disk(fails: Callable[..., str], tmp_path: Path, line: str, size: i
     assert [name for name in written if name.endswith((".tar", ".pt", ".ckpt", ".tmp", "metrics.json"))] == []
 
 
-def test_no_permission(fails: Callable[..., str], world: Path, tmp_path: Path) -> None:
+def test_reports_missing_permissions(fails: Callable[..., str], world: Path, tmp_path: Path) -> None:
     if os.geteuid() == 0:
-        pytest.skip("root may read everything")
+        pytest.skip("root can read every file")
     secret = tmp_path / "secret"
     shutil.copytree(world / "shards", secret)
     (secret / "sa_000000.tar").chmod(0)
@@ -296,7 +295,7 @@ def test_no_permission(fails: Callable[..., str], world: Path, tmp_path: Path) -
         (KeyboardInterrupt(), "interrupted: run the same command again to resume\n", 130),
     ],
 )
-def test_ways_out(error: BaseException, message: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_and_messages(error: BaseException, message: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     @exit_with_message
     def main() -> None:
         raise error

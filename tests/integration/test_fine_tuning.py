@@ -1,7 +1,7 @@
 """Runs that train a part of a model: by LoRA, or the image encoder alone on a teacher's embeddings.
 
 What comes out is a plain model, which goes straight into the predictor and the automatic generator; a run that was killed ends
-with the bits of the unbroken one.
+bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ VIT = {
 
 
 class KilledError(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
+    """Simulates SIGKILL: no `except Exception` catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def shards(samples: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def start(shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -> dict[str, float]:
+def train(shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -> dict[str, float]:
     group = "mobile_sam" if "mobile" in model["_target_"] else "vit_b"
     values = ", ".join(f"{key}: {value}" for key, value in model.items())
     places = [f"data.shards={shards}", f"run_dir={run_dir}", f"model={group}", f"++model={{{values}}}"]
@@ -76,18 +76,18 @@ def start(shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -
         return train_model(compose("train", overrides=[*places, *RUN, *overrides]))
 
 
-def killed(at: int, shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -> None:
-    whole = StepModule.training_step
+def train_and_kill(at: int, shards: Path, run_dir: Path, model: dict[str, Any], *overrides: str) -> None:
+    original = StepModule.training_step
 
     def until(self: StepModule, batch: object, batch_idx: int) -> None:
         if self.global_step == at:
             raise KilledError
-        whole(self, batch, batch_idx)  # type: ignore[arg-type]
+        original(self, batch, batch_idx)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepModule, "training_step", until)
         with pytest.raises(KilledError):
-            start(shards, run_dir, model, *overrides)
+            train(shards, run_dir, model, *overrides)
 
 
 def log_of(run_dir: Path, name: str) -> list[float]:
@@ -95,23 +95,23 @@ def log_of(run_dir: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(stream) if row[name]]
 
 
-def picture(sample: Any, tmp_path: Path) -> np.ndarray:
-    (tmp_path / "picture.jpg").write_bytes(sample[1])
-    return np.asarray(Image.open(tmp_path / "picture.jpg"))
+def decoded_image(sample: Any, tmp_path: Path) -> np.ndarray:
+    (tmp_path / "image.jpg").write_bytes(sample[1])
+    return np.asarray(Image.open(tmp_path / "image.jpg"))
 
 
-def check_same(broken: Path, unbroken: Path) -> None:
-    expected, found = (load_checkpoint(folder / "model.pt").state_dict() for folder in (unbroken, broken))
-    assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
-    assert log_of(broken, "train/loss") == log_of(unbroken, "train/loss")
+def check_same(resumed: Path, uninterrupted: Path) -> None:
+    expected, actual = (load_checkpoint(folder / "model.pt").state_dict() for folder in (uninterrupted, resumed))
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, actual[name])] == []
+    assert log_of(resumed, "train/loss") == log_of(uninterrupted, "train/loss")
 
 
 @pytest.mark.parametrize("numbers", [MOBILE_SAM, VIT], ids=["mobile_sam", "vit"])
-def test_lora_ends_in_a_plain_model(numbers: dict[str, Any], shards: Path, samples: list[Any], tmp_path: Path) -> None:
+def test_lora_training_writes_a_plain_model(numbers: dict[str, Any], shards: Path, samples: list[Any], tmp_path: Path) -> None:
     before: Sam = build(numbers)
     export_weights(before, tmp_path / "sam.pth")
     options = ["lora=attention", "lora.rank=2", f"init_checkpoint={tmp_path / 'sam.pth'}", "optim.warmup_steps=1"]
-    start(shards, tmp_path / "run", numbers, *options)
+    train(shards, tmp_path / "run", numbers, *options)
 
     after = load_checkpoint(tmp_path / "run" / "model.pt")
     names = {name for name, tensor in before.state_dict().items() if not torch.equal(tensor, after.state_dict()[name])}
@@ -126,7 +126,7 @@ def test_lora_ends_in_a_plain_model(numbers: dict[str, Any], shards: Path, sampl
     (optimizer,) = checkpoint["optimizer_states"]
     assert len(optimizer["state"]) == len(adapters) + len(rest)
 
-    image = picture(samples[0], tmp_path)
+    image = decoded_image(samples[0], tmp_path)
     predictor = load_predictor(tmp_path / "run" / "model.pt")
     predictor.set_image(image)
     one = torch.zeros(1, dtype=torch.long)
@@ -137,22 +137,22 @@ def test_lora_ends_in_a_plain_model(numbers: dict[str, Any], shards: Path, sampl
     )
     assert everything.generate(after, image)[0]
 
-    killed(3, shards, tmp_path / "broken", numbers, *options)
-    start(shards, tmp_path / "broken", numbers, *options)
-    check_same(tmp_path / "broken", tmp_path / "run")
+    train_and_kill(3, shards, tmp_path / "resumed", numbers, *options)
+    train(shards, tmp_path / "resumed", numbers, *options)
+    check_same(tmp_path / "resumed", tmp_path / "run")
     with pytest.raises(ConfigError, match="a run with another lora"):
-        start(shards, tmp_path / "run", numbers, *options, "lora.rank=4", "trainer.max_steps=9")
+        train(shards, tmp_path / "run", numbers, *options, "lora.rank=4", "trainer.max_steps=9")
 
 
-def stirred(model: Sam) -> Sam:
-    """With an answer to every prompt: a model that was never trained says "nothing" everywhere."""
+def with_random_hypernetworks(model: Sam) -> Sam:
+    """Return the model with random hypernetworks, so that it predicts masks instead of background everywhere."""
     for parameter in model.mask_decoder.output_hypernetworks_mlps.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
 
-def answers(model: Sam, images: list[np.ndarray]) -> torch.Tensor:
-    """Logits for a click in the middle of each picture, and their sign against the middle value of each."""
+def middle_click_logits(model: Sam, images: list[np.ndarray]) -> torch.Tensor:
+    """Return the mask logits for a click in the middle of each image."""
     with torch.no_grad():
         tensors = torch.stack([torch.from_numpy(np.pad(i, ((0, 16), (0, 0), (0, 0)))).permute(2, 0, 1) for i in images])
         embeddings = model.encode_images(tensors, torch.tensor([[48, 64]] * len(images)))
@@ -161,9 +161,9 @@ def answers(model: Sam, images: list[np.ndarray]) -> torch.Tensor:
         return model.decode(embeddings, prompts, multimask_output=True).mask_logits.flatten(2)
 
 
-def iou(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    threshold = wanted.median(2, keepdim=True).values
-    a, b = found > threshold, wanted > threshold
+def mean_iou(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    threshold = expected.median(2, keepdim=True).values
+    a, b = actual > threshold, expected > threshold
     return float(((a & b).sum(2) / (a | b).sum(2)).mean())
 
 
@@ -175,11 +175,11 @@ STUDENT = VIT | {"embed_dim": 32, "depth": 2, "stem": "conv"}
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(5)
     path = tmp_path_factory.mktemp("teacher") / "model.pt"
-    save_checkpoint(path, stirred(build(TEACHER)), TEACHER, {})
+    save_checkpoint(path, with_random_hypernetworks(build(TEACHER)), TEACHER, {})
     return path
 
 
-def test_a_student_comes_near_its_teacher_who_sees_each_picture_once(
+def test_distilled_student_approximates_the_teacher(
     teacher: Path, shards: Path, samples: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -193,40 +193,40 @@ def test_a_student_comes_near_its_teacher_who_sees_each_picture_once(
     monkeypatch.setattr(Sam, "encode_images", counting)
     options = [f"teacher={teacher}", f"embedding_cache={tmp_path / 'embeddings'}", "optim=from_scratch", "optim.lr=3e-3"]
     options += ["optim.warmup_steps=5", "trainer.max_steps=60", f"data.val_shards={shards}", "data.images_per_step=4"]
-    metrics = start(shards, tmp_path / "run", STUDENT, *options)
+    metrics = train(shards, tmp_path / "run", STUDENT, *options)
     losses, cosines = log_of(tmp_path / "run", "train/loss"), log_of(tmp_path / "run", "train/cosine")
     assert len(losses) == 60
     assert losses[-1] < 0.1 * losses[0], (losses[0], losses[-1])
     assert cosines[-1] > 0.9 > cosines[0]
-    assert sum(seen) == len(samples), "from the second epoch on the teacher's embeddings are read"
+    assert sum(seen) == len(samples), "from the second epoch on the teacher's embeddings are read from the cache"
     assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == len(samples)
     assert "val/miou_at_1" in metrics
 
     monkeypatch.undo()
-    student, master = load_checkpoint(tmp_path / "run" / "model.pt"), load_checkpoint(teacher)
+    student, teacher_model = load_checkpoint(tmp_path / "run" / "model.pt"), load_checkpoint(teacher)
     for part in ("prompt_encoder", "mask_decoder"):
-        pairs = zip(getattr(student, part).state_dict().values(), getattr(master, part).state_dict().values(), strict=True)
+        pairs = zip(getattr(student, part).state_dict().values(), getattr(teacher_model, part).state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-    images = [picture(sample, tmp_path) for sample in samples]
+    images = [decoded_image(sample, tmp_path) for sample in samples]
     torch.manual_seed(9)
-    untaught: Sam = build(STUDENT)
-    copy_teacher_decoder(untaught, master, origin="the test")
-    wanted = answers(master, images)
-    assert iou(answers(untaught.eval(), images), wanted) < 0.6
-    assert iou(answers(student, images), wanted) > 0.75
+    untrained: Sam = build(STUDENT)
+    copy_teacher_decoder(untrained, teacher_model, origin="the test")
+    expected = middle_click_logits(teacher_model, images)
+    assert mean_iou(middle_click_logits(untrained.eval(), images), expected) < 0.6
+    assert mean_iou(middle_click_logits(student, images), expected) > 0.75
     provenance = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["provenance"]
     assert provenance["teacher"] == checkpoint_hash(teacher)
 
 
-def test_a_distillation_that_was_killed_ends_as_the_unbroken_one(teacher: Path, shards: Path, tmp_path: Path) -> None:
-    """Dropped paths among it; MobileSAM's encoder as the student, with batch norms that learn."""
+def test_resumed_distillation_ends_as_the_uninterrupted_one(teacher: Path, shards: Path, tmp_path: Path) -> None:
+    """The student is MobileSAM's encoder with stochastic depth and trained batch norms."""
     student = MOBILE_SAM | {"drop_path_rate": 0.5, "freeze_batch_norm": False}
     options = [f"teacher={teacher}", f"embedding_cache={tmp_path / 'embeddings'}"]
-    start(shards, tmp_path / "unbroken", student, *options)
-    killed(3, shards, tmp_path / "broken", student, *options)
-    start(shards, tmp_path / "broken", student, *options)
-    check_same(tmp_path / "broken", tmp_path / "unbroken")
-    checkpoint = torch.load(tmp_path / "broken" / "checkpoints" / "last.ckpt", weights_only=True)
+    train(shards, tmp_path / "uninterrupted", student, *options)
+    train_and_kill(3, shards, tmp_path / "resumed", student, *options)
+    train(shards, tmp_path / "resumed", student, *options)
+    check_same(tmp_path / "resumed", tmp_path / "uninterrupted")
+    checkpoint = torch.load(tmp_path / "resumed" / "checkpoints" / "last.ckpt", weights_only=True)
     assert len(checkpoint["optimizer_states"][0]["state"]) == len(list(build(student).image_encoder.parameters()))
 
 
@@ -242,9 +242,9 @@ def test_a_distillation_that_was_killed_ends_as_the_unbroken_one(teacher: Path, 
         (["lora=attention", "freeze_image_encoder=true", "init_checkpoint=x"], ConfigError, "freeze_image_encoder=true excludes"),
     ],
 )
-def test_what_cannot_go_together_is_refused(
+def test_rejects_options_that_exclude_each_other(
     overrides: list[str], error: type[Exception], message: str, teacher: Path, shards: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        start(shards, tmp_path / "run", STUDENT, *(value.format(teacher=teacher) for value in overrides))
+        train(shards, tmp_path / "run", STUDENT, *(value.format(teacher=teacher) for value in overrides))
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""A run starts from released weights, and what it writes is a checkpoint of ours that knows its config."""
+"""Runs that start from released weights write a checkpoint with config and provenance."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(shards: Path, init: Path, *overrides: str) -> Path:
-    """The model.pt of a run of one step."""
+    """Train one step and return the path of model.pt."""
     run_dir = init.parent / "run"
     places = [f"data.shards={shards}", f"run_dir={run_dir}", f"init_checkpoint={init}"]
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
@@ -53,8 +53,8 @@ def train(shards: Path, init: Path, *overrides: str) -> Path:
     return run_dir / "model.pt"
 
 
-def test_mobile_sam_without_learning_stays_as_released(shards: Path, tmp_path: Path) -> None:
-    """Batch norms too: their statistics would move without any learning rate."""
+def test_learning_rate_zero_keeps_released_mobile_sam_weights(shards: Path, tmp_path: Path) -> None:
+    """Frozen batch norms keep their statistics, which would otherwise change at any learning rate."""
     released = build_mobile_sam(
         embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_heads=[2, 2, 2, 2], prompt_dim=16, decoder_mlp_dim=16
     )
@@ -71,7 +71,7 @@ def test_mobile_sam_without_learning_stays_as_released(shards: Path, tmp_path: P
     assert json.loads((path.parent / "metrics.json").read_bytes())["steps"] == 1
 
 
-def test_a_masked_auto_encoder_fills_the_encoder(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mae_weights_initialise_the_image_encoder(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     encoder = build_sam(image_size=64, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=[1], prompt_dim=16).image_encoder
     blocks = {k.replace(".lin", ".fc"): v for k, v in encoder.state_dict().items() if k.startswith(("patch", "blocks"))}
     mae = {name: tensor for name, tensor in blocks.items() if "rel_pos" not in name}
@@ -86,13 +86,13 @@ def test_a_masked_auto_encoder_fills_the_encoder(shards: Path, tmp_path: Path, c
 
 
 def small_vit() -> Sam:
-    """What VIT and RUN say."""
+    """Build the model that the overrides VIT and RUN describe."""
     numbers = {"embed_dim": 32, "depth": 2, "num_heads": 2, "global_attn_indexes": [1], "image_size": 64}
     return build_sam(**numbers, prompt_dim=16, decoder_mlp_dim=16)
 
 
-def test_the_decoder_alone_is_fine_tuned(shards: Path, tmp_path: Path) -> None:
-    """On embeddings that are kept; the model that comes out is whole, and its encoder the one that went in."""
+def test_fine_tunes_the_decoder_with_a_frozen_encoder(shards: Path, tmp_path: Path) -> None:
+    """The embeddings are cached; the trained model is complete, and its image encoder is unchanged."""
     before = small_vit()
     export_weights(before, tmp_path / "sam.pth")
     frozen = ["freeze_image_encoder=true", f"embedding_cache={tmp_path / 'embeddings'}", "trainer.max_steps=2"]
@@ -110,7 +110,9 @@ def test_the_decoder_alone_is_fine_tuned(shards: Path, tmp_path: Path) -> None:
         (["embedding_cache=somewhere"], "freeze_image_encoder=true"),
     ],
 )
-def test_freezing_that_makes_no_sense_is_refused(shards: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_rejects_freezing_without_weights_and_caching_without_freezing(
+    shards: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
     export_weights(small_vit(), tmp_path / "sam.pth")
     with pytest.raises(ConfigError, match=message):
         train(shards, tmp_path / "sam.pth", *VIT, *overrides)

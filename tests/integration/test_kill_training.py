@@ -1,79 +1,101 @@
-"""The machine may fail at any moment: what is there at the end are the masks of a run that nobody disturbed."""
+"""Training runs that are killed by SIGKILL at a random step resume to bit-identical losses and weights."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
+import random
+import secrets
+import signal
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import numpy as np
+import psutil
 import pytest
 import torch
-from omegaconf import OmegaConf
+from conftest import make_sample
+from dist_runner import SMALL, rows, start_forked, weights
 
-from data_engine.ledger import read_ledger
-from sam_train.checkpoint import save_checkpoint
-from sam_train.config import build, config_dir
-from sam_train.data.synthetic.photographs import load_photographs, random_crop
-from sam_train.shards import encode_jpeg
+from sam_train.shards import write_shard
 
-NUM_PHOTOGRAPHS, NUM_KILLS = 500, 20
-EASY = [  # thresholds that random weights pass
-    "stage.generator.points_per_side=2",
-    "stage.generator.pred_iou_thresh=-100",
-    "stage.generator.stability_score_thresh=0",
-    "stage.generator.max_area_fraction=1.1",
-    "stage.generator.min_region_area_px=0",
-]
+pytestmark = pytest.mark.slow
+
+STEPS, NUM_RUNS = 8, 10
 
 
-def photographs(folder: Path) -> Path:
-    folder.mkdir()
-    chance, whole = np.random.default_rng(0), load_photographs()
-    for number in range(NUM_PHOTOGRAPHS):
-        size = {"height": 64, "width": 96} if number % 3 else {"height": 96, "width": 64}
-        crop = random_crop(chance, whole[number % len(whole)], **size, zoom=(0.5, 1), rotate=False)
-        (folder / f"{number:03d}.jpg").write_bytes(encode_jpeg(crop.astype(np.uint8)))
-    (folder / "torn.jpg").write_bytes((folder / "000.jpg").read_bytes()[:-99])
-    return folder
+def start_training(shards: Path, run_dir: Path, *more: str) -> BaseProcess:
+    overrides = [*SMALL, f"data.shards={shards}", f"run_dir={run_dir}", f"trainer.max_steps={STEPS}", "data.images_per_step=2"]
+    return start_forked([*overrides, *more], run_dir.with_suffix(".output"))
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """All but the ledger, which says how long it took."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "ledger.json"}
+def wait_for_success(process: BaseProcess, run_dir: Path) -> None:
+    process.join()
+    assert process.exitcode == 0, run_dir.with_suffix(".output").read_text()
 
 
-@pytest.mark.slow
-def test_killed_twenty_times_it_ends_with_the_masks_of_an_unbroken_run(repo_root: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = OmegaConf.to_container(OmegaConf.load(f"{config_dir()}/model/vit_nano.yaml"))
-    save_checkpoint(tmp_path / "model.pt", build(model), model, {})
-    source = photographs(tmp_path / "photographs")
-    overrides = [
-        f"source={source}",
-        f"checkpoint={tmp_path / 'model.pt'}",
-        "images_per_shard=5",
-        "threads=1",
-        "report=false",
-        "privacy=none",
-    ]
-    answers = {}
-    for name, kills in (("unbroken", 0), ("killed", NUM_KILLS)):
-        command = [sys.executable, str(repo_root / "tests" / "killing.py"), str(kills), *overrides, *EASY]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, f"out={tmp_path / name}"], capture_output=True, text=True, check=False, env=environment, timeout=600
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        answers[name] = json.loads(done.stdout.splitlines()[-1])
-        assert answers[name]["status"] == 0, done.stderr
-    there = answers["killed"]["there"]
-    assert len(there) == NUM_KILLS
-    assert there == sorted(there), "a slice that was whole is gone"
-    assert 0 < there[-1] < NUM_PHOTOGRAPHS / 5, f"the kills fell into the run: {there}"
-    assert files(tmp_path / "killed") == files(tmp_path / "unbroken")
-    ledger = read_ledger(tmp_path / "killed")
-    assert (ledger.images, ledger.skipped) == (NUM_PHOTOGRAPHS, {"unreadable": 1})
-    assert ledger.masks >= NUM_PHOTOGRAPHS
+def kill_after(steps: int, process: BaseProcess, run_dir: Path) -> None:
+    deadline = time.monotonic() + 300
+    while num_rows(run_dir) < steps:
+        assert process.is_alive(), f"the run ended before step {steps}: {run_dir.with_suffix('.output').read_text()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def num_rows(run_dir: Path) -> int:
+    path = run_dir / "csv" / "metrics.csv"
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
+
+
+def test_resumes_after_sigkill_at_random_steps(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    write_shard(shards / "sa_000000.tar", [make_sample(index, num_masks=1 + index % 2) for index in range(5)])
+    wait_for_success(start_training(shards, tmp_path / "unbroken"), tmp_path / "unbroken")
+    expected, log = weights(tmp_path / "unbroken"), rows(tmp_path / "unbroken")
+    assert len(log) == STEPS
+    seed = secrets.randbits(32)
+    draw = random.Random(seed)  # noqa: S311 # not a secret
+    for index in range(NUM_RUNS):
+        run_dir, step = tmp_path / str(index), draw.randrange(1, STEPS)
+        kill_after(step, start_training(shards, run_dir), run_dir)
+        assert not (run_dir / "metrics.json").exists()
+        wait_for_success(start_training(shards, run_dir), run_dir)
+        message = f"killed after step {step}, seed {seed}"
+        found = weights(run_dir)
+        assert [name for name in expected if not torch.equal(expected[name], found[name])] == [], message
+        assert rows(run_dir)[-1] == log[-1], message
+        # A kill between a checkpoint and the row of its step loses that row.
+        assert [row for row in rows(run_dir) if row not in log] == [], message
+        assert len(rows(run_dir)) >= STEPS - 1, message
+
+
+def test_resumes_after_sigkill_with_two_loader_processes(tmp_path: Path) -> None:
+    """Loader processes end with their parent, and their prefetched samples do not change the result."""
+    shards = tmp_path / "shards"
+    write_shard(shards / "sa_000000.tar", [make_sample(index, num_masks=1 + index % 2) for index in range(5)])
+    wait_for_success(start_training(shards, tmp_path / "unbroken"), tmp_path / "unbroken")
+    killed = start_training(shards, tmp_path / "killed", "data.num_workers=2")
+    kill_after(5, killed, tmp_path / "killed")
+    assert killed.pid
+    deadline = time.monotonic() + 60
+    while processes_of(killed.pid):
+        assert time.monotonic() < deadline, "loader processes outlived their parent"
+        time.sleep(0.05)
+    wait_for_success(start_training(shards, tmp_path / "killed", "data.num_workers=2"), tmp_path / "killed")
+    expected, found = (weights(tmp_path / name) for name in ("unbroken", "killed"))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert [row for row in rows(tmp_path / "killed") if row not in rows(tmp_path / "unbroken")] == []
+
+
+def processes_of(session: int) -> list[psutil.Process]:
+    """Return the running processes of a session; its killed leader has been waited for."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except ProcessLookupError:
+            continue
+    return found

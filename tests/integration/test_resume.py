@@ -1,7 +1,7 @@
-"""A training run that was killed and started again by the same command ends with the very weights of the unbroken run.
+"""A training run that is killed and resumed by the same command ends with bit-identical weights to an uninterrupted run.
 
-Position of the data, prompts, dropped paths, optimiser, schedule and step count all go on where the last checkpoint is;
-the log keeps one row a step.
+Data position, prompts, dropped paths, optimiser, schedule and step count resume from the last checkpoint; the log has one row per
+step.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SMALL = [
 
 
 class KilledError(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
+    """Simulates SIGKILL: no `except Exception` catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def config(shards: Path, run_dir: Path, *more: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("unbroken")
     train_model(config(shards, run_dir))
     return run_dir
@@ -82,63 +82,63 @@ def log_rows(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def check_same(resumed: Path, unbroken: Path, *, rows_that_may_miss: Collection[str] = ()) -> None:
-    expected, found = weights(unbroken), weights(resumed)
+def check_same(resumed: Path, uninterrupted: Path, *, optional_rows: Collection[str] = ()) -> None:
+    expected, found = weights(uninterrupted), weights(resumed)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert [row["step"] for row in log_rows(unbroken)] == [str(step) for step in range(MAX_STEPS)]
-    there = {row["step"] for row in log_rows(resumed)} | {*rows_that_may_miss}
-    expected_rows = [row for row in log_rows(unbroken) if row in log_rows(resumed) or row["step"] not in rows_that_may_miss]
-    assert there >= {str(step) for step in range(MAX_STEPS)}
+    assert [row["step"] for row in log_rows(uninterrupted)] == [str(step) for step in range(MAX_STEPS)]
+    logged = {row["step"] for row in log_rows(resumed)} | {*optional_rows}
+    expected_rows = [row for row in log_rows(uninterrupted) if row in log_rows(resumed) or row["step"] not in optional_rows]
+    assert logged >= {str(step) for step in range(MAX_STEPS)}
     assert log_rows(resumed) == expected_rows
     assert json.loads((resumed / "metrics.json").read_bytes())["steps"] == MAX_STEPS
 
 
 def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = SamModule.training_step
+    original = SamModule.training_step
 
     def until(self: SamModule, batch: object, batch_idx: int) -> None:
         if self.global_step == step:
             raise KilledError
-        whole(self, batch, batch_idx)  # type: ignore[arg-type]
+        original(self, batch, batch_idx)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SamModule, "training_step", until)
 
 
-@pytest.mark.parametrize("steps", [(1,), (4,), (3, 5, 5)], ids=["before the first checkpoint", "on one", "again and again"])
-def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(
-    steps: tuple[int, ...], shards: Path, unbroken: Path, tmp_path: Path
+@pytest.mark.parametrize("steps", [(1,), (4,), (3, 5, 5)], ids=["before the first checkpoint", "on a checkpoint", "repeatedly"])
+def test_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
+    steps: tuple[int, ...], shards: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     for step in steps:
         with pytest.MonkeyPatch.context() as patch:
             kill_at(step, patch)
             with pytest.raises(KilledError):
                 train_model(config(shards, tmp_path))
-        assert not (tmp_path / "metrics.json").exists(), "the mark of a finished run"
+        assert not (tmp_path / "metrics.json").exists(), "it marks a finished run"
     train_model(config(shards, tmp_path))
-    check_same(tmp_path, unbroken)
+    check_same(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
-def test_loader_processes_change_nothing(shards: Path, unbroken: Path, tmp_path: Path) -> None:
-    """Killed with two that fetch ahead and resumed with two, or with one: the samples are those of a run without any."""
+def test_loader_processes_do_not_change_the_result(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """Killed with two loader processes and resumed with one or two: the samples are those of a run without loader processes."""
     for step, num_workers in ((3, 2), (5, 1)):
         with pytest.MonkeyPatch.context() as patch:
             kill_at(step, patch)
             with pytest.raises(KilledError):
                 train_model(config(shards, tmp_path, f"data.num_workers={num_workers}"))
     train_model(config(shards, tmp_path, "data.num_workers=2"))
-    check_same(tmp_path, unbroken)
+    check_same(tmp_path, uninterrupted)
 
 
-def test_other_seeds_give_other_weights(shards: Path, unbroken: Path, tmp_path: Path) -> None:
-    """Else the tests above would compare runs that nothing can move."""
+def test_other_seeds_give_other_weights(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """Otherwise the tests above would compare runs that are equal in any case."""
     train_model(config(shards, tmp_path, "seed=1"))
-    expected, found = weights(unbroken), weights(tmp_path)
+    expected, found = weights(uninterrupted), weights(tmp_path)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] != []
 
 
-def test_finished_run_started_again_stays_as_it_is(shards: Path, tmp_path: Path) -> None:
+def test_finished_run_is_not_changed_by_another_start(shards: Path, tmp_path: Path) -> None:
     train_model(config(shards, tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     metrics = train_model(config(shards, tmp_path))
@@ -147,24 +147,24 @@ def test_finished_run_started_again_stays_as_it_is(shards: Path, tmp_path: Path)
     assert "train/loss" in metrics
 
 
-def test_finished_run_that_is_given_more_steps_goes_on(shards: Path, tmp_path: Path) -> None:
-    """From its end, whatever checkpoint_every_n_steps is; the rates must not depend on the length of the run."""
+def test_finished_run_with_more_steps_resumes(shards: Path, tmp_path: Path) -> None:
+    """Resumes from the end for any checkpoint_every_n_steps; the learning rates here do not depend on max_steps."""
     more = ["checkpoint_every_n_steps=100", "optim.milestones=[9, 9]"]
     for steps in (3, MAX_STEPS):
         assert train_model(config(shards, tmp_path / "longer", f"trainer.max_steps={steps}", *more))["steps"] == steps
-    train_model(config(shards, tmp_path / "at_once", *more))
-    check_same(tmp_path / "longer", tmp_path / "at_once")
+    train_model(config(shards, tmp_path / "in_one_run", *more))
+    check_same(tmp_path / "longer", tmp_path / "in_one_run")
 
 
-def test_validation_in_between_moves_nothing(shards: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_validation_does_not_change_the_training(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
     train_model(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.val_check_interval=3"))
-    expected = weights(unbroken)
+    expected = weights(uninterrupted)
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(tmp_path).items())
     assert [row["step"] for row in log_rows(tmp_path) if row["val/miou_at_1"]] == ["2", "5"]
 
 
-def test_validation_with_pictures_that_cannot_be_used(shards: Path, tmp_path: Path) -> None:
-    """Two at its beginning, a whole batch of them, which is what Lightning looks at before the first step, and one more."""
+def test_validation_skips_unusable_images(shards: Path, tmp_path: Path) -> None:
+    """Three unusable images; two of them fill the first batch, which Lightning inspects before the first step."""
     samples = [make_sample(index, num_masks=0 if index in (0, 1, 3) else 2) for index in range(5)]
     write_shard(tmp_path / "val" / "sa_000000.tar", samples)
     write_shard(tmp_path / "clean" / "sa_000000.tar", [samples[2], samples[4]])
@@ -177,7 +177,7 @@ def test_validation_with_pictures_that_cannot_be_used(shards: Path, tmp_path: Pa
     assert [measured["val"][name] for name in names] == pytest.approx([measured["clean"][name] for name in names], rel=1e-5)
 
 
-def test_seconds_are_those_of_all_processes(shards: Path, tmp_path: Path) -> None:
+def test_duration_includes_earlier_processes(shards: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         kill_at(5, patch)
         with pytest.raises(KilledError):
@@ -190,35 +190,35 @@ def test_seconds_are_those_of_all_processes(shards: Path, tmp_path: Path) -> Non
     assert 1000 < train_model(config(shards, tmp_path))["seconds"] < 1100
 
 
-def test_validation_shards_are_looked_at_without_further_words(shards: Path, tmp_path: Path) -> None:
+def test_validates_at_the_end_by_default(shards: Path, tmp_path: Path) -> None:
     metrics = train_model(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.max_steps=2"))
     assert {"val/miou_at_1", "val/miou_at_3", "val/miou_at_5"} <= metrics.keys()
 
 
-def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
-    shards: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_kill_during_a_checkpoint_write_leaves_the_previous_checkpoint(
+    shards: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save: Callable[..., None] = torch.save
     calls = []
 
-    def half(document: object, stream: object) -> None:
+    def interrupted_save(document: object, stream: object) -> None:
         calls.append(1)
         if len(calls) == 2:
             stream.write(b"PK\3\4 half a checkpoint")  # type: ignore[attr-defined]
             raise KilledError
         save(document, stream)
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(torch, "save", interrupted_save)
     with pytest.raises(KilledError):
         train_model(config(shards, tmp_path))
     monkeypatch.undo()
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     train_model(config(shards, tmp_path))
-    check_same(tmp_path, unbroken)
+    check_same(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
-def test_real_kill(shards: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_resumes_after_sigkill(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sam_train.train", *overrides(shards, tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -231,5 +231,5 @@ def test_real_kill(shards: Path, unbroken: Path, tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL, message
     assert not (tmp_path / "metrics.json").exists()
     train_model(config(shards, tmp_path))
-    # The kill may fall between a checkpoint and the row of its step, which the run that goes on does not do again.
-    check_same(tmp_path, unbroken, rows_that_may_miss={"1", "3", "5"})
+    # A kill between a checkpoint and the row of its step loses that row: the resumed run does not repeat the step.
+    check_same(tmp_path, uninterrupted, optional_rows={"1", "3", "5"})

@@ -1,4 +1,4 @@
-"""The job scripts on a real cluster of two nodes: training over both, taken away by a job of higher priority and gone on."""
+"""The job scripts on a SLURM cluster of two nodes: training on both, preemption by a job of higher priority, resumption."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_sample
-from dist_runner import SMALL, Ranks, rows, run_forked, weights
+from dist_runner import SMALL, RankProcesses, rows, run_forked, weights
 
 from sam_train.shards import write_shard
 
 pytestmark = pytest.mark.slow
 
 STEPS = 40
-STEPS_OF_TWO = 80  # of jobs that need not start together: the first is still at work when the second has begun
-PATIENCE_S = 400
+STEPS_OF_TWO = 80  # for jobs that may not start together: the first must still run when the second begins
+TIMEOUT_S = 400
 FLAGS = ["--account=", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10"]
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", *FLAGS]
 
@@ -37,10 +37,10 @@ def options(shards: Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The nodes have names that only SLURM knows, and sam-train lies beside this Python."""
-    here = str(Path(sys.executable).parent)
+    """Variables for jobs: the nodes' names are known to SLURM only, and sam-train is installed beside this Python."""
+    bin_dir = str(Path(sys.executable).parent)
     return {
-        "PATH": os.pathsep.join([here, os.environ["PATH"]]),
+        "PATH": os.pathsep.join([bin_dir, os.environ["PATH"]]),
         "MASTER_ADDR": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
@@ -59,7 +59,7 @@ def check_same(found: Path, expected: Path, steps: int = STEPS) -> None:
 
 
 class Job:
-    """A training job over both nodes in a folder of its own."""
+    """A training job on both nodes in its own folder."""
 
     def __init__(self, cluster: Any, repo_root: Path, folder: Path, options: list[str]) -> None:
         self.cluster, self.run_dir = cluster, folder / "runs" / "mine"
@@ -68,7 +68,7 @@ class Job:
         self.number = cluster.submit(*arguments, cwd=folder, **environment())
         self.log = folder / f"sam-train-{self.number}.log"
 
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.is_file() else ""
 
     def steps(self) -> int:
@@ -76,31 +76,30 @@ class Job:
 
     def wait(self) -> None:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL")
-        self.cluster.until(lambda: self.cluster.state(self.number) in ended, PATIENCE_S, f"end of the job: {self.told()}")
-        assert self.cluster.state(self.number) == "COMPLETED", self.told()
+        self.cluster.until(lambda: self.cluster.state(self.number) in ended, TIMEOUT_S, f"end of the job: {self.output()}")
+        assert self.cluster.state(self.number) == "COMPLETED", self.output()
 
 
-def test_two_nodes_train_and_a_preempted_job_ends_as_two_processes_that_nobody_disturbed(
-    cluster: Any, two: Ranks, options: list[str], repo_root: Path, tmp_path: Path
+def test_preempted_job_on_two_nodes_ends_as_two_uninterrupted_processes(
+    cluster: Any, two_ranks: RankProcesses, options: list[str], repo_root: Path, tmp_path: Path
 ) -> None:
     job = Job(cluster, repo_root, tmp_path, options)
-    cluster.until(lambda: job.steps() > 5 or cluster.state(job.number) == "FAILED", PATIENCE_S, f"steps: {job.told()}")
+    cluster.until(lambda: job.steps() > 5 or cluster.state(job.number) == "FAILED", TIMEOUT_S, f"steps: {job.output()}")
     urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
-    cluster.until(lambda: cluster.state(urgent) == "COMPLETED", PATIENCE_S, f"urgent job: {job.told()}")
-    assert 5 < job.steps() < STEPS, job.told()
-    left_at = torch.load(job.run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert left_at == job.steps(), "the checkpoint is that of the last step, and not one of every so many"
-    two.run([*options, f"run_dir={tmp_path / 'unbroken'}"])  # while SLURM lets the job wait
+    cluster.until(lambda: cluster.state(urgent) == "COMPLETED", TIMEOUT_S, f"urgent job: {job.output()}")
+    assert 5 < job.steps() < STEPS, job.output()
+    stopped_at = torch.load(job.run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert stopped_at == job.steps(), "the checkpoint must be that of the last step, not a regular one"
+    two_ranks.run([*options, f"run_dir={tmp_path / 'uninterrupted'}"])  # while the job is in the queue
     job.wait()
-    assert "2 devices with 2 each" in job.told()
-    assert f"preempted after step {left_at}" in job.told()
-    assert f"resuming from {Path('runs/mine/checkpoints/last.ckpt')}" in job.told()
+    assert "2 devices with 2 each" in job.output()
+    assert f"preempted after step {stopped_at}" in job.output()
+    assert f"resuming from {Path('runs/mine/checkpoints/last.ckpt')}" in job.output()
     check_same(job.run_dir, tmp_path / "unbroken")
 
 
-def test_jobs_of_a_sweep_that_are_taken_away_go_on(cluster: Any, shards: Path, options: list[str], tmp_path: Path) -> None:
-    """One job for each value and a run folder by its name. Both are preempted, put themselves back in the queue, and end with the
-    bits of runs that nobody disturbed; the command that started them waits all the while."""
+def test_preempted_sweep_jobs_resume(cluster: Any, shards: Path, options: list[str], tmp_path: Path) -> None:
+    """Both jobs of a sweep are preempted, requeue themselves and end bit-identical to uninterrupted runs; the command waits."""
     queue = {"partition": "low", "cpus_per_task": 1, "timeout_min": 10}
     command = [str(Path(sys.executable).with_name("sam-train")), "-m", "hydra/launcher=submitit_slurm"]
     command += [f"hydra.launcher.{key}={value}" for key, value in queue.items()]
@@ -108,18 +107,18 @@ def test_jobs_of_a_sweep_that_are_taken_away_go_on(cluster: Any, shards: Path, o
     command += [*options, "seed=0,1", "name=sweep_${seed}"]
     folders = [tmp_path / "runs" / f"sweep_{seed}" for seed in (0, 1)]
     with (
-        (tmp_path / "said").open("w+") as said,
-        subprocess.Popen(command, cwd=tmp_path, env={**cluster.env, **environment()}, stdout=said, stderr=said) as sweep,
+        (tmp_path / "output").open("w+") as output,
+        subprocess.Popen(command, cwd=tmp_path, env={**cluster.env, **environment()}, stdout=output, stderr=output) as sweep,
     ):
-        cluster.until(lambda: all(num_steps(run) > 5 for run in folders) or sweep.poll() is not None, PATIENCE_S, "steps of both")
+        cluster.until(lambda: all(num_steps(run) > 5 for run in folders) or sweep.poll() is not None, TIMEOUT_S, "steps of both")
         urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
-        cluster.until(lambda: cluster.state(urgent) == "COMPLETED", PATIENCE_S, "urgent job")
-        left_at = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] for run in folders]
-        assert all(5 < step < STEPS_OF_TWO for step in left_at), left_at
-        cluster.until(lambda: sweep.poll() is not None, PATIENCE_S, "end of the sweep")
-    assert sweep.returncode == 0, (tmp_path / "said").read_text()
+        cluster.until(lambda: cluster.state(urgent) == "COMPLETED", TIMEOUT_S, "urgent job")
+        stopped_at = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] for run in folders]
+        assert all(5 < step < STEPS_OF_TWO for step in stopped_at), stopped_at
+        cluster.until(lambda: sweep.poll() is not None, TIMEOUT_S, "end of the sweep")
+    assert sweep.returncode == 0, (tmp_path / "output").read_text()
     for seed, folder in enumerate(folders):
-        unbroken = [*options, f"seed={seed}", f"run_dir={tmp_path / 'unbroken' / str(seed)}"]
-        run_forked(unbroken, tmp_path / "said")
+        uninterrupted = [*options, f"seed={seed}", f"run_dir={tmp_path / 'uninterrupted' / str(seed)}"]
+        run_forked(uninterrupted, tmp_path / "output")
         check_same(folder, tmp_path / "unbroken" / str(seed), STEPS_OF_TWO)
     assert rows(folders[0]) != rows(folders[1])

@@ -37,7 +37,7 @@ def config(*overrides: str, root: str = "train") -> Any:
 
 @pytest.mark.parametrize("model", ["vit_nano", "vit_tiny"])
 def test_counts_equal_those_of_a_real_step(model: str) -> None:
-    """For an encoder and for a round with a fed-back mask: operations of both passes, and bytes saved in between."""
+    """Compares operations and saved bytes of the image encoder and of a round with a fed-back mask."""
     plain = to_plain(config(f"model={model}", "prompts.num_corrections=2"))
     counted = count_step(plain, num_masks=NUM_MASKS)
     sam = build(plain["model"]).train()

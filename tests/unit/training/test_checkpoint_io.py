@@ -1,4 +1,4 @@
-"""A checkpoint whose tensors lie in a folder: read as it was written, and nothing in it is run or looked for elsewhere."""
+"""Sharded checkpoints: round trip, atomic replacement, and rejection of corrupt or malicious tensor folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(path: Path) -> dict[str, Any]:
     return AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
 
 
-def test_it_comes_back_as_it_was(last: Path) -> None:
+def test_round_trip(last: Path) -> None:
     loaded = load(last)
     assert loaded.pop(TENSOR_FOLDER_KEY) == "step-3-a"
     assert loaded.keys() == CHECKPOINT.keys()
@@ -47,8 +47,8 @@ def test_it_comes_back_as_it_was(last: Path) -> None:
     assert all(torch.equal(moments[n], t) for n, t in CHECKPOINT["optimizer_states"][0]["state"][0].items())
 
 
-def test_the_next_one_takes_its_place_and_a_torn_one_does_not(last: Path) -> None:
-    (last.parent / "step-9-torn").mkdir()  # what a kill before the end leaves
+def test_replaces_the_previous_checkpoint_and_ignores_an_incomplete_one(last: Path) -> None:
+    (last.parent / "step-9-incomplete").mkdir()  # left by a kill during a write
     assert load(last)["loops"]["count"] == 7
     save_sharded({**CHECKPOINT, "loops": {"count": 8}}, last, "step-4-b", is_rank_zero=True)
     assert load(last)["loops"]["count"] == 8
@@ -58,10 +58,10 @@ def test_the_next_one_takes_its_place_and_a_torn_one_does_not(last: Path) -> Non
 
 
 @pytest.mark.parametrize("damaged", [".metadata", "__0_0.distcp"])
-@pytest.mark.parametrize("gone", [True, False])
-def test_a_folder_that_is_not_whole_is_named(last: Path, damaged: str, gone: bool) -> None:
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_reports_an_incomplete_folder(last: Path, damaged: str, is_missing: bool) -> None:
     file = last.parent / "step-3-a" / damaged
-    if gone:
+    if is_missing:
         file.unlink()
     else:
         file.write_bytes(b"")
@@ -69,35 +69,33 @@ def test_a_folder_that_is_not_whole_is_named(last: Path, damaged: str, gone: boo
         load(last)
 
 
-def test_a_folder_elsewhere_is_refused(last: Path) -> None:
+def test_rejects_a_folder_outside_the_checkpoints(last: Path) -> None:
     document = torch.load(last, weights_only=True)
     torch.save({**document, TENSOR_FOLDER_KEY: "../elsewhere"}, last)
     with pytest.raises(CheckpointError, match=r"'../elsewhere' as its tensor folder"):
         load(last)
 
 
-class Bomb:
+class RunsCode:
     def __reduce__(self) -> Any:
         return os.mkdir, ("ran",)
 
 
-def test_a_table_of_contents_that_would_run_something_is_refused(
-    last: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rejects_metadata_that_would_run_code(last: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    contents = last.parent / "step-3-a" / ".metadata"
-    table = FileSystemReader(contents.parent).read_metadata()
-    contents.write_bytes(pickle.dumps([table, Bomb()]))
+    metadata_file = last.parent / "step-3-a" / ".metadata"
+    metadata = FileSystemReader(metadata_file.parent).read_metadata()
+    metadata_file.write_bytes(pickle.dumps([metadata, RunsCode()]))
     with pytest.raises(CheckpointError, match=r"its metadata contains (posix|nt|os).mkdir"):
         load(last)
     assert not Path("ran").exists()
 
 
-def test_a_table_of_contents_that_names_files_elsewhere_is_refused(last: Path) -> None:
-    contents = last.parent / "step-3-a" / ".metadata"
-    table = FileSystemReader(contents.parent).read_metadata()
-    for info in table.storage_data.values():
+def test_rejects_metadata_that_names_files_outside_the_folder(last: Path) -> None:
+    metadata_file = last.parent / "step-3-a" / ".metadata"
+    metadata = FileSystemReader(metadata_file.parent).read_metadata()
+    for info in metadata.storage_data.values():
         info.relative_path = "../../other"
-    contents.write_bytes(pickle.dumps(table))
+    metadata_file.write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"names a file outside the folder, '../../other'"):
         load(last)

@@ -1,4 +1,4 @@
-"""The proposer: what a grid of cells is asked for, that it learns boxes, and the walk from sam-train to masks of an image."""
+"""The box proposer: training targets, box loss, learning, and the path from sam-train to the masks of an image."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from sam_train.shards.index import index_shard
 from sam_train.train import train_model
 
 
-def test_targets_are_those_of_the_formula_cell_by_cell() -> None:
-    """TTFNet, 3.3: exp(-dx^2 / 2 sx^2 - dy^2 / 2 sy^2) around the middle's cell, the strongest object has the cell."""
+def test_targets_follow_the_formula_in_every_cell() -> None:
+    """TTFNet, 3.3: exp(-dx^2 / 2 sx^2 - dy^2 / 2 sy^2) around the centre cell; a cell belongs to its strongest object."""
     boxes = torch.tensor([[1.0, 2.0, 9.0, 8.0], [4.0, 3.0, 11.0, 9.0], [0.0, 0.0, 12.0, 12.0]])
     sizes = torch.tensor([0, 0, 1])
     loss = BoxLoss()
@@ -61,23 +61,23 @@ def test_generalized_iou_of_known_boxes() -> None:
     assert generalized_iou(one.expand(3, 4), others).tolist() == pytest.approx([1.0, 1 / 3, -1 / 3])
 
 
-def test_a_cell_gives_the_box_that_its_distances_say() -> None:
+def test_decodes_boxes_from_the_distances_of_a_cell() -> None:
     distances = torch.tensor([1.0, 2.0, 3.0, 4.0]).log()[:, None, None].expand(4, 2, 3)
     assert decode_boxes(distances)[:, 1, 2].tolist() == pytest.approx([2.5 - 1, 1.5 - 2, 2.5 + 3, 1.5 + 4])
 
 
 def test_precision_and_recall_match_one_to_one() -> None:
     matches = PrecisionRecall()
-    there = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]])
-    found = torch.tensor([[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 10.0], [21.0, 0.0, 30.0, 10.0], [70.0, 0.0, 80.0, 9.0]])
-    matches.update(pairwise_box_iou(found, there))
+    ground_truth = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]])
+    predicted = torch.tensor([[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 10.0], [21.0, 0.0, 30.0, 10.0], [70.0, 0.0, 80.0, 9.0]])
+    matches.update(pairwise_box_iou(predicted, ground_truth))
     matches.update(torch.zeros(0, 2))
     precision, recall = matches.compute()
     assert (precision.item(), recall.item()) == pytest.approx((2 / 4, 2 / 5))
 
 
 def scene(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise with rectangles in it, as embeddings of 8 channels on 16 x 16 tokens of 16 pixels; boxes, model frame."""
+    """Return embeddings of noise and rectangles (8 channels, 16 x 16 tokens of 16 pixels), and boxes in the model frame."""
     generator = torch.Generator().manual_seed(seed)
     embedding, boxes = 0.1 * torch.randn(8, 16, 16, generator=generator), []
     for row in (0, 8):
@@ -89,7 +89,7 @@ def scene(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return embedding, torch.tensor(boxes)
 
 
-def test_it_learns_boxes_of_several_sizes() -> None:
+def test_learns_boxes_of_several_sizes() -> None:
     torch.manual_seed(0)
     proposer, loss = Proposer(embedding_dim=8, width=48, layers=4, size_bounds=(0.25,)), BoxLoss()
     optimizer = torch.optim.AdamW(proposer.parameters(), lr=4e-3)
@@ -103,9 +103,11 @@ def test_it_learns_boxes_of_several_sizes() -> None:
     matches = PrecisionRecall(0.5)
     for seed in range(10):
         embedding, boxes = scene(seed)
-        found, scores = proposer.eval().propose(embedding[None], (256, 256), 256, score_thresh=0.3, max_boxes=50, nms_thresh=0.6)
+        predicted, scores = proposer.eval().propose(
+            embedding[None], (256, 256), 256, score_thresh=0.3, max_boxes=50, nms_thresh=0.6
+        )
         assert (scores.diff() <= 0).all()
-        matches.update(pairwise_box_iou(found, boxes))
+        matches.update(pairwise_box_iou(predicted, boxes))
     precision, recall = matches.compute()
     assert precision > 0.8
     assert recall > 0.8
@@ -125,16 +127,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(checkpoint: Path, shards: Path, tmp_path: Path) -> Callable[..., DictConfig]:
-    def made(*overrides: str) -> DictConfig:
+    def compose_config(*overrides: str) -> DictConfig:
         with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-            wanted = [
+            base = [
                 "experiment=proposer", "model=vit_nano", f"init_checkpoint={checkpoint}", f"data.shards={shards}", "threads=1",
                 f"data.val_shards={shards}", f"run_dir={tmp_path / 'run'}", f"embedding_cache={tmp_path / 'embeddings'}",
                 "wandb.enabled=false", "trainer.max_steps=3", "trainer.accelerator=cpu", "proposer.width=16",
             ]  # fmt: skip
-            return compose("train", overrides=[*wanted, *overrides])
+            return compose("train", overrides=[*base, *overrides])
 
-    return made
+    return compose_config
 
 
 def test_from_sam_train_to_masks_of_an_image(
@@ -145,18 +147,18 @@ def test_from_sam_train_to_masks_of_an_image(
     assert {"val/box_precision", "val/box_recall", "steps"} <= set(metrics)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 3
     assert not (tmp_path / "run" / "model.pt").exists()
-    assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 4, "each picture is encoded once"
-    assert train_model(config()) == metrics, "done is done"
+    assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 4, "each image is encoded once"
+    assert train_model(config()) == metrics, "a finished run is not repeated"
     first, second = (train_model(config(f"run_dir={tmp_path / name}", "seed=0")) for name in ("a", "b"))
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
     file, model = tmp_path / "run" / "proposer.pt", load_checkpoint(checkpoint)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    makes = BoxMaskGenerator(
+    generator = BoxMaskGenerator(
         file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=-100, stability_score_thresh=-1, mask_nms_thresh=1.0
     )
     sample = next(iter(iterate_samples([shards / "sa_000000.tar"])))
     image = decode_jpeg(sample.jpeg)
-    masks, _ = makes.generate(model, image)
+    masks, _ = generator.generate(model, image)
     assert masks
     for mask in masks:
         assert mask.mask.shape == image.shape[:2]
@@ -166,31 +168,31 @@ def test_from_sam_train_to_masks_of_an_image(
         assert 0 <= left < right <= image.shape[1]
         assert 0 <= top < bottom <= image.shape[0]
     subject = EvaluationImage(number=1, name="a", source=index_shard(shards / "sa_000000.tar")[0])
-    protocol = PrefillProtocol(generator=makes)
+    protocol = PrefillProtocol(generator=generator)
     measured = protocol.measure(Predictor(model), subject)
     assert (measured["found"], measured["there"]) == (len(masks), 2)
-    told = protocol.summarize([measured, {"found": 4, "there": 2, "matched": [2, 1, 0]}]).measures
-    assert told["recall_at_0.5"] == (measured["matched"][0] + 2) / 4
-    assert told["precision_at_0.75"] == (measured["matched"][1] + 1) / (len(masks) + 4)
+    summary = protocol.summarize([measured, {"found": 4, "there": 2, "matched": [2, 1, 0]}]).measures
+    assert summary["recall_at_0.5"] == (measured["matched"][0] + 2) / 4
+    assert summary["precision_at_0.75"] == (measured["matched"][1] + 1) / (len(masks) + 4)
     strict, dropped = BoxMaskGenerator(file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=100).generate(model, image)
     assert (strict, dropped["pred_iou"]) == ([], 5)
 
 
-def test_a_proposer_of_another_encoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_rejects_a_proposer_of_another_image_encoder(checkpoint: Path, tmp_path: Path) -> None:
     model = load_checkpoint(checkpoint)
     path = tmp_path / "proposer.pt"
     save_proposer(path, Proposer(embedding_dim=model.image_embedding_dim), model, {})
-    makes = BoxMaskGenerator(file=str(path))
+    generator = BoxMaskGenerator(file=str(path))
     next(model.mask_decoder.parameters()).data.add_(1)
-    makes.generate(model, np.zeros((32, 48, 3), np.uint8))  # the decoder may have learned since
+    generator.generate(model, np.zeros((32, 48, 3), np.uint8))  # the decoder may have been trained since
     other = load_checkpoint(checkpoint)
     next(other.image_encoder.parameters()).data.add_(1)
     with pytest.raises(CheckpointError, match="was trained on image encoder"):
-        makes.generate(other, np.zeros((32, 48, 3), np.uint8))
+        generator.generate(other, np.zeros((32, 48, 3), np.uint8))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", "model"])
-def test_what_is_no_proposer_is_refused(content: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_rejects_files_that_are_not_proposers(content: Any, checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "proposer.pt"
     path.write_bytes(checkpoint.read_bytes() if content == "model" else content)
     with pytest.raises(CheckpointError, match=r"proposer\.pt (cannot be read as|is not) a proposer"):
@@ -208,6 +210,6 @@ def test_what_is_no_proposer_is_refused(content: Any, checkpoint: Path, tmp_path
         ("proposer.size_bounds=[0.3,0.1]", "increasing numbers"),
     ],
 )
-def test_what_cannot_go_together_is_named(config: Callable[..., DictConfig], override: str, message: str) -> None:
+def test_rejects_options_that_exclude_each_other(config: Callable[..., DictConfig], override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train_model(config(override))

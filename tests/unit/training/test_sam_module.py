@@ -1,7 +1,4 @@
-"""The training step: rounds backpropagated one by one are the summed loss, draws depend on (seed, step, place), it learns.
-
-Validation is the judge of careful clicks: a perfect model scores 1.
-"""
+"""The training step: gradients over rounds and passes, seeding by (seed, step, image), validation by clicks."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ SIZE = 32
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Threads only wait for each other at this size."""
+    """Use one thread: more do not help at this size."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -91,7 +88,7 @@ def make_batch() -> Batch:
 
 
 class StepOnly(SamModule):
-    """The step without a trainer and without the optimiser: gradients stay where they are, prompts are kept."""
+    """The step without a trainer and without an optimiser step: gradients are kept."""
 
     step = 0
 
@@ -106,15 +103,15 @@ class StepOnly(SamModule):
         loss.backward(*args, **kwargs)
 
     def lr_schedulers(self) -> Any:
-        return Nothing()
+        return NoSchedule()
 
     def _log_step(self, sums: ReducedStepMetrics, gradient_norm: Tensor) -> None:
         self.sums, self.gradient_norm = sums, gradient_norm
 
 
-class Nothing:
+class NoSchedule:
     def step(self) -> None:
-        """Rates stay."""
+        """Keep the learning rates."""
 
 
 def step_only(**values: Any) -> StepOnly:
@@ -125,19 +122,19 @@ def step_only(**values: Any) -> StepOnly:
 
 
 @pytest.mark.parametrize("loss_resolution", ["grid", "full"])
-def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
+def test_gradients_of_separate_rounds_equal_those_of_the_summed_loss(loss_resolution: str) -> None:
     module, batch = step_only(num_corrections=3, loss_resolution=loss_resolution), make_batch()
     module.training_step(batch, 0)
     actual = {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
 
     module.zero_grad()
-    simulator, draws = module.simulator, module.prompt_rng(batch, 0)
+    simulator, rng = module.simulator, module.prompt_rng(batch, 0)
     embeddings = module.model.encode_images(batch.images, batch.sizes_hw)
     targets = batch.target_masks.float()
     if loss_resolution == "grid":
-        half = nn.functional.avg_pool2d(targets, SIZE // module.model.logits_size)
-        targets = (half > 0.5).float()
-    prompts = simulator.first_prompts(batch.target_masks, batch.image_index, draws)
+        coverage = nn.functional.avg_pool2d(targets, SIZE // module.model.logits_size)
+        targets = (coverage > 0.5).float()
+    prompts = simulator.first_prompts(batch.target_masks, batch.image_index, rng)
     total = torch.zeros(())
     rounds = simulator.draw_rounds(seeded_generator((module.seed, module.step, 0, 1)))
     for round_ in rounds:
@@ -147,8 +144,8 @@ def test_rounds_one_by_one_are_the_summed_loss(loss_resolution: str) -> None:
         total = total + module.loss(Prediction(mask_logits=logits, iou_scores=prediction.iou_scores), targets).total
         best = prediction.iou_scores.argmax(1)
         chosen, rows = prediction.mask_logits.detach()[torch.arange(3), best][:, None], torch.arange(3)
-        answers = full.detach()[rows, best] > 0
-        prompts = simulator.next_prompts(round_, prompts, answers, batch.target_masks, chosen, draws)
+        masks = full.detach()[rows, best] > 0
+        prompts = simulator.next_prompts(round_, prompts, masks, batch.target_masks, chosen, rng)
     total.backward()
 
     losses = module.sums.loss_per_round()
@@ -168,8 +165,8 @@ def check_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], *, r
         assert torch.allclose(actual[name], grad, rtol=1e-3, atol=rounding * scale), name
 
 
-def test_images_in_several_passes_are_the_same_step() -> None:
-    """The images have one and two masks: a mean of the passes' means would weigh them wrongly."""
+def test_several_passes_give_the_same_step() -> None:
+    """The images have one and two masks: a mean of the means of passes would be wrong."""
     gradients, losses = [], []
     for images_per_pass in (None, 1):
         module = step_only(model=tiny_sam(drop_path_rate=0.5), images_per_pass=images_per_pass, seed=1).train()
@@ -183,7 +180,7 @@ def test_images_in_several_passes_are_the_same_step() -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_frozen_encoder_learns_nothing_and_is_asked_once_a_picture(
+def test_frozen_encoder_has_no_gradients_and_encodes_each_image_once(
     tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch = tiny_sam(drop_path_rate=0.9), make_batch()
@@ -203,8 +200,8 @@ def test_a_frozen_encoder_learns_nothing_and_is_asked_once_a_picture(
     assert not any("image_encoder" in name for name, p in model.named_parameters() if p.requires_grad)
 
 
-def test_the_same_picture_with_another_border_is_another_picture(tmp_path: Path) -> None:
-    """Black below a picture is padding, and not encoded as a black margin in it would be."""
+def test_embedding_cache_distinguishes_padding_from_black_margins(tmp_path: Path) -> None:
+    """The same pixels have another embedding if the black rows are padding instead of part of the image."""
     model, batch = tiny_sam(), make_batch()
     frozen = FrozenEncoder(model, EmbeddingCache(tmp_path, checkpoint_sha256="0" * 64))
     images = torch.zeros_like(batch.images)
@@ -213,32 +210,32 @@ def test_the_same_picture_with_another_border_is_another_picture(tmp_path: Path)
     assert not torch.equal(embeddings[0], embeddings[1])
 
 
-def first_points(module: StepOnly, *, step: int, first: int = 0) -> Tensor:
+def first_points(module: StepOnly, *, step: int, offset: int = 0) -> Tensor:
     module.step = step
     batch = make_batch()
-    return module.simulator.first_prompts(batch.target_masks, batch.image_index, module.prompt_rng(batch, first)).points_xy
+    return module.simulator.first_prompts(batch.target_masks, batch.image_index, module.prompt_rng(batch, offset)).points_xy
 
 
-def test_prompts_depend_on_seed_step_and_place_only() -> None:
+def test_prompts_depend_on_seed_step_and_image_index_only() -> None:
     module = step_only(seed=3)
-    here = first_points(module, step=5)
+    expected = first_points(module, step=5)
     torch.manual_seed(99)
     torch.rand(7)
-    assert torch.equal(first_points(step_only(seed=3), step=5), here)
-    for other in (first_points(module, step=6), first_points(module, step=5, first=2), first_points(step_only(seed=4), step=5)):
-        assert not torch.equal(other, here)
+    assert torch.equal(first_points(step_only(seed=3), step=5), expected)
+    for other in (first_points(module, step=6), first_points(module, step=5, offset=2), first_points(step_only(seed=4), step=5)):
+        assert not torch.equal(other, expected)
 
 
-def test_an_image_is_prompted_alike_whoever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_of_an_image_do_not_depend_on_the_rest_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     module, batch = step_only(seed=3), make_batch()
     together = module.simulator.first_prompts(batch.target_masks, batch.image_index, module.prompt_rng(batch, 0)).points_xy
     for rank, part in enumerate(batch.split(1)):
         monkeypatch.setattr("sam_train.training.step_rng.rank_and_world_size", lambda rank=rank: (rank, 2))
-        alone = module.simulator.first_prompts(part.target_masks, part.image_index, module.prompt_rng(part, 0)).points_xy
-        assert torch.equal(alone, together[batch.image_index == rank])
+        separate = module.simulator.first_prompts(part.target_masks, part.image_index, module.prompt_rng(part, 0)).points_xy
+        assert torch.equal(separate, together[batch.image_index == rank])
 
 
-def test_a_branch_is_dropped_for_an_image_whoever_is_beside_it() -> None:
+def test_dropped_paths_of_an_image_do_not_depend_on_the_rest_of_the_batch() -> None:
     encoder = tiny_sam(drop_path_rate=0.5, depth=4).image_encoder
     paths = [module for module in encoder.modules() if isinstance(module, DropPath) and module.rate]
     assert len(paths) == 6, "attention and feed-forward of each block but the first"
@@ -249,11 +246,11 @@ def test_a_branch_is_dropped_for_an_image_whoever_is_beside_it() -> None:
     assert torch.equal(drawn[0][:, 1:], drawn[1])
     assert not torch.equal(drawn[0][:, :1], drawn[1])
     assert not torch.equal(drawn[2], drawn[1])
-    assert len(drawn[1].unique()) == len(paths), "each branch has its own"
+    assert len(drawn[1].unique()) == len(paths), "each branch has its own draw"
 
 
-def test_a_step_done_again_has_the_same_gradients() -> None:
-    """Also with drop path and dropout: what they draw belongs to the step."""
+def test_repeated_step_has_the_same_gradients() -> None:
+    """Drop path and dropout are seeded by the step."""
     grads = []
     for disturbance in (1, 2):
         module = step_only(model=tiny_sam(drop_path_rate=0.5, decoder_dropout=0.2))
@@ -281,8 +278,8 @@ def quiet_trainer() -> Callable[..., Trainer]:
     return make
 
 
-class Recorded(SamModule):
-    """Keeps the loss of every step."""
+class RecordsLoss(SamModule):
+    """Records the loss of every step."""
 
     def _log_step(self, sums: ReducedStepMetrics, gradient_norm: Tensor) -> None:
         self.__dict__.setdefault("losses", []).append(float(sums.metrics()["loss"]))
@@ -295,11 +292,11 @@ def loader(batch: Batch, num: int) -> DataLoader[Any]:
 
 def test_training_lowers_the_loss_on_one_repeated_batch(quiet_trainer: Callable[..., Trainer]) -> None:
     module = make_module(num_corrections=1, gradient_clip=1.0)
-    module.__class__ = Recorded
+    module.__class__ = RecordsLoss
     trainer = quiet_trainer(max_steps=15)
     trainer.fit(module, loader(make_batch(), 15))
     losses = module.__dict__["losses"]
-    assert trainer.global_step == 15, "one optimiser step a batch"
+    assert trainer.global_step == 15, "one optimiser step per batch"
     assert len(losses) == 15
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(losses[-1], rel=1e-5)
@@ -309,7 +306,7 @@ def test_training_lowers_the_loss_on_one_repeated_batch(quiet_trainer: Callable[
 def test_gradients_are_clipped(quiet_trainer: Callable[..., Trainer]) -> None:
     class Norm(SamModule):
         def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            raise AssertionError("manual optimisation does not come here")
+            raise AssertionError("manual optimisation must not call this hook")
 
         def _update_weights(self, optimizer: Any, sums: ReducedStepMetrics) -> Tensor:
             norm = super()._update_weights(optimizer, sums)
@@ -324,7 +321,7 @@ def test_gradients_are_clipped(quiet_trainer: Callable[..., Trainer]) -> None:
         assert (norms[0] <= 1.001e-3) == below
 
 
-def test_the_encoder_alone_is_compiled_and_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_only_the_image_encoder_if_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))  # noqa: PLW0108 # a builtin would not bind
     make_module()
@@ -341,13 +338,13 @@ def test_the_learning_rate_follows_the_schedule(quiet_trainer: Callable[..., Tra
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-3 / 4)
 
 
-class Knowing(Sam):
-    """Answers with the targets; the first answer, if `late`, with nothing."""
+class PerfectSam(Sam):
+    """Predicts the targets; if `late`, the first prediction is wrong."""
 
     def __init__(self, targets: Tensor, *, late: bool) -> None:
         nn.Module.__init__(self)
         self.targets, self.late = targets, late
-        self.prompt_encoder = PromptEncoder(embed_dim=8, image_size=SIZE, grid_size=4)  # asked whether it takes words
+        self.prompt_encoder = PromptEncoder(embed_dim=8, image_size=SIZE, grid_size=4)  # validation reads its text_dim
         self.anything = nn.Parameter(torch.zeros(()))
 
     @property
@@ -358,26 +355,26 @@ class Knowing(Sam):
         return images.float()
 
     def decode(self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool) -> Prediction:
-        right = self.targets.float()[:, None] * 20 - 10
+        correct = self.targets.float()[:, None] * 20 - 10
         if not multimask_output:
-            return Prediction(mask_logits=right, iou_scores=torch.ones(len(right), 1))
-        logits = torch.cat([-right, right, torch.full_like(right, -10)], 1)
+            return Prediction(mask_logits=correct, iou_scores=torch.ones(len(correct), 1))
+        logits = torch.cat([-correct, correct, torch.full_like(correct, -10)], 1)
         scores = torch.tensor([0.1, 0.2, 0.9] if self.late else [0.1, 0.9, 0.2])
-        return Prediction(mask_logits=logits, iou_scores=scores.expand(len(right), 3))
+        return Prediction(mask_logits=logits, iou_scores=scores.expand(len(correct), 3))
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_validation_of_a_model_that_knows(late: bool, quiet_trainer: Callable[..., Trainer]) -> None:
+def test_validation_scores_a_perfect_model_1(late: bool, quiet_trainer: Callable[..., Trainer]) -> None:
     batch = make_batch()
-    module = make_module(Knowing(batch.target_masks, late=late))
+    module = make_module(PerfectSam(batch.target_masks, late=late))
     trainer = quiet_trainer(max_steps=1)
     (metrics,) = trainer.validate(module, loader(batch, 2), verbose=False)
     assert metrics == {"val/miou_at_1": 0 if late else 1, "val/miou_at_3": 1, "val/miou_at_5": 1, "val/skipped": 0}
     (again,) = trainer.validate(module, loader(batch, 1), verbose=False)
-    assert again == metrics, "a metric that was not reset"
+    assert again == metrics, "metrics must be reset"
 
 
-def test_targets_on_the_grid_are_the_majority_of_a_cell() -> None:
+def test_grid_targets_are_cells_covered_by_more_than_half() -> None:
     module = make_module()
     assert isinstance(module, LightningModule)
     masks = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
@@ -389,17 +386,17 @@ def test_targets_on_the_grid_are_the_majority_of_a_cell() -> None:
     assert targets[0].nonzero().tolist() == [[1, 1], [2, 2]]
 
 
-def test_bad_values_are_named() -> None:
+def test_rejects_an_unknown_loss_resolution() -> None:
     with pytest.raises(ValueError, match="loss_resolution must be 'grid' or 'full', got 'half'"):
         make_module(loss_resolution="half")
 
 
-def test_grid_targets_are_half_covered_cells_and_thin_objects_stay() -> None:
+def test_grid_targets_keep_thin_objects() -> None:
     module = make_module()
     cells = module.model.logits_size
     assert 2 * cells == SIZE
     masks = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
-    masks[0, 4:9, 4:8] = True  # 2 x 2 full cells and a row of half covered ones: those are not more than half
+    masks[0, 4:9, 4:8] = True  # 2 x 2 full cells and a row of half covered cells, which are background
     masks[1, 11, ::2] = True  # a quarter of each cell it touches
     targets = module.loss_targets(masks)
     expected = torch.zeros(2, cells, cells)
@@ -408,20 +405,22 @@ def test_grid_targets_are_half_covered_cells_and_thin_objects_stay() -> None:
     assert torch.equal(targets, expected)
 
 
-def test_alignment_of_words_is_added_to_the_first_round_of_a_step_that_begins_with_them() -> None:
+def test_text_alignment_is_added_to_the_first_round_of_a_step_with_text_prompts() -> None:
     def losses_of(batch: Batch, **values: Any) -> Tensor:
         module = step_only(model=tiny_sam(text_dim=6), **values)
         module.training_step(batch, 0)
         return module.sums.loss_per_round()
 
     texts = nn.functional.normalize(torch.randn(len(make_batch().image_index), 6), dim=1)
-    asked = replace(make_batch(), text_embeddings=texts)
-    plain, aligned = losses_of(asked), losses_of(asked, text_alignment_weight=0.5)
+    with_text = replace(make_batch(), text_embeddings=texts)
+    plain, aligned = losses_of(with_text), losses_of(with_text, text_alignment_weight=0.5)
     model = tiny_sam(text_dim=6)
     with torch.no_grad():
-        words = model.prompt_encoder.embed_text(texts)
+        text_tokens = model.prompt_encoder.embed_text(texts)
         embeddings = model.encode_images(make_batch().images, make_batch().sizes_hw)
-        extra = text_alignment_loss(words, embeddings, make_batch().image_index, make_batch().target_masks)
+        extra = text_alignment_loss(text_tokens, embeddings, make_batch().image_index, make_batch().target_masks)
     assert float(aligned[0] - plain[0]) == pytest.approx(0.5 * float(extra), rel=1e-4)
     assert torch.equal(plain[1:], aligned[1:])
-    assert torch.equal(losses_of(make_batch()), losses_of(make_batch(), text_alignment_weight=0.5)), "clicks know no words"
+    assert torch.equal(losses_of(make_batch()), losses_of(make_batch(), text_alignment_weight=0.5)), (
+        "a step without text prompts has no alignment loss"
+    )

@@ -1,4 +1,4 @@
-"""What a run says of itself, and when it stops: speeds, a loss that is no number, the running mean of the weights."""
+"""Throughput logging, the NaN guard, the EMA of the weights, and the debug configs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_sample
-from dist_runner import SMALL, STEPS, rows, run_alone, weights
+from dist_runner import SMALL, STEPS, rows, run_in_process, weights
 
 from sam_train.errors import TrainingError
 from sam_train.losses import SamLoss
@@ -19,7 +19,7 @@ from sam_train.training.ema import WeightEMA
 
 
 class KilledError(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
+    """Simulates SIGKILL: no `except Exception` catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +33,18 @@ def overrides(shards: Path, run_dir: Path, *more: str) -> list[str]:
     return [*SMALL, f"data.shards={shards}", f"run_dir={run_dir}", *more]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_batch(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, keys = SamModule.training_step, []
+def test_nan_loss_ends_the_run_and_names_the_batch(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, keys = SamModule.training_step, []
 
     def step(self: SamModule, batch: Batch, batch_idx: int) -> None:
         if self.global_step == 3:
             self.loss = SamLoss(focal_weight=float("nan"))
             keys.extend(batch.keys)
-        whole(self, batch, batch_idx)
+        original(self, batch, batch_idx)
 
     monkeypatch.setattr(SamModule, "training_step", step)
     with pytest.raises(TrainingError, match=r"step 3: a loss is NaN or inf, in a batch of sa_00000\d, .*lower optim.lr"):
-        run_alone(overrides(shards, tmp_path))
+        run_in_process(overrides(shards, tmp_path))
     document = json.loads((tmp_path / "nan_report_0.json").read_bytes())
     assert (document["step"], document["keys"]) == (3, keys)
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -54,9 +52,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_batch(
     assert all(bool(tensor.isfinite().all()) for tensor in checkpoint["state_dict"].values())
 
 
-def test_the_running_mean_is_what_the_formula_says_and_goes_on_as_it_was(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ema_follows_its_formula_and_resumes(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     update = WeightEMA.update
 
@@ -74,34 +70,34 @@ def test_the_running_mean_is_what_the_formula_says_and_goes_on_as_it_was(
     monkeypatch.setattr(WeightEMA, "update", updated)
     monkeypatch.setattr(WeightEMA, "on_train_start", begun)
     chosen = ["training.ema_decay=0.7", f"data.val_shards={shards}", "trainer.val_check_interval=3"]
-    run_alone(overrides(shards, tmp_path / "unbroken", *chosen))
+    run_in_process(overrides(shards, tmp_path / "uninterrupted", *chosen))
     name = "mask_decoder.iou_token.weight"
     mean = start[0][name]
     for after in seen:
         mean = 0.7 * mean + 0.3 * after[name]
     assert len(seen) == STEPS
-    assert torch.allclose(weights(tmp_path / "unbroken")[name], mean, atol=1e-7)
+    assert torch.allclose(weights(tmp_path / "uninterrupted")[name], mean, atol=1e-7)
     assert not torch.equal(seen[-1][name], mean)
 
     def killed(self: SamModule, batch: Batch, batch_idx: int) -> None:
         if self.global_step == 5:
             raise KilledError
-        whole(self, batch, batch_idx)
+        original(self, batch, batch_idx)
 
-    whole = SamModule.training_step
+    original = SamModule.training_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SamModule, "training_step", killed)
         with pytest.raises(KilledError):
-            run_alone(overrides(shards, tmp_path / "broken", *chosen))
-    run_alone(overrides(shards, tmp_path / "broken", *chosen))
-    expected, found = weights(tmp_path / "unbroken"), weights(tmp_path / "broken")
+            run_in_process(overrides(shards, tmp_path / "killed", *chosen))
+    run_in_process(overrides(shards, tmp_path / "killed", *chosen))
+    expected, found = weights(tmp_path / "uninterrupted"), weights(tmp_path / "killed")
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-def test_speeds_are_logged_at_the_pace_of_the_log(shards: Path, tmp_path: Path) -> None:
+def test_logs_throughput_at_the_logging_interval(shards: Path, tmp_path: Path) -> None:
     small = [value for value in SMALL if value != "~callbacks"]
-    speed = ["callbacks.mask_images=null", "callbacks.progress=null", "callbacks.lr=null", "trainer.log_every_n_steps=3"]
-    run_alone([*small, f"data.shards={shards}", f"run_dir={tmp_path}", *speed])
+    options = ["callbacks.mask_images=null", "callbacks.progress=null", "callbacks.lr=null", "trainer.log_every_n_steps=3"]
+    run_in_process([*small, f"data.shards={shards}", f"run_dir={tmp_path}", *options])
     logged = [row for row in rows(tmp_path) if row["speed/images_per_second"]]
     assert len(logged) == 2
     for row in logged:
@@ -112,8 +108,8 @@ def test_speeds_are_logged_at_the_pace_of_the_log(shards: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["one_batch", "overfit", "profiler"])
-def test_debug_groups_run(name: str, shards: Path, tmp_path: Path) -> None:
+def test_debug_configs_run(name: str, shards: Path, tmp_path: Path) -> None:
     steps = ["trainer.max_steps=4"] if name == "overfit" else []
     small = [value for value in SMALL if "max_steps" not in value]
-    metrics = run_alone([*small, f"debug={name}", f"data.shards={shards}", f"run_dir={tmp_path}", *steps])
+    metrics = run_in_process([*small, f"debug={name}", f"data.shards={shards}", f"run_dir={tmp_path}", *steps])
     assert metrics["steps"] == {"one_batch": 1, "overfit": 4, "profiler": 20}[name]
