@@ -1,16 +1,15 @@
 """Irreversible redaction of boxes: blur, pixelate or fill.
 
 A Gaussian blur is a convolution: if its kernel is known, or is learnt from pairs of faces, much of the hidden detail can be
-recovered. The strength of the redaction here is therefore not a kernel but a number of values. `pixelate` and `blur` both show at
-most `cells` x `cells` mean colours of the box, in 8 bits, each over at least MIN_CELL_PX pixels per side, whatever the size of
-the
-box: `pixelate` shows them as they are (as Argoverse does, with 5 x 5), `blur` interpolates them smoothly. Information beyond
-these few values is in neither image, so nobody can recover it. The mean colours themselves still come from the face: with a short
-list of candidate persons they can be compared. `fill`, a uniform grey that shows nothing but the position of the box, does not
-keep even these.
+recovered. The strength of the redaction here is therefore not a kernel but a number of values. `pixelate` and `blur` both show
+at most `cells` x `cells` mean colours of the box, in 8 bits, each over at least MIN_CELL_PX pixels per side, whatever the size
+of the box: `pixelate` shows them as they are (as Argoverse does, with 5 x 5), `blur` interpolates them smoothly. Information
+beyond these few values is in neither image, so it cannot be recovered. The mean colours themselves still come from the face:
+with a short list of candidate persons they can be compared. `fill`, a uniform grey that shows nothing but the position of the
+box, does not keep even these.
 
-The redacted box is larger than the detected one. A blurred box fades into the image in its outer part (FADE), so that its border
-is not an object to annotators; the detected box lies completely inside the part that does not fade.
+The redacted box is larger than the detected one. A blurred box fades into the image in its outer part (FADE), so that its
+border is not an object to annotators; the detected box lies completely inside the part that does not fade.
 """
 
 from __future__ import annotations

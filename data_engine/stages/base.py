@@ -18,7 +18,7 @@ class Stage(Protocol):
     annotator_name: str
     """Name that is written into the provenance of each mask."""
     needs_model: bool
-    """Whether the stage requires a checkpoint."""
+    """True if the stage requires a checkpoint."""
 
     def infer(self, model: Sam | None, image: SourceImage) -> Callable[[], AnnotationResult]:
         """Run the model on an image now. The returned call does the rest, in any thread, and returns the masks and their cost.

@@ -1,4 +1,4 @@
-"""What the engine adds to an image, whatever the size of the corpus.
+"""Benchmark of the engine's overhead per image, and of its independence of the corpus size.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/engine.py [--images 300]
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 def corpus(folder: Path, size: int) -> Path:
     """`size` names of DISTINCT photographs, a thousand a folder."""
-    chance, whole, pictures = np.random.default_rng(0), load_photographs(), []
+    chance, whole, files = np.random.default_rng(0), load_photographs(), []
     out = folder / f"corpus_{size}"
     for number in range(size):
         path = out / f"{number // 1000:03d}" / f"{number:06d}.jpg"
@@ -63,9 +63,9 @@ def corpus(folder: Path, size: int) -> Path:
         if number < DISTINCT:
             crop = random_crop(chance, whole[number % len(whole)], height=96, width=128, zoom=(0.5, 1), rotate=False)
             path.write_bytes(encode_jpeg(crop.astype(np.uint8)))
-            pictures.append(path)
+            files.append(path)
         else:
-            os.link(pictures[number % DISTINCT], path)
+            os.link(files[number % DISTINCT], path)
     return out
 
 
@@ -119,7 +119,7 @@ def measure(folder: Path, source: Path, size: int, num_images: int) -> dict[str,
 
 
 def annotate_seconds(worker: Worker, index: int) -> float:
-    """Of an image of a slice, without shard, table, manifest and claim."""
+    """Return the seconds per image of a slice for loading and annotation alone, without shard, table, manifest and claim."""
     source = worker.privacy.redact_source(worker.job.folder.listing().slice(index))
     began = time.process_time()
     for reference in source.references:

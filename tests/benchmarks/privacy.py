@@ -4,13 +4,13 @@
 
 Prints one line of JSON:
 
-    seconds_per_megapixel      CPU seconds, ours (all scales, in tiles) and theirs (the picture as it is, at once)
+    seconds_per_megapixel      CPU seconds, ours (all scales, in tiles) and theirs (the image as it is, at once)
     speed_ratio                theirs / ours
-    faces                      scores of what we find in the pictures of people: the astronaut, the cameraman
-    smallest_px                width of the astronaut's face in the smallest picture in which it is found at that threshold
-    false_boxes                boxes in the other pictures, and of how many pictures
-    coco_false_boxes           --coco: boxes in pictures that have no label "person", in how many of how many pictures
-    coco_people                --coco: the same in pictures that have one
+    faces                      scores of what we find in the images of people: the astronaut, the cameraman
+    smallest_px                width of the astronaut's face in the smallest image in which it is found at that threshold
+    false_boxes                boxes in the other images, and of how many images
+    coco_false_boxes           --coco: boxes in images that have no label "person", in how many of how many images
+    coco_people                --coco: the same in images that have one
     large_mb, large_seconds    --large: 100 megapixels: peak memory that looking for faces adds, CPU seconds
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def seconds_per_megapixel(ours: CenterFace, photographs: list[np.ndarray], rounds: int = 3) -> tuple[float, float]:
-    """In turns, the first round not counted."""
+    """Measure both alternately; the first round is not counted."""
     with contextlib.redirect_stdout(io.StringIO()):  # it says on what it runs
         theirs = TheirCenterFace()
     seconds = np.zeros((rounds, 2))
@@ -91,7 +91,7 @@ def smallest(ours: CenterFace) -> float:
 
 
 def on_coco(ours: CenterFace, folder: Path) -> dict[str, list[int]]:
-    """Boxes, pictures with boxes, pictures: without and with the label of a person."""
+    """Boxes, images with boxes, images: without and with the label of a person."""
     numbers = {False: [0, 0, 0], True: [0, 0, 0]}
     for path in sorted((folder / "images").glob("*.jpg")):
         labels = (folder / "labels" / f"{path.stem}.txt").read_text().splitlines()

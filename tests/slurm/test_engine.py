@@ -36,17 +36,17 @@ TASK = ["driver.partition=low", "driver.cpus_per_task=1", "driver.time_limit_min
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A model that knows nothing and tiny pictures, which make eight slices."""
+    """Options of an untrained model and tiny images, which make eight slices."""
     folder = tmp_path_factory.mktemp("engine")
     torch.manual_seed(0)
     model = OmegaConf.to_container(OmegaConf.load(f"{config_dir()}/model/vit_nano.yaml"))
     save_checkpoint(folder / "model.pt", build(model), model, {})
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     chance = np.random.default_rng(0)
     for number in range(NUM_SLICES * IMAGES_PER_SHARD - 1):
         image = chance.integers(0, 255, (6, 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-        (folder / "pictures" / f"{number:02d}.jpg").write_bytes(encode_jpeg(image))
-    made_of = [f"source={folder / 'pictures'}", f"checkpoint={folder / 'model.pt'}", f"images_per_shard={IMAGES_PER_SHARD}"]
+        (folder / "images" / f"{number:02d}.jpg").write_bytes(encode_jpeg(image))
+    made_of = [f"source={folder / 'images'}", f"checkpoint={folder / 'model.pt'}", f"images_per_shard={IMAGES_PER_SHARD}"]
     return [*made_of, "threads=1", "privacy=none", *EASY]
 
 
@@ -71,7 +71,7 @@ def work(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for log in (out / ".engine" / "work").glob("*.jsonl") for line in log.read_text().splitlines()]
 
 
-def test_an_array_over_two_nodes_makes_what_one_machine_makes(cluster: Any, options: list[str], tmp_path: Path) -> None:
+def test_array_on_two_nodes_equals_one_machine(cluster: Any, options: list[str], tmp_path: Path) -> None:
     expected = files(ran_here(options, tmp_path / "here"))
     assert sum(name.endswith(".tar") for name in expected) == NUM_SLICES
     out = tmp_path / "there"
@@ -85,9 +85,7 @@ def test_an_array_over_two_nodes_makes_what_one_machine_makes(cluster: Any, opti
     assert (out / "ledger.json").is_file()
 
 
-def test_a_task_that_is_killed_is_named_and_the_same_command_makes_the_rest(
-    cluster: Any, options: list[str], tmp_path: Path
-) -> None:
+def test_killed_task_is_named_and_the_command_resumes(cluster: Any, options: list[str], tmp_path: Path) -> None:
     options = [*options, "images_per_shard=1", "stage.generator.points_per_side=24"]  # many slices that take their time
     expected = files(ran_here(options, tmp_path / "here"))
     out = tmp_path / "there"
@@ -108,7 +106,7 @@ def test_a_task_that_is_killed_is_named_and_the_same_command_makes_the_rest(
     assert files(out) == expected
 
 
-def test_the_script_makes_the_slices_of_one_folder(cluster: Any, repo_root: Path, tmp_path: Path) -> None:
+def test_sbatch_script_makes_all_slices(cluster: Any, repo_root: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "source" / "sa_000000.tar", [make_sample(index) for index in range(7)])
     options = [
         "stage=assisted_manual",

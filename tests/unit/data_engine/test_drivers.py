@@ -1,4 +1,4 @@
-"""Whoever runs the slices, and however often and however many at once: each is made once, with the same bytes."""
+"""With every driver and with concurrent commands each slice is made once, with the same bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NUM_IMAGES = 90
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards whose masks the simulated annotator copies: slices without a model, in milliseconds."""
+    """Shards whose masks the simulated annotator copies: slices take milliseconds and need no model."""
     folder = tmp_path_factory.mktemp("source")
     write_shard(folder / "sa_000000.tar", [make_sample(index) for index in range(NUM_IMAGES)])
     return folder
@@ -43,7 +43,7 @@ def options(source: Path, out: Path, *more: str) -> list[str]:
     return ["stage=assisted_manual", f"source={source}", f"out={out}", "report=false", "privacy=none", "threads=1", *more]
 
 
-def ran(source: Path, out: Path, *more: str) -> Path:
+def run_engine(source: Path, out: Path, *more: str) -> Path:
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         config = compose("engine", overrides=options(source, out, *more))
     run_stage(config)
@@ -51,13 +51,13 @@ def ran(source: Path, out: Path, *more: str) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All but the ledger, which says how long it took."""
+    """Return all files except the ledger, which contains times."""
     paths = (path for path in folder.iterdir() if path.is_file() and path.name != "ledger.json")
     return {path.name: path.read_bytes() for path in paths}
 
 
-def makers(out: Path) -> list[list[int]]:
-    """The slices that each process wrote, by its own log."""
+def slices_by_process(out: Path) -> list[list[int]]:
+    """Return the slices that each process wrote, from its log."""
     logs = sorted((out / ".engine" / "work").glob("*.jsonl"))
     return [[int(line.partition(b",")[0].split()[-1]) for line in log.read_bytes().splitlines()] for log in logs]
 
@@ -84,8 +84,8 @@ class RecordingDisplay:
         self.messages.append(text)
 
 
-def job_of(source: Path, out: Path, *more: str) -> EngineJob:
-    """A run that is ready to be driven."""
+def prepare_job(source: Path, out: Path, *more: str) -> EngineJob:
+    """Prepare a run folder and return its job."""
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         config = compose("engine", overrides=options(source, out, *more))
     stage: Stage = build(config.stage)
@@ -94,13 +94,13 @@ def job_of(source: Path, out: Path, *more: str) -> EngineJob:
     return job
 
 
-def test_all_are_drivers() -> None:
+def test_driver_classes_implement_the_protocol() -> None:
     assert all(isinstance(driver, Driver) for driver in (LocalDriver(), SlurmDriver(tasks=2), RayDriver()))
     assert [LocalDriver(processes=3).num_workers("cpu"), SlurmDriver(tasks=9).num_workers("cpu")] == [3, 9]
     assert SlurmDriver(tasks=9, array_parallelism=4).num_workers("cpu") == 4
 
 
-def test_slices_that_others_hold_come_last_and_after_a_pause() -> None:
+def test_deferred_slices_come_last_and_after_a_pause() -> None:
     queue = SliceQueue([1, 2, 3])
     assert queue.pop() == 1
     queue.defer(1)
@@ -110,7 +110,7 @@ def test_slices_that_others_hold_come_last_and_after_a_pause() -> None:
     assert queue.pop() == 3
 
 
-def test_processes_share_the_cpus() -> None:
+def test_processes_divide_the_cpu_threads() -> None:
     assert [spec.threads for spec in worker_specs("cpu", None, 1)] == [num_cpus()]
     assert [spec.threads for spec in worker_specs("cpu", 3, 2)] == [3, 3]
     assert {spec.threads for spec in worker_specs("cpu", None, 10_000)} == {1}
@@ -118,47 +118,47 @@ def test_processes_share_the_cpus() -> None:
         LocalDriver(processes=0)
 
 
-def test_two_commands_at_once_share_the_slices_and_none_is_made_twice(source: Path, tmp_path: Path) -> None:
-    expected = files(ran(source, tmp_path / "alone", "images_per_shard=1"))
+def test_concurrent_commands_make_each_slice_once(source: Path, tmp_path: Path) -> None:
+    expected = files(run_engine(source, tmp_path / "alone", "images_per_shard=1"))
     command = [sys.executable, "-m", "data_engine.engine", *options(source, tmp_path / "both", "images_per_shard=1")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     racers = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in "ab"
     ]
-    told = [racer.communicate(timeout=300)[0] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0], told
-    made = makers(tmp_path / "both")
+    outputs = [racer.communicate(timeout=300)[0] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0], outputs
+    made = slices_by_process(tmp_path / "both")
     assert sorted(index for one in made for index in one) == list(range(NUM_IMAGES)), "each slice once"
-    assert len(made) == 2, f"one did all, so nothing was raced for: {told}"
+    assert len(made) == 2, f"one command made all slices, so they did not run concurrently: {outputs}"
     assert files(tmp_path / "both") == expected
-    assert all("90 images, 180 masks in 90 shards" in text for text in told)
+    assert all("90 images, 180 masks in 90 shards" in text for text in outputs)
 
 
 @pytest.mark.parametrize("which", ["0/3", "2/3"])
-def test_a_share_of_the_slices(source: Path, tmp_path: Path, which: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out = ran(source, tmp_path / "out", "images_per_shard=9", f"slice={which}")
+def test_slice_option_makes_every_nth_slice(source: Path, tmp_path: Path, which: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run_engine(source, tmp_path / "out", "images_per_shard=9", f"slice={which}")
     assert sorted(path.name for path in out.glob("*.tar")) == [f"sa_{i:06d}.tar" for i in range(int(which[0]), 10, 3)]
     assert not (out / "ledger.json").exists()
     assert "of 10 slices are missing" in capsys.readouterr().out
 
 
-def test_shares_make_what_one_command_makes(source: Path, tmp_path: Path) -> None:
-    expected = files(ran(source, tmp_path / "whole", "images_per_shard=20"))
+def test_slice_options_together_equal_one_command(source: Path, tmp_path: Path) -> None:
+    expected = files(run_engine(source, tmp_path / "whole", "images_per_shard=20"))
     for which in ("1/2", "0/2"):
-        ran(source, tmp_path / "shares", "images_per_shard=20", f"slice={which}")
+        run_engine(source, tmp_path / "shares", "images_per_shard=20", f"slice={which}")
     assert files(tmp_path / "shares") == expected
     assert (tmp_path / "shares" / "ledger.json").is_file()
     assert not (tmp_path / "shares" / ".engine" / "claims").exists()
 
 
 @pytest.mark.parametrize("which", ["3", "3/3", "-1/2", "a/b", "0/0"])
-def test_a_share_that_is_none(source: Path, tmp_path: Path, which: str) -> None:
+def test_rejects_invalid_slice_option(source: Path, tmp_path: Path, which: str) -> None:
     with pytest.raises(ConfigError, match="expected I/N"):
-        ran(source, tmp_path / "out", f"slice={which}")
+        run_engine(source, tmp_path / "out", f"slice={which}")
 
 
-def test_pods_of_the_kubernetes_job_make_all_slices() -> None:
-    """What the file says is a command of ours, and the indices of its pods are the shares of all."""
+def test_kubernetes_pods_cover_all_slices() -> None:
+    """The command of the file is valid, and the slices of its pods are a partition of all slices."""
     job = yaml.safe_load((Path(data_engine.drivers.__file__).parent / "kubernetes.yaml").read_text())["spec"]
     assert job["completionMode"] == "Indexed"
     (container,) = job["template"]["spec"]["containers"]
@@ -173,11 +173,11 @@ def test_pods_of_the_kubernetes_job_make_all_slices() -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_make_what_one_makes(source: Path, tmp_path: Path) -> None:
-    expected = files(ran(source, tmp_path / "one", "images_per_shard=10"))
-    ran(source, tmp_path / "three", "images_per_shard=10", "driver.processes=3")
+def test_several_processes_equal_one_process(source: Path, tmp_path: Path) -> None:
+    expected = files(run_engine(source, tmp_path / "one", "images_per_shard=10"))
+    run_engine(source, tmp_path / "three", "images_per_shard=10", "driver.processes=3")
     assert files(tmp_path / "three") == expected
-    made = makers(tmp_path / "three")
+    made = slices_by_process(tmp_path / "three")
     assert sorted(index for one in made for index in one) == list(range(9))
     assert not multiprocessing.active_children()
 
@@ -189,25 +189,27 @@ def kill_all() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_its_slice_made_again(source: Path, tmp_path: Path) -> None:
-    expected = files(ran(source, tmp_path / "one", "images_per_shard=45"))
+def test_dead_worker_is_replaced_and_its_slice_retried(source: Path, tmp_path: Path) -> None:
+    expected = files(run_engine(source, tmp_path / "one", "images_per_shard=45"))
     left = [kill_all]
     display = RecordingDisplay(on_advance=lambda: left.pop()() if left else None)
-    job = job_of(source, tmp_path / "out", "images_per_shard=45")
+    job = prepare_job(source, tmp_path / "out", "images_per_shard=45")
     failed = LocalDriver(processes=2).run(job, [0, 1], display)
     assert failed == {}
     assert files(tmp_path / "out") == expected
     assert len(display.messages) == 2
     assert all("was killed by signal 9 (possibly by the out-of-memory killer)" in text for text in display.messages)
     assert all("is tried once more" in text for text in display.messages)
-    assert " at sa_000000.tar/sa_0000" in "".join(display.messages), "who worked on what"
-    assert display.sum == {"images": NUM_IMAGES, "masks": 2 * NUM_IMAGES, "skipped": 0}, "what was lost is taken back"
+    assert " at sa_000000.tar/sa_0000" in "".join(display.messages), "the message names the image"
+    assert display.sum == {"images": NUM_IMAGES, "masks": 2 * NUM_IMAGES, "skipped": 0}, (
+        "the progress of the dead worker is reverted"
+    )
 
 
 @pytest.mark.slow
-def test_a_slice_that_kills_its_worker_twice_is_failed(source: Path, tmp_path: Path) -> None:
+def test_slice_fails_after_two_worker_deaths(source: Path, tmp_path: Path) -> None:
     display = RecordingDisplay(on_advance=kill_all)
-    failed = LocalDriver(processes=2).run(job_of(source, tmp_path / "out", "images_per_shard=45"), [0, 1], display)
+    failed = LocalDriver(processes=2).run(prepare_job(source, tmp_path / "out", "images_per_shard=45"), [0, 1], display)
     assert set(failed) == {0, 1}
     assert "for the second time" in failed[0]
     assert not list((tmp_path / "out").glob("*.tar"))
@@ -215,59 +217,59 @@ def test_a_slice_that_kills_its_worker_twice_is_failed(source: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_error_in_a_worker_ends_the_run_in_its_words(tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_error_in_a_worker_ends_the_run_with_its_message(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for name in "ab":
-        (pictures / f"{name}.jpg").write_bytes(encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+        (images / f"{name}.jpg").write_bytes(encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
-        overrides = options(pictures, tmp_path / "out", "images_per_shard=1", "driver.processes=2")
+        overrides = options(images, tmp_path / "out", "images_per_shard=1", "driver.processes=2")
         config = compose("engine", overrides=overrides)
-    with pytest.raises(SamTrainError, match="truth"):  # the simulated annotator knows nothing of plain pictures
+    with pytest.raises(SamTrainError, match="truth"):  # the simulated annotator needs ground truth
         run_stage(config)
     assert not list((tmp_path / "out").glob("*.tar"))
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # submitit waits for results alone
-def test_tasks_of_submitit_make_what_one_process_makes(source: Path, tmp_path: Path) -> None:
-    """The SLURM driver with processes in the place of SLURM; tests/slurm has the real one."""
-    expected = files(ran(source, tmp_path / "here", "images_per_shard=20"))
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # submitit waits only for results
+def test_submitit_tasks_equal_one_process(source: Path, tmp_path: Path) -> None:
+    """The SLURM driver with processes instead of SLURM; tests/slurm runs a real SLURM."""
+    expected = files(run_engine(source, tmp_path / "here", "images_per_shard=20"))
     many = ["driver=slurm", "driver.cluster=local", "driver.tasks=2", "driver.cpus_per_task=1"]
-    ran(source, tmp_path / "there", "images_per_shard=20", *many)
+    run_engine(source, tmp_path / "there", "images_per_shard=20", *many)
     assert files(tmp_path / "there") == expected
-    assert sorted(index for one in makers(tmp_path / "there") for index in one) == list(range(5))
+    assert sorted(index for one in slices_by_process(tmp_path / "there") for index in one) == list(range(5))
 
 
-def test_without_slurm_the_error_says_what_to_do(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_error_states_the_remedy(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="driver=local needs no SLURM"):
-        ran(source, tmp_path / "out", "driver=slurm")
+        run_engine(source, tmp_path / "out", "driver=slurm")
 
 
 @pytest.mark.parametrize(
     "driver", [lambda: SlurmDriver(tasks=0), lambda: SlurmDriver(tasks=1, cluster="lsf"), lambda: RayDriver(cpus_per_task=0)]
 )
-def test_values_that_no_driver_takes(driver: Callable[[], Driver]) -> None:
+def test_rejects_invalid_driver_options(driver: Callable[[], Driver]) -> None:
     with pytest.raises(ConfigError, match=r"driver\."):
         driver()
 
 
-def test_without_ray_the_error_names_the_extra(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_error_names_the_extra(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'sam-train\[ray\]'"):
-        ran(source, tmp_path / "out", "driver=ray")
+        run_engine(source, tmp_path / "out", "driver=ray")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_tasks_of_ray_make_what_one_process_makes(source: Path, tmp_path: Path) -> None:
+def test_ray_tasks_equal_one_process(source: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="needs Ray, which is large: pip install 'sam-train[ray]'")
-    expected = files(ran(source, tmp_path / "here", "images_per_shard=20"))
+    expected = files(run_engine(source, tmp_path / "here", "images_per_shard=20"))
     try:
-        ran(source, tmp_path / "there", "images_per_shard=20", "driver=ray")
+        run_engine(source, tmp_path / "there", "images_per_shard=20", "driver=ray")
     finally:
         ray.shutdown()
     assert files(tmp_path / "there") == expected
-    assert sorted(index for one in makers(tmp_path / "there") for index in one) == list(range(5))
+    assert sorted(index for one in slices_by_process(tmp_path / "there") for index in one) == list(range(5))

@@ -1,5 +1,4 @@
-"""A slice becomes one shard, whole or not at all; starting again does only what is missing, with the same bytes; what
-another config made is not mixed with it; every mask says where it comes from."""
+"""Slices become shards atomically; a repeated command makes only the missing ones, with the same bytes."""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ def config(source: Path, tmp_path: Path) -> Callable[..., DictConfig]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a run leaves, but for the ledger, which also says how long it took."""
+    """Return the files of a run except the ledger, which contains times."""
     paths = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "ledger.json")
     return {path.name: path.read_bytes() for path in paths}
 
@@ -96,13 +95,13 @@ def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path)
     assert ledger.counts == {"clicks": 0, "masks_clicked": 0, "masks_drawn": 10, "seconds": 360}
 
 
-def test_part_of_a_source(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_first_image_and_num_images_select_part_of_a_source(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_stage(config("first_image=1", "num_images=3"))
     assert [record.key for record in records(tmp_path / "out")] == ["sa_000001", "sa_000002", "sa_000003"]
 
 
 @pytest.mark.parametrize("missing", [(0,), (1, 2), (0, 1, 2)])
-def test_again_does_only_what_is_missing(
+def test_resumes_with_missing_slices_only(
     config: Callable[..., DictConfig], tmp_path: Path, missing: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_stage(config())
@@ -110,7 +109,7 @@ def test_again_does_only_what_is_missing(
     before = files(out)
     for number in missing:
         (out / f"sa_{number:06d}.manifest.json").unlink()
-        (out / f"sa_{number:06d}.tar").write_bytes(b"torn")  # a tar without a manifest is not done
+        (out / f"sa_{number:06d}.tar").write_bytes(b"truncated")  # a tar without a manifest is not done
     (out / "ledger.json").unlink()
     annotate, seen = SimulatedAnnotator.annotate, []
     monkeypatch.setattr(
@@ -121,7 +120,7 @@ def test_again_does_only_what_is_missing(
     assert len(seen) == sum(2 if number < 2 else 1 for number in missing)
 
 
-def test_error_in_a_slice_leaves_no_part_of_it(
+def test_error_in_a_slice_leaves_no_partial_shard(
     config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotate = SimulatedAnnotator.annotate
@@ -141,7 +140,7 @@ def test_error_in_a_slice_leaves_no_part_of_it(
     assert len(records(out)) == 5
 
 
-def test_skipped_image_is_in_the_manifest_with_its_reason(
+def test_manifest_lists_skipped_images_with_reason(
     config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotate = SimulatedAnnotator.annotate
@@ -162,7 +161,7 @@ def test_skipped_image_is_in_the_manifest_with_its_reason(
     ("override", "changed"),
     [("stage.annotator.accept_iou=0.5", "config"), ("num_images=4", "config"), ("images_per_shard=3", "config")],
 )
-def test_another_config_into_the_same_folder_is_refused(
+def test_rejects_another_config_in_the_same_folder(
     config: Callable[..., DictConfig], tmp_path: Path, override: str, changed: str
 ) -> None:
     run_stage(config())
@@ -173,19 +172,19 @@ def test_another_config_into_the_same_folder_is_refused(
     run_stage(config("threads=1"))  # decides no byte
 
 
-def test_another_model_into_the_same_folder_is_refused(config: Callable[..., DictConfig], checkpoint: Path) -> None:
+def test_rejects_another_model_in_the_same_folder(config: Callable[..., DictConfig], checkpoint: Path) -> None:
     run_stage(config())
     with pytest.raises(ConfigError, match="made with another checkpoint"):
         run_stage(config(f"checkpoint={checkpoint}"))
 
 
-def test_folder_with_foreign_tars_is_refused(config: Callable[..., DictConfig], source: Path) -> None:
+def test_rejects_folder_with_foreign_tars(config: Callable[..., DictConfig], source: Path) -> None:
     with pytest.raises(ConfigError, match="did not write"):
         run_stage(config(f"out={source}"))
     assert "engine.json" not in files(source)
 
 
-def test_provenance_of_what_a_person_drew(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_provenance_of_drawn_masks(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_stage(config())
     made_by = json.loads((tmp_path / "out" / "engine.json").read_bytes())
     for record in records(tmp_path / "out"):
@@ -197,14 +196,14 @@ def test_provenance_of_what_a_person_drew(config: Callable[..., DictConfig], tmp
     assert load_manifest(tmp_path / "out" / "sa_000000.tar").provenance == made_by
 
 
-def test_what_a_person_did_in_no_time_is_still_theirs(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_annotator_masks_of_zero_seconds_keep_their_annotator(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     free = [f"stage.annotator.seconds_to_{what}=0" for what in ("find", "draw")]
     run_stage(config(*free))
     masks = [mask.provenance for record in records(tmp_path / "out") for mask in record.masks if mask.provenance]
     assert {(p.annotator, p.seconds) for p in masks} == {("simulated", 0)}
 
 
-def test_provenance_of_what_the_model_made(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
+def test_provenance_of_generated_masks(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
     run_stage(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY))
     masks = [mask for record in records(tmp_path / "out") for mask in record.masks]
     assert len(masks) >= 5
@@ -223,7 +222,7 @@ def test_provenance_of_a_mixed_stage(config: Callable[..., DictConfig], checkpoi
     assert "automatic" in {p.annotator for p in masks}
 
 
-def test_nesting_is_in_the_provenance(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
+def test_provenance_contains_the_parent_mask(config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path) -> None:
     """Random weights make masks all over the image; without NMS there are many, and some lie in others."""
     nested = ["stage.generator.nested_share=0.3", "stage.generator.box_nms_thresh=1"]
     run_stage(config("stage=fully_automatic", f"checkpoint={checkpoint}", *EASY, *nested))
@@ -253,9 +252,9 @@ def test_ids_are_unique_over_images(config: Callable[..., DictConfig], tmp_path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """25 plain pictures."""
-    folder = tmp_path / "pictures"
+def image_folder(tmp_path: Path) -> Path:
+    """Folder of 25 images without masks."""
+    folder = tmp_path / "image_folder"
     folder.mkdir()
     for number in range(25):
         (folder / f"{number:02d}.jpg").write_bytes(make_sample(number)[1])
@@ -275,47 +274,47 @@ def automatic(config: Callable[..., DictConfig], source: Path, checkpoint: Path,
 
 
 def test_the_source_is_listed_once(
-    config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Callable[..., DictConfig], image_folder: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever is put into the folder or taken out of it meanwhile: slices do not move."""
-    run_stage(automatic(config, pictures, checkpoint, "slice=0/3"))
-    (pictures / "00_new.jpg").write_bytes(make_sample(99)[1])
-    (pictures / "15.jpg").unlink()
-    ledger = run_stage(automatic(config, pictures, checkpoint))
+    """Files that are added to or removed from the folder during a run do not change the slices."""
+    run_stage(automatic(config, image_folder, checkpoint, "slice=0/3"))
+    (image_folder / "00_new.jpg").write_bytes(make_sample(99)[1])
+    (image_folder / "15.jpg").unlink()
+    ledger = run_stage(automatic(config, image_folder, checkpoint))
     assert "resuming with 25 images, listed on 20" in capsys.readouterr().out
     keys = [load_manifest(tmp_path / "out" / f"sa_{number:06d}.tar").keys for number in range(3)]
     assert [key for part in keys for key in part] == [f"{number:02d}" for number in range(25) if number != 15]
     assert (ledger.images, ledger.skipped) == (24, {"missing": 1})
 
 
-def test_a_disk_that_went_is_no_reason_to_skip_everything(
-    config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path
+def test_consecutive_unavailable_images_end_the_run(
+    config: Callable[..., DictConfig], image_folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    run_stage(automatic(config, pictures, checkpoint, "slice=2/3"))
-    moved = pictures.rename(tmp_path / "elsewhere")
+    run_stage(automatic(config, image_folder, checkpoint, "slice=2/3"))
+    moved = image_folder.rename(tmp_path / "elsewhere")
     with pytest.raises(SamTrainError, match="20 consecutive images are unavailable"):
-        run_stage(automatic(config, pictures, checkpoint))
-    moved.rename(pictures)
-    assert run_stage(automatic(config, pictures, checkpoint)).images == 15
+        run_stage(automatic(config, image_folder, checkpoint))
+    moved.rename(image_folder)
+    assert run_stage(automatic(config, image_folder, checkpoint)).images == 15
 
 
 @pytest.mark.parametrize("ahead", [0, 3])
-def test_reading_ahead_changes_nothing(
-    config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, ahead: int
+def test_prefetching_does_not_change_the_shards(
+    config: Callable[..., DictConfig], image_folder: Path, checkpoint: Path, tmp_path: Path, ahead: int
 ) -> None:
-    (pictures / "05.jpg").write_bytes(b"torn")
-    run_stage(automatic(config, pictures, checkpoint, f"out={tmp_path / 'expected'}"))
-    run_stage(automatic(config, pictures, checkpoint, f"num_prefetch={ahead}"))
+    (image_folder / "05.jpg").write_bytes(b"truncated")
+    run_stage(automatic(config, image_folder, checkpoint, f"out={tmp_path / 'expected'}"))
+    run_stage(automatic(config, image_folder, checkpoint, f"num_prefetch={ahead}"))
     assert files(tmp_path / "out") == files(tmp_path / "expected")
     assert load_manifest(tmp_path / "out" / "sa_000000.tar").skipped == {"05.jpg": "unsupported_format"}
 
 
-def test_report_of_a_run(config: Callable[..., DictConfig], source: Path, tmp_path: Path) -> None:
+def test_run_writes_a_report(config: Callable[..., DictConfig], source: Path, tmp_path: Path) -> None:
     run_stage(config("report=true"))
     report = tmp_path / "out" / "report"
     assert sorted(path.name for path in report.iterdir()) == ["contact_sheet.jpg", "stats.html", "stats.json"]
     sheet = decode_jpeg((report / "contact_sheet.jpg").read_bytes())
-    assert sheet.shape == (1 * (240 + 18 + 6) + 6, 5 * (320 + 6) + 6, 3), "five pictures in a row"
+    assert sheet.shape == (1 * (240 + 18 + 6) + 6, 5 * (320 + 6) + 6, 3), "five images in a row"
     assert json.loads((report / "stats.json").read_bytes())["num_masks"] == 10
     before = (report / "stats.html").stat().st_mtime_ns
     run_stage(config("report=true"))
@@ -345,20 +344,20 @@ def test_large_runs_are_sampled(tmp_path: Path) -> None:
 
 
 def test_dry_run_measures_and_writes_nothing(
-    config: Callable[..., DictConfig], pictures: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Callable[..., DictConfig], image_folder: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "12.jpg").write_bytes(b"torn")
-    dry_run = automatic(config, pictures, checkpoint, "driver.processes=3", "dry_run=true")
+    (image_folder / "12.jpg").write_bytes(b"truncated")
+    dry_run = automatic(config, image_folder, checkpoint, "driver.processes=3", "dry_run=true")
     print_estimate(dry_run)
     assert not (tmp_path / "out").exists()
-    told = capsys.readouterr().out
-    assert "left: 25 images in 3 slices\nsample of 8: " in told
-    assert "3 workers that do not slow each other down: " in told
-    run_stage(automatic(config, pictures, checkpoint, "slice=0/3"))
+    output = capsys.readouterr().out
+    assert "left: 25 images in 3 slices\nsample of 8: " in output
+    assert "3 workers that do not slow each other down: " in output
+    run_stage(automatic(config, image_folder, checkpoint, "slice=0/3"))
     capsys.readouterr()
     print_estimate(dry_run)
     assert "left: 15 images in 2 slices" in capsys.readouterr().out
-    run_stage(automatic(config, pictures, checkpoint))
+    run_stage(automatic(config, image_folder, checkpoint))
     with pytest.raises(ConfigError, match="nothing to do"):
         print_estimate(dry_run)
 

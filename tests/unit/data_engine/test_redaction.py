@@ -1,4 +1,4 @@
-"""What is covered is gone: a picture with other pixels there looks the same afterwards; outside, nothing changes."""
+"""Redaction is irreversible: boxes with other pixels but the same cell means give the same result; nothing changes outside."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def with_cells_shuffled(image: np.ndarray, place: tuple[int, int, int, int]) -> 
 
 
 @pytest.mark.parametrize("method", REDACTION_METHODS)
-def test_outside_nothing_changes(method: str) -> None:
+def test_redaction_changes_nothing_outside_the_box(method: str) -> None:
     image = noise()
     result = image.copy()
     assert redact_box(result, BOX, method=method, dilate=DILATE, cells=CELLS) == COVERED
@@ -52,15 +52,15 @@ def test_outside_nothing_changes(method: str) -> None:
     [
         ([60, 40, 140, 120], 1.5, COVERED),
         ([60, 40, 140, 120], MIN_DILATE, (50, 30, 150, 130)),  # the least that `Privacy` takes
-        ([-40, 40, 40, 120], 1.5, (0, 20, 60, 140)),  # the picture cuts it: no fading there
+        ([-40, 40, 40, 120], 1.5, (0, 20, 60, 140)),  # the image border clips it: no fading there
         ([160, 40, 240, 120], 1.5, (140, 20, 200, 140)),
         ([60, 120, 140, 200], 1.5, (40, 100, 160, 160)),
     ],
 )
-def test_what_was_found_depends_on_a_few_means_alone(
+def test_redacted_pixels_depend_only_on_cell_means(
     method: str, box: list[float], dilate: float, place: tuple[int, int, int, int]
 ) -> None:
-    """So there is nothing in the result by which what stood there could be told from anything else with these means."""
+    """The result cannot distinguish the original pixels from any others with these means."""
     image = noise()
     other = with_cells_shuffled(image, place)
     found = np.array(box, dtype=float)
@@ -71,7 +71,7 @@ def test_what_was_found_depends_on_a_few_means_alone(
     np.testing.assert_array_equal(results[0][inside], results[1][inside])
 
 
-def test_fill_says_nothing_at_all() -> None:
+def test_fill_is_independent_of_the_content() -> None:
     left, top, right, bottom = COVERED
     assert (covered(noise(), method="fill")[top:bottom, left:right] == GREY).all()
 
@@ -85,7 +85,7 @@ def test_pixelate_shows_the_means() -> None:
 
 
 def test_blur_has_no_high_frequencies() -> None:
-    """Beyond the frequency of the cells less than a hundredth of the picture's energy is left, rounding included."""
+    """Beyond the frequency of the cells less than a hundredth of the image's energy is left, rounding included."""
     image = noise()
     inside = np.s_[40:120, 60:140]
     window = np.outer(np.hanning(80), np.hanning(80))[..., None]
@@ -99,7 +99,7 @@ def test_blur_has_no_high_frequencies() -> None:
     assert energy(covered(image)[inside]) < 0.01 * energy(image[inside])
 
 
-def test_blur_fades_outside_what_was_found() -> None:
+def test_blur_fades_outside_the_detected_box() -> None:
     """No edge for an annotator, and no edge of full strength on the face either."""
     image = np.full((160, 200, 3), 200, np.uint8)
     image[40:120, 60:140] = 20
@@ -127,14 +127,14 @@ def test_small_boxes(method: str, side: float) -> None:
 
 
 @pytest.mark.parametrize("box", [[-50, 0, -20, 30], [300, 10, 320, 40], [10, 200, 40, 240]])
-def test_beside_the_picture(box: list[float]) -> None:
+def test_box_outside_the_image_is_ignored(box: list[float]) -> None:
     image = noise()
     result = image.copy()
     assert redact_box(result, np.array(box, dtype=float), method="blur", dilate=1.4, cells=4) is None
     np.testing.assert_array_equal(result, image)
 
 
-def test_a_box_larger_than_the_picture() -> None:
+def test_box_larger_than_the_image() -> None:
     result = covered(noise(), np.array([-500.0, -500.0, 900.0, 900.0]), method="pixelate")
     assert len(np.unique(result.reshape(-1, 3), axis=0)) <= CELLS**2
 

@@ -1,5 +1,4 @@
-"""The simulated annotator clicks where the answer is wrong until the answer is accepted, takes the brush when its patience
-ends, and its time is the sum of the stated prices. Its knowledge is the source's truth and nothing else."""
+"""The simulated annotator clicks in the error region until the prediction is accepted, and draws by hand after max_clicks."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def candidate(mask: np.ndarray) -> GeneratedMask:
     return GeneratedMask.from_rle(encode_rle(mask), predicted_iou=0.9, stability_score=0.9)
 
 
-class KnownAnswers(Predictor):
+class FixedPredictor(Predictor):
     """Answers the left half of the object that was clicked first, and the whole object from its `good_from`-th click on."""
 
     def __init__(self, good_from: list[int], objects: list[np.ndarray] = OBJECTS, score: float = 0.75) -> None:
@@ -95,15 +94,15 @@ def annotator(**options: float) -> SimulatedAnnotator:
     return SimulatedAnnotator(**{**prices, **options})  # type: ignore[arg-type]
 
 
-def test_without_a_model_all_is_drawn_largest_first() -> None:
+def test_without_a_model_all_masks_are_drawn_largest_first() -> None:
     work = annotator().annotate(image_of(OBJECTS), None, [])
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
     assert [(c.prompt_points, c.seconds, c.crop) for c in work.masks] == [((), 36.0, Crop.whole_image(HEIGHT, WIDTH))] * 3
     assert work.counts == {"clicks": 0, "masks_drawn": 3, "masks_clicked": 0, "seconds": 108.0}
 
 
-def test_clicks_until_accepted_then_never_again() -> None:
-    predictor = KnownAnswers([1, 3, 2])
+def test_clicks_until_the_prediction_is_accepted() -> None:
+    predictor = FixedPredictor([1, 3, 2])
     work = annotator(max_clicks=5).annotate(image_of(OBJECTS), predictor, [])
     assert [set(asked) for asked in predictor.asked] == [{0, 1, 2}, {1, 2}, {1}]
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
@@ -113,8 +112,8 @@ def test_clicks_until_accepted_then_never_again() -> None:
     assert work.counts == {"clicks": 6, "masks_drawn": 0, "masks_clicked": 3, "seconds": 6 + 6 * 1.5}
 
 
-def test_a_model_that_is_quite_sure_has_drawn_nothing() -> None:
-    work = annotator(max_clicks=1).annotate(image_of(OBJECTS), KnownAnswers([1, 1, NEVER], score=1.0), [])
+def test_predicted_iou_of_one_does_not_count_as_drawn() -> None:
+    work = annotator(max_clicks=1).annotate(image_of(OBJECTS), FixedPredictor([1, 1, NEVER], score=1.0), [])
     assert [(c.origin, c.predicted_iou) for c in work.masks] == [
         (MaskOrigin.CLICKED, 1),
         (MaskOrigin.DRAWN, 1),
@@ -123,8 +122,8 @@ def test_a_model_that_is_quite_sure_has_drawn_nothing() -> None:
     assert (work.counts["masks_clicked"], work.counts["masks_drawn"]) == (2, 1)
 
 
-def test_takes_the_brush_when_patience_ends() -> None:
-    predictor = KnownAnswers([NEVER, 2, NEVER])
+def test_draws_by_hand_after_max_clicks() -> None:
+    predictor = FixedPredictor([NEVER, 2, NEVER])
     work = annotator(max_clicks=2).annotate(image_of(OBJECTS), predictor, [])
     assert [set(asked) for asked in predictor.asked] == [{0, 1, 2}, {0, 1, 2}]
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])  # the brush draws the truth
@@ -134,15 +133,15 @@ def test_takes_the_brush_when_patience_ends() -> None:
 
 
 @pytest.mark.parametrize("max_clicks", [1, 4])
-def test_no_more_clicks_than_its_patience(max_clicks: int) -> None:
-    predictor = KnownAnswers([NEVER] * 3)
+def test_never_exceeds_max_clicks(max_clicks: int) -> None:
+    predictor = FixedPredictor([NEVER] * 3)
     work = annotator(max_clicks=max_clicks).annotate(image_of(OBJECTS), predictor, [])
     assert [len(c.prompt_points) for c in work.masks] == [max_clicks] * 3
     assert len(predictor.asked) == max_clicks
 
 
-def test_clicks_lie_where_the_answer_is_wrong() -> None:
-    predictor = KnownAnswers([NEVER] * 3)
+def test_clicks_lie_in_the_error_region() -> None:
+    predictor = FixedPredictor([NEVER] * 3)
     annotator(max_clicks=4).annotate(image_of(OBJECTS), predictor, [])
     last = predictor.asked[-1]
     for which, clicks in last.items():
@@ -155,8 +154,8 @@ def test_clicks_lie_where_the_answer_is_wrong() -> None:
             assert label == PointLabel.FOREGROUND  # the half that is missing
 
 
-def test_too_much_is_clicked_away() -> None:
-    class TooMuch(KnownAnswers):
+def test_false_positives_get_background_clicks() -> None:
+    class TooMuch(FixedPredictor):
         def answer(self, which: int, num_clicks: int) -> Tensor:
             return torch.ones(HEIGHT, WIDTH, dtype=torch.bool) if num_clicks < 2 else self.objects[which]
 
@@ -167,8 +166,8 @@ def test_too_much_is_clicked_away() -> None:
     assert not SMALL[int(y), int(x)]
 
 
-def test_first_answer_is_the_best_of_three_and_is_fed_back() -> None:
-    predictor = KnownAnswers([3, 3, 3])
+def test_first_prediction_is_the_best_of_three_and_is_fed_back() -> None:
+    predictor = FixedPredictor([3, 3, 3])
     annotator().annotate(image_of(OBJECTS), predictor, [])
     assert predictor.multimask == [True, False, False]
     assert predictor.fed_back[0] is None
@@ -176,11 +175,11 @@ def test_first_answer_is_the_best_of_three_and_is_fed_back() -> None:
     np.testing.assert_array_equal((predictor.fed_back[1][:, 0] > 0).numpy(), [predictor.answer(i, 1).numpy() for i in (1, 2, 0)])
 
 
-def test_acceptance_is_at_the_threshold() -> None:
+def test_accepts_at_the_iou_threshold() -> None:
     nearly = rectangle(20, 4, 20, 18)  # 360 of 400 pixels
     assert mask_iou(torch.from_numpy(nearly), torch.from_numpy(LARGE)) == pytest.approx(0.9)
 
-    class Nearly(KnownAnswers):
+    class Nearly(FixedPredictor):
         def answer(self, which: int, num_clicks: int) -> Tensor:
             return torch.from_numpy(nearly)
 
@@ -190,20 +189,20 @@ def test_acceptance_is_at_the_threshold() -> None:
         np.testing.assert_array_equal(work.masks[0].mask, nearly if num_clicks == 1 else LARGE)
 
 
-def test_what_is_there_is_not_annotated_again() -> None:
+def test_existing_masks_are_not_annotated_again() -> None:
     existing = [candidate(rectangle(20, 4, 20, 19)), candidate(rectangle(50, 30, 5, 5))]
-    predictor = KnownAnswers([1, 1, 1])
+    predictor = FixedPredictor([1, 1, 1])
     work = annotator().annotate(image_of(OBJECTS), predictor, existing)
     np.testing.assert_array_equal([c.mask for c in work.masks], [MIDDLE, SMALL])
     assert predictor.asked == [{0: work.masks[1].prompt_points, 2: work.masks[0].prompt_points}]
 
 
-def test_poor_cover_does_not_count() -> None:
+def test_poor_existing_masks_do_not_count() -> None:
     work = annotator().annotate(image_of(OBJECTS), None, [candidate(rectangle(20, 4, 20, 10))])
     assert len(work.masks) == 3
 
 
-def test_prominent_objects_come_first_and_the_rest_is_left() -> None:
+def test_annotates_the_largest_objects_up_to_max_masks() -> None:
     work = annotator(max_masks=2).annotate(image_of(OBJECTS), None, [])
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE])
     work = annotator(max_masks=2).annotate(image_of(OBJECTS), None, [candidate(MIDDLE)])
@@ -211,8 +210,8 @@ def test_prominent_objects_come_first_and_the_rest_is_left() -> None:
     assert annotator(max_masks=2).annotate(image_of(OBJECTS), None, [candidate(MIDDLE), candidate(SMALL)]).masks == []
 
 
-def test_everything_is_there_already() -> None:
-    predictor = KnownAnswers([1, 1, 1])
+def test_no_new_masks_if_all_objects_are_covered() -> None:
+    predictor = FixedPredictor([1, 1, 1])
     work = annotator().annotate(image_of(OBJECTS), predictor, [candidate(mask) for mask in OBJECTS])
     assert work.masks == []
     assert predictor.asked == []
@@ -220,7 +219,7 @@ def test_everything_is_there_already() -> None:
 
 
 def test_image_without_objects() -> None:
-    assert annotator().annotate(image_of([]), KnownAnswers([1, 1, 1]), []).masks == []
+    assert annotator().annotate(image_of([]), FixedPredictor([1, 1, 1]), []).masks == []
     verdicts, _ = annotator().review(image_of([]), [candidate(SMALL)])
     assert [(v.kept, v.reason) for v in verdicts] == [(False, "no_object")]
 
@@ -238,13 +237,13 @@ def test_review() -> None:
     assert counts == {"masks_reviewed": 5, "seconds": 7.5}
 
 
-def test_without_truth_there_is_nothing_to_simulate() -> None:
+def test_rejects_images_without_ground_truth() -> None:
     for act in (lambda: annotator().annotate(image_of(None), None, []), lambda: annotator().review(image_of(None), [])):
         with pytest.raises(ConfigError, match="needs a source of shards with masks"):
             act()
 
 
 @pytest.mark.parametrize("options", [{"max_clicks": 0}, {"accept_iou": 0.0}, {"accept_iou": 1.1}])
-def test_values_that_cannot_be(options: dict[str, float]) -> None:
+def test_rejects_invalid_options(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="max_clicks"):
         annotator(**options)

@@ -1,4 +1,4 @@
-"""Sources: every kind of picture file, names, links, URLs, and tars that somebody tampered with."""
+"""Sources: all kinds of image files, names, links, URLs, and corrupt tars."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RARE_SUBSAMPLING = base64.b64decode(
 
 
 def photo() -> np.ndarray:
-    """A smooth picture with a red corner at the top left: shows turns, survives JPEG."""
+    """Return a smooth image with a red top left corner, which shows rotations and survives JPEG compression."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     image = np.stack([np.zeros_like(rows), rows * 2, columns * 2], -1).astype(np.uint8)
     image[: HEIGHT // 2, : WIDTH // 2] = [250, 0, 0]
@@ -78,7 +78,7 @@ def tiff_16_bit(pixels: np.ndarray, orientation: int) -> bytes:
 
 
 def load(folder: Path, name: str, data: bytes, **options: int) -> SourceImage:
-    """The one picture of a folder that holds `data` under `name`, checked for what holds of every picture."""
+    """Load the one image of a folder that contains `data` as file `name`, and check the invariants of every image."""
     (folder / name).write_bytes(data)
     source = open_source(folder, **options)
     loaded = source.load(source.references[0])
@@ -97,7 +97,7 @@ def assert_close(image: np.ndarray, expected: np.ndarray, tolerance: float = 3) 
 
 
 @pytest.mark.parametrize("image", [photo(), photo()[..., 1]], ids=["rgb", "gray"])
-def test_plain_jpeg_is_stored_as_it_came(tmp_path: Path, image: np.ndarray) -> None:
+def test_plain_jpeg_is_stored_unchanged(tmp_path: Path, image: np.ndarray) -> None:
     data = saved(image, "JPEG", quality=90, progressive=True)
     loaded = load(tmp_path, "a.jpg", data)
     assert loaded.jpeg == data
@@ -116,7 +116,7 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, upright: objec
     assert_close(loaded.image, upright(photo()))  # type: ignore[operator]
 
 
-def test_jpeg_with_orientation_1_or_broken_exif_is_stored_without_it_but_not_encoded_anew(tmp_path: Path) -> None:
+def test_jpeg_with_orientation_1_or_corrupt_exif_is_stripped_but_not_reencoded(tmp_path: Path) -> None:
     plain = saved(photo(), "JPEG")
     for tags in (exif(1), b"Exif\0\0 not a TIFF header"):
         data = saved(photo(), "JPEG", exif=tags, comment=b"by me")
@@ -124,7 +124,7 @@ def test_jpeg_with_orientation_1_or_broken_exif_is_stored_without_it_but_not_enc
         assert load(tmp_path, "a.jpg", data).jpeg == plain
 
 
-def test_metadata_of_a_shard_do_not_go_into_the_next_one(tmp_path: Path) -> None:
+def test_metadata_of_a_source_shard_are_not_copied(tmp_path: Path) -> None:
     """Nor does its orientation, which no reader of shards applies: the masks lie on the pixels as they are stored."""
     data = saved(photo(), "JPEG", exif=exif(6), quality=95)
     source = open_source(write_tar(tmp_path / "a.tar", [("sa_1.jpg", data), ("sa_1.json", pair()[1])]))
@@ -140,7 +140,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
         assert stored.mode == "RGB"
 
 
-def test_jpeg_that_readers_of_shards_refuse_is_encoded_anew(tmp_path: Path) -> None:
+def test_jpeg_that_shard_readers_reject_is_reencoded(tmp_path: Path) -> None:
     with pytest.raises(SkipSampleError):
         decode_jpeg(RARE_SUBSAMPLING)
     assert_close(load(tmp_path, "a.jpg", RARE_SUBSAMPLING).image, np.full((8, 24, 3), [200, 30, 30]))
@@ -163,7 +163,7 @@ def test_16_bit_colour_is_scaled_by_its_own_range(tmp_path: Path, extension: str
     assert_close(load(tmp_path, f"a{extension}", encoded.tobytes()).image, photo() * (255 / 250))
 
 
-def test_16_bit_colour_is_turned_upright_too(tmp_path: Path) -> None:
+def test_orientation_is_applied_to_16_bit_colour(tmp_path: Path) -> None:
     data = tiff_16_bit(photo().astype(np.uint16) * 4, orientation=6)
     assert_close(load(tmp_path, "a.tif", data).image, np.rot90(photo(), -1) * (255 / 250))
     _, encoded = cv2.imencode(".png", photo()[..., ::-1].astype(np.uint16) * 4)
@@ -182,7 +182,7 @@ def test_16_bit_alpha_is_composited_not_scaled(tmp_path: Path) -> None:
     assert_close(image[28:], np.full((20, WIDTH, 3), 255), 5)
 
 
-def test_flat_16_bit_and_float_pictures(tmp_path: Path) -> None:
+def test_constant_16_bit_and_float_images(tmp_path: Path) -> None:
     assert load(tmp_path, "a.png", saved(np.full((9, 9), 40000, np.uint16), "PNG")).image.max() == 0
     ramp = np.linspace(-1, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
     assert load(tmp_path, "a.png", saved(ramp, "TIFF")).image[-1, -1, 0] >= 250
@@ -221,14 +221,14 @@ def test_first_frame_of_many(tmp_path: Path, file_format: str) -> None:
 UNUSABLE = {
     "empty_file": b"",
     "unreadable": saved(photo(), "JPEG")[:-200],
-    "unsupported_format": b"this is a text, not a picture\n" * 9,
+    "unsupported_format": b"this is a text, not an image\n" * 9,
     "too_large": bomb(),
     "too_small": saved(photo()[:, :7], "PNG"),
 }
 
 
 @pytest.mark.parametrize("reason", UNUSABLE)
-def test_unusable_pictures_are_skipped_by_reason(tmp_path: Path, reason: str) -> None:
+def test_unusable_images_are_skipped_with_reason(tmp_path: Path, reason: str) -> None:
     with pytest.raises(SkipSampleError) as caught:
         load(tmp_path, "some name.jpg", UNUSABLE[reason])
     assert caught.value.reason == reason
@@ -238,7 +238,7 @@ def test_unusable_pictures_are_skipped_by_reason(tmp_path: Path, reason: str) ->
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
-def test_a_file_cut_anywhere_is_skipped_or_whole(tmp_path: Path, file_format: str) -> None:
+def test_truncated_file_is_skipped_or_complete(tmp_path: Path, file_format: str) -> None:
     whole = saved(photo(), file_format)
     for length in [0, 1, 2, 4, 12, 30, *range(40, len(whole) - 20, max(1, len(whole) // 23))]:
         with pytest.raises(SkipSampleError) as caught:
@@ -258,12 +258,12 @@ def test_pixel_limit_can_be_set_and_exceeds_pillows_own(tmp_path: Path, monkeypa
     data = saved(photo(), "PNG")
     with pytest.raises(SkipSampleError, match="64 x 48"):
         load(tmp_path, "a.png", data, max_pixels=HEIGHT * WIDTH - 1)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Image.open would refuse any picture now
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Image.open would now reject any image
     source = open_source(tmp_path, max_pixels=HEIGHT * WIDTH)
     assert source.load(source.references[0]).image.shape == (HEIGHT, WIDTH, 3)
 
 
-def test_sides_that_no_jpeg_can_have(tmp_path: Path) -> None:
+def test_rejects_sides_beyond_the_jpeg_limit(tmp_path: Path) -> None:
     with pytest.raises(SkipSampleError) as caught:
         load(tmp_path, "a.png", saved(np.zeros((8, 65_501), np.uint8), "PNG"))
     assert caught.value.reason == "too_large"
@@ -279,7 +279,7 @@ def keys(source: Source) -> dict[str, str]:
     return {reference.origin: reference.key for reference in source.references}
 
 
-def test_folder_is_searched_in_order_and_only_for_pictures(tmp_path: Path) -> None:
+def test_folder_is_searched_in_order_for_images_only(tmp_path: Path) -> None:
     fill(tmp_path, "b.JPG", "a.png", "sub/deep/c.WebP", "notes.md", "d.gif", ".hidden.png", ".git/e.png", "sub/._f.png")
     source = open_source(str(tmp_path))
     assert [r.origin for r in source.references] == ["a.png", "b.JPG", "sub/deep/c.WebP"]
@@ -335,7 +335,7 @@ def test_list_file_keeps_its_order(tmp_path: Path) -> None:
         open_source(tmp_path / "pics" / "list.txt")
 
 
-def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_error_without_images_states_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     fill(tmp_path, "other/a.gif")
     (tmp_path / "empty.txt").write_text("\n")
@@ -365,7 +365,7 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
         open_source(folder)
 
 
-def test_name_that_is_no_utf8(tmp_path: Path) -> None:
+def test_file_name_that_is_not_utf8(tmp_path: Path) -> None:
     try:
         fill(tmp_path, "caf\udce9.png")
     except (OSError, UnicodeError):
@@ -398,13 +398,13 @@ def test_tar_round_trip(tmp_path: Path) -> None:
     assert [r.key for r in open_source(second).references] == ["sa_8"]
 
 
-def test_samples_of_a_shard_are_found_by_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_samples_are_read_by_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(shard(tmp_path))
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("the tar was walked again"))
     assert [source.load(r).image_id for r in reversed(source.references)] == [5, 3, 7]
 
 
-def test_one_key_in_two_shards(tmp_path: Path) -> None:
+def test_rejects_the_same_key_in_two_shards(tmp_path: Path) -> None:
     shard(tmp_path, "sa_000000.tar", 1, 2)
     shard(tmp_path, "sa_000001.tar", 2, 3)
     with pytest.raises(ConfigError, match="sa_000001"):
@@ -424,7 +424,7 @@ def pair(key: str = "sa_1", image_id: int = 1, width: int = WIDTH) -> tuple[byte
     return encode_jpeg(photo()), ImageRecord(key=key, image_id=image_id, width=width, height=HEIGHT, masks=[]).to_json()
 
 
-def test_names_in_a_tar_point_nowhere(tmp_path: Path) -> None:
+def test_member_names_cannot_leave_the_folder(tmp_path: Path) -> None:
     jpeg, document = pair()
     members = [("./LICENSE.txt", b"x"), ("../../tmp/sa_1.jpg", jpeg), ("/etc/sa_1.json", document), ("._sa_1.jpg", b"x")]
     source = open_source(write_tar(tmp_path / "a.tar", members))
@@ -455,7 +455,7 @@ def test_image_id_when_image_is_not_first_in_the_json(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_tar_that_is_no_shard(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+def test_rejects_tar_that_is_not_a_shard(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
     with pytest.raises(ShardError, match=message):
         open_source(write_tar(tmp_path / "a.tar", members))
 
@@ -465,7 +465,7 @@ def test_tar_without_samples(tmp_path: Path) -> None:
         open_source(write_tar(tmp_path / "a.tar", [("readme.md", b"x")]))
 
 
-def test_jpeg_of_another_size_than_its_record_or_broken(tmp_path: Path) -> None:
+def test_skips_samples_whose_jpeg_contradicts_the_record(tmp_path: Path) -> None:
     for jpeg, document, reason in [
         (pair()[0], pair(width=WIDTH + 1)[1], "wrong_size"),
         (pair()[0][:-300], pair()[1], "unreadable"),
@@ -487,7 +487,7 @@ def test_mutated_tar(tmp_path: Path) -> None:
     path = shard(tmp_path)
     (tmp_path / "sa_000000.manifest.json").unlink()  # as with Meta's tars: only the tar itself can tell
     whole, offsets = path.read_bytes(), header_offsets(path)
-    torn = [whole[:cut] for cut in (100, offsets[2] + 100, offsets[3] + 700, offsets[4], offsets[5] + 600)]
+    truncated = [whole[:cut] for cut in (100, offsets[2] + 100, offsets[3] + 700, offsets[4], offsets[5] + 600)]
     flipped = []
     for offset in (offsets[0], offsets[2], offsets[5]):
         changed = bytearray(whole)
@@ -500,13 +500,13 @@ def test_mutated_tar(tmp_path: Path) -> None:
     endless[field] = b"%06o\0 " % sum(endless[offsets[2] : offsets[2] + 512])
     zeroed = bytearray(whole)
     zeroed[offsets[2] : offsets[2] + 512] = bytes(512)
-    for data in (b"", b"no tar at all" * 99, *torn, *flipped, bytes(endless), bytes(zeroed)):
+    for data in (b"", b"no tar at all" * 99, *truncated, *flipped, bytes(endless), bytes(zeroed)):
         path.write_bytes(data)
         with pytest.raises(ShardError, match="truncated"):
             open_source(path)
 
 
-def test_manifest_must_fit_and_changes_after_listing_are_noticed(tmp_path: Path) -> None:
+def test_rejects_stale_manifest_and_changed_tar(tmp_path: Path) -> None:
     path = shard(tmp_path)
     source = open_source(path)
     other = shard(tmp_path / "other", "sa_000000.tar", 7, 4, 6)  # opening looks at the last sample only
@@ -520,7 +520,7 @@ def test_manifest_must_fit_and_changes_after_listing_are_noticed(tmp_path: Path)
         source.load(source.references[2])
 
 
-def test_folder_with_tars_and_pictures_is_refused(tmp_path: Path) -> None:
+def test_rejects_folder_with_tars_and_images(tmp_path: Path) -> None:
     shard(tmp_path)
     fill(tmp_path, "sub/a.png")
     with pytest.raises(ConfigError, match="shards and images"):
@@ -544,7 +544,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
             self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
-        """Not to the terminal."""
+        """Suppress the log."""
 
 
 @pytest.fixture
@@ -585,7 +585,7 @@ def test_urls_and_paths_in_a_list(tmp_path: Path, web: tuple[str, type[Pages]]) 
     assert listed(tmp_path, f"{root}/a/b.jpg?size=2").references[0] == first, "key and id follow from the URL alone"
 
 
-def test_what_a_server_says_is_the_reason(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
+def test_http_status_determines_the_skip_reason(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
     root, pages = web
     answers: dict[str, list[bytes | int]] = {"gone": [410], "mine": [403], "broken": [500], "text": [b"<html>"], "empty": [b""]}
     pages.pages = {f"/{name}": answer for name, answer in answers.items()}
@@ -607,14 +607,14 @@ def test_what_a_server_says_is_the_reason(tmp_path: Path, web: tuple[str, type[P
     assert pages.asked.count("/mine") == 1, "asking again does not help"
 
 
-def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
+def test_temporary_http_failures_are_retried(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
     root, pages = web
     pages.pages["/a.png"] = [503, 429, saved(photo(), "PNG")]
     source = listed(tmp_path, f"{root}/a.png")
     assert source.load(source.references[0]).image.shape == (HEIGHT, WIDTH, 3)
 
 
-def test_an_answer_without_end_is_not_read_to_it(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
+def test_endless_response_is_cut_at_the_limit(tmp_path: Path, web: tuple[str, type[Pages]]) -> None:
     root, pages = web
     pages.pages["/a.png"] = [bytes(3 << 20)]
     (tmp_path / "list.txt").write_text(f"{root}/a.png")
@@ -622,7 +622,7 @@ def test_an_answer_without_end_is_not_read_to_it(tmp_path: Path, web: tuple[str,
     assert reason_of(source, 0) == "too_large"
 
 
-def test_a_list_and_a_picture_at_a_url(web: tuple[str, type[Pages]]) -> None:
+def test_list_and_image_at_a_url(web: tuple[str, type[Pages]]) -> None:
     root, pages = web
     pages.pages = {"/x/list.txt": [b"a.png\nsub/b.png\n"], "/x/a.png": [saved(photo(), "PNG")]}
     source = open_source(f"{root}/x/list.txt")
@@ -633,17 +633,17 @@ def test_a_list_and_a_picture_at_a_url(web: tuple[str, type[Pages]]) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         open_source(f"{root}/none.txt")
     with pytest.raises(ConfigError, match="cannot be read"):
-        open_source("nowhere://bucket/pictures")
+        open_source("nowhere://bucket/images")
 
 
-def test_a_picture_that_went_since_it_was_listed(tmp_path: Path) -> None:
+def test_image_deleted_after_listing_is_skipped(tmp_path: Path) -> None:
     fill(tmp_path, "a.png", "b.png")
     source = open_source(tmp_path)
     (tmp_path / "a.png").unlink()
     assert reason_of(source, 0) == "missing"
 
 
-def test_pictures_in_a_bucket(bucket: Any, tmp_path: Path) -> None:
+def test_images_in_a_bucket(bucket: Any, tmp_path: Path) -> None:
     fill(tmp_path, "photos/b.png", "photos/a.png", "photos/sub/c.png", "photos/.hidden/d.png", "photos/notes.md")
     for path in (tmp_path / "photos").rglob("*.*"):
         if path.is_file():
@@ -679,7 +679,7 @@ def test_shards_in_a_bucket(bucket: Any, tmp_path: Path) -> None:
         open_source("s3://bucket/shards")
 
 
-def test_references_are_columns(tmp_path: Path) -> None:
+def test_references_are_stored_as_columns(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{name}.png" for name in "abcdef"))
     references = open_source(tmp_path).references
     assert len(references) == 6

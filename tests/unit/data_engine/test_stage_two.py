@@ -16,7 +16,7 @@ from sam_train.model import Sam
 from sam_train.shards import iterate_samples, load_manifest, write_shard
 
 
-def test_a_proposer_in_the_generator_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proposer_replaces_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = write_nano_checkpoint(tmp_path / "model.pt")
     write_shard(tmp_path / "shards" / "sa_000000.tar", [make_sample(index, num_masks=2) for index in range(2)])
@@ -35,7 +35,7 @@ def test_a_proposer_in_the_generator_s_place(tmp_path: Path, monkeypatch: pytest
             Sam, "encode_images", lambda model, images, sizes: encoded.append(len(images)) or encode(model, images, sizes)
         )
         run_stage(config)
-    assert encoded == [1, 1], "a picture is encoded once, for the proposer and for the annotator's clicks"
+    assert encoded == [1, 1], "an image is encoded once, for the proposer and for the annotator's clicks"
     (shard,) = (tmp_path / "out").glob("*.tar")
     counts = load_manifest(shard).counts
     assert 2 <= counts["masks_reviewed"] <= 10, "what the proposer found in two images"

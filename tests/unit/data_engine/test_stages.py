@@ -1,4 +1,4 @@
-"""What each stage makes of an image: who made which mask, and what is counted. The generator is a fake with known masks."""
+"""Masks, provenance and counters of each stage. The generator is a fake with known masks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def image() -> SourceImage:
     return SourceImage(key="a", image_id=5, image=pixels, jpeg=b"", origin="a.jpg", record=record)
 
 
-def test_all_are_stages() -> None:
+def test_stage_classes_implement_the_protocol() -> None:
     generator = KnownMasks([])
     stages = [
         AssistedManual(SimulatedAnnotator()),
@@ -84,7 +84,7 @@ def test_all_are_stages() -> None:
     ]
 
 
-def test_assisted_manual_begins_without_a_model(image: SourceImage) -> None:
+def test_assisted_manual_works_without_a_model(image: SourceImage) -> None:
     work = AssistedManual(SimulatedAnnotator()).infer(None, image)()
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
     assert work.counts["masks_drawn"] == 3
@@ -97,7 +97,7 @@ def test_assisted_manual_with_a_model(image: SourceImage, model: Sam) -> None:
     assert (work.counts["masks_drawn"], work.counts["clicks"]) == (3, 6)
 
 
-def test_semi_automatic_keeps_what_is_right_and_adds_the_rest(image: SourceImage, model: Sam) -> None:
+def test_semi_automatic_keeps_accepted_masks_and_adds_the_others(image: SourceImage, model: Sam) -> None:
     prefilled = [LARGE, rectangle(20, 4, 20, 19), rectangle(45, 25, 10, 10), MIDDLE]
     stage = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks(prefilled))
     work = stage.infer(model, image)()
@@ -117,7 +117,7 @@ def test_semi_automatic_keeps_what_is_right_and_adds_the_rest(image: SourceImage
     }
 
 
-def test_semi_automatic_of_a_generator_that_finds_nothing(image: SourceImage, model: Sam) -> None:
+def test_semi_automatic_without_prefilled_masks(image: SourceImage, model: Sam) -> None:
     work = SemiAutomatic(SimulatedAnnotator(max_clicks=1), KnownMasks([])).infer(model, image)()
     assert len(work.masks) == 3
     assert work.counts["masks_prefilled"] == work.counts["masks_reviewed"] == 0
@@ -136,6 +136,6 @@ def test_fully_automatic(image: SourceImage, model: Sam) -> None:
 @pytest.mark.parametrize(
     "stage", [SemiAutomatic(SimulatedAnnotator(), KnownMasks([])), FullyAutomatic(KnownMasks([]))], ids=lambda stage: stage.name
 )
-def test_stage_that_needs_a_model(stage: Stage, image: SourceImage) -> None:
+def test_rejects_missing_model(stage: Stage, image: SourceImage) -> None:
     with pytest.raises(ValueError, match="needs a model"):
         stage.infer(None, image)()
