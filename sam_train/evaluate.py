@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def command(cfg: DictConfig) -> None:
-    """Do what the composed config says."""
+    """Run the evaluation that the composed config describes."""
     run(cfg)
 
 

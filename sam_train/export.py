@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def command(cfg: DictConfig) -> None:
-    """Do what the composed config says."""
+    """Run the export that the composed config describes."""
     run(cfg)
 
 

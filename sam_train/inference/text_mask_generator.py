@@ -30,7 +30,7 @@ class TextMaskGenerator:
     text_prompts: class names or captions. encoder: the text encoder with which the model was trained.
     pred_iou_thresh, stability_score_thresh, min_region_area_px: as in AutomaticMaskGenerator.
 
-    Raises ConfigError if there is no text prompt or an empty one.
+    Raises ConfigError if the list is empty or has an empty text.
     """
 
     def __init__(

@@ -264,5 +264,5 @@ def test_exported_decoder_takes_text_if_the_model_does(trained: Path, shards: Pa
     cfg = compose_config(
         "export", f"checkpoint={tmp_path / 'clicks' / 'model.pt'}", f"out={tmp_path / 'no'}", "options.text_input=true"
     )
-    with pytest.raises(ConfigError, match="wants a model that takes words"):
+    with pytest.raises(ConfigError, match="needs a model that takes text prompts"):
         export(cfg)

@@ -157,7 +157,7 @@ def test_rejects_invalid_values() -> None:
 
 
 def test_random_first_variant_randomizes_only_the_first_click(one: Sample) -> None:
-    """Only the first click is random; with click="uniform" the later clicks are random, too."""
+    """The first click alone is random; with click="uniform" the later clicks are random, too."""
     targets = masks_of(one.record)
 
     def clicked(click: str, seed: int) -> tuple[Tensor, Tensor]:

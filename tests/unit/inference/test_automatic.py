@@ -253,7 +253,7 @@ def test_keeps_the_largest_island_if_configured() -> None:
 
 
 def test_nms_after_regions_drops_masks_that_cleaning_made_equal() -> None:
-    """With an island the boxes differ, without it they are equal; the mask that had no island is kept despite its lower score."""
+    """The boxes differ with an island and are equal without it; the mask that had no island is kept despite its lower score."""
     clean, spotted = rect(8, 8, 40, 40), torch.maximum(rect(8, 8, 40, 40), islands((55, 55)))
     cells = {(0, 0): [(spotted, 0.95), (clean, 0.9), (clean, 0.1)]}
     masks, dropped = generator(nms_after_regions=True).generate(FakeSam(table(cells)), BLANK)

@@ -89,7 +89,7 @@ def check_runs(cells: MaskRasterizer, padded: Tensor, plain: Tensor) -> None:
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_pixels_at_the_threshold_are_not_above_it(scale: int) -> None:
-    """With integer logits and weights of eighths nothing is rounded, so that both methods agree on every pixel."""
+    """Integer logits and weights of eighths need no rounding, so that both methods agree on every pixel."""
     resize = Resize(48 * scale, 64 * scale, SIZE)
     logits = torch.randint(-2, 3, (8, 16, 16), generator=torch.Generator().manual_seed(0)).float()
     cells, plain, padded = MaskRasterizer.for_image(resize, 16, CPU), whole(resize, logits), MaskRasterizer.pad(logits)
