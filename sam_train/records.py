@@ -50,8 +50,8 @@ class Provenance:
     """Class name or caption of the mask, as its dataset states it. Empty, and absent from the JSON, if unknown: SA-1B has no
     classes."""
     origin: str = ""
-    """How an annotator produced the mask: "accepted" as it was proposed, "edited" (proposed or clicked, then changed by hand),
-    "clicked" with prompts alone, "drawn" with the brush. Empty, and absent from the JSON with the next two fields, if no
+    """Manner in which an annotator produced the mask: "accepted" as it was proposed, "edited" (proposed or clicked, then changed
+    by hand), "clicked" with prompts alone, "drawn" with the brush. Empty, and absent from the JSON with the next two fields, if no
     annotator is known."""
     clicks: int | None = None
     """Number of clicks and boxes, including corrections and undone ones."""

@@ -1,4 +1,4 @@
-"""A CLIP of random weights, small enough for tests: the classes and files of a released one, no download."""
+"""A small CLIP with random weights for tests: classes and files as of a released CLIP, without a download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIM, IMAGE_SIZE, PATCH_SIZE = 12, 32, 8
 
 
 def write_tiny_clip(folder: Path, seed: int = 0) -> Path:
-    """A folder that `transformers` reads: config, weights, and a tokenizer whose words are letters."""
+    """Write a folder that `transformers` reads: config, weights, and a tokenizer whose tokens are letters."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     marks = ["<|startoftext|>", "<|endoftext|>"]
@@ -28,7 +28,7 @@ def write_tiny_clip(folder: Path, seed: int = 0) -> Path:
     vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
     torch.manual_seed(seed)
     model = CLIPModel(CLIPConfig(text_config={**sizes, **text}, vision_config={**sizes, **vision}, projection_dim=DIM))
-    for parameter in model.parameters():  # as released ones initialise, all texts would be nearly one
+    for parameter in model.parameters():  # with CLIP's own initialization, the embeddings of all texts are nearly equal
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

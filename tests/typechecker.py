@@ -1,4 +1,4 @@
-"""The checker that runs beside jaxtyping in tests: as mypy has it, an int is good where a float is expected."""
+"""Runtime type checker for jaxtyping in tests. As in mypy, an int is accepted where a float is expected."""
 
 from beartype import BeartypeConf, beartype
 

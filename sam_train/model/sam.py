@@ -57,7 +57,7 @@ class Sam(nn.Module):
 
     @property
     def has_high_res_features(self) -> bool:
-        """Whether the image embeddings also carry the features of the finer grids of a convolutional stem."""
+        """True if the image embeddings also carry the features of the finer grids of a convolutional stem."""
         return getattr(self.image_encoder, "details", None) is not None
 
     @property

@@ -93,7 +93,7 @@ class FreezableBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that can be frozen."""
 
     frozen = False
-    """Whether to use the running statistics in training too, without updating them."""
+    """If True, training uses the running statistics too, without updating them."""
 
 
 class ConvBatchNorm(nn.Sequential):

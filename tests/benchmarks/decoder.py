@@ -1,17 +1,17 @@
-"""64 single-point prompts on one image at SAM's own size: our mask decoder against segment_anything 1.0's, on a CPU.
+"""Mask decoder compared with segment_anything 1.0's: 64 single-point prompts on one image at SAM's size, on a CPU.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/decoder.py [--prompts 64] [--rounds 3]
 
 Prints one line of JSON:
-    speed_ratio                median seconds of theirs / ours, masks of all prompts, measured in turns in one process
+    speed_ratio                median seconds of theirs / ours, masks of all prompts, measured alternately in one process
     train_speed_ratio          the same for forward and backward (rounds: one)
-    memory_ratio               ours / theirs: peak resident size during a decoding less that before it, a process each
+    memory_ratio               ours / theirs: increase of peak resident memory during decoding, each in its own process
     train_memory_ratio         the same for forward and backward
-    process_memory_ratio       ours / theirs: peak resident size of the process that decodes
-    max_relative_difference    of mask logits, to the largest of theirs; differing_pixels: of the masks
-    max_gradient_difference    of the gradients of every weight and of the embeddings, each to its largest value
-    floor_share                the time that a plain decoder's products of matrices would take at torch.mm's speed / our time
-and the figures behind these. Both have the same random weights.
+    process_memory_ratio       ours / theirs: peak resident memory of the decoding process
+    max_relative_difference    maximum difference of mask logits relative to the largest of theirs; differing_pixels: of the masks
+    max_gradient_difference    maximum difference of any gradient of weights and embeddings, relative to its largest value
+    floor_share                time that the matrix products of a plain decoder would take at torch.mm's speed / our time
+and the measurements from which these are computed. Both have the same random weights.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ from sam_train.model.prompt_encoder import DensePromptEmbedding
 from sam_train.model.transformer import TwoWayTransformer
 
 CHANNELS, GRID, HEADS, MLP = 256, 64, 8, 2048
-# Billions of operations a prompt of 7 tokens where projections are folded into the tokens, and the image stream is dense:
-# eight products with its 4,096 tokens (56 x 256 each) less three in the shared first layer, and the upscaling.
+# Billions of operations for a prompt of 7 tokens with projections folded into the prompt tokens and dense image tokens:
+# eight products with the 4,096 image tokens (56 x 256 each) minus three in the shared first layer, and the upscaling.
 FLOOR_GFLOP = 2e-9 * 4096 * (7 * 56 * 256 + 256 * 256 + 4 * 64 * 128 + 16 * 32 * 3)
 
 
 def main() -> None:
-    """Measure, or with --memory do the part of one of the processes."""
+    """Measure both; with --memory, measure the memory of one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of which the medians are taken")
-    parser.add_argument("--memory", choices=("ours", "theirs"), help="print the peaks in MB of this one and end")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each, of which the median is reported")
+    parser.add_argument(
+        "--memory", choices=("ours", "theirs"), help="print the memory peaks in MB of this implementation and exit"
+    )
     parser.add_argument("--train", action="store_true", help="with --memory: forward and backward")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 class Inputs:
-    """Embeddings of one image, and of single points with the padding point of the released encoder."""
+    """Random embeddings of one image and of single-point prompts with the padding point of the released encoder."""
 
     def __init__(self, num_prompts: int) -> None:
         self.image, self.positions = torch.randn(1, CHANNELS, GRID, GRID), torch.randn(CHANNELS, GRID, GRID)
@@ -69,7 +71,7 @@ class Inputs:
 
 
 def build() -> tuple[MaskDecoder, nn.Module]:
-    """Ours and theirs with the same weights."""
+    """Return our decoder and theirs with the same weights."""
     theirs = reference_mask_decoder()
     ours = MaskDecoder(dim=CHANNELS, transformer=TwoWayTransformer(depth=2, dim=CHANNELS, num_heads=HEADS, mlp_dim=MLP))
     ours.load_state_dict(theirs.state_dict())
@@ -77,19 +79,19 @@ def build() -> tuple[MaskDecoder, nn.Module]:
 
 
 def call_ours(decoder: nn.Module, x: Inputs) -> tuple[Tensor, Tensor]:
-    """Mask logits and IoU scores."""
+    """Return mask logits and IoU scores of our decoder."""
     answer = decoder(x.image, x.index, x.positions, x.sparse, DensePromptEmbedding(None, (), x.no_mask), multimask_output=True)
     return answer.mask_logits, answer.iou_scores
 
 
 def call_theirs(decoder: nn.Module, x: Inputs) -> tuple[Tensor, Tensor]:
-    """The same."""
+    """Return mask logits and IoU scores of their decoder."""
     dense = x.no_mask[:, None, None].expand(len(x.sparse), -1, GRID, GRID)
     return decoder(x.image, x.positions[None], x.sparse, dense, multimask_output=True)
 
 
 def measure_speed(x: Inputs, rounds: int) -> dict[str, Any]:
-    """Seconds of both in turns, beside torch.mm, and how far the answers are apart."""
+    """Return the durations of both, measured alternately with torch.mm, and the differences of their outputs."""
     ours, theirs = build()
     square = torch.randn(4096, 4096)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "sgemm": []}
@@ -112,7 +114,7 @@ def measure_speed(x: Inputs, rounds: int) -> dict[str, Any]:
 
 
 def measure_training(x: Inputs) -> dict[str, Any]:
-    """Seconds of forward and backward, and how far the gradients are apart."""
+    """Return the durations of forward and backward pass, and the differences of the gradients."""
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     gradients = {}
     for name, decoder, call in zip(seconds, build(), (call_ours, call_theirs), strict=True):
@@ -127,7 +129,7 @@ def measure_training(x: Inputs) -> dict[str, Any]:
 
 
 def train_step(decoder: nn.Module, call: Callable[[nn.Module, Inputs], tuple[Tensor, Tensor]], x: Inputs) -> list[Tensor]:
-    """Gradients of the embeddings and of every weight that has one."""
+    """Return the gradients of the embeddings and of every weight that has one."""
     decoder.zero_grad()
     leaves = [x.image.detach().requires_grad_(), x.sparse.detach().requires_grad_()]
     with_leaves = Inputs(0)
@@ -139,7 +141,7 @@ def train_step(decoder: nn.Module, call: Callable[[nn.Module, Inputs], tuple[Ten
 
 
 def peak_memory_mb(which: str, x: Inputs, *, train: bool) -> tuple[float, float]:
-    """Of one call above what was there before it, and of the process."""
+    """Return the memory increase of one call and the peak of the process, in MB."""
     decoder, call = dict(zip(("ours", "theirs"), zip(build(), (call_ours, call_theirs), strict=True), strict=True))[which]
     if train:
         return measure_memory(lambda: train_step(decoder, call, x))

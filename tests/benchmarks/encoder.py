@@ -1,4 +1,4 @@
-"""ViT-B at 1024 pixels, one image: our image encoder against segment_anything 1.0's, on a CPU in single precision.
+"""Image encoder compared with segment_anything 1.0's: ViT-B at 1024 pixels, one image, on a CPU in single precision.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/encoder.py [--rounds 3]
 
@@ -39,7 +39,7 @@ SGEMM_SIDE = 4096
 
 
 def main() -> None:
-    """Measure, or with --memory do the part of one of the processes."""
+    """Measure both; with --memory, measure the memory of one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="turns of which the medians are taken")
     parser.add_argument("--memory", choices=("ours", "theirs"), help="print the two peaks in MB of this one and end")
@@ -60,20 +60,20 @@ def main() -> None:
 
 
 def build(which: str) -> nn.Module:
-    """The encoder in evaluation mode; the same weights for both."""
+    """Return our encoder or theirs in evaluation mode; both have the same weights."""
     torch.manual_seed(0)
     encoder = reference_image_encoder(**VIT_B) if which == "theirs" else ImageEncoder(**VIT_B).eval()
     generator = torch.Generator().manual_seed(0)
     for _, parameter in sorted(encoder.named_parameters()):
-        # About the sizes that a trained model has: norms near one, the rest small enough that nothing saturates.
+        # Magnitudes similar to those of a trained model: norms near one, other weights small enough to avoid saturation.
         nn.init.normal_(parameter.detach(), float(parameter.ndim == 1), 0.02, generator=generator)
     return encoder
 
 
 def measure_speed(rounds: int) -> dict[str, Any]:
-    """Seconds of both, in turns with a plain product of matrices, and how far the answers are apart."""
+    """Return the durations of both, measured alternately with a matrix product, and the differences of their outputs."""
     ours, theirs = build("ours"), build("theirs")
-    image, square = picture(), torch.randn(SGEMM_SIDE, SGEMM_SIDE)
+    image, square = noise_image(), torch.randn(SGEMM_SIDE, SGEMM_SIDE)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "sgemm": []}
     with torch.inference_mode():
         for _ in range(rounds):
@@ -93,7 +93,7 @@ def measure_speed(rounds: int) -> dict[str, Any]:
 
 
 def encoder_gflop() -> float:
-    """Billions of operations in products of matrices that the encoder needs: norms, softmax, GELU and sums not counted."""
+    """Return the encoder's billions of operations in matrix products, without norms, softmax, GELU and sums."""
     grid, window, dim = VIT_B["image_size"] // VIT_B["patch_size"], VIT_B["window_size"], VIT_B["embed_dim"]
     tokens, padded = grid**2, (-(-grid // window) * window) ** 2
     num_global = len(VIT_B["global_attn_indexes"])
@@ -108,14 +108,14 @@ def encoder_gflop() -> float:
 
 
 def peak_memory_mb(encoder: nn.Module) -> tuple[float, float]:
-    """Of one forward pass above what was there before it, and of the process."""
-    image = picture()
+    """Return the memory increase of one forward pass and the peak of the process, in MB."""
+    image = noise_image()
     with torch.inference_mode():
         return measure_memory(lambda: encoder(image))
 
 
-def picture() -> Tensor:
-    """One normalised image of noise."""
+def noise_image() -> Tensor:
+    """Return one normalised image of noise."""
     return torch.randn(1, 3, VIT_B["image_size"], VIT_B["image_size"], generator=torch.Generator().manual_seed(1))
 
 

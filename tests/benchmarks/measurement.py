@@ -1,4 +1,4 @@
-"""Seconds and megabytes, as the benchmarks take them."""
+"""Measurement of time and memory for benchmarks."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Any
 
 
 def timed(call: Callable[[], Any], into: list[float]) -> Any:
-    """What the call answers; its seconds are appended to `into`."""
+    """Return the result of the call and append its duration in seconds to `into`."""
     start = time.perf_counter()
-    answer = call()
+    result = call()
     into.append(time.perf_counter() - start)
-    return answer
+    return result
 
 
 def measure_memory(call: Callable[[], Any]) -> tuple[float, float]:
-    """Peak resident size in MB (Linux): of one call above what was there before it, and of the process so far."""
+    """Return the increase of peak resident memory during the call and the peak of the process, in MB (Linux)."""
     process = peak_mb()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
     before = peak_mb()
     call()
     return peak_mb() - before, max(process, peak_mb())
 
 
 def peak_mb() -> float:
-    """The process's peak resident size. Not ru_maxrss, which a child begins with that of the process that started it."""
+    """Return the peak resident memory of the process in MB; a child process would inherit its parent's ru_maxrss."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) / 1e3
 
 
 def run_in_subprocess(script: str, *arguments: str) -> Any:
-    """What the script prints as JSON when it runs with these arguments, in a process of its own."""
+    """Run a script with these arguments in a separate process and return the JSON that it prints."""
     command = [sys.executable, script, *arguments]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """One line of JSON; four digits are more than such figures carry."""
+    """Print the figures as one line of JSON, rounded to four digits."""
     print(json.dumps({name: _rounded(value) for name, value in figures.items()}))
 
 

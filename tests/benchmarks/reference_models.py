@@ -1,4 +1,4 @@
-"""The implementations that benchmarks and parity tests measure ours against."""
+"""Reference implementations for benchmarks and parity tests."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sam_train.checkpoint import load_checkpoint
 
 @cache
 def segment_anything() -> SimpleNamespace:
-    """segment_anything's modules `modeling`, `onnx`, `amg` and `automatic_mask_generator`, without the torchvision they ask for.
+    """Return segment_anything's modules `modeling`, `onnx`, `amg` and `automatic_mask_generator`, with torchvision stubbed.
 
-    Nothing of it stays in sys.modules: with the stubs there, no other place could find the packages any more.
-    Raises ImportError that says what to install.
+    The stubs and modules are removed from sys.modules again, so that other code imports the real packages.
+    Raises ImportError that states what to install.
     """
     spec = find_spec("segment_anything")
     if spec is None or not spec.submodule_search_locations:
@@ -40,7 +40,7 @@ def segment_anything() -> SimpleNamespace:
 
 
 def _torchvision() -> dict[str, ModuleType]:
-    """The four functions that the generator takes from torchvision, which has no wheel for every torch that is tested here."""
+    """Return stubs of the four torchvision functions that the generator uses; torchvision has no wheel for every tested torch."""
     functional, boxes = ModuleType("torchvision.transforms.functional"), ModuleType("torchvision.ops.boxes")
     functional.__dict__.update(
         to_pil_image=Image.fromarray, resize=lambda image, hw: image.resize((hw[1], hw[0]), Image.Resampling.BILINEAR)
@@ -55,7 +55,7 @@ def _box_area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def _batched_nms(boxes_xyxy: Tensor, scores: Tensor, categories: Tensor, *, iou_threshold: float) -> Tensor:
-    """Indices that greedy NMS keeps, best first, of equal scores the earlier; all are of one category."""
+    """Return the indices that greedy NMS keeps, best first, the earlier of equal scores; all boxes have one category."""
     assert not categories.any()
     order, kept = scores.argsort(descending=True, stable=True), []
     while len(order):
@@ -70,7 +70,7 @@ def _batched_nms(boxes_xyxy: Tensor, scores: Tensor, categories: Tensor, *, iou_
 
 
 def reference_sam(*, image_size: int, **encoder: Any) -> nn.Module:
-    """segment_anything's Sam in evaluation mode, put together as in its build_sam.py."""
+    """Return segment_anything's Sam in evaluation mode, built as in its build_sam.py."""
     parts = (
         reference_image_encoder(image_size=image_size, **encoder),
         reference_prompt_encoder(image_size),
@@ -81,7 +81,7 @@ def reference_sam(*, image_size: int, **encoder: Any) -> nn.Module:
 
 
 def reference_prompt_encoder(image_size: int = 1024) -> nn.Module:
-    """segment_anything's prompt encoder in evaluation mode."""
+    """Return segment_anything's prompt encoder in evaluation mode."""
     grid = image_size // 16
     encoder: nn.Module = segment_anything().modeling.PromptEncoder(
         embed_dim=256, image_embedding_size=(grid, grid), input_image_size=(image_size, image_size), mask_in_chans=16
@@ -90,7 +90,7 @@ def reference_prompt_encoder(image_size: int = 1024) -> nn.Module:
 
 
 def reference_mask_decoder() -> nn.Module:
-    """segment_anything's mask decoder in evaluation mode."""
+    """Return segment_anything's mask decoder in evaluation mode."""
     modeling = segment_anything().modeling
     decoder: nn.Module = modeling.MaskDecoder(
         num_multimask_outputs=3,
@@ -113,7 +113,7 @@ def reference_image_encoder(
     window_size: int = 14,
     out_chans: int = 256,
 ) -> nn.Module:
-    """segment_anything's image encoder in evaluation mode, by our names; the rest as in its build_sam.py."""
+    """Return segment_anything's image encoder in evaluation mode; parameters have this project's names."""
     encoder: nn.Module = segment_anything().modeling.ImageEncoderViT(
         img_size=image_size,
         patch_size=patch_size,
@@ -132,7 +132,7 @@ def reference_image_encoder(
 
 
 def reference_mobile_sam(checkpoint: Path) -> nn.Module:
-    """segment_anything's Sam in evaluation mode with MobileSAM's weights. It has no TinyViT: the image encoder is ours."""
+    """Return segment_anything's Sam in evaluation mode with MobileSAM's weights and this project's TinyViT as image encoder."""
     sam: nn.Module = segment_anything().modeling.Sam(
         load_checkpoint(checkpoint, "cpu").image_encoder, reference_prompt_encoder(), reference_mask_decoder()
     )

@@ -1,17 +1,18 @@
-"""One training step on MobileSAM at 1024 pixels: ours against the same step written with segment_anything 1.0's modules.
+"""One training step on MobileSAM at 1024 pixels, compared with the same step written with segment_anything 1.0's modules.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/train_step.py [--masks 8] [--corrections 8] [--weights mobile_sam.pth]
     OMP_NUM_THREADS=2 python tests/benchmarks/train_step.py --ours-only --images 2 --masks 16
 
-1 image, 8 masks, 11 rounds (8 corrections, 2 without news), first prompts are points, losses on the 256 grid. Theirs is what
-their users write: one decoder call an image, the graphs of all rounds kept, one backward pass at the end. Both get the same
-points; each is fed its own answers. The image encoder is our TinyViT in both: theirs has none. Prints one line of JSON:
+1 image, 8 masks, 11 rounds (8 corrections, 2 without a new point), first prompts are points, losses on the 256 grid. "Theirs" is
+the usual training code: one decoder call per image, the graphs of all rounds stored, one backward pass at the end. Both use the
+same points, and each its own mask predictions. Both use this project's TinyViT, which segment_anything lacks. Prints one line of
+JSON:
 
-    speed_ratio              seconds of theirs / ours, a process each, one after the other
-    memory_ratio             ours / theirs: peak resident size during the step less that before it
-    max_gradient_difference  of every weight's gradient, each to its largest value
-    loss_difference          relative
-and the figures behind these.
+    speed_ratio              seconds of theirs / ours, each in its own process, one after the other
+    memory_ratio             ours / theirs: increase of peak resident memory during the step
+    max_gradient_difference  maximum over all weights of the gradient difference, relative to the weight's largest gradient
+    loss_difference          relative difference of the losses
+and the measurements from which these are computed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ SIZE = 1024
 
 
 def main() -> None:
-    """Measure both, or with --only do the part of one of the processes."""
+    """Measure both; with --only, run the measurement of one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("images", 1), ("masks", 8), ("corrections", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -68,9 +69,9 @@ def main() -> None:
 
 
 def compared(ours: dict[str, float], theirs: dict[str, float], into: Path) -> dict[str, Any]:
-    """Ratios, and how far gradients and losses are apart."""
+    """Return the ratios and the differences of gradients and losses."""
     gradients = [torch.load(into / f"{who}.pt", weights_only=True) for who in ("ours", "theirs")]
-    # The bias of keys adds the same to all scores of a query, which a softmax does not see: its gradients are rounding errors.
+    # The bias of keys adds the same value to all scores of a query, so softmax ignores it: its gradients are rounding errors.
     apart = {
         name: float((gradients[0][name] - theirs_).abs().max() / theirs_.abs().max())
         for name, theirs_ in gradients[1].items()
@@ -85,7 +86,7 @@ def compared(ours: dict[str, float], theirs: dict[str, float], into: Path) -> di
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """One step of one side. Ours writes the points that it drew and its gradients, theirs draws the same and writes its own."""
+    """Run one step of one implementation and write its gradients. Ours also writes its sampled points, which theirs reads."""
     torch.manual_seed(0)
     model = build_mobile_sam(freeze_batch_norm=True)
     if arguments.weights:
@@ -104,7 +105,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def make_batch(images: int, masks: int) -> Batch:
-    """Noise with brighter rectangles of many sizes."""
+    """Return images of noise with brighter rectangles of many sizes as targets."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 160, (images, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     targets = torch.zeros(images * masks, SIZE, SIZE, dtype=torch.bool)
@@ -122,18 +123,18 @@ def make_batch(images: int, masks: int) -> Batch:
 
 
 class Points(PromptSimulator):
-    """The simulator, whose points are written down; theirs reads them, so that both are asked the same."""
+    """Prompt simulator that records its points, so that both implementations decode the same prompts."""
 
     def __init__(self, path: Path, *, num_corrections: int) -> None:
         super().__init__(num_corrections=num_corrections, num_mask_only_rounds=2, box_probability=0.0)
         self.path, self.seen = path, []
 
     def first_prompts(self, *arguments: Any) -> Prompts:
-        """Noted."""
+        """Return the simulated prompts and record their points."""
         return self._noted(super().first_prompts(*arguments))
 
     def next_prompts(self, *arguments: Any) -> Prompts:
-        """Noted."""
+        """Return the simulated prompts and record their points."""
         return self._noted(super().next_prompts(*arguments))
 
     def _noted(self, prompts: Prompts) -> Prompts:
@@ -142,17 +143,17 @@ class Points(PromptSimulator):
 
 
 class Step(SamModule):
-    """The module's own step, without a trainer."""
+    """The training module's step without a trainer."""
 
     global_step = 0  # type: ignore[assignment]
 
     def manual_backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
-        """Without one, plain."""
+        """Run a plain backward pass."""
         loss.backward(*arguments, **options)
 
 
 def ours(batch: Batch, model: Sam, points: Points) -> float:
-    """The sums that `training_step` makes before it divides; here divided. The loss."""
+    """Return the mean loss of a round and compute its gradients, as `training_step` does."""
     module = Step(model, points, SamLoss(), OptimizerFactory())
     accumulator = StepMetricsAccumulator(batch.images.device)
     accumulator.add_batch(batch)
@@ -165,7 +166,7 @@ def ours(batch: Batch, model: Sam, points: Points) -> float:
 
 
 def reference_of(model: Sam) -> tuple[Any, Any, Any]:
-    """Our image encoder, and their prompt encoder and mask decoder with the same weights."""
+    """Return our image encoder, and their prompt encoder and mask decoder with the same weights."""
     prompts, decoder = reference_prompt_encoder(), reference_mask_decoder()
     prompts.load_state_dict(model.prompt_encoder.state_dict())
     decoder.load_state_dict(model.mask_decoder.state_dict())
@@ -173,14 +174,14 @@ def reference_of(model: Sam) -> tuple[Any, Any, Any]:
 
 
 def names_of(model: Sam, prompts: Any, decoder: Any) -> dict[str, Any]:
-    """Their weights by our names."""
+    """Return their parameters under our names."""
     named = {f"image_encoder.{n}": p for n, p in model.image_encoder.named_parameters()}
     named |= {f"prompt_encoder.{n}": p for n, p in prompts.named_parameters()}
     return named | {f"mask_decoder.{n}": p for n, p in decoder.named_parameters()}
 
 
 def theirs(batch: Batch, model: Sam, prompts: Any, decoder: Any, points: Points) -> float:
-    """Forward through all rounds, one image a decoder call, then one backward pass. The mean loss of a round."""
+    """Run all rounds with one decoder call per image, then one backward pass. Return the mean loss of a round."""
     loss, module = SamLoss(), Step(model, points, SamLoss(), OptimizerFactory())
     targets = module._targets(batch.target_masks)
     embeddings = model.encode_images(batch.images, batch.sizes_hw)

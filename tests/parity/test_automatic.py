@@ -77,8 +77,10 @@ SIZE, GRID = 64, 16
 
 
 def answers(pixels: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """For clicks (N x 2, model frame) on a picture (3 x S x S) three masks each: what looks like the place that was clicked
-    and is near it, or not so near, with islands and holes; and scores."""
+    """Return three masks and scores for each click (N x 2, model frame) on an image (3 x S x S).
+
+    The masks are regions of similar colour within different distances of the click, with islands and holes.
+    """
     column, row = (points + 0.3).long().clamp(0, SIZE - 1).unbind(1)
     far = (pixels[None] - pixels[:, row, column].T[:, :, None, None]).abs().sum(1)
     coarse = nn.functional.avg_pool2d(far[:, None], SIZE // GRID)[:, 0]
@@ -137,7 +139,7 @@ class FakeSam(Sam):
         yield DecodeJob(rows, 5, lambda some: answers(image_embeddings[0], prompts.points_xy[some, 0]))
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def random_image(height: int, width: int) -> np.ndarray:
     """Shapes of eight colours, and dots for islands and holes."""
     rng = np.random.default_rng(3)
     soft = cv2.resize(rng.uniform(0, 255, (7, 9, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -193,7 +195,7 @@ def test_all_masks(height: int, width: int, theirs: dict[str, Any], ours: dict[s
     modules, common = segment_anything(), {"points_per_side": 10, "stability_score_thresh": 0.85}
     reference = modules.modeling.Sam(Pixels(), Clicks(), Answers())
     peer = modules.automatic_mask_generator.SamAutomaticMaskGenerator(reference, output_mode="coco_rle", **(common | theirs))
-    image = picture(height, width)
+    image = random_image(height, width)
     found, dropped = released(**(common | ours)).generate(FakeSam(), image)
     assert_same(found, peer.generate(image), exact=True)
     assert len(found) >= 5
@@ -202,7 +204,7 @@ def test_all_masks(height: int, width: int, theirs: dict[str, Any], ours: dict[s
 
 @pytest.mark.slow
 def test_all_masks_of_a_photograph(shared_dir: Path) -> None:
-    """Real weights and a real picture, of which tests/benchmarks/automatic.py takes all points."""
+    """Real weights and a real image; tests/benchmarks/automatic.py uses all points."""
     weights = shared_dir / "weights" / "mobile_sam" / "mobile_sam.pth"
     image = cv2.imread(str(shared_dir / "data" / "sam_examples" / "dog.jpg"))[:, :, ::-1].copy()
     module = segment_anything().automatic_mask_generator

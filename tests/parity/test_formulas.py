@@ -300,7 +300,7 @@ def test_central_points_are_farthest_from_the_boundary() -> None:
         assert own[x, y] == pytest.approx(max(own.values()), abs=1e-4)
 
 
-def test_central_points_do_not_hang_on_a_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_central_points_are_robust_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenCV's distances differ in it with the place of the memory, and many pixels are equally far from a boundary."""
     rng = np.random.default_rng(0)
     masks = torch.from_numpy(rng.random((20, 30, 40)) < 0.97)
@@ -321,7 +321,7 @@ def test_central_point_of_an_empty_region_has_distance_zero() -> None:
     assert central_points(torch.zeros(1, 4, 4, dtype=torch.bool))[1].tolist() == [0]
 
 
-def test_correction_points_lie_in_the_error_region_and_say_what_is_wrong() -> None:
+def test_correction_points_lie_in_the_error_region_with_the_right_label() -> None:
     generator = torch.Generator().manual_seed(0)
     targets, answers = torch.rand(200, 8, 9) < 0.5, torch.rand(200, 8, 9) < 0.5
     simulator = PromptSimulator(num_mask_only_rounds=0)
@@ -374,7 +374,7 @@ def test_eleven_rounds_with_an_empty_one_at_any_place_and_at_the_end() -> None:
     assert min(places.values()) > 60  # 100 each is expected, with a deviation of 9.4
 
 
-def test_prompts_grow_by_a_point_a_click_and_always_carry_the_last_answer() -> None:
+def test_prompts_grow_by_a_point_per_click_and_carry_the_last_prediction() -> None:
     targets = torch.zeros(4, 8, 8, dtype=torch.bool)
     targets[:, 2:6, 2:6] = True
     simulator, generator = PromptSimulator(), torch.Generator().manual_seed(3)

@@ -137,8 +137,8 @@ def test_their_processor_reads_our_folder(transformers: Any, tmp_path: Path) -> 
     """The frame: longest side to the model's own size, then padding."""
     export_weights(build_sam(image_size=SIZE, **NUMBERS), tmp_path)
     processor = transformers.SamProcessor.from_pretrained(tmp_path)
-    picture = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8).numpy()
-    inputs = processor(images=picture, input_points=[[[10, 20]]], return_tensors="pt")
+    image = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8).numpy()
+    inputs = processor(images=image, input_points=[[[10, 20]]], return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, SIZE, SIZE)
     assert inputs["reshaped_input_sizes"].tolist() == [[48, 64]]
     assert inputs["input_points"].flatten().tolist() == [16, 32]

@@ -1,4 +1,4 @@
-"""MobileSAM's released weights: the masks are those of segment-anything's decoder, and they are the things one points at."""
+"""MobileSAM's released weights: masks equal those of segment-anything's decoder and cover the clicked objects."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def predictor(checkpoint: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def on_dog(predictor: Predictor, shared_dir: Path) -> Predictor:
-    """A predictor of its own, whose picture no other test changes."""
+    """Return a separate predictor whose image no other test changes."""
     own = Predictor(predictor.model)
-    own.set_image(picture(shared_dir, "dog.jpg"))
+    own.set_image(load_image(shared_dir, "dog.jpg"))
     return own
 
 
@@ -46,13 +46,13 @@ def reference(checkpoint: Path) -> tuple[Any, Any]:
     return parts
 
 
-def picture(shared_dir: Path, name: str) -> np.ndarray:
+def load_image(shared_dir: Path, name: str) -> np.ndarray:
     image = cv2.imread(str(shared_dir / "data" / "sam_examples" / name))
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def ten_prompts(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Five points and five boxes (N x 2 and N x 4, image frame) spread over the picture."""
+    """Five points and five boxes (N x 2 and N x 4, image frame) spread over the image."""
     generator = torch.Generator().manual_seed(height * width)
     size = torch.tensor([width, height])
     points = (0.1 + 0.8 * torch.rand(5, 2, generator=generator)) * size
@@ -80,14 +80,14 @@ def disagreement(predictor: Predictor, reference: tuple[Any, Any], prompts: Prom
     return differs.float().mean().item(), (answer.iou_scores - scores).abs().max().item()
 
 
-def test_masks_of_ten_prompts_are_the_references(on_dog: Predictor, reference: tuple[Any, Any]) -> None:
+def test_masks_of_ten_prompts_equal_the_reference(on_dog: Predictor, reference: tuple[Any, Any]) -> None:
     check_ten_prompts(on_dog, reference, "dog.jpg")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cars.jpg", "groceries.jpg", "truck.jpg"])
-def test_masks_of_more_pictures(shared_dir: Path, predictor: Predictor, reference: tuple[Any, Any], name: str) -> None:
-    predictor.set_image(picture(shared_dir, name))
+def test_masks_of_more_images(shared_dir: Path, predictor: Predictor, reference: tuple[Any, Any], name: str) -> None:
+    predictor.set_image(load_image(shared_dir, name))
     check_ten_prompts(predictor, reference, name)
 
 

@@ -36,8 +36,8 @@ def pair() -> tuple[nn.Module, Sam]:
 
 
 @pytest.fixture(params=[1, 1000], ids=["low rank", "dense"])
-def stream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both forms of the decoder's image stream, whatever the number of prompts."""
+def image_token_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with low-rank and with dense image tokens, for any number of prompts."""
     monkeypatch.setattr("sam_train.model.mask_decoder.MIN_PROMPTS_FOR_LOW_RANK", request.param)
 
 
@@ -49,7 +49,7 @@ def embeddings(pair: tuple[nn.Module, Sam]) -> Tensor:
 
 
 def images() -> Tensor:
-    """Noise all over the frame, padding included: what lies outside the picture must not matter."""
+    """Noise all over the frame, padding included: pixels outside the image must not matter."""
     return torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
@@ -67,7 +67,7 @@ def reference_decode(
     masks: Tensor | None = None,
     multimask_output: bool,
 ) -> Prediction:
-    """As Sam.forward calls its parts, for prompts of one image."""
+    """Decode prompts of one image as `Sam.forward` of segment_anything does."""
     sparse, dense = reference.prompt_encoder(points=points, boxes=boxes, masks=masks)
     logits, iou = reference.mask_decoder(
         image_embeddings=embeddings[image : image + 1],
@@ -83,11 +83,11 @@ def test_image_embeddings_of_a_padded_batch(pair: tuple[Any, Sam], embeddings: T
     reference, _ = pair
     with torch.no_grad():
         for i, (height, width) in enumerate(SIZES_HW.tolist()):
-            picture = images()[i, :, :height, :width].float()
-            assert close(embeddings[i : i + 1], reference.image_encoder(reference.preprocess(picture)[None]))
+            cropped = images()[i, :, :height, :width].float()
+            assert close(embeddings[i : i + 1], reference.image_encoder(reference.preprocess(cropped)[None]))
 
 
-@pytest.mark.usefixtures("stream")
+@pytest.mark.usefixtures("image_token_form")
 @pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("with_mask", [True, False])
 @pytest.mark.parametrize("kind", ["one point", "three points", "box", "box and two points"])
@@ -127,8 +127,8 @@ def test_masks_and_scores_of_prompts_over_two_images(
             assert close(answer.iou_scores[row], expected.iou_scores)
 
 
-@pytest.mark.usefixtures("stream")
-def test_an_answer_fed_back(pair: tuple[Any, Sam], embeddings: Tensor) -> None:
+@pytest.mark.usefixtures("image_token_form")
+def test_a_fed_back_mask(pair: tuple[Any, Sam], embeddings: Tensor) -> None:
     """Two rounds: click, then the best answer and a background click added, each side with its own first answer."""
     reference, ours = pair
     points, labels = torch.tensor([[[30.0, 45.0]]]), torch.tensor([[1]])
@@ -147,7 +147,7 @@ def test_an_answer_fed_back(pair: tuple[Any, Sam], embeddings: Tensor) -> None:
     assert close(answer.iou_scores, expected.iou_scores)
 
 
-@pytest.mark.usefixtures("stream")
+@pytest.mark.usefixtures("image_token_form")
 def test_gradients_of_the_prompt_encoder_and_decoder(pair: tuple[Any, Sam], embeddings: Tensor) -> None:
     """Every parameter's gradient, and that of the image embeddings, under a loss that weighs all outputs at random."""
     reference, ours = pair
@@ -179,7 +179,7 @@ def test_gradients_of_the_prompt_encoder_and_decoder(pair: tuple[Any, Sam], embe
 
 
 def test_state_dict_keys_are_the_released_ones() -> None:
-    """Of a build like vit_b: depth, heads and window as released; narrow and small, so that the test is quick."""
+    """Use the depth, heads and window of vit_b, narrow and small to keep the test fast."""
     numbers: dict[str, Any] = {
         "embed_dim": 24,
         "depth": 12,

@@ -1,4 +1,4 @@
-"""A checkpoint is a model of ours or a CheckpointError that says why not; reading one never runs what is in it."""
+"""Loading a checkpoint returns a model or raises CheckpointError with the reason, and never executes its content."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named(model: Sam) -> None:
     assert torch.equal(model.image_encoder.pos_embed, before)
 
 
-def test_many_problems_are_counted(model: Sam) -> None:
+def test_counts_mismatches_beyond_the_first_five(model: Sam) -> None:
     with pytest.raises(CheckpointError, match=f"; and {len(model.state_dict()) - 5} more$"):
         load_weights(model, {}, origin="empty.pt")
 
@@ -99,7 +99,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_pickle_bomb_is_refused(document: dict[str, Any], tmp_path: Path) -> None:
+def test_rejects_a_pickle_that_executes_code(document: dict[str, Any], tmp_path: Path) -> None:
     proof = tmp_path / "it_ran"
     path = saved(document | {"provenance": Bomb(proof)}, tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.pt .*checkpoint"):
@@ -120,7 +120,7 @@ def test_a_pickle_bomb_is_refused(document: dict[str, Any], tmp_path: Path) -> N
         "pytorch_lightning.Trainer",
     ],
 )
-def test_a_config_that_targets_anything_but_a_model_is_refused(target: str, document: dict[str, Any], tmp_path: Path) -> None:
+def test_rejects_a_config_target_outside_the_model(target: str, document: dict[str, Any], tmp_path: Path) -> None:
     path = saved(document | {"config": {"_target_": target}}, tmp_path)
     with pytest.raises(CheckpointError, match="its config does not build a model") as error:
         load_checkpoint(path)
@@ -128,7 +128,7 @@ def test_a_config_that_targets_anything_but_a_model_is_refused(target: str, docu
     assert target in str(error.value)
 
 
-def test_a_target_hidden_deeper_is_refused(document: dict[str, Any], tmp_path: Path) -> None:
+def test_rejects_a_nested_target(document: dict[str, Any], tmp_path: Path) -> None:
     config = CONFIG | {"global_attn_indexes": [{"_target_": "os.getcwd"}]}
     with pytest.raises(CheckpointError, match=r"os\.getcwd"):
         load_checkpoint(saved(document | {"config": config}, tmp_path))
@@ -145,7 +145,7 @@ def test_a_target_hidden_deeper_is_refused(document: dict[str, Any], tmp_path: P
     ],
     ids=["a layer", "partial", "bad numbers", "too few", "empty"],
 )
-def test_a_config_that_builds_something_else_is_refused(config: Any, document: dict[str, Any], tmp_path: Path) -> None:
+def test_rejects_a_config_that_does_not_build_a_sam(config: Any, document: dict[str, Any], tmp_path: Path) -> None:
     path = saved(document | {"config": config}, tmp_path)
     with pytest.raises(CheckpointError, match=r"its config (builds a .*, expected a Sam|does not build a model)"):
         load_checkpoint(path)
@@ -153,13 +153,13 @@ def test_a_config_that_builds_something_else_is_refused(config: Any, document: d
 
 @pytest.mark.parametrize("part", ["model", "config"])
 @pytest.mark.parametrize("value", [None, [1, 2], "sam_train.model.build.build_sam"])
-def test_a_part_that_is_not_there_is_named(part: str, value: Any, document: dict[str, Any], tmp_path: Path) -> None:
+def test_names_a_missing_part(part: str, value: Any, document: dict[str, Any], tmp_path: Path) -> None:
     path = saved({k: v for k, v in (document | {part: value}).items() if v is not None}, tmp_path)
     with pytest.raises(CheckpointError, match=rf"model\.pt: its '{part}' is missing or not a dictionary"):
         load_checkpoint(path)
 
 
-def test_weights_that_are_no_tensors_are_named(document: dict[str, Any], tmp_path: Path) -> None:
+def test_names_weights_that_are_not_tensors(document: dict[str, Any], tmp_path: Path) -> None:
     weights = document["model"] | {"mask_decoder.iou_token.weight": "seven"}
     with pytest.raises(CheckpointError, match=r"not tensors: \['mask_decoder\.iou_token\.weight'\]"):
         load_checkpoint(saved(document | {"model": weights}, tmp_path))
@@ -175,12 +175,12 @@ def test_weights_that_are_no_tensors_are_named(document: dict[str, Any], tmp_pat
         (nn.Linear(1, 1).state_dict(), r"holds 2 tensors \(weight, bias \.\.\.\) of an unknown model"),
     ],
 )
-def test_another_format_is_refused(document: Any, message: str, tmp_path: Path) -> None:
+def test_rejects_another_format(document: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(saved(document, tmp_path))
 
 
-def test_a_torn_file_is_refused(model: Sam, tmp_path: Path) -> None:
+def test_rejects_a_truncated_file(model: Sam, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     save_checkpoint(path, model, CONFIG, {})
     path.write_bytes(path.read_bytes()[:-200])
@@ -188,7 +188,7 @@ def test_a_torn_file_is_refused(model: Sam, tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_rejects_a_missing_file(tmp_path: Path) -> None:
     for function in (load_checkpoint, checkpoint_hash):
         with pytest.raises(CheckpointError, match=r"no checkpoint at .*nowhere\.pt"):
             function(tmp_path / "nowhere.pt")

@@ -7,21 +7,21 @@ import pytest
 from sam_train.errors import CheckpointError, ConfigError, SamTrainError, ShardError, SkipSampleError, exit_with_message
 
 
-def test_the_tree_is_the_one_drawn() -> None:
+def test_error_hierarchy_matches_the_docstring() -> None:
     assert {ConfigError, ShardError, CheckpointError} <= set(SamTrainError.__subclasses__())
     assert SkipSampleError.__bases__ == (ShardError,)
     assert not issubclass(SamTrainError, ValueError)
 
 
-def test_shard_error_names_its_place() -> None:
+def test_shard_error_names_its_location() -> None:
     error = ShardError("missing key", shard="a.tar", key="sa_1", field="image.width")
     assert str(error) == "missing key (shard a.tar, key sa_1, field image.width)"
     assert (error.shard, error.key, error.field) == ("a.tar", "sa_1", "image.width")
 
 
-def test_shard_error_leaves_out_what_it_does_not_know() -> None:
-    assert str(ShardError("torn")) == "torn"
-    assert str(ShardError("torn", key="sa_1")) == "torn (key sa_1)"
+def test_shard_error_omits_unknown_parts() -> None:
+    assert str(ShardError("truncated")) == "truncated"
+    assert str(ShardError("truncated", key="sa_1")) == "truncated (key sa_1)"
 
 
 def test_skip_sample_falls_back_to_its_reason() -> None:
@@ -30,9 +30,10 @@ def test_skip_sample_falls_back_to_its_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ShardError("torn", shard="a.tar", key="k", field="f"), SkipSampleError("reason", "words", shard="a.tar", key="k")]
+    "error",
+    [ShardError("truncated", shard="a.tar", key="k", field="f"), SkipSampleError("reason", "words", shard="a.tar", key="k")],
 )
-def test_errors_survive_the_way_out_of_a_worker_process(error: ShardError) -> None:
+def test_errors_survive_pickling(error: ShardError) -> None:
     returned = pickle.loads(pickle.dumps(error))  # noqa: S301 (what was just pickled)
     assert type(returned) is type(error)
     assert str(returned) == str(error)

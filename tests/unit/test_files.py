@@ -1,4 +1,4 @@
-"""A file is whole or not there, whatever happens while it is written, and what a killed process left does not stay."""
+"""File writes are atomic, and stale temporary files of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def leftover(path: Path, host: str = "") -> Path:
-    """The aside of a process that is gone."""
+def stale_temporary(path: Path, host: str = "") -> Path:
+    """Create a temporary file as a dead process leaves it."""
     return path.with_name(f".{path.name}.{host or socket.gethostname()}.4711.0a1b2c3d.tmp")
 
 
-def test_content_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
+def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deep" / "a.bin"
     with atomic_write(path) as stream:
         stream.write(b"one")
@@ -39,7 +39,7 @@ def test_content_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_error_keeps_the_old_file_and_removes_the_temporary(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.bin"
     atomic_write_bytes(path, b"one")
 
@@ -54,7 +54,7 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, erro
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_a_file_that_does_not_reach_the_disk_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_fails_to_sync_is_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bin"
     atomic_write_bytes(path, b"one")
 
@@ -80,17 +80,17 @@ def test_file_and_folder_are_synced_in_that_order(tmp_path: Path, monkeypatch: p
     assert synced == [(False, False), (True, True)]
 
 
-def test_the_aside_of_a_dead_process_goes_with_the_next_write(tmp_path: Path) -> None:
+def test_next_write_removes_a_dead_process_temporary(tmp_path: Path) -> None:
     path = tmp_path / "a[1].bin"
-    of_this_file = leftover(path)
-    others = [leftover(tmp_path / "b.bin"), leftover(path, host="another-machine"), tmp_path / "a[1].bin.tmp"]
+    of_this_file = stale_temporary(path)
+    others = [stale_temporary(tmp_path / "b.bin"), stale_temporary(path, host="another-machine"), tmp_path / "a[1].bin.tmp"]
     for aside in (of_this_file, *others):
         aside.write_bytes(b"half")
     atomic_write_bytes(path, b"whole")
     assert names(tmp_path) == sorted([path.name, *(aside.name for aside in others)])
 
 
-def test_the_aside_of_a_living_writer_stays(tmp_path: Path) -> None:
+def test_keeps_the_temporary_of_a_live_writer(tmp_path: Path) -> None:
     """Two containers of one machine may well write the same file; the one that ends last wins."""
     path = tmp_path / "a.bin"
     with atomic_write(path) as slow:
@@ -101,7 +101,7 @@ def test_the_aside_of_a_living_writer_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_a_killed_process(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     program = """
         import sys, time
         from pathlib import Path
@@ -123,7 +123,7 @@ def test_a_killed_process(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_an_aside_that_was_taken_for_a_leftover_before_it_was_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_if_its_temporary_is_removed_before_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = iter(["first", "second"])
 
     def token(_: int) -> str:
@@ -140,12 +140,12 @@ def test_an_aside_that_was_taken_for_a_leftover_before_it_was_locked(tmp_path: P
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(stream: object, how: int) -> None:
         raise OSError("no locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    left = leftover(tmp_path / "a.bin")
+    left = stale_temporary(tmp_path / "a.bin")
     left.write_bytes(b"half")
     atomic_write_bytes(tmp_path / "a.bin", b"one")
     assert names(tmp_path) == [left.name, "a.bin"]

@@ -52,7 +52,7 @@ def test_points_keep_shape_and_dtype() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (64, 64), (30, 60)])
-def test_logits_come_back_to_the_image(height: int, width: int) -> None:
+def test_logits_to_image_preserves_a_linear_plane(height: int, width: int) -> None:
     """A plane that is linear in x and y survives bilinear resizing away from the border."""
     resize = Resize(height, width, 64)
     scaled_height, scaled_width = resize.scaled_hw
@@ -66,7 +66,7 @@ def test_logits_come_back_to_the_image(height: int, width: int) -> None:
     assert torch.allclose(image[0, 0][inner], expected[inner], atol=0.05)
 
 
-def test_logits_at_their_own_size_are_not_touched() -> None:
+def test_logits_at_image_size_are_unchanged() -> None:
     logits = torch.randn(2, 3, 8, 8)
     assert torch.allclose(Resize(8, 8, 8).logits_to_image(logits), logits)
 
@@ -95,7 +95,7 @@ def test_a_mask_pixel_is_set_when_more_than_half_of_its_area_was(
     assert np.array_equal(resize_masks(masks, new_height, new_width), blocks.mean((2, 4)) > 0.5)
 
 
-def test_masks_that_grow_come_back() -> None:
+def test_enlarged_masks_shrink_back_unchanged() -> None:
     masks = np.random.default_rng(0).random((3, 5, 7)) < 0.5
     large = resize_masks(masks, 25, 35)
     assert large.dtype == bool
@@ -117,13 +117,13 @@ def test_pad_to_square() -> None:
     assert not colour[:, :2].any()
 
 
-def test_pad_refuses_what_does_not_fit() -> None:
+def test_pad_rejects_arrays_larger_than_the_frame() -> None:
     with pytest.raises(ValueError, match="broadcast"):
         pad_to_square(np.ones((5, 3), bool), 4)
 
 
 def matrix(taps: InterpolationTaps, grid: int) -> Tensor:
-    """What the taps do, as pixels x grid; beyond an end is the end."""
+    """Return the taps as a matrix, pixels x grid; indices outside the grid are clipped."""
     places = (taps.first[:, None] + np.arange(3)).clip(0, grid - 1)
     found = np.zeros((len(taps.first), grid))
     for i in range(3):
@@ -135,7 +135,7 @@ def matrix(taps: InterpolationTaps, grid: int) -> Tensor:
 @pytest.mark.parametrize(
     ("height", "width"), [(48, 64), (64, 64), (64, 63), (1, 1), (7, 5), (100, 30), (3, 500), (999, 1000), (65, 2000)]
 )
-def test_taps_are_the_two_steps_in_one(height: int, width: int, grid: int) -> None:
+def test_taps_equal_the_two_interpolations(height: int, width: int, grid: int) -> None:
     resize = Resize(height, width, 64)
     logits = torch.randn(2, 1, grid, grid, dtype=torch.float64)
     rows, columns = resize.interpolation_taps(grid)
@@ -145,7 +145,7 @@ def test_taps_are_the_two_steps_in_one(height: int, width: int, grid: int) -> No
     assert torch.allclose(matrix(rows, grid) @ logits @ matrix(columns, grid).T, resize.logits_to_image(logits), atol=1e-6)
 
 
-def test_logits_finer_than_the_model_frame_have_no_taps() -> None:
+def test_rejects_logits_finer_than_the_model_frame() -> None:
     with pytest.raises(ValueError, match="65 x 65 are finer than the model frame of 64 x 64"):
         Resize(5, 5, 64).interpolation_taps(65)
 
@@ -154,7 +154,7 @@ def test_logits_finer_than_the_model_frame_have_no_taps() -> None:
     ("height", "width", "pixels_at_once"),
     [(20, 31, 1), (20, 31, 700), (20, 31, 4199), (20, 31, 4200), (59, 1, 700), (7, 90, 4200), (150, 211, 4200), (60, 70, 1)],
 )
-def test_bilinear_is_pillows_in_any_pieces(monkeypatch: pytest.MonkeyPatch, height: int, width: int, pixels_at_once: int) -> None:
+def test_chunked_bilinear_equals_pillow(monkeypatch: pytest.MonkeyPatch, height: int, width: int, pixels_at_once: int) -> None:
     monkeypatch.setattr(geometry, "MAX_CHUNK_PIXELS", pixels_at_once)
     image = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

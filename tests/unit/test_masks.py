@@ -67,8 +67,8 @@ def test_rle_round_trip_agrees_with_pycocotools(mask: np.ndarray) -> None:
 @example(np.zeros((3, 4), bool))
 @example(np.ones((3, 4), bool))
 @example(np.ones((1, 1), bool))
-def test_what_is_measured_on_an_rle(mask: np.ndarray) -> None:
-    """From the lengths of runs column by column to the same RLE, area and box as from pixels."""
+def test_run_lengths_give_rle_area_and_box(mask: np.ndarray) -> None:
+    """Column-major run lengths give the same RLE, area and box as the pixels."""
     pixels = mask.T.ravel()
     changes = np.flatnonzero(np.diff(pixels, prepend=False))
     runs = np.diff(np.concatenate([[0], changes, [mask.size]]))
@@ -79,7 +79,7 @@ def test_what_is_measured_on_an_rle(mask: np.ndarray) -> None:
 
 
 @given(st.lists(st.integers(0, 2**28), min_size=1, max_size=30))
-def test_rle_pixels_is_the_sum_of_the_runs(runs: list[int]) -> None:
+def test_rle_total_pixels_is_the_sum_of_the_runs(runs: list[int]) -> None:
     counts = "".join(number(run - runs[i - 2] if i > 2 else run, 6) for i, run in enumerate(runs))
     assert rle_total_pixels(counts) == sum(runs)
 
@@ -87,8 +87,8 @@ def test_rle_pixels_is_the_sum_of_the_runs(runs: list[int]) -> None:
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=115), max_size=12))
 @example("`")
 @example("0" * 8 + "1")
-def test_no_count_string_does_worse_than_a_shard_error(counts: str) -> None:
-    """What is accepted has the right size and is what pycocotools makes of it; all else is refused before C sees it."""
+def test_any_count_string_decodes_or_raises_shard_error(counts: str) -> None:
+    """An accepted string decodes as in pycocotools; others are rejected before pycocotools reads them."""
     try:
         mask = decode_rle({"size": [5, 8], "counts": counts}, height=5, width=8)
     except ShardError:
@@ -99,7 +99,7 @@ def test_no_count_string_does_worse_than_a_shard_error(counts: str) -> None:
 
 
 @pytest.mark.parametrize("size", [[4, 3], [3], [], [3, 5], [0, 0], [3, 4, 1]])
-def test_rle_of_the_wrong_size(size: list[int]) -> None:
+def test_rejects_rle_of_the_wrong_size(size: list[int]) -> None:
     rle = encode_rle(np.ones((3, 4), bool)) | {"size": size}
     with pytest.raises(ShardError, match=r"is not the image's \[3, 4\]") as caught:
         decode_rle(rle, height=3, width=4, shard="a.tar", key="sa_1")
@@ -125,7 +125,7 @@ GOOD_COUNTS = encode_rle(one_pixel(5, 7, 2, 3))["counts"]
         number(10, 1) + number(10, 1) + number(5, 1) + number(-15, 2) + number(10, 1),  # negative after the difference
     ],
 )
-def test_malformed_counts(counts: str) -> None:
+def test_rejects_malformed_counts(counts: str) -> None:
     with pytest.raises(ShardError, match="do not add up") as caught:
         decode_rle({"size": [5, 7], "counts": counts}, height=5, width=7, key="sa_1")
     assert (caught.value.key, caught.value.field) == ("sa_1", "segmentation.counts")
@@ -181,7 +181,7 @@ def test_stability_of_a_sharp_a_soft_and_an_empty_mask() -> None:
     assert stability_score(sharp).shape == ()
 
 
-def picture(*rows: str) -> np.ndarray:
+def mask_from_rows(*rows: str) -> np.ndarray:
     return np.array([[cell == "#" for cell in row] for row in rows])
 
 
@@ -201,20 +201,20 @@ REGIONS: list[Any] = [
 
 @pytest.mark.parametrize(("before", "min_area", "after"), REGIONS)
 def test_remove_small_regions(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
-    mask = picture(*before)
+    mask = mask_from_rows(*before)
     result = remove_small_regions(mask, min_area)
-    assert np.array_equal(mask, picture(*before)), "the argument was changed"
+    assert np.array_equal(mask, mask_from_rows(*before)), "the argument was changed"
     if after is None:
         assert result is None
     else:
         assert result is not None
         assert result.dtype == bool
-        assert np.array_equal(result, picture(*after))
+        assert np.array_equal(result, mask_from_rows(*after))
 
 
 @pytest.fixture(params=["rlemasklib", "without it"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to clean an RLE."""
+    """Run a test with and without rlemasklib."""
     if request.param == "without it":
         monkeypatch.setattr(module, "rlemasklib_or_none", lambda: None)
     else:
@@ -223,16 +223,16 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(("before", "min_area", "after"), REGIONS)
-def test_clean_rle(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
-    assert remove_small_regions_rle(encode_rle(picture(*before)), min_area) == (
-        None if after is None else encode_rle(picture(*after))
+def test_remove_small_regions_rle(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
+    assert remove_small_regions_rle(encode_rle(mask_from_rows(*before)), min_area) == (
+        None if after is None else encode_rle(mask_from_rows(*after))
     )
 
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("keep_largest", [False, True])
 @pytest.mark.parametrize("density", [0.2, 0.45, 0.6, 0.9])
-def test_an_rle_is_cleaned_as_the_mask_is(density: float, keep_largest: bool) -> None:
+def test_rle_and_mask_lose_the_same_small_regions(density: float, keep_largest: bool) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         mask = rng.random((17, 23)) < density
@@ -257,22 +257,22 @@ def test_an_rle_is_cleaned_as_the_mask_is(density: float, keep_largest: bool) ->
     ],
 )
 @pytest.mark.usefixtures("library")
-def test_the_largest_island_is_kept_when_told_so(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
-    expected = None if after is None else picture(*after)
-    result = remove_small_regions(picture(*before), min_area, keep_largest=True)
+def test_keep_largest_keeps_the_largest_component(before: tuple[str, ...], min_area: int, after: tuple[str, ...] | None) -> None:
+    expected = None if after is None else mask_from_rows(*after)
+    result = remove_small_regions(mask_from_rows(*before), min_area, keep_largest=True)
     assert (result is None) == (expected is None)
     assert result is None or np.array_equal(result, expected)
-    rle = remove_small_regions_rle(encode_rle(picture(*before)), min_area, keep_largest=True)
+    rle = remove_small_regions_rle(encode_rle(mask_from_rows(*before)), min_area, keep_largest=True)
     assert rle == (None if expected is None else encode_rle(expected))
 
 
-def test_without_rlemasklib_it_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_warns_once_without_rlemasklib(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "rlemasklib", None)
     module.rlemasklib_or_none.cache_clear()
     try:
-        rle = encode_rle(picture("###..", "#.#.#", "###.."))
+        rle = encode_rle(mask_from_rows("###..", "#.#.#", "###.."))
         assert [remove_small_regions_rle(rle, 2), remove_small_regions_rle(rle, 2)] == [
-            encode_rle(picture("###..", "###..", "###.."))
+            encode_rle(mask_from_rows("###..", "###..", "###.."))
         ] * 2
     finally:
         module.rlemasklib_or_none.cache_clear()
@@ -304,7 +304,7 @@ def test_nms_against_a_plain_loop(threshold: float, num_boxes: int) -> None:
     assert kept.tolist() == plain_nms(boxes.tolist(), scores.tolist(), threshold)
 
 
-def test_nms_leaves_its_argument_alone_and_takes_nothing() -> None:
+def test_nms_keeps_its_argument_and_accepts_no_boxes() -> None:
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0]])
     assert nms(boxes, torch.tensor([0.1, 0.2]), 0.5).tolist() == [1]
     assert boxes.tolist() == [[0.0, 0.0, 4.0, 4.0]] * 2
@@ -313,14 +313,14 @@ def test_nms_leaves_its_argument_alone_and_takes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(-4, -6), (0, 0), (1 << 15, 1 << 15), (1 << 40, 1 << 40)])
-def test_rle_of_an_impossible_size(height: int, width: int) -> None:
+def test_rejects_rle_of_an_invalid_size(height: int, width: int) -> None:
     with pytest.raises(ShardError) as caught:
         decode_rle({"size": [height, width], "counts": "h0"}, height=height, width=width)
     assert caught.value.field == "segmentation.size"
 
 
 def test_boxes_without_an_area_overlap_nothing() -> None:
-    """With inclusive corners a mask of one pixel is such a box. Two of them far apart are two."""
+    """With inclusive corners, the box of a one-pixel mask has no area."""
     boxes = torch.tensor([[1.0, 1, 1, 1], [9, 9, 9, 9], [1, 1, 1, 1], [0, 0, 5, 5]])
     assert nms(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), 0.5).tolist() == [0, 1, 2, 3]
 
@@ -346,7 +346,7 @@ def test_mask_nms_against_a_plain_loop(threshold: float) -> None:
     assert mask_nms([], torch.zeros(0), threshold).tolist() == []
 
 
-def test_parents_by_loops() -> None:
+def test_parent_masks_equal_plain_loops() -> None:
     rng = np.random.default_rng(1)
     masks = []
     for _ in range(30):

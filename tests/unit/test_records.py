@@ -30,7 +30,7 @@ def parse(document: Any) -> ImageRecord:
     return ImageRecord.from_json(json.dumps(document).encode(), key="sa_7", shard="a.tar")
 
 
-def test_record_comes_back_from_json(record: ImageRecord) -> None:
+def test_record_round_trips_through_json(record: ImageRecord) -> None:
     data = record.to_json()
     again = ImageRecord.from_json(data, key="sa_7")
     assert again == record
@@ -60,7 +60,7 @@ def test_good_keys(key: str) -> None:
 @pytest.mark.parametrize(
     "key", ["", ".", "..", "../up", "a/b", "a\\b", "a.b", "/abs", "a b", "a\n", "a\0", "é", "~", "x" * 201, "C:"]
 )
-def test_keys_that_climb_out_or_split_are_refused(key: str) -> None:
+def test_rejects_invalid_keys(key: str) -> None:
     with pytest.raises(ShardError, match="rename the image"):
         check_key(key)
     with pytest.raises(ShardError):
@@ -102,7 +102,7 @@ DELETE = object()
         (("annotations", 1, "provenance", "seconds"), "3", "unexpected type str"),
     ],
 )
-def test_what_the_schema_does_not_say_names_shard_key_and_field(
+def test_schema_violations_name_shard_key_and_field(
     record: ImageRecord, path: tuple[str | int, ...], value: Any, message: str
 ) -> None:
     document = json.loads(record.to_json())
@@ -120,7 +120,7 @@ def test_what_the_schema_does_not_say_names_shard_key_and_field(
 
 
 @pytest.mark.parametrize(("place", "value"), [("annotations[0]", [3]), ("annotations[0].provenance", ["x"])])
-def test_a_thing_that_should_be_an_object(record: ImageRecord, place: str, value: Any) -> None:
+def test_rejects_values_that_should_be_objects(record: ImageRecord, place: str, value: Any) -> None:
     document = json.loads(record.to_json())
     if place.endswith("provenance"):
         document["annotations"][0]["provenance"] = value
@@ -132,14 +132,14 @@ def test_a_thing_that_should_be_an_object(record: ImageRecord, place: str, value
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"not json", b"[" * 100_000])
-def test_bytes_that_are_no_json(data: bytes) -> None:
+def test_rejects_bytes_that_are_not_json(data: bytes) -> None:
     with pytest.raises(ShardError, match="not JSON") as caught:
         ImageRecord.from_json(data, key="sa_7", shard="a.tar")
     assert (caught.value.shard, caught.value.key) == ("a.tar", "sa_7")
 
 
 @pytest.mark.parametrize("document", [[], 3, None, "text"])
-def test_json_that_is_no_object(document: Any) -> None:
+def test_rejects_json_that_is_not_an_object(document: Any) -> None:
     with pytest.raises(ShardError, match="expected an object"):
         parse(document)
 
@@ -171,7 +171,7 @@ annotations = st.fixed_dictionaries(
 
 
 @given(st.lists(annotations, max_size=3))
-def test_any_record_comes_back_equal(values: list[dict[str, Any]]) -> None:
+def test_any_record_round_trips(values: list[dict[str, Any]]) -> None:
     masks = [MaskRecord(**value | {"provenance": value["provenance"] and Provenance(**value["provenance"])}) for value in values]
     record = ImageRecord(key="k", image_id=1, width=5, height=4, masks=masks)
     assert ImageRecord.from_json(record.to_json(), key="k") == record
@@ -179,7 +179,7 @@ def test_any_record_comes_back_equal(values: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("number", [10**400, 2**63, -(2**63) - 1, float("inf")])
 @pytest.mark.parametrize("field", ["area", "bbox", "predicted_iou"])
-def test_numbers_of_more_than_64_bits_are_refused(mask_record: Callable[..., MaskRecord], field: str, number: float) -> None:
+def test_rejects_numbers_beyond_64_bits(mask_record: Callable[..., MaskRecord], field: str, number: float) -> None:
     document = json.loads(
         ImageRecord(key="a", image_id=1, width=8, height=8, masks=[mask_record(np.ones((8, 8), bool))]).to_json()
     )
@@ -189,8 +189,8 @@ def test_numbers_of_more_than_64_bits_are_refused(mask_record: Callable[..., Mas
     assert caught.value.field == f"annotations[0].{field}"
 
 
-def test_values_nested_to_the_limit_are_refused(mask_record: Callable[..., MaskRecord]) -> None:
-    """What json.loads still takes, str() no longer does."""
+def test_rejects_deeply_nested_values(mask_record: Callable[..., MaskRecord]) -> None:
+    """At some depths json.loads succeeds, but str() of the value exceeds the recursion limit."""
     whole = ImageRecord(key="a", image_id=1, width=8, height=8, masks=[mask_record(np.ones((8, 8), bool))]).to_json()
     for depth in range(850, 1000, 2):
         nested = b'"bbox":' + b"[" * depth + b"]" * depth + b',"old":'
@@ -198,7 +198,7 @@ def test_values_nested_to_the_limit_are_refused(mask_record: Callable[..., MaskR
             ImageRecord.from_json(whole.replace(b'"bbox":', nested), key="a")
 
 
-def test_half_surrogates_are_no_text() -> None:
+def test_rejects_unpaired_surrogates() -> None:
     document = b'{"image":{"image_id":1,"width":8,"height":8,"file_name":"\\ud800"},"annotations":[]}'
     with pytest.raises(ShardError, match="surrogate"):
         ImageRecord.from_json(document, key="a")
@@ -206,7 +206,7 @@ def test_half_surrogates_are_no_text() -> None:
 
 @pytest.mark.parametrize("side", [0, -3, 65_536, 10**400])
 @pytest.mark.parametrize("field", ["width", "height"])
-def test_sizes_that_no_jpeg_has(field: str, side: int) -> None:
+def test_rejects_sizes_beyond_jpeg(field: str, side: int) -> None:
     with pytest.raises(ShardError, match="the limit of JPEG") as caught:
         ImageRecord(**{"key": "a", "image_id": 1, "width": 8, "height": 8, "masks": [], field: side})  # type: ignore[arg-type]
     assert caught.value.field == f"image.{field}"

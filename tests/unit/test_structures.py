@@ -31,20 +31,20 @@ def test_from_points_adds_one_padding_point() -> None:
     assert prompts.mask_logits is None
 
 
-def test_a_click_and_a_box_are_equally_long() -> None:
+def test_click_and_box_have_equally_many_points() -> None:
     box = Prompts.from_boxes(torch.tensor([0]), torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
     assert box.points_xy.tolist() == [[[1.0, 2.0], [3.0, 4.0]]]
     assert box.point_labels.tolist() == [[PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT]]
     assert box.points_xy.shape == clicks(1, 1).points_xy.shape
 
 
-def test_no_prompts_at_all() -> None:
+def test_accepts_zero_prompts() -> None:
     for prompts in (clicks(0), Prompts.from_boxes(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))):
         assert len(prompts) == 0
         assert prompts.points_xy.shape[0] == prompts.point_labels.shape[0] == 0
 
 
-def test_with_point_appends_and_leaves_the_old_prompts_alone() -> None:
+def test_with_point_appends_without_changing_the_original() -> None:
     before = clicks(2, 1)
     logits = torch.rand(2, 1, 4, 4)
     after = before.with_point(torch.tensor([[5.0, 6.0], [7.0, 8.0]]), torch.tensor([0, 1]), logits)
@@ -65,7 +65,7 @@ def test_with_mask_changes_nothing_else() -> None:
 
 @pytest.mark.parametrize("index", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True])])
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_selection_takes_every_part(index: slice | torch.Tensor, with_mask: bool) -> None:
+def test_indexing_selects_every_field(index: slice | torch.Tensor, with_mask: bool) -> None:
     prompts = clicks(3)
     if with_mask:
         prompts = prompts.with_mask(torch.rand(3, 1, 4, 4))
@@ -99,7 +99,7 @@ def test_shapes_are_checked_in_tests() -> None:
         batch(torch.zeros(1, 3, 8, 8))
 
 
-def test_nouns_are_frozen_and_slotted() -> None:
+def test_structures_are_frozen_and_slotted() -> None:
     prompts = clicks()
     with pytest.raises(dataclasses.FrozenInstanceError):
         prompts.mask_logits = None
@@ -117,14 +117,14 @@ def test_batch_moves_its_tensors_and_nothing_else() -> None:
             assert moved == value
 
 
-def test_best_takes_the_candidate_the_model_trusts_most() -> None:
+def test_best_selects_the_highest_iou_score() -> None:
     logits = torch.arange(6.0).reshape(2, 3, 1, 1)
     best = Prediction(mask_logits=logits, iou_scores=torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])).best()
     assert best.mask_logits.flatten().tolist() == [1.0, 3.0]
     assert torch.equal(best.iou_scores, torch.tensor([[0.9], [0.8]]))
 
 
-def test_best_of_one_is_itself_and_of_none_is_none() -> None:
+def test_best_of_one_candidate_and_of_no_prompts() -> None:
     one = Prediction(mask_logits=torch.zeros(2, 1, 4, 4), iou_scores=torch.zeros(2, 1))
     assert one.best() is one
     none = Prediction(mask_logits=torch.zeros(0, 3, 4, 4), iou_scores=torch.zeros(0, 3)).best()

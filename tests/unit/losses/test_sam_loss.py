@@ -1,4 +1,4 @@
-"""The loss at its edges: perfect and empty answers, half precision, what carries a gradient (formulas: tests/parity)."""
+"""Mask loss: perfect and empty predictions, half precision, which terms carry gradients (formulas: tests/parity)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def half_filled(num: int = 2) -> torch.Tensor:
 
 
 @NORMALIZE
-def test_a_perfect_answer_costs_nothing(focal_normalize: str) -> None:
+def test_a_perfect_prediction_has_zero_loss(focal_normalize: str) -> None:
     targets = half_filled()
     prediction = Prediction(mask_logits=(targets[:, None] - 0.5) * 80, iou_scores=torch.ones(2, 1))
     terms = SamLoss(focal_normalize=focal_normalize)(prediction, targets)
@@ -30,7 +30,7 @@ def test_a_perfect_answer_costs_nothing(focal_normalize: str) -> None:
 
 
 @NORMALIZE
-def test_extreme_wrong_answers_stay_finite(focal_normalize: str) -> None:
+def test_extreme_wrong_logits_give_a_finite_loss(focal_normalize: str) -> None:
     targets = half_filled()
     logits = ((0.5 - targets[:, None]) * 2e4).requires_grad_()
     terms = SamLoss(focal_normalize=focal_normalize)(Prediction(mask_logits=logits, iou_scores=torch.ones(2, 1)), targets)
@@ -42,7 +42,7 @@ def test_extreme_wrong_answers_stay_finite(focal_normalize: str) -> None:
     assert terms.true_iou.tolist() == [0, 0]
 
 
-def test_an_empty_target_and_an_empty_answer() -> None:
+def test_empty_target_and_empty_prediction() -> None:
     """0 / 0 counts as IoU 0, and dice is smooth there."""
     terms = SamLoss()(Prediction(mask_logits=torch.full((1, 1, 4, 4), -50.0), iou_scores=torch.zeros(1, 1)), torch.zeros(1, 4, 4))
     assert terms.true_iou.tolist() == [0]
@@ -67,8 +67,8 @@ def test_only_the_total_carries_a_gradient() -> None:
     assert not any(value.requires_grad for value in (terms.focal, terms.dice, terms.iou, terms.true_iou))
 
 
-def test_the_iou_target_carries_none() -> None:
-    """With only the IoU term left, nothing pulls at the masks."""
+def test_the_iou_target_carries_no_gradient() -> None:
+    """With only the IoU term, mask logits get no gradient."""
     prediction = Prediction(
         mask_logits=torch.randn(2, 3, 4, 4, requires_grad=True), iou_scores=torch.rand(2, 3, requires_grad=True)
     )
@@ -98,6 +98,6 @@ def test_a_large_focal_weight_changes_which_mask_is_best() -> None:
         ({"focal_normalize": "masks"}, "focal_normalize must be 'pixels' or 'weights', got 'masks'"),
     ],
 )
-def test_bad_values_are_named(values: dict[str, Any], message: str) -> None:
+def test_rejects_invalid_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamLoss(**values)

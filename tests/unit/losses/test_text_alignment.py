@@ -1,4 +1,4 @@
-"""Against the formula written out, and what it teaches: words and image embeddings each other, finer details not."""
+"""Text alignment loss: equals the written-out formula; gradients reach text tokens and image embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from sam_train.losses import text_alignment_loss
 
 
-def test_is_the_cross_entropy_of_tokens_and_the_share_that_masks_cover() -> None:
+def test_equals_the_cross_entropy_with_covered_shares() -> None:
     torch.manual_seed(0)
     words, embeddings = torch.randn(3, 5), torch.randn(2, 7, 4, 4)  # two channels of details
     index, masks = torch.tensor([0, 0, 1]), torch.rand(3, 16, 16) < 0.3
@@ -27,7 +27,7 @@ def test_is_the_cross_entropy_of_tokens_and_the_share_that_masks_cover() -> None
     assert float(text_alignment_loss(words, embeddings, index, masks)) == pytest.approx(total, rel=1e-5)
 
 
-def test_teaches_words_and_embeddings_but_not_details() -> None:
+def test_gradients_reach_text_and_embeddings_but_not_high_res_features() -> None:
     words, embeddings = torch.randn(1, 4, requires_grad=True), torch.randn(1, 6, 2, 2, requires_grad=True)
     masks = torch.zeros(1, 8, 8, dtype=torch.bool)
     masks[0, :4, :4] = True

@@ -1,4 +1,4 @@
-"""Bands of a mask by single erosions, and what they measure."""
+"""Boundary bands equal repeated erosions; properties of boundary IoU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sam_train.metrics.boundary_iou import boundary, boundary_iou
 
 
 def by_single_erosions(mask: np.ndarray, ratio: float) -> np.ndarray:
-    """As boundary-iou-api has it: padded by a pixel, eroded by 3 x 3 that many times."""
+    """Compute the boundary as boundary-iou-api does: pad by a pixel, erode by 3 x 3 repeatedly."""
     band = max(1, round(ratio * float(np.hypot(*mask.shape))))
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=band)[1:-1, 1:-1]
@@ -19,21 +19,21 @@ def by_single_erosions(mask: np.ndarray, ratio: float) -> np.ndarray:
 
 @pytest.mark.parametrize("ratio", [0.001, 0.02, 0.05, 0.3])
 @pytest.mark.parametrize("seed", range(4))
-def test_as_so_many_single_erosions(seed: int, ratio: float) -> None:
+def test_equals_repeated_erosions(seed: int, ratio: float) -> None:
     rng = np.random.default_rng(seed)
     mask = cv2.GaussianBlur(rng.random((70, 90)), (0, 0), 4) > 0.5
     assert mask.any()
     assert np.array_equal(boundary(mask, ratio), by_single_erosions(mask, ratio))
 
 
-def test_the_frame_is_outline() -> None:
+def test_image_borders_count_as_boundary() -> None:
     everything = np.ones((50, 100), bool)
     band = boundary(everything)  # 0.02 * 111.8: 2 pixels
     assert band.sum() == 50 * 100 - 46 * 96
     assert not band[2:-2, 2:-2].any()
 
 
-def test_an_empty_mask_has_none() -> None:
+def test_an_empty_mask_has_no_boundary() -> None:
     nothing = np.zeros((20, 30), bool)
     assert not boundary(nothing).any()
     assert boundary_iou(nothing, nothing) == 0

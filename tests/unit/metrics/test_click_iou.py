@@ -14,7 +14,7 @@ def test_mean_over_masks_of_unequal_batches() -> None:
     assert metric.compute().tolist() == [0.5, 0.75]
 
 
-def test_nothing_yet_and_nothing_again() -> None:
+def test_zero_before_and_after_reset() -> None:
     metric = ClickIoU(3)
     metric.update(torch.zeros(0, 3))
     assert metric.total.tolist() == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""AP: both engines give one number, boundary AP is what its definition says, and what cannot be done is said at once."""
+"""AP: both engines agree, boundary AP follows its definition, and unsupported combinations are rejected early."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_hotcoco_gives_the_numbers_of_pycocotools(tmp_path: Path, seed: int, ima
     assert 0.1 < fast["ap"] < 0.9, "a case that could tell"
 
 
-def test_only_the_images_named_are_judged(tmp_path: Path) -> None:
+def test_evaluates_only_the_given_images(tmp_path: Path) -> None:
     truth = write(tmp_path / "truth.json", [(0, 1, disc(50, 50, 20)), (1, 1, disc(50, 50, 20))], num_images=2)
     results = [result(0, disc(50, 50, 20), 0.9)]
     assert coco_scores(truth, results, [0, 1], engine="pycocotools")["ap"] == pytest.approx(51 / 101)
     assert coco_scores(truth, results, [0], engine="pycocotools")["ap"] == pytest.approx(1)
 
 
-def test_by_the_rules_of_lvis_each_frequency_has_its_ap(tmp_path: Path) -> None:
+def test_lvis_rules_give_ap_by_frequency(tmp_path: Path) -> None:
     pytest.importorskip("hotcoco", reason="needs the extra evaluation")
     truths = [(0, 1, disc(50, 50, 20)), (0, 2, disc(100, 100, 20)), (0, 3, disc(30, 120, 20))]
     path = write(tmp_path / "truth.json", truths, num_images=1)
@@ -90,18 +90,18 @@ def test_by_the_rules_of_lvis_each_frequency_has_its_ap(tmp_path: Path) -> None:
     assert scores["ap"] == pytest.approx((1 + scores["ap_common"]) / 3)
 
 
-def test_boundary_ap_counts_the_lesser_iou(tmp_path: Path) -> None:
+def test_boundary_ap_uses_the_minimum_iou(tmp_path: Path) -> None:
     """A shifted disc of radius 45: its IoU would pass thresholds that its boundary's does not."""
     truth, guess = disc(80, 80, 45), disc(80, 84, 45)
     path = write(tmp_path / "truth.json", [(0, 1, truth)], num_images=1)
     iou = (truth & guess).sum() / (truth | guess).sum()
-    outline = boundary_iou(truth, guess)
-    assert outline < iou - 0.2
+    boundary_value = boundary_iou(truth, guess)
+    assert boundary_value < iou - 0.2
     limits = np.linspace(0.5, 0.95, 10)
     plain = coco_scores(path, [result(0, guess, 0.5)], [0], engine="pycocotools")
     assert plain["ap"] == pytest.approx(np.mean(limits <= iou))
     by_boundary = coco_scores(path, [result(0, guess, 0.5)], [0], engine="pycocotools", iou="boundary")
-    assert by_boundary["ap"] == pytest.approx(np.mean(limits <= outline))
+    assert by_boundary["ap"] == pytest.approx(np.mean(limits <= boundary_value))
 
 
 def test_boundary_ap_never_exceeds_mask_ap(tmp_path: Path) -> None:
@@ -110,20 +110,20 @@ def test_boundary_ap_never_exceeds_mask_ap(tmp_path: Path) -> None:
     assert 0 < by_boundary["ap"] < plain["ap"]
 
 
-def test_a_json_without_crowds_is_taken(tmp_path: Path) -> None:
+def test_accepts_json_without_iscrowd(tmp_path: Path) -> None:
     path = write(tmp_path / "truth.json", [(0, 1, disc(50, 50, 20))], num_images=1, crowd=None)
     for engine in ("pycocotools", "hotcoco"):
         assert coco_scores(path, [result(0, disc(50, 50, 20), 0.5)], [0], engine=engine)["ap"] == pytest.approx(1)
 
 
-def test_nothing_of_it_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "truth.json", [(0, 1, disc(50, 50, 20))], num_images=1)
     for engine in ("pycocotools", "hotcoco"):
         coco_scores(path, [result(0, disc(50, 50, 20), 0.5)], [0], engine=engine)
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_result_is_an_error(tmp_path: Path) -> None:
+def test_rejects_empty_results(tmp_path: Path) -> None:
     path = write(tmp_path / "truth.json", [(0, 1, disc(50, 50, 20))], num_images=1)
     with pytest.raises(ConfigError, match="no results to evaluate"):
         coco_scores(path, [], [0], engine="pycocotools")
@@ -138,12 +138,12 @@ def test_no_result_is_an_error(tmp_path: Path) -> None:
         ({"engine": "hotcoco", "iou": "boundary"}, "needs engine=pycocotools"),
     ],
 )
-def test_what_cannot_be_done_is_said_at_once(choices: dict[str, str], message: str) -> None:
+def test_rejects_unsupported_combinations(choices: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_engine(**choices)
 
 
-def test_without_the_extra_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     with pytest.raises(ConfigError, match=r"pip install 'sam-train\[evaluation\]'"):
         check_engine("hotcoco")

@@ -1,4 +1,4 @@
-"""One partner each, as many pairs as possible, the nearest of these: against all ways to pair, and another solver."""
+"""Edge matching is one-to-one, of maximum size and minimum distance: compared with exhaustive search and another solver."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_distance_is_round_and_includes_its_end() -> None:
 
 
 @pytest.mark.parametrize("max_distance", [0.0, 0.9])
-def test_below_a_pixel_only_equal_places_match(max_distance: float) -> None:
+def test_below_one_pixel_only_equal_positions_match(max_distance: float) -> None:
     rng = np.random.default_rng(0)
     found, truth = rng.random((2, 20, 20)) < 0.3
     right, recalled = match_edges(found, truth, max_distance=max_distance)
@@ -62,7 +62,7 @@ def test_below_a_pixel_only_equal_places_match(max_distance: float) -> None:
     assert np.array_equal(recalled, found & truth)
 
 
-def test_nothing_matches_nothing() -> None:
+def test_empty_maps_have_no_matches() -> None:
     nothing = np.zeros((6, 6), bool)
     for found, truth in ((nothing, nothing), (~nothing, nothing), (nothing, ~nothing)):
         right, recalled = match_edges(found, truth, max_distance=3)
@@ -71,7 +71,7 @@ def test_nothing_matches_nothing() -> None:
 
 
 def best_pairing(found: np.ndarray, truth: np.ndarray, max_distance: float) -> tuple[int, float]:
-    """Over all ways to pair: how many pairs, and their least sum of distances."""
+    """Return the maximum number of pairs and their minimum total distance, by exhaustive search."""
     few, many = sorted((places(found), places(truth)), key=len)
     best = (0, 0.0)
     for chosen in itertools.permutations([*many, *[None] * len(few)], len(few)):
@@ -82,7 +82,7 @@ def best_pairing(found: np.ndarray, truth: np.ndarray, max_distance: float) -> t
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_as_all_ways_to_pair(seed: int) -> None:
+def test_equals_exhaustive_matching(seed: int) -> None:
     rng = np.random.default_rng(seed)
     found, truth = (dots((5, 5), *map(tuple, rng.integers(0, 5, (4, 2)).tolist())) for _ in range(2))
     right, recalled = match_edges(found, truth, max_distance=1.5)
@@ -93,7 +93,7 @@ def test_as_all_ways_to_pair(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_as_another_solver(seed: int) -> None:
+def test_equals_another_solver(seed: int) -> None:
     """The same assignment as a full matrix of costs, solved by scipy's dense solver: equally many pairs, equally near."""
     rng = np.random.default_rng(seed)
     found, truth = rng.random((2, 40, 50)) < rng.choice([0.02, 0.1, 0.2], 2)[:, None, None]
@@ -109,7 +109,7 @@ def test_as_another_solver(seed: int) -> None:
     assert of_ours[linear_sum_assignment(of_ours)].sum() == cost[rows, columns][near].sum()
 
 
-def test_turned_round_the_counts_are_the_same() -> None:
+def test_swapped_maps_give_the_same_counts() -> None:
     rng = np.random.default_rng(7)
     found, truth = rng.random((2, 60, 60)) < np.array([0.3, 0.1])[:, None, None]
     there = match_edges(found, truth, max_distance=2.5)
@@ -117,6 +117,6 @@ def test_turned_round_the_counts_are_the_same() -> None:
     assert [m.sum() for m in there] == [m.sum() for m in back]
 
 
-def test_a_negative_distance_is_refused() -> None:
+def test_rejects_a_negative_distance() -> None:
     with pytest.raises(ValueError, match="distance in pixels of 0 or more, got -1"):
         match_edges(np.zeros((5, 5), bool), np.zeros((5, 5), bool), max_distance=-1)

@@ -1,4 +1,4 @@
-"""Counts and curves: cases worked out by hand."""
+"""Edge counts and scores: cases computed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_thresholds_are_those_of_the_benchmark() -> None:
     assert edge_thresholds(3).tolist() == pytest.approx([0.25, 0.5, 0.75])
 
 
-def test_a_perfect_map_finds_everything() -> None:
+def test_a_perfect_map_has_full_recall() -> None:
     truth = line(10)
     counts = edge_counts(truth.astype(float), [truth], num_thresholds=5)
     assert counts.tolist() == [[40] * 5] * 4
@@ -32,7 +32,7 @@ def test_a_perfect_map_finds_everything() -> None:
     assert (scores["ods"], scores["ois"]) == (1, 1)
 
 
-def test_every_person_is_asked_and_one_is_enough_to_be_right() -> None:
+def test_a_match_with_any_annotator_is_correct() -> None:
     strength = np.where(line(10), 0.9, 0) + np.where(line(20), 0.4, 0)
     people = [line(10), line(10), line(20, length=20)]
     recalled, true, right, found = edge_counts(strength, people, num_thresholds=3)
@@ -43,7 +43,7 @@ def test_every_person_is_asked_and_one_is_enough_to_be_right() -> None:
     assert right.tolist() == [60, 40, 40]
 
 
-def test_what_is_found_is_thinned_and_may_lie_a_little_off() -> None:
+def test_predictions_are_thinned_and_matched_with_tolerance() -> None:
     diagonal = float(np.hypot(30, 60))
     thick = (line(12) | line(13) | line(14)).astype(float)
     recalled, _, right, found = edge_counts(thick, [line(13)], num_thresholds=1, max_distance=1.1 / diagonal)[:, 0]
@@ -55,14 +55,14 @@ def test_what_is_found_is_thinned_and_may_lie_a_little_off() -> None:
     assert edge_counts(off, [line(13)], num_thresholds=1, max_distance=2.9 / diagonal)[2, 0] == 0
 
 
-def test_a_map_of_nothing_counts_nothing_found() -> None:
+def test_an_empty_map_has_no_predictions() -> None:
     counts = edge_counts(np.zeros((30, 60)), [line(10)], num_thresholds=4)
     assert counts.tolist() == [[0] * 4, [40] * 4, [0] * 4, [0] * 4]
     scores = edge_scores(counts[None])
     assert [scores[name] for name in ("ods", "ois", "ap", "r50")] == [0, 0, 0, 0]
 
 
-def test_ods_takes_one_threshold_ois_each_image_its_own() -> None:
+def test_ods_has_one_threshold_and_ois_one_per_image() -> None:
     first = counts_of((10, 10, 10, 40), (10, 10, 10, 10))  # F 0.4, 1
     second = counts_of((10, 10, 10, 10), (1, 10, 1, 1))  # F 1, 0.1818
     scores = edge_scores(np.concatenate([first, second]))

@@ -16,7 +16,7 @@ from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objec
 
 
 def blob(rng: np.random.Generator, *, size: int = 128) -> np.ndarray:
-    """A rectangle from a few pixels to half the picture."""
+    """A rectangle from a few pixels to half the image."""
     height, width = (int(side) for side in np.exp(rng.uniform(1, np.log(size * 0.9), 2)))
     row, column = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
     mask = np.zeros((size, size), bool)
@@ -32,7 +32,7 @@ def shaken(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def scenes(seed: int) -> list[tuple[list[np.ndarray], list[tuple[np.ndarray, float]]]]:
-    """For each of some images: true masks, and proposals with scores, many of which are equal."""
+    """Return for each image its ground-truth masks and scored proposals, many with equal scores."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(6):
@@ -69,7 +69,7 @@ def by_pycocotools(found: list[tuple[list[np.ndarray], list[tuple[np.ndarray, fl
 
 @pytest.mark.parametrize("max_proposals", [1000, 7])
 @pytest.mark.parametrize("seed", range(8))
-def test_as_pycocotools(seed: int, max_proposals: int) -> None:
+def test_equals_pycocotools(seed: int, max_proposals: int) -> None:
     found = scenes(seed)
     sums: dict[str, tuple[int, list[list[int]]]] = {name: (0, []) for name in ("all", *AREAS)}
     for truths, proposals in found:
@@ -93,18 +93,18 @@ def test_a_proposal_takes_one_object_and_the_better_ranked_first() -> None:
     assert count_recalled_objects(ious[::-1]).tolist() == [2, 2, 2, 1, 1, 1, 1, 1, 1, 0]
 
 
-def test_a_part_of_the_objects_is_matched_by_itself() -> None:
+def test_a_subset_of_objects_is_matched_separately() -> None:
     ious = np.array([[0.6, 0.72], [0.0, 0.9]])
     assert count_recalled_objects(ious[:, [0]]).tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("proposals", "truths"), [(0, 3), (3, 0), (0, 0)])
-def test_nothing_is_matched_by_nothing(proposals: int, truths: int) -> None:
+def test_empty_proposals_or_objects_have_no_matches(proposals: int, truths: int) -> None:
     rng = np.random.default_rng(0)
     masks = [encode_rle(blob(rng)) for _ in range(3)]
     assert count_recalled_objects(proposal_ious(masks[:proposals], masks[:truths])).tolist() == [0] * 10
 
 
-def test_no_objects_are_recalled_by_none() -> None:
+def test_recall_is_zero_without_objects() -> None:
     assert average_recall([], 0) == 0
     assert average_recall([[0] * 10, [0] * 10], 0) == 0

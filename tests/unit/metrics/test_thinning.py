@@ -1,4 +1,4 @@
-"""Lines one pixel wide: small cases by hand, and scikit-image's own thinning on noise."""
+"""Thinning: small cases by hand, and comparison with scikit-image on noise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_hole_stays_a_hole() -> None:
 
 
 @pytest.mark.parametrize("density", [0.1, 0.3, 0.5, 0.7, 0.9, 0.97])
-def test_as_scikit_image_thins(density: float) -> None:
+def test_equals_scikit_image(density: float) -> None:
     rng = np.random.default_rng(int(100 * density))
     for height, width in ((1, 9), (7, 1), (40, 61), (33, 32)):
         noise = rng.random((height, width)) < density

@@ -1,4 +1,4 @@
-"""Decoding is packed: prompts over any number of images in one call answer as each would alone."""
+"""Packed decoding: prompts over several images in one call give the same predictions as separate calls."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_eight_images_in_one_call_equal_eight_calls(
 
 @pytest.mark.parametrize("low_rank", [0.0, 100.0])
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_neither_chunks_nor_the_stream_s_form_change_anything(
+def test_results_do_not_depend_on_chunks_or_token_form(
     model: Sam, embeddings: Tensor, with_mask: bool, low_rank: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers and gradients are those of the other form, of more prompts at once, and of keeping all for backward."""
@@ -140,7 +140,7 @@ def test_neither_chunks_nor_the_stream_s_form_change_anything(
 
 @pytest.mark.parametrize("low_rank", [0.0, 100.0])
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_what_cannot_pass_is_not_upscaled(
+def test_prompts_below_min_iou_are_not_upscaled(
     model: Sam, embeddings: Tensor, with_mask: bool, low_rank: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mask_decoder, "MIN_PROMPTS_FOR_LOW_RANK", 1)
@@ -161,7 +161,7 @@ def test_what_cannot_pass_is_not_upscaled(
     assert bool((none.mask_logits == -torch.inf).all())
 
 
-def test_the_image_matters(model: Sam, embeddings: Tensor) -> None:
+def test_predictions_depend_on_the_image(model: Sam, embeddings: Tensor) -> None:
     prompts = Prompts.from_points(torch.tensor([0, 1]), torch.full((2, 1, 2), 20.0), torch.ones(2, 1, dtype=torch.long))
     answer = model.decode(embeddings, prompts, multimask_output=False)
     assert (answer.mask_logits[0] - answer.mask_logits[1]).abs().max() > 1e-3
@@ -184,7 +184,7 @@ def test_the_order_of_the_points_does_not_matter(model: Sam, embeddings: Tensor)
     assert torch.allclose(*answers, rtol=0, atol=1e-6)
 
 
-def test_a_padding_point_has_no_place(model: Sam, embeddings: Tensor) -> None:
+def test_padding_points_have_no_position(model: Sam, embeddings: Tensor) -> None:
     labels = torch.tensor([[1, -1]])
     here, there = torch.tensor([[[5.0, 6], [0, 0]]]), torch.tensor([[[5.0, 6], [63, 17]]])
     answers = [
@@ -196,7 +196,7 @@ def test_a_padding_point_has_no_place(model: Sam, embeddings: Tensor) -> None:
     assert torch.equal(*answers)
 
 
-def test_no_prompts_no_answers(model: Sam, embeddings: Tensor) -> None:
+def test_no_prompts_give_an_empty_prediction(model: Sam, embeddings: Tensor) -> None:
     prompts = Prompts.from_points(torch.zeros(0, dtype=torch.long), torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.long))
     assert model.decode(embeddings, prompts, multimask_output=True).mask_logits.shape == (0, 3, 16, 16)
 
@@ -221,7 +221,7 @@ def test_decoding_under_autocast_stays_near() -> None:
     assert 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-def test_children_are_a_transposed_convolution() -> None:
+def test_conv_transpose_2x2_equals_torch() -> None:
     conv = nn.ConvTranspose2d(6, 4, 2, stride=2)
     x = torch.randn(2, 6, 3, 5)
     expected = conv(x)
@@ -229,8 +229,8 @@ def test_children_are_a_transposed_convolution() -> None:
     assert torch.allclose(actual.permute(0, 5, 1, 3, 2, 4).reshape(expected.shape), expected, atol=1e-6)
 
 
-def test_details_lie_where_the_decoder_adds_them() -> None:
-    """What the stem sees at a pixel is added at that pixel, whatever the order in which the decoder keeps them."""
+def test_high_res_features_are_added_at_their_pixel() -> None:
+    """A stem feature is added at its own pixel, in whatever order the decoder stores pixels."""
     h, w, dim = 3, 5, 32
     half, quarter = torch.randn(1, 2 * h, 2 * w, dim // 4), torch.randn(1, 4 * h, 4 * w, dim // 8)
     folded = torch.cat(HighResFeatures.fold(half, quarter), 1)[0].flatten(1).T  # L, 3 C as the decoder takes them
@@ -241,7 +241,7 @@ def test_details_lie_where_the_decoder_adds_them() -> None:
         assert torch.equal(_to_pixel_order(pixels.reshape(1, 1, -1), (h, w))[0, 0], quarter[0, ..., channel])
 
 
-def test_details_reach_the_masks_and_learn() -> None:
+def test_high_res_features_change_masks_and_receive_gradients() -> None:
     model = build_sam(**(TINY | {"patch_size": 8, "stem": "conv", "high_res_features": True, "window_size": 4})).eval()
     images, sizes = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
     embeddings = model.encode_images(images, sizes)
@@ -260,7 +260,7 @@ def test_details_reach_the_masks_and_learn() -> None:
         model.decode(embeddings[:, :48], mixed_prompts(torch.tensor([0])), multimask_output=True)
 
 
-def test_scores_pass_a_sigmoid_where_the_model_says_so() -> None:
+def test_iou_sigmoid_applies_to_scores() -> None:
     plain, squashed = (small_sam(iou_sigmoid=sigmoid).eval() for sigmoid in (False, True))
     for parameter in plain.mask_decoder.iou_prediction_head.parameters():
         parameter.data.normal_(std=0.5)

@@ -1,4 +1,4 @@
-"""The image encoder at its edges: windows that do not divide the grid, stems, drop path, checkpointing, values that clash."""
+"""Image encoder: windows that do not divide the grid, stems, drop path, activation checkpointing, inconsistent sizes."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_padding_does_not_depend_on_what_lies_there(statistics: str) -> None:
     assert not torch.equal(model.encode_images(images, sizes), model.encode_images(images, torch.tensor([[64, 64]])))
 
 
-def test_exposures_are_alike_by_each_images_own_statistics() -> None:
-    """Three times as bright is the same picture, but for what is added to the deviation; a grey tint is none at all."""
+def test_image_statistics_remove_exposure() -> None:
+    """A threefold brightness changes the result only through STD_EPSILON; a constant offset does not change it."""
     dim = torch.randint(0, 80, (1, 3, 64, 64), dtype=torch.uint8)
     sizes, others = torch.tensor([[64, 64]]), (3 * dim, dim + 100)
     model = build_sam(**TINY, pixel_statistics="image").eval()
@@ -101,15 +101,15 @@ def test_exposures_are_alike_by_each_images_own_statistics() -> None:
     assert (released.encode_images(others[0], sizes) - released.encode_images(dim, sizes)).abs().max() > 0.5
 
 
-def test_an_even_picture_is_zeros() -> None:
-    """And so is a black one: nothing is divided by nothing."""
+def test_a_uniform_image_normalises_to_zeros() -> None:
+    """A black image does too: there is no division by zero."""
     model, seen = build_sam(**TINY, pixel_statistics="image").eval(), []
     model.image_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model.encode_images(torch.full((2, 3, 64, 64), 130, dtype=torch.uint8), torch.tensor([[64, 64], [1, 64]]))
     assert not seen[0].any()
 
 
-def test_other_statistics_are_refused() -> None:
+def test_rejects_unknown_pixel_statistics() -> None:
     with pytest.raises(ConfigError, match="pixel_statistics must be 'released' or 'image', got 'imagenet'"):
         build_sam(**TINY, pixel_statistics="imagenet")
 
@@ -137,7 +137,7 @@ def test_activation_checkpointing_changes_neither_keys_nor_numbers(how: str) -> 
 
 
 def gradients(model: Sam) -> dict[str, torch.Tensor]:
-    """Of the encoder's parameters in training, under weights that are the same for all models."""
+    """Return the gradients of the encoder's parameters in training; all models get the same weights."""
     torch.manual_seed(1)
     images, weights = torch.randn(2, 3, model.image_size, model.image_size), torch.randn(2, 16, 20, 20)
     (model.image_encoder.train()(images) * weights).sum().backward()
@@ -151,7 +151,7 @@ def randomise(model: torch.nn.Module) -> None:
         parameter.data.add_(torch.randn_like(parameter) * 0.2)
 
 
-def test_torch_checkpointing_saves_what_it_is_for() -> None:
+def test_torch_checkpointing_saves_memory() -> None:
     """Blocks whose inner activations are not kept leave less for the backward pass."""
     kept = {}
     for how in ("none", "torch"):
@@ -216,7 +216,7 @@ def test_positions_are_as_learned_at_the_models_size_and_bicubic_at_others() -> 
     assert encoder._positions(8, 4).shape == (1, 8, 4, 16)
 
 
-def test_sides_that_are_no_multiple_of_the_patch_are_named() -> None:
+def test_rejects_sides_that_are_not_multiples_of_the_patch() -> None:
     with pytest.raises(ValueError, match=r"\(64, 50\), expected multiples of patch_size 16"):
         build_sam(**TINY).image_encoder(torch.zeros(1, 3, 64, 50))
 
@@ -237,7 +237,7 @@ for how, training in (("none", True), ("torch", True), ("none", False)):
 
 @pytest.mark.slow
 def test_compiles_to_one_graph() -> None:
-    """In a process of its own: the shape checks of these tests do not compile."""
+    """Run in a separate process, because the shape checks of the tests do not compile."""
     script = COMPILE.format(numbers=TINY)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -271,11 +271,11 @@ def test_drop_path_grows_linearly_with_depth() -> None:
         ({"global_attn_indexes": [2]}, r"global_attn_indexes \[2\]"),
     ],
 )
-def test_numbers_that_cannot_go_together_are_named(changes: dict[str, Any], names: str) -> None:
+def test_rejects_inconsistent_sizes(changes: dict[str, Any], names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         build_sam(**TINY | changes)
 
 
-def test_a_conv_stem_wants_a_power_of_two() -> None:
+def test_conv_stem_rejects_patch_sizes_that_are_not_powers_of_two() -> None:
     with pytest.raises(ValueError, match="power of two as patch_size, got 12"):
         build_sam(**TINY | {"image_size": 48, "patch_size": 12, "stem": "conv"})

@@ -1,4 +1,4 @@
-"""Adapters beside the encoder's linear layers: nothing changes at first, they alone learn, and merged they are a plain model."""
+"""LoRA adapters: the initial model is unchanged, only adapters train, and merging gives a plain model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest) -> Sam:
 
 
 def stir(model: Sam) -> None:
-    """Weights that nobody starts with: B is zero at first."""
+    """Set all trainable weights to random values, because B is initialised to zero."""
     for parameter in model.image_encoder.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -46,7 +46,7 @@ def encoded(model: Sam) -> torch.Tensor:
     return model.eval().encode_images(IMAGES, SIZES)
 
 
-def test_at_first_nothing_changes_and_the_adapters_alone_learn(model: Sam) -> None:
+def test_new_adapters_change_nothing_and_only_they_train(model: Sam) -> None:
     before, state = encoded(model), copy.deepcopy(model.state_dict())
     Lora(rank=2).inject(model)
     assert torch.allclose(encoded(model), before, atol=1e-6)
@@ -62,8 +62,8 @@ def test_at_first_nothing_changes_and_the_adapters_alone_learn(model: Sam) -> No
 
 
 @pytest.mark.parametrize(("kind", "mlp"), [("vit", ["lin1", "lin2"]), ("mobile_sam", ["fc1", "fc2"])])
-def test_merged_is_a_plain_model_with_the_same_answers(kind: str, mlp: list[str]) -> None:
-    """And rank, alpha and the formula are what they say: W + alpha / rank B A."""
+def test_merged_model_gives_the_same_predictions(kind: str, mlp: list[str]) -> None:
+    """The merged weight equals W + alpha / rank B A."""
     model = model_of(kind)
     before, names = encoded(model), list(model.state_dict())
     lora = Lora(rank=3, alpha=6.0, targets=["qkv", "attn.proj", *mlp])
@@ -100,7 +100,7 @@ def test_gradients_reach_the_adapters_through_checkpointed_blocks(how: str) -> N
         assert torch.allclose(grad, gradients[1][name], rtol=1e-4, atol=1e-5), name
 
 
-def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_unknown_targets_and_missing_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"no linear layer 'fc1'; it has lin1, lin2, proj, qkv"):
         Lora(targets=["qkv", "fc1"]).inject(small_sam())
     with pytest.raises(ValueError, match="rank >= 1"):

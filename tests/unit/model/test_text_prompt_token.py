@@ -1,4 +1,4 @@
-"""Words are one more sparse token, and to a model without a projection of them nothing has changed."""
+"""A text prompt is one more sparse token; a model without a text projection is unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OLD_CONFIG = {
     "prompt_dim": 16,
     "decoder_mlp_dim": 16,
 }
-"""As checkpoints have it that were written before there were words."""
+"""Model config as in checkpoints written before text prompts existed."""
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def decode(model: Sam, image_embeddings: Tensor, prompts: Prompts) -> Tensor:
         return model.decode(image_embeddings, prompts, multimask_output=True).mask_logits
 
 
-def test_words_alone_are_padding_and_one_token(model: Sam) -> None:
+def test_text_prompt_is_padding_plus_one_token(model: Sam) -> None:
     embeddings = words()
     prompts = Prompts.from_text(torch.tensor([0, 1, 1]), embeddings)
     assert prompts.point_labels.tolist() == [[-1]] * 3
@@ -75,7 +75,7 @@ def test_a_new_token_is_as_large_as_the_others() -> None:
     assert 0.8 < float(sparse[:, 1].detach().std()) < 1.2
 
 
-def test_points_follow_words_and_selections_keep_both(model: Sam, image_embeddings: Tensor) -> None:
+def test_text_and_points_combine_and_survive_selection(model: Sam, image_embeddings: Tensor) -> None:
     prompts = Prompts.from_text(torch.tensor([0, 1, 1]), words())
     more = prompts.with_point(torch.rand(3, 2) * 32, torch.tensor([1, 0, 1]), torch.randn(3, 1, 8, 8))
     assert more.text_embeddings is prompts.text_embeddings
@@ -86,7 +86,7 @@ def test_points_follow_words_and_selections_keep_both(model: Sam, image_embeddin
     assert (together - without).abs().max() > 1e-3, "the words say something beside a point"
 
 
-def test_other_words_other_masks_and_gradients_reach_the_projection(model: Sam, image_embeddings: Tensor) -> None:
+def test_masks_depend_on_text_and_gradients_reach_the_projection(model: Sam, image_embeddings: Tensor) -> None:
     one, other = (Prompts.from_text(torch.zeros(1, dtype=torch.long), words(1)) for _ in range(2))
     assert (decode(model, image_embeddings, one) - decode(model, image_embeddings, other)).abs().max() > 1e-3
     model.decode(image_embeddings, one, multimask_output=True).mask_logits.sum().backward()
@@ -96,7 +96,7 @@ def test_other_words_other_masks_and_gradients_reach_the_projection(model: Sam, 
     assert bool((projection.weight.grad != 0).any())
 
 
-def test_a_checkpoint_of_before_answers_with_the_same_bits(tmp_path: Path, image_embeddings: Tensor) -> None:
+def test_checkpoint_without_text_predicts_identical_bits(tmp_path: Path, image_embeddings: Tensor) -> None:
     torch.manual_seed(7)
     before = small_sam().eval()
     save_checkpoint(tmp_path / "model.pt", before, OLD_CONFIG, {})
@@ -111,17 +111,17 @@ def test_a_checkpoint_of_before_answers_with_the_same_bits(tmp_path: Path, image
         assert torch.equal(decode(model, image_embeddings, prompts), decode(before, image_embeddings, prompts))
 
 
-def test_a_model_without_words_says_so(image_embeddings: Tensor) -> None:
+def test_rejects_text_prompts_without_text_dim(image_embeddings: Tensor) -> None:
     with pytest.raises(ValueError, match="does not accept text prompts"):
         decode(small_sam().eval(), image_embeddings, Prompts.from_text(torch.tensor([0]), words(1)))
 
 
-def test_embeddings_of_another_length_are_refused(model: Sam, image_embeddings: Tensor) -> None:
+def test_rejects_text_embeddings_of_other_dimensions(model: Sam, image_embeddings: Tensor) -> None:
     with pytest.raises(ValueError, match="7 dimensions, expected 12"):
         decode(model, image_embeddings, Prompts.from_text(torch.tensor([0]), words(1, 7)))
 
 
-def test_released_files_leave_words_out(model: Sam, image_embeddings: Tensor, tmp_path: Path) -> None:
+def test_exported_weights_drop_the_text_projection(model: Sam, image_embeddings: Tensor, tmp_path: Path) -> None:
     prompts = clicks()
     for name in ("model.pth", "model.safetensors", "huggingface"):
         export_weights(model, tmp_path / name)
@@ -130,12 +130,12 @@ def test_released_files_leave_words_out(model: Sam, image_embeddings: Tensor, tm
         assert torch.equal(decode(plain, image_embeddings, prompts), decode(model, image_embeddings, prompts))
 
 
-def test_weights_with_words_do_not_fit_a_model_without(model: Sam) -> None:
+def test_rejects_weights_with_text_projection_for_a_model_without(model: Sam) -> None:
     with pytest.raises(CheckpointError, match=r"set model\.text_dim=12"):
         load_weights(small_sam(), model.state_dict(), origin="it")
 
 
-def test_a_student_takes_the_teachers_words(model: Sam) -> None:
+def test_student_copies_the_teachers_text_projection(model: Sam) -> None:
     student = small_sam(text_dim=TEXT_DIM)
     copy_teacher_decoder(student, model, origin="teacher.pt")
     name = "prompt_encoder.text_projection.weight"
@@ -144,7 +144,7 @@ def test_a_student_takes_the_teachers_words(model: Sam) -> None:
         copy_teacher_decoder(small_sam(), model, origin="teacher.pt")
 
 
-def test_the_predictor_takes_words(model: Sam) -> None:
+def test_predictor_accepts_text_prompts(model: Sam) -> None:
     predictor, embeddings = Predictor(model), words(2)
     predictor.set_image(torch.randint(0, 256, (24, 30, 3), dtype=torch.uint8).numpy())
     by_words = predictor.predict(make_prompts(text_embeddings=embeddings), multimask_output=True)

@@ -1,4 +1,4 @@
-"""MobileSAM's encoder: any size of image, training and evaluation, biases that are never stale, layers for the decay."""
+"""MobileSAM's encoder: image sizes, training and evaluation, attention biases that are never stale, layer-wise decay."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model() -> Sam:
 
 
 def shaken(model: Sam) -> Sam:
-    """Nothing left at zero or one, where a wrong formula may look right."""
+    """Randomize all parameters, because a wrong formula may give the right result for zeros and ones."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -44,7 +44,7 @@ def test_any_multiple_of_sixteen(model: Sam, height: int, width: int) -> None:
     assert model.image_encoder.eval()(torch.randn(2, 3, height, width)).shape == (2, 16, height // 16, width // 16)
 
 
-def test_another_size_is_named(model: Sam) -> None:
+def test_rejects_sides_that_are_not_multiples_of_16(model: Sam) -> None:
     with pytest.raises(ValueError, match="64 x 72: both sides must be multiples of 16"):
         model.image_encoder(torch.zeros(1, 3, 64, 72))
 
@@ -175,7 +175,7 @@ def test_layer_decay_counts_blocks_through_the_stages(model: Sam) -> None:
         ({"activation_checkpointing": "torch"}, "would count every image twice: use fairscale"),
     ],
 )
-def test_numbers_that_cannot_go_together_are_named(changes: dict[str, Any], names: str) -> None:
+def test_rejects_inconsistent_sizes(changes: dict[str, Any], names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         build_mobile_sam(**TINY | changes)
 

@@ -1,4 +1,4 @@
-"""Released weights in and out: what a file is, is read off its names and shapes; what does not fit is named."""
+"""Import and export of released weights: the model is inferred from names and shapes; mismatches are named."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def shaken(model: Sam) -> Sam:
 
 
 @pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors", "huggingface"])
-def test_what_others_know_nothing_of_is_not_written_for_them(name: str, tmp_path: Path) -> None:
+def test_export_rejects_models_that_others_cannot_represent(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="applies a sigmoid"):
         export_weights(build_sam(**VIT, iou_sigmoid=True), tmp_path / name)
     with pytest.raises(CheckpointError, match="each image's own mean"):
@@ -70,7 +70,7 @@ def test_what_others_know_nothing_of_is_not_written_for_them(name: str, tmp_path
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("image", "released"), ("released", "image")])
-def test_weights_for_other_pixels_are_refused(model: Sam, theirs: str, ours: str, tmp_path: Path) -> None:
+def test_rejects_weights_of_other_pixel_statistics(model: Sam, theirs: str, ours: str, tmp_path: Path) -> None:
     config = {"_target_": "sam_train.model.build.build_sam", **VIT} | ({"pixel_statistics": theirs} if theirs == "image" else {})
     save_checkpoint(tmp_path / "model.pt", model, config, {})
     with pytest.raises(
@@ -86,7 +86,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("variant", ["vit_b", "vit_l", "vit_h", "mobile_sam"])
 def test_the_config_is_read_off_the_shapes(variant: str) -> None:
-    """Of the released variants at their depth, heads, windows and image size; a ViT narrow, so that the test is quick."""
+    """Use the released depths, heads, windows and image size, and a narrow ViT to keep the test fast."""
     config = to_plain(OmegaConf.load(Path(config_dir()) / "model" / f"{variant}.yaml")) | {"decoder_mlp_dim": 16}
     if "embed_dim" in config:
         config |= {"embed_dim": 2 * config["num_heads"], "prompt_dim": 32}
@@ -108,7 +108,7 @@ def test_the_configs_are_the_released_variants(variant: str, parameters: int, te
     assert len(model.state_dict()) == tensors
 
 
-def test_blocks_of_many_window_sizes_are_refused(model: Sam) -> None:
+def test_rejects_blocks_of_several_window_sizes(model: Sam) -> None:
     state = dict(model.state_dict())
     state["image_encoder.blocks.2.attn.rel_pos_h"] = torch.zeros(3, 8)
     with pytest.raises(CheckpointError, match=r"^file: its blocks have windows of \[2, 3\] tokens on a grid of 4"):
@@ -135,14 +135,14 @@ def test_a_mobile_sam_round_trip(name: str, tmp_path: Path) -> None:
 
 
 def test_a_bare_file_of_metas_names(model: Sam, tmp_path: Path) -> None:
-    """What forks add, and the wrappings in which they save."""
+    """Cover tensors that forks add and the containers in which they save the state dict."""
     state = model.state_dict() | {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
     for i, document in enumerate((state, {"model": state, "epoch": 3}, {"state_dict": state})):
         torch.save(document, tmp_path / f"{i}.pth")
         assert same(load_checkpoint(tmp_path / f"{i}.pth").state_dict(), model.state_dict())  # type: ignore[arg-type]
 
 
-def test_mobile_sams_unused_classifier_is_left_out(tmp_path: Path) -> None:
+def test_drops_mobile_sams_unused_classifier(tmp_path: Path) -> None:
     model = build_mobile_sam(**TINY_VIT)
     unused = {f"image_encoder.{n}.{k}": torch.zeros(2) for n in ("norm_head", "head") for k in ("weight", "bias")}
     torch.save(model.state_dict() | unused, tmp_path / "mobile_sam.pt")
@@ -163,7 +163,7 @@ def test_half_precision_files_are_read_in_full(model: Sam, tmp_path: Path) -> No
     assert all(torch.equal(loaded[name], tensor.half().float()) for name, tensor in model.state_dict().items())
 
 
-def test_a_folder_says_how_many_heads_the_decoder_has(tmp_path: Path) -> None:
+def test_reads_decoder_heads_from_the_folder(tmp_path: Path) -> None:
     model = build_sam(**VIT | {"decoder_heads": 4})
     export_weights(model, tmp_path / "folder")
     decoder = load_checkpoint(tmp_path / "folder").mask_decoder
@@ -188,18 +188,18 @@ def test_the_hash_of_a_folder_is_that_of_its_weights(model: Sam, tmp_path: Path)
     [build_mobile_sam(**TINY_VIT), build_sam(**VIT, stem="conv"), build_sam(**VIT, use_rel_pos=False)],
     ids=["TinyViT", "convolutional stem", "no relative positions"],
 )
-def test_what_hugging_face_has_no_model_for_is_refused(model: Sam, tmp_path: Path) -> None:
+def test_rejects_models_without_a_hugging_face_equivalent(model: Sam, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be written for Hugging Face"):
         export_weights(model, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 
 
-def test_another_ending_is_refused(model: Sam, tmp_path: Path) -> None:
+def test_rejects_an_unknown_suffix(model: Sam, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.onnx has suffix \.onnx: expected \.pth, \.safetensors, or none"):
         export_weights(model, tmp_path / "model.onnx")
 
 
-def test_what_is_missing_is_named(model: Sam, tmp_path: Path) -> None:
+def test_names_missing_and_unexpected_tensors(model: Sam, tmp_path: Path) -> None:
     state = dict(model.state_dict())
     del state["mask_decoder.iou_token.weight"], state["image_encoder.blocks.1.norm1.bias"]
     torch.save(state | {"prompt_encoder.extra": torch.zeros(1)}, tmp_path / "a.pth")
@@ -219,11 +219,13 @@ def test_what_is_missing_is_named(model: Sam, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "b.pth")
 
 
-def test_a_torn_safetensors_file(model: Sam, tmp_path: Path) -> None:
-    path = tmp_path / "torn.safetensors"
+def test_rejects_a_truncated_safetensors_file(model: Sam, tmp_path: Path) -> None:
+    path = tmp_path / "truncated.safetensors"
     export_weights(model, path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match=r"torn\.safetensors is not a checkpoint \(SafetensorError.*give the model\.pt"):
+    with pytest.raises(
+        CheckpointError, match=r"truncated\.safetensors is not a checkpoint \(SafetensorError.*give the model\.pt"
+    ):
         load_checkpoint(path)
 
 
@@ -316,7 +318,7 @@ def test_mae_fills_the_encoder(extra: dict[str, Tensor], tmp_path: Path) -> None
     assert torch.allclose(tokens, mae.grid_tokens(images), atol=1e-4)
 
 
-def test_mae_of_other_patches_and_another_grid(tmp_path: Path) -> None:
+def test_mae_with_other_patch_size_and_grid(tmp_path: Path) -> None:
     mae = FakeMae(patch=14, grid=3, dim=24, depth=3, heads=3)
     model = vit_for_mae()
     initialize_from_checkpoint(model, mae_file(mae, tmp_path / "mae.pth", {}))
@@ -325,7 +327,7 @@ def test_mae_of_other_patches_and_another_grid(tmp_path: Path) -> None:
     assert torch.equal(state["patch_embed.proj.weight"], resize_patch_kernel(mae.patch_embed.proj.weight.detach(), 16))  # type: ignore[union-attr,operator]
 
 
-def test_mae_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_rejects_mae_of_other_sizes(tmp_path: Path) -> None:
     mae = FakeMae(patch=16, grid=4, dim=24, depth=2, heads=3)
     path = mae_file(mae, tmp_path / "mae.pth", {})
     with pytest.raises(
@@ -344,7 +346,7 @@ def test_mae_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         initialize_from_checkpoint(build_mobile_sam(**TINY_VIT), path)
 
 
-def test_mae_is_no_model_by_itself(tmp_path: Path) -> None:
+def test_rejects_mae_as_a_full_model(tmp_path: Path) -> None:
     path = mae_file(FakeMae(patch=16, grid=4, dim=24, depth=3, heads=3), tmp_path / "mae.pth", {})
     with pytest.raises(CheckpointError, match=r"only an image encoder .*init_checkpoint="):
         load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Every parameter that is trained is in exactly one group; vectors and positions are not decayed unless it is asked for."""
+"""Every trained parameter is in exactly one group; vectors and positions have no weight decay by default."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def test_vectors_and_positions_are_not_decayed(model: Sam) -> None:
     assert found["image_encoder.blocks.0.norm1.weight"] == 0
 
 
-def test_all_are_decayed_when_asked(model: Sam) -> None:
+def test_decay_norms_and_biases_decays_all(model: Sam) -> None:
     assert set(decays(OptimizerFactory(weight_decay=0.1, decay_norms_and_biases=True), model).values()) == {0.1}
 
 
-def test_frozen_parameters_are_left_out(model: Sam) -> None:
+def test_frozen_parameters_are_excluded(model: Sam) -> None:
     model.image_encoder.requires_grad_(False)
     found = decays(OptimizerFactory(), model)
     assert found
     assert not any(name.startswith("image_encoder.") for name in found)
 
 
-def test_no_layer_decay_is_one_rate(model: Sam) -> None:
+def test_without_layer_decay_there_is_one_learning_rate(model: Sam) -> None:
     assert {g["lr"] for g in OptimizerFactory(lr=1e-3, layer_decay=1.0).parameter_groups(model)} == {1e-3}
 
 
@@ -66,7 +66,7 @@ def test_reciprocal_square_root_with_its_cool_down() -> None:
     assert longer.lr_factor(50_000, 60_000) == longer.lr_factor(50_000, 1_000_000)
 
 
-def test_no_warm_up() -> None:
+def test_without_warm_up() -> None:
     assert OptimizerFactory(warmup_steps=0).lr_factor(0, 100) == 1
     assert OptimizerFactory(warmup_steps=0, schedule="cosine").lr_factor(0, 100) == 1
 
@@ -77,6 +77,6 @@ def test_a_run_shorter_than_its_warm_up() -> None:
     assert factory.lr_factor(21, 5) == pytest.approx(0)
 
 
-def test_bad_values_are_named() -> None:
+def test_rejects_invalid_values() -> None:
     with pytest.raises(ValueError, match="schedule must be 'step', 'cosine' or 'rsqrt', got 'linear'"):
         OptimizerFactory(schedule="linear")

@@ -1,4 +1,4 @@
-"""Muon beside torch's own, and as part of a run's optimiser."""
+"""Muon compared with torch's implementation, and within the optimizer of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam_train.optim.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (24, 96), (96, 24)])
-def test_five_steps_are_torchs(shape: tuple[int, int]) -> None:
+def test_five_steps_equal_torch_muon(shape: tuple[int, int]) -> None:
     """torch multiplies in bfloat16, so its direction is known to some hundredths."""
     start, gradients = torch.randn(shape), torch.randn(5, *shape)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -39,7 +39,7 @@ def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, int
     torch.testing.assert_close(along.sort().values, found.sort().values, rtol=1e-4, atol=1e-4)
 
 
-def test_the_rest_is_adamws() -> None:
+def test_other_groups_equal_adamw() -> None:
     vector, twin, matrix = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(16, 16))
     optimizer = Muon(
         [
@@ -58,12 +58,12 @@ def test_the_rest_is_adamws() -> None:
     assert torch.equal(matrix, torch.ones(16, 16)), "without a gradient nothing moves, and nothing decays"
 
 
-def test_only_matrices_are_taken() -> None:
+def test_rejects_groups_with_non_matrices() -> None:
     with pytest.raises(ValueError, match=r"orthogonal=True holds tensors of \[\(3,\)\]: expected matrices only"):
         Muon([{"params": [nn.Parameter(torch.ones(3))], "orthogonal": True}], lr=0.1)
 
 
-def test_a_model_is_shared_out_between_the_two() -> None:
+def test_parameters_are_split_between_muon_and_adamw() -> None:
     model = small_sam()
     optimizer, _ = OptimizerFactory(lr=1e-3, muon_lr=4e-3, layer_decay=1.0, warmup_steps=10).build(model, 100)
     assert isinstance(optimizer, Muon)
@@ -77,7 +77,7 @@ def test_a_model_is_shared_out_between_the_two() -> None:
     assert {g["lr"] for g in optimizer.param_groups if not g["orthogonal"]} == {1e-4}
 
 
-def test_its_state_goes_on_where_it_was() -> None:
+def test_resumes_from_its_state() -> None:
     torch.manual_seed(1)
     model = small_sam()
     factory = OptimizerFactory(lr=1e-3, muon_lr=4e-3, warmup_steps=2)
