@@ -51,7 +51,7 @@ class Provenance:
     classes."""
     origin: str = ""
     """Manner in which an annotator produced the mask: "accepted" as it was proposed, "edited" (proposed or clicked, then changed
-    by hand), "clicked" with prompts alone, "drawn" with the brush. Empty, and absent from the JSON with the next two fields, if no
+    by hand), "clicked" with prompts alone, "drawn" with the brush. Empty, and absent from the JSON with the next two, if no
     annotator is known."""
     clicks: int | None = None
     """Number of clicks and boxes, including corrections and undone ones."""
