@@ -103,8 +103,8 @@ def serve(cfg: DictConfig) -> None:
             server_header=False,
         )
     finally:
-        if service is not None:
-            service.close()
+        if context.embedding_service is not None:
+            context.embedding_service.close()
 
 
 def create_application(cfg: DictConfig) -> tuple[FastAPI, AppContext, dict[str, str]]:

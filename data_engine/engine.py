@@ -33,6 +33,7 @@ from sam_train.checkpoint import checkpoint_hash
 from sam_train.config import build, config_hash, to_plain
 from sam_train.errors import ConfigError, SamTrainError
 from sam_train.files import file_sha256
+from sam_train.renames import with_original_names
 from sam_train.subsets import parse_slice
 
 HASH_IGNORED_KEYS = (
@@ -176,16 +177,21 @@ def run_provenance(cfg: DictConfig, stage: Stage) -> dict[str, str]:
     Raises ConfigError if a detector's weights or packages are missing, before anything is written.
     """
     privacy: Privacy = build(cfg.privacy)
-    hashed: dict[str, Any] = {k: v for k, v in to_plain(cfg).items() if k not in HASH_IGNORED_KEYS}
     proposer = (cfg.stage.get("generator") or {}).get("file")
     return {
         "stage": stage.name,
         "checkpoint": checkpoint_hash(Path(cfg.checkpoint)) if cfg.checkpoint else "",
         **({"proposer": file_sha256(Path(proposer))} if proposer else {}),
         "source": str(cfg.source),
-        "config": config_hash(hashed),
+        "config": hash_config(to_plain(cfg)),
         "privacy": privacy.identity(),
     }
+
+
+def hash_config(config: Mapping[str, Any]) -> str:
+    """Return the hash of the config without HASH_IGNORED_KEYS. Names of earlier versions are hashed, so it survives renames."""
+    hashed = {key: value for key, value in config.items() if key not in HASH_IGNORED_KEYS}
+    return config_hash(with_original_names(hashed))
 
 
 def format_privacy_summary(ledger: Ledger) -> str:

@@ -86,6 +86,10 @@ CALLBACKS: Mapping[str, str] = {"WeightAverage": "WeightEMA", "LeaveOnSignal": "
 """Class name of a callback in an earlier version, under which a Lightning checkpoint holds its state, and that of today."""
 
 
+_ORIGINAL_TARGETS = {new: old for old, new in TARGETS.items()}
+_ORIGINAL_KEYS = {new: old for old, new in KEYS.items()}
+
+
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raise ConfigError, with the new name, if a command-line override `key=value` sets a key that was renamed."""
     for override in overrides:
@@ -105,6 +109,25 @@ def upgrade_config(config: Any) -> Any:
     returned as it is.
     """
     return _upgrade(config, ())
+
+
+def with_original_names(config: Any) -> Any:
+    """Return a plain config with the keys and `_target_` values of the earlier versions.
+
+    Its hash does not change when a name does, so a run folder of an earlier version can be resumed.
+    """
+    return _with_original_names(config, ())
+
+
+def _with_original_names(node: Any, path: tuple[str, ...]) -> Any:
+    if isinstance(node, Mapping):
+        return {
+            _find_key(key, path, _ORIGINAL_KEYS): _ORIGINAL_TARGETS.get(value, value)
+            if key == "_target_"
+            else _with_original_names(value, (*path, str(key)))
+            for key, value in node.items()
+        }
+    return [_with_original_names(value, path) for value in node] if isinstance(node, list) else node
 
 
 def _upgrade(node: Any, path: tuple[str, ...]) -> Any:
@@ -140,11 +163,15 @@ def _upgrade_dict(group: str, value: str) -> str:
 
 def _new_key(key: Any, path: tuple[str, ...]) -> Any:
     """Return the name of today of `key` in the group that lies at `path`."""
+    return _find_key(key, path, KEYS)
+
+
+def _find_key(key: Any, path: tuple[str, ...], names: Mapping[str, str]) -> Any:
     full = (*path, str(key))
-    for old, new in KEYS.items():
-        parts = old.split(".")
-        if len(parts) == len(full) and all(part in ("*", name) for part, name in zip(parts, full, strict=True)):
-            return new.rpartition(".")[2]
+    for name, other in names.items():
+        parts = name.split(".")
+        if len(parts) == len(full) and all(part in ("*", component) for part, component in zip(parts, full, strict=True)):
+            return other.rpartition(".")[2]
     return key
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sam_train.config import load_stored, resolve_target
 from sam_train.errors import ConfigError
-from sam_train.renames import KEYS, TARGETS, check_overrides, upgrade_config
+from sam_train.renames import KEYS, TARGETS, check_overrides, upgrade_config, with_original_names
 
 
 def test_stored_keys_targets_and_override_lists_are_upgraded() -> None:
@@ -68,3 +68,11 @@ def test_no_new_name_is_an_old_one() -> None:
     assert not set(KEYS) & set(KEYS.values())
     assert not set(TARGETS) & set(TARGETS.values())
     assert all(old.rpartition(".")[0] == new.rpartition(".")[0] for old, new in KEYS.items())
+
+
+def test_original_names_are_restored() -> None:
+    original = {
+        "stage": {"generator": {"_target_": "sam_train.inference.WordMasks", "words": ["cat"], "max_boxes": 3}},
+        "list": [1],
+    }
+    assert with_original_names(upgrade_config(original)) == original

@@ -14,13 +14,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.engine import format_summary, print_estimate, run_stage
+from data_engine.engine import format_summary, hash_config, print_estimate, run_stage
 from data_engine.estimate import RunEstimate
 from data_engine.ledger import Ledger
 from data_engine.run_summary import iterate_evenly_spaced_samples
 from data_engine.sources import open_source
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
-from sam_train.config import build, config_dir
+from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import ConfigError, SamTrainError, SkipSampleError
 from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
@@ -390,3 +390,18 @@ def test_summary_names_skip_reasons_and_why_no_mask_was_kept() -> None:
     text = format_summary(ledger, Path("OUT"), {"a": "linked_folder", "b": "linked_folder"})
     assert "images skipped: linked_folder 2, unreadable 1\n" in text
     assert "most were dropped/predicted_iou" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["stage=fully_automatic"], "387a2c5e2b6a"),
+        (["stage=fully_automatic", "generator@stage.generator=text_prompts"], "aaee0a45876e"),
+        (["stage=semi_automatic", "generator@stage.generator=proposer"], "25f650fe2922"),
+    ],
+)
+def test_config_hash_does_not_depend_on_renames(overrides: list[str], expected: str) -> None:
+    """Otherwise run folders of earlier versions could not be resumed."""
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        config = to_plain(compose("engine", overrides=[*overrides, "source=a"]))
+    assert hash_config(config) == expected
