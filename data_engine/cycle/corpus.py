@@ -34,7 +34,7 @@ def check_corpus(cfg: DictConfig, folder: CycleFolder, steps: Sequence[Step], lo
     leaks = [duplicate for duplicate in result.duplicates if duplicate.leak]
     if leaks:
         named = "; ".join(
-            f"{leak.place.shard} {leak.place.key} is {leak.kept.key}, {leak.distance} bits apart"
+            f"{leak.location.shard} {leak.location.key} is {leak.kept.key}, {leak.distance} bits apart"
             for leak in leaks[:MAX_NAMED_LEAKS]
         )
         remedy = f"sam-data dedupe {cfg.corpus.ground_truth} --against {cfg.corpus.heldout} --out NEW removes them"

@@ -1,9 +1,9 @@
-"""What shards need after they were made: `sam-data validate | repair | stats | card | dedupe | split`.
+"""Maintenance of finished shards: `sam-data validate | repair | stats | card | dedupe | split | table`.
 
-salvage.py      a tar to its members, past damage: what the strict readers of `sam_train.shards` refuse
-segments.py     an RLE to its area, box, centre and hull without its pixels
-check.py        what is wrong with one sample
-mend.py         a broken sample to what can be kept of it
-near.py  prints.py       perceptual hashes, and the pairs that are close
-validate.py  repair.py  dedupe.py  split.py  statistics/  card/      a command each
+tar_recovery.py      reads the members of a damaged tar, which the strict readers of `sam_train.shards` reject
+rle_geometry.py      area, box, centre and convex hull of an RLE without its pixels
+sample_checks.py     checks one sample
+repair_sample.py     repairs one sample
+perceptual_hash.py, duplicate_groups.py   perceptual hashes of images, and pairs whose hashes are close
+validate.py, repair.py, dedupe.py, split.py, merge_tables.py, statistics/, dataset_card/   one command each
 """

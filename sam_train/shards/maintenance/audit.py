@@ -1,4 +1,4 @@
-"""What was covered in the pictures of a shard lies beside it, in privacy/SHARD.jsonl: it goes where the pictures go."""
+"""The audit of redacted regions in privacy/SHARD.jsonl beside a shard, which is copied whenever its images are."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sam_train.files import atomic_write_bytes
 
 
 def copy_audit(old: Path, new: Path, image_ids: Mapping[str, int]) -> int:
-    """Write the lines of shard `old` beside shard `new`: of the pictures in `image_ids` (by key), with their ids there.
+    """Write the audit lines of shard `old` beside shard `new`, for the images in `image_ids` (key -> id in the new shard).
 
-    How many lines were no lines of an audit, and are left out. Nothing is written where `old` has no file.
+    Return the number of invalid lines, which are dropped. Nothing is written if `old` has no audit.
     """
     source, target = (shard.parent / "privacy" / f"{shard.name.removesuffix('.tar')}.jsonl" for shard in (old, new))
     if not source.is_file():

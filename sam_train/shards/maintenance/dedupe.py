@@ -1,4 +1,4 @@
-"""`sam-data dedupe SHARDS...`: pictures that are there twice, or in a set that they should not be in."""
+"""`sam-data dedupe SHARDS...`: images that occur twice in a data set, or that are also in another one."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duplicate:
-    """A picture and the one that stands for it, `distance` bits away. `leak`: that one is of the other set."""
+    """An image and the image that is kept in its place, `distance` hash bits away. `leak`: the latter is of the other set."""
 
-    place: ImageLocation
+    location: ImageLocation
     kept: ImageLocation
     distance: int
     leak: bool
@@ -43,7 +43,7 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DuplicateReport:
-    """What a search over `num_images` pictures found."""
+    """Result of a search over `num_images` images. Images in `unreadable` do not decode and were not compared."""
 
     duplicates: list[Duplicate]
     num_images: int
@@ -51,13 +51,15 @@ class DuplicateReport:
 
 
 def add_dedupe(commands: Commands) -> None:
-    """The command and its options."""
-    about = "find pictures that are there twice, resized or recompressed"
-    after = "Exit code 1 when any is found, unless --out takes them away; 0 when none is."
+    """Add the command `dedupe` and its options."""
+    about = "find images that occur twice, also resized or recompressed"
+    after = "The exit code is 1 if any is found and --out is not given, otherwise 0."
     parser = commands.add_parser("dedupe", help=about, description=about, epilog=after)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
-    parser.add_argument("--against", nargs="+", metavar="SHARDS", help="another set, of which none may be in SHARDS: validation")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write SHARDS there without what was found")
+    parser.add_argument(
+        "--against", nargs="+", metavar="SHARDS", help="another set, such as validation, whose images must not be in SHARDS"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write SHARDS there without the duplicates")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the groups there")
     add_threshold(parser)
     add_workers(parser)
@@ -65,24 +67,27 @@ def add_dedupe(commands: Commands) -> None:
 
 
 def add_threshold(parser: argparse.ArgumentParser) -> None:
-    """The switch `--threshold`."""
-    about = f"bits of {NUM_BITS} by which one picture may differ, 0 to {MAX_THRESHOLD} (default {DEFAULT_THRESHOLD})"
+    """Add the option `--threshold`."""
+    about = f"hash bits of {NUM_BITS} that may differ between duplicates, 0 to {MAX_THRESHOLD} (default {DEFAULT_THRESHOLD})"
     parser.add_argument("--threshold", type=int, default=DEFAULT_THRESHOLD, metavar="BITS", help=about)
 
 
 def check_threshold(threshold: int) -> None:
-    """Raise ConfigError for one that the search does not take."""
+    """Raise ConfigError unless the search supports `threshold`."""
     if not 0 <= threshold <= MAX_THRESHOLD:
-        raise ConfigError(f"--threshold is 0 to {MAX_THRESHOLD} bits, got {threshold}")
+        raise ConfigError(f"--threshold is {threshold}, expected 0 to {MAX_THRESHOLD} bits")
 
 
 def run_dedupe(arguments: argparse.Namespace) -> None:
-    """Search, print, write what was asked for; SystemExit(1) as the help says. Raises ConfigError, ShardError."""
+    """Search for duplicates, print them, and write the requested files.
+
+    Raises SystemExit(1) as the help says, ConfigError for invalid options, and ShardError for a damaged shard.
+    """
     check_threshold(arguments.threshold)
     shards = expand_shards(arguments.shards)
     against = expand_shards(arguments.against) if arguments.against else []
-    if twice := {path.resolve() for path in shards} & {path.resolve() for path in against}:
-        raise ConfigError(f"{min(twice)} is in SHARDS and in --against: a set is not held against itself")
+    if shared := {path.resolve() for path in shards} & {path.resolve() for path in against}:
+        raise ConfigError(f"{min(shared)} is in SHARDS and in --against: give two different sets")
     if arguments.out:
         check_output_folder(shards, arguments.out)
     found = find_duplicates(shards, against, threshold=arguments.threshold, workers=arguments.workers)
@@ -91,12 +96,14 @@ def run_dedupe(arguments: argparse.Namespace) -> None:
         atomic_write_bytes(arguments.json, (json.dumps(document, indent=1) + "\n").encode())
     leaks = [item for item in found.duplicates if item.leak]
     for item in leaks[:20] + [item for item in found.duplicates if not item.leak][:20]:
-        what = "is also in the other set" if item.leak else "is there twice"
-        print(f"{item.place.shard} {item.place.key} {what}: {item.kept.shard} {item.kept.key}, {item.distance} bits apart")
+        problem = "is also in the other set" if item.leak else "is a duplicate"
+        print(
+            f"{item.location.shard} {item.location.key} {problem}: {item.kept.shard} {item.kept.key}, {item.distance} bits apart"
+        )
     if found.unreadable:
-        print(f"{len(found.unreadable)} pictures do not decode and were compared with none: see sam-data validate")
+        print(f"{len(found.unreadable)} images do not decode and were not compared: run sam-data validate")
     inside = len(found.duplicates) - len(leaks)
-    print(f"{found.num_images} pictures: {inside} duplicates" + (f", {len(leaks)} in the other set" if against else ""))
+    print(f"{found.num_images} images: {inside} duplicates" + (f", {len(leaks)} in the other set" if against else ""))
     if arguments.out:
         write_deduplicated(shards, found.duplicates, arguments.out, arguments.threshold)
     elif found.duplicates:
@@ -104,55 +111,55 @@ def run_dedupe(arguments: argparse.Namespace) -> None:
 
 
 def find_duplicates(shards: Sequence[Path], against: Sequence[Path], *, threshold: int, workers: int = 1) -> DuplicateReport:
-    """Pictures of `shards` that are near one before them, or one of `against` (all of which count as before them).
+    """Find images of `shards` that are close to an earlier one; all images of `against` count as earlier.
 
-    Of a chain of pictures each near the next only, every second stays. Raises ShardError for a damaged shard.
+    In a chain of images in which only neighbours are close, every second one is kept. Raises ShardError for a damaged shard.
     """
-    prints = hash_images([*against, *shards], workers=workers)
+    hashes = hash_images([*against, *shards], workers=workers)
     others = set(against)
-    num_against = sum(place.shard in others for place in prints.places)
-    near = DuplicateGroups.from_fingerprints(prints.fingerprints, threshold)
-    representatives = near.representatives(num_against)
+    num_against = sum(location.shard in others for location in hashes.locations)
+    groups = DuplicateGroups.from_fingerprints(hashes.fingerprints, threshold)
+    representatives = groups.representatives(num_against)
     duplicates = [
         Duplicate(
-            place=prints.places[index],
-            kept=prints.places[leader],
-            distance=int(hamming_distances(near.fingerprints[index], near.fingerprints[leader])),
-            leak=leader < num_against,
+            location=hashes.locations[index],
+            kept=hashes.locations[representative],
+            distance=int(hamming_distances(groups.fingerprints[index], groups.fingerprints[representative])),
+            leak=representative < num_against,
         )
-        for index, leader in enumerate(representatives.tolist())
-        if leader != index
+        for index, representative in enumerate(representatives.tolist())
+        if representative != index
     ]
-    return DuplicateReport(duplicates=duplicates, num_images=len(prints.places) - num_against, unreadable=prints.unreadable)
+    return DuplicateReport(duplicates=duplicates, num_images=len(hashes.locations) - num_against, unreadable=hashes.unreadable)
 
 
 def as_document(found: DuplicateReport, threshold: int) -> dict[str, Any]:
-    """For JSON: the pictures by the one that stands for them."""
+    """Return the report as a JSON document: duplicates grouped by the image that is kept."""
     groups: dict[ImageLocation, dict[str, Any]] = {}
     for item in found.duplicates:
         group = groups.setdefault(item.kept, {"kept": _as_dict(item.kept), "leak": item.leak, "duplicates": []})
-        group["duplicates"].append({**_as_dict(item.place), "distance": item.distance})
+        group["duplicates"].append({**_as_dict(item.location), "distance": item.distance})
     return {
         "threshold": threshold,
         "num_images": found.num_images,
         "num_duplicates": sum(not item.leak for item in found.duplicates),
         "num_leaks": sum(item.leak for item in found.duplicates),
         "groups": list(groups.values()),
-        "unreadable": [_as_dict(place) for place in found.unreadable],
+        "unreadable": [_as_dict(location) for location in found.unreadable],
     }
 
 
 def write_deduplicated(shards: Sequence[Path], duplicates: Sequence[Duplicate], out: Path, threshold: int) -> None:
-    """Each shard again in `out`, without the duplicates, which stand in its manifest's `skipped`. Raises ShardError.
+    """Write each shard to `out` without the duplicates, which are listed in its manifest's `skipped`.
 
-    Shards that are there from an earlier run with the same outcome are kept.
+    Shards of an earlier run with the same result are kept. Raises ShardError if one has another result.
     """
     dropped: dict[Path, dict[str, str]] = {shard: {} for shard in shards}
     for item in duplicates:
-        dropped[item.place.shard][item.place.key] = "leak" if item.leak else "duplicate"
+        dropped[item.location.shard][item.location.key] = "leak" if item.leak else "duplicate"
     for shard in shards:
         manifest = _write(shard, out / shard.name, dropped[shard], threshold)
-        print(f"{out / shard.name}: {len(manifest.keys)} samples, {len(dropped[shard])} left out")
+        print(f"{out / shard.name}: {len(manifest.keys)} samples, {len(dropped[shard])} dropped")
 
 
 def _write(shard: Path, target: Path, dropped: Mapping[str, str], threshold: int) -> Manifest:
@@ -167,17 +174,17 @@ def _write(shard: Path, target: Path, dropped: Mapping[str, str], threshold: int
     if manifest_path(target).is_file():
         manifest = load_manifest(target)
         if manifest.provenance != provenance:
-            raise ShardError("the shard is there, but of another outcome: give an empty --out", shard=str(target))
+            raise ShardError("the shard exists, but with another result: give an empty --out", shard=str(target))
         return manifest
 
-    def kept() -> Iterator[tuple[ImageRecord, bytes]]:
+    def kept_samples() -> Iterator[tuple[ImageRecord, bytes]]:
         for sample in iterate_samples([shard]):
             if sample.record.key not in dropped:
                 yield sample.record, sample.jpeg
 
     skipped, counts = ({**old.skipped}, {**old.counts}) if old else ({}, {})
-    return write_shard(target, kept(), skipped={**skipped, **dropped}, counts=counts, provenance=provenance)
+    return write_shard(target, kept_samples(), skipped={**skipped, **dropped}, counts=counts, provenance=provenance)
 
 
-def _as_dict(place: ImageLocation) -> dict[str, str]:
-    return {"shard": str(place.shard), "key": place.key}
+def _as_dict(location: ImageLocation) -> dict[str, str]:
+    return {"shard": str(location.shard), "key": location.key}

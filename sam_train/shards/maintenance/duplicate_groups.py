@@ -1,10 +1,10 @@
-"""Pictures that are one picture, after resizing and recompression: fingerprints, and the pairs that are close.
+"""Near-duplicate images: perceptual hashes that survive resizing and recompression, and the pairs of them that are close.
 
-A fingerprint is a perceptual hash of 256 bits (pHash: signs of the lowest 16 x 16 frequencies of the picture at 64 x 64, against
-their median). Measured on 572 pictures of cell nuclei, COCO and BSDS500: the closest of their 163,306 pairs differ in 90 bits;
-the same picture at twice, half or a quarter of its size, at JPEG quality 20, brighter or gray in 26 at most, at a quarter of its
-size and quality 20 in 34; without 1 % at each side in 38; without 2 % in 62. Mirrored pictures are others. Pictures without
-detail, such as colour gradients, vary more.
+A fingerprint is a perceptual hash of 256 bits (pHash: signs of the lowest 16 x 16 frequencies of the image at 64 x 64, relative
+to their median). Measured on 572 images of cell nuclei, COCO and BSDS500: the closest of their 163,306 pairs differ in 90 bits.
+The same image at twice, half or a quarter of its size, at JPEG quality 20, brighter or gray differs in 26 bits at most; at a
+quarter of its size and quality 20 in 34; without 1 % at each side in 38; without 2 % in 62. A mirrored image is not a duplicate.
+Images without detail, such as colour gradients, vary more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sam_train.shards.jpeg import check_jpeg_header
 
 NUM_BITS = 256
 DEFAULT_THRESHOLD = 39
-"""Largest distance in bits of two pictures that are called one."""
+"""Largest distance in bits between duplicates."""
 MAX_THRESHOLD = 47
 
 _SIDE, _LOW, _DECODED_SIDE = 64, 16, 128
@@ -34,29 +34,29 @@ Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def fingerprint(jpeg: bytes, *, shard: str = "", key: str = "") -> np.ndarray:
-    """256 bits of a JPEG as uint64, shape (4,). Raises SkipSampleError as `decode_jpeg` does."""
+    """Return the hash of a JPEG, 256 bits as uint64 of shape (4,). Raises SkipSampleError as `decode_jpeg` does."""
     check_jpeg_header(jpeg, shard=shard, key=key)
     try:
-        # Large pictures are decoded at a fraction of their size, which is where the time goes.
+        # Large images are decoded at a fraction of their size, because decoding takes most of the time.
         pixels = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_DECODED_SIDE, min_width=_DECODED_SIDE)
     except ValueError as error:
         raise SkipSampleError("undecodable_jpeg", f"the JPEG does not decode: {error}", shard=shard, key=key) from error
     small = cv2.resize(pixels.reshape(pixels.shape[:2]), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW].ravel()
-    low[0] = -np.inf  # brightness
+    low[0] = -np.inf  # excludes the brightness
     return np.packbits(low > np.median(low[1:])).view(np.uint64)
 
 
 def find_close_pairs(fingerprints: np.ndarray, threshold: int) -> Pairs:
-    """All pairs of N different fingerprints, uint64 of shape (N, 4), that differ in `threshold` bits at most.
+    """Return all pairs of N different fingerprints, uint64 of shape (N, 4), that differ in at most `threshold` bits.
 
-    Exact, and without comparing all with all: of 16 bands of 16 bits, two such fingerprints agree in one to a bit or two, so
-    only those that do are compared. Raises ValueError for a threshold outside 0..47.
+    The result is exact, but not all pairs are compared: in at least one of 16 bands of 16 bits, two such fingerprints differ
+    in at most two bits, so only pairs that do are compared. Raises ValueError for a threshold outside 0..47.
     """
     if not 0 <= threshold <= MAX_THRESHOLD:
-        raise ValueError(f"threshold is 0 to {MAX_THRESHOLD} bits of {NUM_BITS}, got {threshold}")
+        raise ValueError(f"threshold is {threshold}, expected 0 to {MAX_THRESHOLD} of {NUM_BITS} bits")
     bands = np.ascontiguousarray(fingerprints).view(np.uint16).reshape(len(fingerprints), _NUM_BANDS)
-    # If band b differed in more than (threshold - b) // 16 bits for every b, they would differ in more than threshold together.
+    # If every band b differed in more than (threshold - b) // 16 bits, the sum would be more than threshold.
     found = [
         pairs
         for band in range(_NUM_BANDS)
@@ -70,22 +70,24 @@ def find_close_pairs(fingerprints: np.ndarray, threshold: int) -> Pairs:
 
 
 def hamming_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Differing bits of fingerprints, uint64 of shape (..., 4) to int64 of shape (...)."""
+    """Return the number of differing bits of fingerprints, uint64 of shape (..., 4), as int64 of shape (...)."""
     return np.asarray(np.bitwise_count(first ^ second).sum(-1, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DuplicateGroups:
-    """Which of N pictures are near which. `same`: of each picture, the first with an equal fingerprint (often itself)."""
+    """Pairs of close images among N images."""
 
     fingerprints: np.ndarray
+    """uint64 of shape (N, 4)."""
     same: np.ndarray
+    """Index of the first image with an equal fingerprint, often the image itself; int64 of shape (N,)."""
     pairs: Pairs
-    """Of pictures that are the first of their fingerprint."""
+    """Close pairs among the images that are the first with their fingerprint."""
 
     @staticmethod
     def from_fingerprints(fingerprints: Sequence[np.ndarray], threshold: int) -> DuplicateGroups:
-        """From N fingerprints of shape (4,)."""
+        """Find the pairs of N fingerprints of shape (4,) that differ in at most `threshold` bits."""
         stacked = np.stack(fingerprints) if len(fingerprints) else np.zeros((0, 4), np.uint64)
         _, first, inverse = np.unique(stacked, axis=0, return_index=True, return_inverse=True)
         order = np.sort(first)
@@ -93,10 +95,10 @@ class DuplicateGroups:
         return DuplicateGroups(stacked, first[inverse.reshape(-1)], (order[i], order[j], distance))
 
     def representatives(self, num_fixed: int) -> np.ndarray:
-        """Of each picture the one that stands for it, int64 of shape (N,): itself where it is kept.
+        """Return the index of the image that represents each image, int64 of shape (N,): its own index if it is kept.
 
-        The first `num_fixed` are all kept. Of the others one is kept unless it is near a picture before it that is; then the
-        nearest of these stands for it.
+        The first `num_fixed` images are all kept. Each other one is kept unless an earlier kept image is close to it; then the
+        closest of these represents it.
         """
         representatives = np.arange(len(self.same))
         before: dict[int, list[tuple[int, int]]] = {}
@@ -110,23 +112,23 @@ class DuplicateGroups:
         return np.where(later & (self.same != np.arange(len(self.same))), representatives[self.same], representatives)
 
     def components(self) -> np.ndarray:
-        """Of each picture the first that a chain of near ones leads to, int64 of shape (N,)."""
+        """Return the index of the first image that a chain of close images connects with each image, int64 of shape (N,)."""
         roots = list(range(len(self.same)))
 
-        def root(place: int) -> int:
-            while roots[place] != place:
-                roots[place] = roots[roots[place]]
-                place = roots[place]
-            return place
+        def root(index: int) -> int:
+            while roots[index] != index:
+                roots[index] = roots[roots[index]]
+                index = roots[index]
+            return index
 
         for i, j in [*zip(*(column.tolist() for column in self.pairs[:2]), strict=True), *enumerate(self.same.tolist())]:
             low, high = sorted((root(i), root(j)))
             roots[high] = low
-        return np.array([root(place) for place in range(len(roots))], np.int64)
+        return np.array([root(index) for index in range(len(roots))], np.int64)
 
 
 def _candidates(values: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of places whose values, uint16, differ in `radius` bits at most; a few million at a time, i < j."""
+    """Yield pairs of indices i < j whose values, uint16, differ in at most `radius` bits, a few million at a time."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.searchsorted(ordered, np.arange((1 << _BAND_BITS) + 1))
@@ -146,7 +148,7 @@ def _candidates(values: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, n
 
 
 def _masks(radius: int) -> list[int]:
-    """All numbers of 16 bits of which `radius` at most are set."""
+    """Return all 16-bit numbers with at most `radius` bits set."""
     chosen = (bits for count in range(radius + 1) for bits in combinations(range(_BAND_BITS), count))
     return [sum(1 << bit for bit in bits) for bits in chosen]
 

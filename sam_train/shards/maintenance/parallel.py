@@ -1,4 +1,4 @@
-"""The same work on every shard, in one process or several, with a bar that shows how far it is."""
+"""Process every shard with the same function, in one or several processes, with a progress bar."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from sam_train.errors import ConfigError, SamTrainError
 
 R = TypeVar("R")
 Advance = Callable[[int], None]
-"""Called with the bytes of a shard that are done."""
+"""Function that is called with the number of bytes of a shard that are done."""
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    """The switch `--workers`."""
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes, a shard each at a time (default 1)")
+    """Add the option `--workers`."""
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="number of processes; each handles one shard at a time (default 1)"
+    )
 
 
 def map_shards(
     work: Callable[[Path, Advance], R], shards: Sequence[Path], *, workers: int, what: str
 ) -> Iterator[tuple[Path, R]]:
-    """Each shard with what `work` makes of it, in their order. `what` stands before the bar on the terminal.
+    """Yield each shard with the result of `work`, in the order of `shards`. `what` is the title of the progress bar.
 
     With more than one worker `work` must be a function of a module, or a partial of one. Raises what `work` raises;
-    ConfigError for less than one worker; SamTrainError when a worker was killed.
+    ConfigError for less than one worker; SamTrainError if a worker was killed.
     """
     if workers < 1:
         raise ConfigError(f"--workers must be 1 or more, got {workers}")
@@ -50,18 +52,18 @@ def map_shards(
 
 
 def _in_processes(work: Callable[[Path, Advance], R], shards: Sequence[Path], workers: int) -> Iterator[R]:
-    # Not fork: this process has threads (the bar, torch), and a copy of their locks may be held for ever.
+    # Not fork: this process has threads (progress bar, torch), and a copied lock might never be released.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(shards)), mp_context=context) as pool:
         try:
-            yield from pool.map(partial(_quietly, work), shards)
+            yield from pool.map(partial(_without_progress, work), shards)
         except BrokenProcessPool as error:
-            raise SamTrainError("a worker was killed, probably for its memory: start again with fewer --workers") from error
+            raise SamTrainError("a worker was killed, probably out of memory: start again with fewer --workers") from error
 
 
-def _quietly(work: Callable[[Path, Advance], R], shard: Path) -> R:
-    return work(shard, _nothing)
+def _without_progress(work: Callable[[Path, Advance], R], shard: Path) -> R:
+    return work(shard, _ignore_progress)
 
 
-def _nothing(_: int) -> None:
-    """Workers show no bar."""
+def _ignore_progress(_: int) -> None:
+    """Ignore the progress: workers show no progress bar."""

@@ -1,4 +1,4 @@
-"""The fingerprints of all pictures of shards, with the place of each."""
+"""Perceptual hashes of all images of shards, with the location of each image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sam_train.shards.tar_members import open_local_shard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLocation:
-    """Where a picture lies."""
+    """Shard and key of an image."""
 
     shard: Path
     key: str
@@ -25,38 +25,38 @@ class ImageLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageHashes:
-    """Fingerprints (uint64 of shape (4,)) and places of N pictures, and the places of those that do not decode."""
+    """Fingerprints (uint64 of shape (4,)) and locations of N images, and the locations of images that do not decode."""
 
     fingerprints: list[np.ndarray]
-    places: list[ImageLocation]
+    locations: list[ImageLocation]
     unreadable: list[ImageLocation]
 
 
 def hash_images(shards: Sequence[Path], *, workers: int) -> ImageHashes:
-    """Of every picture of every shard, in order. Raises ShardError for a shard that is damaged, ConfigError as `map_shards`."""
-    whole = ImageHashes(fingerprints=[], places=[], unreadable=[])
-    for _, part in map_shards(hash_shard_images, shards, workers=workers, what="fingerprints"):
-        whole.fingerprints.extend(part.fingerprints)
-        whole.places.extend(part.places)
-        whole.unreadable.extend(part.unreadable)
-    return whole
+    """Hash every image of every shard, in order. Raises ShardError for a damaged shard, and ConfigError as `map_shards`."""
+    hashes = ImageHashes(fingerprints=[], locations=[], unreadable=[])
+    for _, part in map_shards(hash_shard_images, shards, workers=workers, what="hashing"):
+        hashes.fingerprints.extend(part.fingerprints)
+        hashes.locations.extend(part.locations)
+        hashes.unreadable.extend(part.unreadable)
+    return hashes
 
 
 def hash_shard_images(shard: Path, advance: Advance) -> ImageHashes:
-    """Of one shard. Raises ShardError when it is damaged."""
-    scanned, found, position = scan_tar(shard), ImageHashes(fingerprints=[], places=[], unreadable=[]), 0
+    """Hash every image of one shard. Raises ShardError if it is damaged."""
+    scanned, found, position = scan_tar(shard), ImageHashes(fingerprints=[], locations=[], unreadable=[]), 0
     if scanned.damaged_regions or len(scanned.complete_keys()) != len(scanned.spans):
         raise ShardError(
-            "the shard is damaged: see sam-data validate, and take what sam-data repair makes of it", shard=str(shard)
+            "the shard is damaged: run sam-data validate, and use the shard that sam-data repair writes", shard=str(shard)
         )
     with open_local_shard(shard) as stream:
         for key, spans in scanned.spans.items():
-            place, span = ImageLocation(shard=shard, key=key), spans["jpg"][-1]
+            location, span = ImageLocation(shard=shard, key=key), spans["jpg"][-1]
             try:
                 found.fingerprints.append(fingerprint(read_span(stream, span), shard=str(shard), key=key))
-                found.places.append(place)
+                found.locations.append(location)
             except SkipSampleError:
-                found.unreadable.append(place)
+                found.unreadable.append(location)
             advance(max(span.offset + span.length - position, 0))
             position = max(span.offset + span.length, position)
     advance(shard.stat().st_size - position)

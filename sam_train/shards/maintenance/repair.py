@@ -1,4 +1,4 @@
-"""`sam-data repair SHARDS... --out DIR`: new shards of what can be kept of broken ones."""
+"""`sam-data repair SHARDS... --out DIR`: write new shards with all samples of damaged ones that can be kept."""
 
 from __future__ import annotations
 
@@ -31,39 +31,41 @@ if TYPE_CHECKING:
 
 
 def add_repair(commands: Commands) -> None:
-    """The command and its options."""
-    about = "write new shards of what can be kept of broken ones; what is dropped is counted in their manifests"
+    """Add the command `repair` and its options."""
+    about = "write new shards with all samples of damaged ones that can be kept; manifests count what was dropped"
     parser = commands.add_parser("repair", help=about, description=about)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the new shards, not that of the old")
-    parser.add_argument("--drop-ids", type=Path, metavar="FILE", help="text file of image ids or keys, one a line, to leave out")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the new shards, not that of SHARDS")
+    parser.add_argument("--drop-ids", type=Path, metavar="FILE", help="text file of image ids or keys to drop, one per line")
     parser.set_defaults(run=run_repair)
 
 
 def run_repair(arguments: argparse.Namespace) -> None:
-    """Repair what the parsed command names, and print what became of each shard. Raises ConfigError, ShardError."""
+    """Repair the shards of the parsed options and print a summary of each. Raises ConfigError and ShardError."""
     shards = expand_shards(arguments.shards)
     check_output_folder(shards, arguments.out)
     drop, taken_down = read_take_down_list(arguments.drop_ids) if arguments.drop_ids else TakeDownList(), 0
     repairer = Repairer(arguments.out, drop)
     for shard, manifest in map_shards(repairer.repair, shards, workers=1, what="repairing"):
-        told = [f"{shard.name}: {len(manifest.keys)} samples, {manifest.num_masks} masks"]
-        told += [f"{count} dropped: {reason}" for reason, count in Counter(manifest.skipped.values()).items()]
-        told += [f"{name.removeprefix(_PREFIX)} {count:g}" for name, count in manifest.counts.items() if name.startswith(_PREFIX)]
-        print("; ".join(told))
+        summary = [f"{shard.name}: {len(manifest.keys)} samples, {manifest.num_masks} masks"]
+        summary += [f"{count} dropped: {reason}" for reason, count in Counter(manifest.skipped.values()).items()]
+        summary += [
+            f"{name.removeprefix(_PREFIX)} {count:g}" for name, count in manifest.counts.items() if name.startswith(_PREFIX)
+        ]
+        print("; ".join(summary))
         taken_down += list(manifest.skipped.values()).count(TAKEN_DOWN)
     if drop.sha256:
         print(f"images taken down: {taken_down}; {arguments.drop_ids} names {len(drop.keys)}")
 
 
 def check_output_folder(shards: Sequence[Path], out: Path) -> None:
-    """Raise ConfigError when a shard of `out` would be one of `shards`, or two of them would get one name."""
+    """Raise ConfigError if a shard in `out` would replace one of `shards`, or if two of them have the same file name."""
     names: dict[str, Path] = {}
     for shard in shards:
         if out.resolve() == shard.resolve().parent or ((out / shard.name).exists() and (out / shard.name).samefile(shard)):
-            raise ConfigError(f"--out {out} is where {shard} lies: shards are never changed in place, name another folder")
+            raise ConfigError(f"--out {out} is the folder of {shard}: shards are never changed in place, give another folder")
         if shard.name in names:
-            raise ConfigError(f"{names[shard.name]} and {shard} have one name: take them in two runs, to two folders")
+            raise ConfigError(f"{names[shard.name]} and {shard} have the same file name: repair them in two runs, to two folders")
         names[shard.name] = shard
 
 
@@ -72,7 +74,7 @@ _PREFIX = "repair_"
 
 @dataclass(slots=True)
 class Repairer:
-    """Writes shard after shard to `out`; a key is written once, whichever shard has it first."""
+    """Repairs shard after shard into `out`. A key is written once, from the first shard that has it."""
 
     out: Path
     drop: TakeDownList = field(default_factory=TakeDownList)
@@ -80,11 +82,11 @@ class Repairer:
     image_ids: set[int] = field(default_factory=set)
 
     def repair(self, shard: Path, advance: Advance) -> Manifest:
-        """Write the shard of this name to `out`, if it is not there from an earlier run.
+        """Write the repaired shard to `out` under its name, unless it exists from an earlier run.
 
-        Samples that are left out stand in the manifest's `skipped` with their reason, what was mended in its `counts` as
-        repair_*; what the old manifest says in both, where it can be read, is kept, and what privacy/ says of pictures that
-        stay. Raises ShardError when a shard of another source is in the place.
+        The manifest lists dropped samples with their reason in `skipped`, and counts repairs in `counts` as repair_*. Both
+        keep the entries of the old manifest, if it can be read; the privacy audit is copied for the images that are kept.
+        Raises ShardError if `out` has a shard of this name from another source.
         """
         target, old = self.out / shard.name, _old_manifest(shard)
         provenance: dict[str, Any] = {"stage": "repair", "source": shard.name, "source_sha256": file_sha256(shard)}
@@ -93,16 +95,16 @@ class Repairer:
             provenance["drop_ids_sha256"] = self.drop.sha256
         if manifest_path(target).is_file():
             advance(shard.stat().st_size)
-            return self._done(target, provenance)
+            return self._load_finished(target, provenance)
         skipped = {**old.skipped} if old else {}
         counts: dict[str, float] = {**old.counts} if old else {}
         samples = self._samples(shard, advance, skipped, counts, old.keys if old else [])
         return write_shard(target, samples, skipped=skipped, counts=counts, provenance=provenance)
 
-    def _done(self, target: Path, provenance: dict[str, Any]) -> Manifest:
+    def _load_finished(self, target: Path, provenance: dict[str, Any]) -> Manifest:
         manifest = load_manifest(target)
         if manifest.provenance != provenance:
-            raise ShardError("the shard is there, but of another source or list: give an empty --out", shard=str(target))
+            raise ShardError("the shard exists, but from another source or list: give an empty --out", shard=str(target))
         for entry in index_shard(target):
             self.keys.add(entry.key)
             self.image_ids.add(entry.image_id)
@@ -111,7 +113,7 @@ class Repairer:
     def _samples(
         self, shard: Path, advance: Advance, skipped: dict[str, str], counts: dict[str, float], expected: Sequence[str]
     ) -> Iterator[tuple[ImageRecord, bytes]]:
-        """What can be kept, the rest into `skipped` and `counts`; then the audit of what was covered in it."""
+        """Yield the samples that can be kept, record the others in `skipped` and `counts`, and copy the privacy audit."""
         scanned, position, kept = scan_tar(shard), 0, dict[str, int]()
         done = Counter(tears=len(scanned.damaged_regions), pairs_joined=len(scanned.non_adjacent_keys()))
         skipped.update({key: "lost" for key in expected if key not in scanned.spans})
@@ -133,7 +135,7 @@ class Repairer:
     def _sample(
         self, stream: BinaryIO, key: str, places: dict[str, list[ByteRange]], done: Counter[str]
     ) -> tuple[ImageRecord, bytes]:
-        """Raises SkipSampleError."""
+        """Return the repaired sample. Raises SkipSampleError if it cannot be kept."""
         if not KEY_PATTERN.fullmatch(key):
             raise SkipSampleError("bad_key")
         for extension in ("jpg", "json"):
@@ -143,17 +145,17 @@ class Repairer:
             raise SkipSampleError("too_large")
         if key in self.keys:
             raise SkipSampleError("duplicate_key")
-        # The last of two members with one name is what unpacking would leave.
+        # Of two members with the same name the last counts, as when a tar is unpacked.
         jpegs, documents = ((read_span(stream, span) for span in reversed(places[kind])) for kind in ("jpg", "json"))
-        mended = repair_sample(key, jpegs=jpegs, documents=documents)
-        if self.drop.contains(key=key, image_id=mended.record.image_id):
+        repaired = repair_sample(key, jpegs=jpegs, documents=documents)
+        if self.drop.contains(key=key, image_id=repaired.record.image_id):
             raise SkipSampleError(TAKEN_DOWN)
-        record = self._with_image_id(mended.record, done)
-        done += mended.counts
+        record = self._with_image_id(repaired.record, done)
+        done += repaired.counts
         done["members_dropped_duplicate"] += sum(len(spans) - 1 for spans in places.values())
         self.keys.add(key)
         self.image_ids.add(record.image_id)
-        return record, mended.jpeg
+        return record, repaired.jpeg
 
     def _with_image_id(self, record: ImageRecord, done: Counter[str]) -> ImageRecord:
         if record.image_id not in self.image_ids:
@@ -166,7 +168,7 @@ class Repairer:
 
 
 def _old_manifest(shard: Path) -> Manifest | None:
-    """None where none lies beside the shard, or one that cannot be read: `validate` says which."""
+    """Return the manifest, None if it is missing or cannot be read; `validate` distinguishes the two."""
     try:
         return load_manifest(shard)
     except ShardError:

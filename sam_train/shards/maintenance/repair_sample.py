@@ -1,4 +1,4 @@
-"""One broken sample to what can be kept of it."""
+"""Repair of one damaged sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam_train.shards.maintenance.sample_checks import box_matches_mask, decoded
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairedSample:
-    """What is left of a sample, and what was done to it by name: area_recomputed, mask_dropped_bad_rle, ..."""
+    """A repaired sample, and the number of repairs by name: area_recomputed, mask_dropped_bad_rle, ..."""
 
     record: ImageRecord
     jpeg: bytes
@@ -24,19 +24,20 @@ class RepairedSample:
 
 
 def repair_sample(key: str, *, jpegs: Iterable[bytes], documents: Iterable[bytes]) -> RepairedSample:
-    """The first JPEG that decodes and the first record that reads, made to fit each other.
+    """Combine the first JPEG that decodes with the first valid record, and correct the record to fit the image.
 
-    - Metadata of the JPEG goes, its pixels stay.
-    - A width or height that is not the JPEG's is corrected when a mask has the JPEG's size, or there is none.
-    - Annotations that the schema refuses and masks whose RLE is broken or of another size go; area and box are measured anew.
-    - Of two masks with one id the second goes if it is the same mask, and gets a new id if not.
+    - Metadata of the JPEG is removed; its pixels stay.
+    - Width and height are corrected to those of the JPEG if a mask has the JPEG's size, or if there is no mask.
+    - Annotations that violate the schema, and masks whose RLE is invalid or of another size, are dropped; area and box are
+      recomputed.
+    - Of two masks with the same id the second is dropped if it is the same mask, otherwise it gets a new id.
 
-    Raises SkipSampleError, reason "undecodable_jpeg", "bad_record" or "wrong_size", when nothing can be kept.
+    Raises SkipSampleError with the reason "undecodable_jpeg", "bad_record" or "wrong_size" if nothing can be kept.
     """
     counts: Counter[str] = Counter()
     jpeg, size = _first_jpeg(key, jpegs, counts)
     record = _with_size(_first_record(key, documents, counts), size, counts)
-    masks = [fixed for mask in record.masks if (fixed := _mended_mask(mask, record, counts)) is not None]
+    masks = [fixed for mask in record.masks if (fixed := _repair_mask(mask, record, counts)) is not None]
     return RepairedSample(record=replace(record, masks=_with_ids(masks, counts)), jpeg=jpeg, counts=counts)
 
 
@@ -46,7 +47,7 @@ def _first_jpeg(key: str, jpegs: Iterable[bytes], counts: Counter[str]) -> tuple
             continue
         try:
             bare = strip_metadata(jpeg)
-        except ValueError:  # decoders are kinder than that: they would show a picture whose end is a guess
+        except ValueError:  # decoders are more tolerant: they would return an image whose end is undefined
             continue
         counts["metadata_removed"] += bare != jpeg
         return bare, size
@@ -61,13 +62,13 @@ def _first_record(key: str, documents: Iterable[bytes], counts: Counter[str]) ->
         except ShardError:
             partial = partial or _readable_annotations(key, document)
     if partial is None:
-        raise SkipSampleError("bad_record", "no JSON of this key is a record", key=key)
+        raise SkipSampleError("bad_record", "no JSON of this key is a valid record", key=key)
     counts["mask_dropped_bad_record"] += partial[1]
     return partial[0]
 
 
 def _readable_annotations(key: str, document: bytes) -> tuple[ImageRecord, int] | None:
-    """The record without the annotations that the schema refuses, and how many they are; None when the rest is no record."""
+    """Return the record without the annotations that violate the schema, and their number; None if the rest is invalid."""
     try:
         content = json.loads(document)
         record = ImageRecord.from_json(_document(content["image"], []), key=key)
@@ -92,13 +93,13 @@ def _with_size(record: ImageRecord, size: tuple[int, int], counts: Counter[str])
     if (record.height, record.width) == size:
         return record
     if record.masks and not any(mask.segmentation["size"] == [height, width] for mask in record.masks):
-        message = f"the JPEG is {width} x {height}, and no mask is of that size"
+        message = f"the JPEG is {width} x {height}, and no mask has that size"
         raise SkipSampleError("wrong_size", message, key=record.key)
     counts["size_corrected"] += 1
     return replace(record, height=height, width=width)
 
 
-def _mended_mask(mask: MaskRecord, record: ImageRecord, counts: Counter[str]) -> MaskRecord | None:
+def _repair_mask(mask: MaskRecord, record: ImageRecord, counts: Counter[str]) -> MaskRecord | None:
     try:
         segments = rle_to_column_runs(mask.segmentation, height=record.height, width=record.width)
     except ShardError:

@@ -1,7 +1,7 @@
-"""A mask as vertical stretches of its columns: what can be measured on an RLE without drawing its pixels.
+"""Geometry of a mask from its RLE: the runs of its columns give area, box, centre and convex hull without its pixels.
 
-COCO's RLE runs down the columns, so a run is a stretch of a column, or of several. A mask of SA-1B has a few hundred of them
-and millions of pixels.
+COCO's RLE runs down the columns, so a run covers a part of a column, or of several columns. A mask of SA-1B has a few hundred
+runs and millions of pixels.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sam_train.errors import ShardError
 from sam_train.records import MAX_PIXELS, Rle
 
 _MAX_CODES = 7
-"""Characters of one count: 35 bits, as `sam_train.masks.rle_pixels` and pycocotools have it."""
+"""Largest number of characters of one count: 35 bits, as in `sam_train.masks.rle_pixels` and pycocotools."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ColumnRuns:
-    """S stretches, image frame, columns ascending; all empty for an empty mask.
+    """The foreground of a mask as S vertical runs, each within one column of the image frame, columns ascending; S may be 0.
 
-    `columns`: x of each. `tops` and `bottoms`: its first y and the y after its last. All int64, shape (S,).
+    `columns`: x of each run. `tops` and `bottoms`: its first y, and the y after its last. All int64 of shape (S,).
     """
 
     columns: np.ndarray
@@ -30,25 +30,25 @@ class ColumnRuns:
     bottoms: np.ndarray
 
     def area(self) -> int:
-        """Pixels."""
+        """Return the number of pixels."""
         return int((self.bottoms - self.tops).sum())
 
     def box_xywh(self) -> list[float]:
-        """COCO's box in pixels, as `sam_train.masks.mask_to_box_xywh`; [0, 0, 0, 0] for an empty mask."""
+        """Return the box [x, y, width, height] as `sam_train.masks.mask_to_box_xywh`; [0, 0, 0, 0] for an empty mask."""
         if not len(self.columns):
             return [0.0, 0.0, 0.0, 0.0]
         x, y = int(self.columns[0]), int(self.tops.min())
         return [float(x), float(y), float(self.columns[-1] + 1 - x), float(self.bottoms.max() - y)]
 
     def centre_xy(self) -> tuple[float, float]:
-        """Centre of mass in pixels, where a single pixel at (x, y) has (x + 0.5, y + 0.5). Not for an empty mask."""
+        """Return the centre of mass of a non-empty mask in pixels; that of a single pixel (x, y) is (x + 0.5, y + 0.5)."""
         heights = self.bottoms - self.tops
         x = float((heights * (self.columns + 0.5)).sum() / heights.sum())
         y = float((heights * (self.tops + self.bottoms)).sum() / (2 * heights.sum()))
         return x, y
 
     def hull_area(self) -> float:
-        """Area in pixels of the convex hull of the pixels' corners, so that a rectangle is its own hull. 0 for an empty mask."""
+        """Return the area of the convex hull of the pixels' corners, so that a rectangle is its own hull; 0 for an empty mask."""
         if not len(self.columns):
             return 0.0
         columns, first = np.unique(self.columns, return_index=True)
@@ -61,16 +61,16 @@ class ColumnRuns:
 def rle_to_column_runs(
     rle: Rle, *, height: int, width: int, shard: str = "", key: str = "", field: str = "segmentation"
 ) -> ColumnRuns:
-    """The stretches of an RLE of an image of `height` x `width` pixels.
+    """Return the column runs of an RLE of an image of `height` x `width` pixels.
 
-    Accepts exactly what `sam_train.masks.decode_rle` does. Raises ShardError, its field below `field`, for anything else.
+    Accepts exactly the RLEs that `sam_train.masks.decode_rle` accepts. Raises ShardError with a field below `field` for others.
     """
     size = list(rle.get("size", []))
     if size != [height, width] or min(height, width) < 1:
         message = f"RLE size {size} is not the image's [{height}, {width}]"
         raise ShardError(message, shard=shard, key=key, field=f"{field}.size")
     if height * width > MAX_PIXELS:
-        message = f"{height} x {width} pixels are more than the {MAX_PIXELS} that are decoded"
+        message = f"{height} x {width} pixels exceed the limit of {MAX_PIXELS}"
         raise ShardError(message, shard=shard, key=key, field=f"{field}.size")
     runs = rle_runs(rle["counts"])
     if runs is None or int(runs.sum()) != height * width:
@@ -81,13 +81,13 @@ def rle_to_column_runs(
 
 
 def rle_runs(counts: str) -> np.ndarray | None:
-    """A COCO compressed count string to its runs, int64, background first; None when it is malformed."""
+    """Decode a COCO compressed count string to run lengths, int64, background first; None if it is malformed."""
     if not counts.isascii():
         return None
     codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(codes):
         return codes
-    ends = np.flatnonzero(codes < 0x20)  # the other characters say that more belongs to the same number
+    ends = np.flatnonzero(codes < 0x20)  # all other characters are continued by the next one
     if ((codes < 0) | (codes > 0x3F)).any() or not len(ends) or ends[-1] != len(codes) - 1:
         return None
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -97,7 +97,7 @@ def rle_runs(counts: str) -> np.ndarray | None:
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     runs = np.add.reduceat((codes & 0x1F) << shifts, starts)
     runs -= np.where(codes[ends] & 0x10, 1 << (5 * lengths), 0)
-    # From the fourth on a number is the difference to the one before the last.
+    # From the fourth on, a number is the difference to the one two before it.
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs if runs.min() >= 0 else None

@@ -1,4 +1,4 @@
-"""`sam-data split SHARDS... --out DIR --fractions train=0.9 val=0.1`: one set to several, by a hash of each key."""
+"""`sam-data split SHARDS... --out DIR --fractions train=0.9 val=0.1`: divide a data set by a hash of each key."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 
 def add_split(commands: Commands) -> None:
-    """The command and its options."""
-    about = "write shards as several sets; which one an image falls into depends on its key alone"
-    after = "train=0.8 heldout=0.2 is the split that sam-data import --holdout 0.2 makes with the same seed."
+    """Add the command `split` and its options."""
+    about = "divide shards into several sets; the set of an image depends only on its key"
+    after = "train=0.8 heldout=0.2 gives the same split as sam-data import --holdout 0.2 with the same seed."
     parser = commands.add_parser("split", help=about, description=about, epilog=after)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each split will be in it")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder in which each split gets a folder")
     parser.add_argument(
-        "--fractions", nargs="+", required=True, metavar="NAME=FRACTION", help="names and shares, which add up to 1"
+        "--fractions", nargs="+", required=True, metavar="NAME=FRACTION", help="names and fractions, which add up to 1"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the hash")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the hash")
     parser.add_argument("--images-per-shard", type=int, default=50, metavar="N")
-    together = "keep pictures that are near-duplicates in one split, that of the least of their keys"
+    together = "keep near-duplicate images in one split, that of the alphabetically first of their keys"
     parser.add_argument("--together", choices=("dedupe",), help=together)
     add_threshold(parser)
     add_workers(parser)
@@ -47,62 +47,64 @@ def add_split(commands: Commands) -> None:
 
 
 def run_split(arguments: argparse.Namespace) -> None:
-    """Write the splits that the parsed command asks for, or what is missing of them. Raises ConfigError, ShardError."""
+    """Write the splits of the parsed options; finished shards of an earlier run are kept. Raises ConfigError and ShardError."""
     fractions = parse_fractions(arguments.fractions)
     check_threshold(arguments.threshold)
     if arguments.images_per_shard < 1:
         raise ConfigError(f"--images-per-shard must be 1 or more, got {arguments.images_per_shard}")
     shards = expand_shards(arguments.shards)
-    _check_apart(shards, [arguments.out / name for name in fractions])
-    splits = _splits(arguments, shards, fractions)
-    shelves = _shelves(arguments, fractions)
-    _fill(shelves, shards, splits)
-    for shelf in shelves.values():
-        kept = f" ({shelf.num_reused_shards} already existed)" if shelf.num_reused_shards else ""
-        share = f"{shelf.num_images / len(splits):.1%}"
-        print(f"{shelf.folder}: {shelf.num_images} images ({share}), {shelf.num_masks} masks, {shelf.num_shards} shards{kept}")
+    _check_output_folders(shards, [arguments.out / name for name in fractions])
+    splits = _assign_splits(arguments, shards, fractions)
+    writers = _make_writers(arguments, fractions)
+    _write_samples(writers, shards, splits)
+    for writer in writers.values():
+        kept = f" ({writer.num_reused_shards} already existed)" if writer.num_reused_shards else ""
+        share = f"{writer.num_images / len(splits):.1%}"
+        print(
+            f"{writer.folder}: {writer.num_images} images ({share}), {writer.num_masks} masks, {writer.num_shards} shards{kept}"
+        )
 
 
-def parse_fractions(given: Sequence[str]) -> dict[str, float]:
-    """["train=0.9", "val=0.1"] to numbers by name. Raises ConfigError."""
+def parse_fractions(texts: Sequence[str]) -> dict[str, float]:
+    """Parse ["train=0.9", "val=0.1"] to fractions by name. Raises ConfigError for invalid ones."""
     fractions: dict[str, float] = {}
-    for item in given:
+    for item in texts:
         name, _, number = item.partition("=")
         try:
             fraction = float(number)
         except ValueError:
             fraction = math.nan
         if not KEY_PATTERN.fullmatch(name) or not 0 < fraction <= 1 or name in fractions:
-            raise ConfigError(f"--fractions {item!r}: expected NAME=FRACTION, each name once, a fraction above 0 and up to 1")
+            raise ConfigError(f"--fractions {item!r}: expected NAME=FRACTION, unique names, fractions above 0 and up to 1")
         fractions[name] = fraction
     if not math.isclose(total := math.fsum(fractions.values()), 1, abs_tol=1e-9):
-        raise ConfigError(f"--fractions add up to {total:g}, not to 1: name a split for the rest too")
+        raise ConfigError(f"--fractions add up to {total:g}, expected 1: name a split for the rest as well")
     return fractions
 
 
 def duplicate_keys(shards: Sequence[Path], *, threshold: int, workers: int) -> dict[str, str]:
-    """Key -> least key of those that a chain of near-duplicates leads to; only where that is another."""
-    prints = hash_images(shards, workers=workers)
-    components = DuplicateGroups.from_fingerprints(prints.fingerprints, threshold).components().tolist()
-    least: dict[int, str] = {}
-    for place, component in zip(prints.places, components, strict=True):
-        least[component] = min(place.key, least.get(component, place.key))
-    pairs = ((place.key, least[component]) for place, component in zip(prints.places, components, strict=True))
+    """Return key -> first key, alphabetically, of its chain of near-duplicates; only for keys where that is another one."""
+    hashes = hash_images(shards, workers=workers)
+    components = DuplicateGroups.from_fingerprints(hashes.fingerprints, threshold).components().tolist()
+    first_keys: dict[int, str] = {}
+    for location, component in zip(hashes.locations, components, strict=True):
+        first_keys[component] = min(location.key, first_keys.get(component, location.key))
+    pairs = ((location.key, first_keys[component]) for location, component in zip(hashes.locations, components, strict=True))
     return {key: other for key, other in pairs if key != other}
 
 
-def _splits(arguments: argparse.Namespace, shards: Sequence[Path], fractions: Mapping[str, float]) -> dict[str, str]:
-    """Key -> name of its split."""
-    keys, stands_for = _all_keys(shards), {}
+def _assign_splits(arguments: argparse.Namespace, shards: Sequence[Path], fractions: Mapping[str, float]) -> dict[str, str]:
+    """Return key -> name of its split."""
+    keys, hashed_keys = _all_keys(shards), {}
     if arguments.together:
-        stands_for = duplicate_keys(shards, threshold=arguments.threshold, workers=arguments.workers)
-    splits = {key: assign_split(stands_for.get(key, key), fractions, seed=arguments.seed) for key in keys}
+        hashed_keys = duplicate_keys(shards, threshold=arguments.threshold, workers=arguments.workers)
+    splits = {key: assign_split(hashed_keys.get(key, key), fractions, seed=arguments.seed) for key in keys}
     if empty := set(fractions) - set(splits.values()):
         raise ConfigError(f"no image fell into {', '.join(sorted(empty))}: choose another --seed or larger fractions")
     return splits
 
 
-def _shelves(arguments: argparse.Namespace, fractions: Mapping[str, float]) -> dict[str, ShardSetWriter]:
+def _make_writers(arguments: argparse.Namespace, fractions: Mapping[str, float]) -> dict[str, ShardSetWriter]:
     provenance = {"stage": "split", "fractions": dict(fractions), "seed": arguments.seed}
     if arguments.together:
         provenance |= {"together": arguments.together, "threshold": arguments.threshold}
@@ -112,25 +114,27 @@ def _shelves(arguments: argparse.Namespace, fractions: Mapping[str, float]) -> d
     }
 
 
-def _check_apart(shards: Sequence[Path], folders: Sequence[Path]) -> None:
+def _check_output_folders(shards: Sequence[Path], folders: Sequence[Path]) -> None:
     sources = {shard.resolve().parent for shard in shards}
     for folder in folders:
         if folder.resolve() in sources:
-            raise ConfigError(f"{folder} holds shards that are to be split: name another --out")
+            raise ConfigError(f"{folder} has shards that are to be split: give another --out")
 
 
 def _all_keys(shards: Sequence[Path]) -> list[str]:
     keys = [entry.key for shard in shards for entry in index_shard(shard)]
-    if twice := [key for key, count in Counter(keys).items() if count > 1]:
-        raise ShardError(f"{len(twice)} keys come twice, the first is {twice[0]}: sam-data repair keeps one of each")
+    if repeated := [key for key, count in Counter(keys).items() if count > 1]:
+        raise ShardError(
+            f"{len(repeated)} keys occur more than once, the first is {repeated[0]}: sam-data repair keeps one sample of each"
+        )
     return keys
 
 
-def _fill(shelves: Mapping[str, ShardSetWriter], shards: Sequence[Path], splits: Mapping[str, str]) -> None:
+def _write_samples(writers: Mapping[str, ShardSetWriter], shards: Sequence[Path], splits: Mapping[str, str]) -> None:
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("splitting", total=len(splits))
         for sample in iterate_samples(shards):
-            shelves[splits[sample.record.key]].add(sample.record, sample.jpeg, Counter())
+            writers[splits[sample.record.key]].add(sample.record, sample.jpeg, Counter())
             progress.advance(task)
-        for shelf in shelves.values():
-            shelf.close()
+        for writer in writers.values():
+            writer.close()

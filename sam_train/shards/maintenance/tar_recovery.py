@@ -1,7 +1,7 @@
-"""The members of a tar, past damage.
+"""Recovery of the members of a damaged tar.
 
-`sam_train.shards` refuses a torn tar, because training on half a shard without a word is worse than stopping. Here is the other
-reader, for the commands that say what is wrong with a shard or save what is left of it.
+The readers of `sam_train.shards` reject a truncated or corrupt tar, because training on half a shard without an error would be
+worse than stopping. This reader is for the commands that report or repair damage.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sam_train.shards.tar_members import ByteRange, open_local_shard, split_memb
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _PIECE = 1 << 20
 MAX_DAMAGED_REGIONS = 64
-"""A shard with more damaged places is given up at the last of them: each may cost a pass over what follows it."""
+"""Largest number of damaged regions per shard; its rest is ignored, because each may need a pass over all that follows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarDamage:
-    """A place where the tar is no tar. `offset`: byte. `resumed_at`: byte where members go on, None where nothing follows."""
+    """A damaged region. `offset`: its first byte. `resumed_at`: byte at which the next member begins, None if none follows."""
 
     offset: int
     resumed_at: int | None
@@ -32,75 +32,75 @@ class TarDamage:
 
 @dataclass(slots=True, kw_only=True)
 class TarScan:
-    """What a tar holds. `spans`: key -> jpg and json -> where they lie; a name that comes twice has two places."""
+    """The members of a tar. `spans`: key -> `jpg` or `json` -> byte ranges; a name that occurs twice has two of them."""
 
     spans: dict[str, dict[str, list[ByteRange]]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
-    """Key of each JPEG and JSON, in the order of the members."""
+    """Key of each JPEG and JSON member, in the order of the tar."""
     damaged_regions: list[TarDamage] = field(default_factory=list)
 
     def add(self, name: str, span: ByteRange) -> None:
-        """Take a member in, unless its name is none of a sample's."""
+        """Add a member, unless it is not a JPEG or JSON of a sample."""
         key, extension = split_member_name(name)
         if key is not None and extension is not None:
             self.spans.setdefault(key, {}).setdefault(extension, []).append(span)
             self.order.append(key)
 
     def complete_keys(self) -> list[str]:
-        """Keys that can be keys and have both members, in the order in which they begin."""
-        return [key for key, places in self.spans.items() if len(places) == 2 and KEY_PATTERN.fullmatch(key)]
+        """Return the valid keys that have both members, in the order of their first member."""
+        return [key for key, members in self.spans.items() if len(members) == 2 and KEY_PATTERN.fullmatch(key)]
 
     def non_adjacent_keys(self) -> set[str]:
-        """Keys whose members do not follow each other, so that no reader in one pass can pair them."""
-        seen: set[str] = set()
-        non_adjacent_keys, last = set(), None
+        """Return the keys whose members are not adjacent, so that a reader cannot pair them in one pass."""
+        earlier: set[str] = set()
+        non_adjacent, last = set(), None
         for key in self.order:
-            if key != last and key in seen:
-                non_adjacent_keys.add(key)
-            seen.add(key)
+            if key != last and key in earlier:
+                non_adjacent.add(key)
+            earlier.add(key)
             last = key
-        return non_adjacent_keys
+        return non_adjacent
 
 
 def scan_tar(shard: Path) -> TarScan:
-    """Every JPEG and JSON that a tar still holds: up to the first damage, and from the next whole header on.
+    """Find every JPEG and JSON in a tar: up to the first damage, and again from each next valid header on.
 
-    Only headers are read, and what lies between a damage and the next header. Raises ShardError when there is no such file.
+    Reads only headers, and the bytes between a damage and the next header. Raises ShardError if the file does not exist.
     """
-    found, start = TarScan(), 0
+    result, start = TarScan(), 0
     with open_local_shard(shard) as stream:
         num_bytes = stream.seek(0, 2)
         while True:
-            end, problem = _stretch(stream, start, num_bytes, found)
+            end, problem = _scan_from(stream, start, num_bytes, result)
             if problem is None:
-                return found
-            resumed = _next_header(stream, end) if len(found.damaged_regions) < MAX_DAMAGED_REGIONS - 1 else None
-            found.damaged_regions.append(TarDamage(offset=end, resumed_at=resumed, message=problem))
+                return result
+            resumed = _next_header(stream, end) if len(result.damaged_regions) < MAX_DAMAGED_REGIONS - 1 else None
+            result.damaged_regions.append(TarDamage(offset=end, resumed_at=resumed, message=problem))
             if resumed is None:
-                return found
+                return result
             start = resumed
 
 
 def read_span(stream: BinaryIO, span: ByteRange) -> bytes:
-    """The bytes at a place of an open shard."""
+    """Return the bytes of a member of an open shard."""
     stream.seek(span.offset)
     return stream.read(span.length)
 
 
-def _stretch(stream: BinaryIO, start: int, num_bytes: int, found: TarScan) -> tuple[int, str | None]:
-    """Take in the members from `start` on; where that ended, and why if it was not the tar's end."""
+def _scan_from(stream: BinaryIO, start: int, num_bytes: int, result: TarScan) -> tuple[int, str | None]:
+    """Add the members from `start` on; return where this ended, and the problem if it was not the end of the tar."""
     stream.seek(start)
     end = start
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                # A negative size would send tarfile back to where it has been, for ever.
+                # A negative size would make tarfile read the same members again without end.
                 if member.size < 0 or member.offset_data + member.size > num_bytes:
-                    return end, f"a member of {member.size} bytes, which do not follow"
+                    return end, f"a member of {member.size} bytes, which exceeds the file"
                 if member.isreg() and not member.issparse():
-                    found.add(member.name, ByteRange(offset=member.offset_data, length=member.size))
+                    result.add(member.name, ByteRange(offset=member.offset_data, length=member.size))
                 end = tar.offset
-    except RecursionError:  # tarfile follows long names of long names into the depth: go on behind those that it has read
+    except RecursionError:  # tarfile recurses into chains of long-name headers: continue after those it has read
         return stream.tell(), "a chain of extension headers without a member"
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, struct.error) as error:
         return end, str(error) or type(error).__name__
@@ -108,22 +108,22 @@ def _stretch(stream: BinaryIO, start: int, num_bytes: int, found: TarScan) -> tu
 
 
 def _end_of(stream: BinaryIO, end: int) -> tuple[int, str | None]:
-    """Past a tar's last member: at least one block of zeros, and nothing else up to the file's end."""
+    """Check the end of a tar: at least one block of zeros after the last member, and only zeros up to the end of the file."""
     stream.seek(end)
     position, block = end, stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        return end, "the tar's end mark is missing: it was cut"
+        return end, "the end mark of the tar is missing: it is truncated"
     while block:
         if block.count(0) != len(block):
             at = position + len(block) - len(block.lstrip(b"\0"))
-            return at // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE, "something that is no member"
+            return at // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE, "bytes that are not a member"
         position += len(block)
         block = stream.read(_PIECE)
     return end, None
 
 
 def _next_header(stream: BinaryIO, after: int) -> int | None:
-    """The first block behind `after` that is a whole header. Old tars without a magic word have none to be found."""
+    """Return the offset of the first valid header after `after`, None if there is none. Old tars without `ustar` have none."""
     position = after
     while True:
         stream.seek(position)

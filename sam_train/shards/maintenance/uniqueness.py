@@ -1,4 +1,4 @@
-"""What may occur once in a whole data set: keys and image ids, remembered in 16 bytes a sample."""
+"""Check that keys and image ids are unique in a data set, with 16 bytes of memory per sample."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sam_train.shards.maintenance.tar_recovery import scan_tar
 
 
 class Uniqueness:
-    """Takes the keys and image ids of shard after shard, and says at the end which come twice.
+    """Collects the keys and image ids of shard after shard and reports those that occur twice.
 
-    Of each only a hash of 64 bits is kept, so that the 11 million images of SA-1B fit: among them two unequal ones have one
-    hash by a chance of 1 in 300,000. Keys are read again from the shards that are named.
+    Only a 64-bit hash of each is kept, so that the 11 million images of SA-1B fit in memory. The probability that two different
+    ones among them have the same hash is 1 in 300,000. Keys in messages are read again from the shards.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Uniqueness:
         self._num_anonymous = 0
 
     def add(self, shard: Path, keys: Sequence[str], image_ids: Sequence[int | None]) -> None:
-        """Take in the samples of a shard; None stands for an image id that could not be read."""
+        """Add the samples of a shard; None stands for an image id that could not be read."""
         self._shards.append(shard)
         self._first.append(len(self._hashes["key"]))
         self._hashes["key"].extend(_hash(key) for key in keys)
@@ -36,7 +36,7 @@ class Uniqueness:
             self._hashes["image.image_id"].append(_hash(image_id if image_id is not None else f"none {self._num_anonymous}"))
 
     def findings(self) -> list[Finding]:
-        """One for each sample whose key or image id an earlier one has."""
+        """Return a finding for each sample whose key or image id an earlier one has."""
         found = []
         for field, reason in (("key", "duplicate_key"), ("image.image_id", "duplicate_image_id")):
             for first, again in self._repeated(field):
@@ -46,7 +46,7 @@ class Uniqueness:
         return found
 
     def _repeated(self, field: str) -> Iterator[tuple[int, int]]:
-        """(first, again) positions over all shards."""
+        """Yield (first, repeated) positions, counted over all shards."""
         hashes = np.frombuffer(self._hashes[field], np.uint64) if len(self._hashes[field]) else np.zeros(0, np.uint64)
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]

@@ -1,4 +1,4 @@
-"""`sam-data validate SHARDS...`: everything that is wrong with shards, told at once."""
+"""`sam-data validate SHARDS...`: report all errors in shards."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from sam_train.shards.options import Commands
 
 MAX_MEMBER_BYTES = 1 << 30
-"""A JPEG or JSON of more is not read: no picture that is decoded needs it."""
+"""Largest JPEG or JSON that is read; no image of the supported size needs more."""
 _SHOWN = 20
 
 
 @dataclass(slots=True, kw_only=True)
 class ShardReport:
-    """What was found in one shard. `keys` and `image_ids` are of its samples, in the order in which they begin."""
+    """Findings of one shard, and the `keys` and `image_ids` of its samples in the order of their first member."""
 
     keys: list[str] = field(default_factory=list)
     image_ids: list[int | None] = field(default_factory=list)
@@ -39,17 +39,17 @@ class ShardReport:
 
 
 def add_validate(commands: Commands) -> None:
-    """The command and its options."""
-    about = "find everything that is wrong with shards; exit code 1 if anything is"
+    """Add the command `validate` and its options."""
+    about = "report all errors in shards; the exit code is 1 if there is one"
     parser = commands.add_parser("validate", help=about, description=about)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
     add_workers(parser)
     parser.set_defaults(run=run_validate)
 
 
 def run_validate(arguments: argparse.Namespace) -> None:
-    """Validate, print a summary, write the report; ends with SystemExit(1) when anything is wrong. Raises ConfigError."""
+    """Validate shards, print a summary and write the report. Raises SystemExit(1) if there are errors, and ConfigError."""
     shards = expand_shards(arguments.shards)
     findings, num_samples, num_masks = validate(shards, workers=arguments.workers)
     wrong = [item for item in findings if item.reason in REASONS]
@@ -67,19 +67,19 @@ def run_validate(arguments: argparse.Namespace) -> None:
     for item in wrong[:_SHOWN]:
         print(item)
     if len(wrong) > _SHOWN:
-        print(f"... and {len(wrong) - _SHOWN} more{'' if arguments.json else ': --json FILE writes them all'}")
+        print(f"... and {len(wrong) - _SHOWN} more{'' if arguments.json else ': --json FILE writes all of them'}")
     for reason, count in by_reason(wrong).items():
         print(f"{count:8d}  {reason}: {REASONS[reason]}")
     for reason, count in by_reason(notes).items():
         print(f"{count:8d}  note, {reason}: {NOTES[reason]}")
-    verdict = f"{len(wrong)} findings" if wrong else "nothing is wrong"
+    verdict = f"{len(wrong)} findings" if wrong else "no errors"
     print(f"{len(shards)} shards, {num_samples} samples, {num_masks} masks: {verdict}")
     if wrong:
         raise SystemExit(1)
 
 
 def validate(shards: list[Path], *, workers: int = 1) -> tuple[list[Finding], int, int]:
-    """Findings and notes of all shards, in their order, then of what is unique in none of them; samples; masks."""
+    """Return the findings and notes of all shards, then those on repeated keys and ids; the number of samples; of masks."""
     unique, findings, num_samples, num_masks = Uniqueness(), [], 0, 0
     for shard, report in map_shards(validate_shard, shards, workers=workers, what="validating"):
         findings += report.findings
@@ -90,9 +90,9 @@ def validate(shards: list[Path], *, workers: int = 1) -> tuple[list[Finding], in
 
 
 def validate_shard(shard: Path, advance: Advance) -> ShardReport:
-    """Everything that can be said of one shard alone. A sample counts when both its members are there."""
+    """Validate one shard. Only samples with both members are counted."""
     scanned = scan_tar(shard)
-    report, position = ShardReport(keys=scanned.complete_keys(), findings=_of_members(str(shard), scanned)), 0
+    report, position = ShardReport(keys=scanned.complete_keys(), findings=_member_findings(str(shard), scanned)), 0
     with open_local_shard(shard) as stream:
         for key in report.keys:
             spans = scanned.spans[key]["jpg"][-1], scanned.spans[key]["json"][-1]
@@ -100,7 +100,7 @@ def validate_shard(shard: Path, advance: Advance) -> ShardReport:
             end = max(span.offset + span.length for span in spans)
             advance(max(end - position, 0))
             position = max(end, position)
-    report.findings += _of_manifest(shard, scanned, report.num_masks)
+    report.findings += _manifest_findings(shard, scanned, report.num_masks)
     advance(max(shard.stat().st_size - position, 0))
     return report
 
@@ -118,12 +118,14 @@ def _add_sample(report: ShardReport, stream: BinaryIO, shard: str, key: str, spa
     report.image_ids.append(record.image_id if record else None)
 
 
-def _of_members(shard: str, scanned: TarScan) -> list[Finding]:
+def _member_findings(shard: str, scanned: TarScan) -> list[Finding]:
     found = []
     for damage in scanned.damaged_regions:
-        rest = "nothing after it can be read" if damage.resumed_at is None else f"members go on at byte {damage.resumed_at}"
+        rest = (
+            "nothing after it can be read" if damage.resumed_at is None else f"the next member begins at byte {damage.resumed_at}"
+        )
         found.append(finding(shard, "", "tar", "torn_tar", f"at byte {damage.offset}: {damage.message}; {rest}"))
-    non_adjacent_keys = scanned.non_adjacent_keys()
+    non_adjacent = scanned.non_adjacent_keys()
     for key, places in scanned.spans.items():
         try:
             check_key(key)
@@ -134,16 +136,16 @@ def _of_members(shard: str, scanned: TarScan) -> list[Finding]:
                 found.append(finding(shard, key, extension, "duplicate_member", f"{len(spans)} members have this name"))
         for extension in {"jpg", "json"} - places.keys():
             found.append(finding(shard, key, extension, f"missing_{extension}", f"there is no {key}.{extension}"))
-        if key in non_adjacent_keys:
-            found.append(finding(shard, key, "tar", "not_adjacent", "other members stand between those of this key"))
+        if key in non_adjacent:
+            found.append(finding(shard, key, "tar", "not_adjacent", "other members are between those of this key"))
     return found
 
 
-def _of_manifest(shard: Path, scanned: TarScan, num_masks: int) -> list[Finding]:
-    """Each way in which the manifest does not agree with the tar."""
-    name, place, keys = str(shard), manifest_path(shard), list(scanned.spans)
-    if not place.is_file():
-        return [finding(name, "", "manifest", "no_manifest", f"there is no {place.name}")]
+def _manifest_findings(shard: Path, scanned: TarScan, num_masks: int) -> list[Finding]:
+    """Return a finding for each way in which the manifest differs from the tar."""
+    name, path, keys = str(shard), manifest_path(shard), list(scanned.spans)
+    if not path.is_file():
+        return [finding(name, "", "manifest", "no_manifest", f"there is no {path.name}")]
     try:
         manifest = load_manifest(shard)
     except ShardError as error:
@@ -155,35 +157,35 @@ def _of_manifest(shard: Path, scanned: TarScan, num_masks: int) -> list[Finding]
         "num_masks": ("manifest_num_masks", manifest.num_masks, num_masks),
     }
     found = [
-        finding(name, "", f"manifest.{field}", reason, f"the manifest says {said!r}, the tar has {is_!r}")
-        for field, (reason, said, is_) in pairs.items()
-        if said != is_
+        finding(name, "", f"manifest.{field}", reason, f"the manifest has {recorded!r}, the tar {actual!r}")
+        for field, (reason, recorded, actual) in pairs.items()
+        if recorded != actual
     ]
     if manifest.keys != keys:
         message = _difference(manifest.keys, keys)
         found.append(finding(name, "", "manifest.keys", "manifest_keys", message))
     elif manifest.places is not None and (key := _misplaced(manifest.places, scanned)) is not None:
-        message = "the manifest's places are not where the members lie: a reader that trusts them reads something else"
+        message = "the manifest's byte ranges are not those of the members: a reader that uses them reads wrong bytes"
         found.append(finding(name, key, "manifest.places", "manifest_places", message))
     return found
 
 
 def _misplaced(places: dict[str, list[int]], scanned: TarScan) -> str | None:
-    """The first key whose members lie elsewhere than `places` says; None when there is none."""
+    """Return the first key whose members have other byte ranges than `places`, None if there is none."""
     for kind, extension in (("jpeg", "jpg"), ("json", "json")):
-        said = zip(places.get(f"{kind}_offset", []), places.get(f"{kind}_bytes", []), strict=False)
+        recorded = zip(places.get(f"{kind}_offset", []), places.get(f"{kind}_bytes", []), strict=False)
         for key, spans in scanned.spans.items():
             last = spans.get(extension, [ByteRange(offset=-1, length=-1)])[-1]
-            if next(said, None) != (last.offset, last.length):
+            if next(recorded, None) != (last.offset, last.length):
                 return key
     return None
 
 
-def _difference(said: object, keys: list[str]) -> str:
-    if not isinstance(said, list) or not all(isinstance(key, str) for key in said):
-        return "the manifest's keys are no list of names"
-    only_said, only_there = sorted(set(said) - set(keys)), sorted(set(keys) - set(said))
-    if not only_said and not only_there:
-        return "the keys are the same, their order or number is not"
-    parts = [("only in the manifest", only_said), ("only in the tar", only_there)]
+def _difference(recorded: object, keys: list[str]) -> str:
+    if not isinstance(recorded, list) or not all(isinstance(key, str) for key in recorded):
+        return "the manifest's keys are not a list of names"
+    only_recorded, only_actual = sorted(set(recorded) - set(keys)), sorted(set(keys) - set(recorded))
+    if not only_recorded and not only_actual:
+        return "the keys are the same, but their order or number differs"
+    parts = [("only in the manifest", only_recorded), ("only in the tar", only_actual)]
     return "; ".join(f"{len(names)} {where} ({', '.join(names[:3])})" for where, names in parts if names)

@@ -1,4 +1,4 @@
-"""sam-data card: what it says is what the manifests and tables say, and nothing in a set can write into it."""
+"""sam-data card: it agrees with manifests and tables, and escapes all texts of the data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BY_HAND = Provenance(stage="assisted_manual", checkpoint="", annotator="p|1", co
 
 
 def write_set(folder: Path) -> Path:
-    """Two shards of two images each: in the first a mask an image, automatic, in the second one more, by hand."""
+    """Two shards of two images each: one automatic mask per image in the first, and one more drawn by hand in the second."""
     for shard in range(2):
         samples = []
         for index in (2 * shard, 2 * shard + 1):
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The set with its card, to look at."""
+    """The data set with its card."""
     return card(write_set(tmp_path_factory.mktemp("finished")))
 
 
@@ -55,18 +55,18 @@ def card(folder: Path, *options: str) -> Path:
     return folder
 
 
-def test_facts_are_those_of_all_shards(folder: Path) -> None:
+def test_summary_covers_all_shards(folder: Path) -> None:
     facts = read_dataset_facts(sorted(folder.glob("*.tar")))
     assert (facts.num_images, facts.num_masks) == (4, 6)
     assert facts.counts == {"nms": 10, "seconds": 3.0}
     assert facts.skipped == {"too_small": 2}
     assert facts.made_by == [{"stage": "a `b`", "checkpoint": "c"}], "equal ones once"
     names = {"stage": "fully_automatic", "annotator": "automatic", "checkpoint": "ab" * 32, "config": "0123"}
-    assert facts.makers[0] == MaskSource(**names, num_masks=4, num_prompts=4, seconds=0)
-    assert (facts.makers[1].num_masks, facts.makers[1].num_prompts, facts.makers[1].seconds) == (2, 6, 16)
+    assert facts.sources[0] == MaskSource(**names, num_masks=4, num_prompts=4, seconds=0)
+    assert (facts.sources[1].num_masks, facts.sources[1].num_prompts, facts.sources[1].seconds) == (2, 6, 16)
 
 
-def test_every_file_is_named_with_its_hash(finished: Path) -> None:
+def test_document_lists_every_file_with_its_hash(finished: Path) -> None:
     document = json.loads((finished / "croissant.json").read_text())
     files = {entry["@id"]: entry for entry in document["distribution"] if entry["@type"] == "cr:FileObject"}
     assert set(files) == {path.name for pattern in ("*.tar", "*.parquet") for path in finished.glob(pattern)}
@@ -76,7 +76,7 @@ def test_every_file_is_named_with_its_hash(finished: Path) -> None:
         assert entry["contentSize"] == f"{len(data)} B"
 
 
-def test_every_reference_of_the_document_is_there(finished: Path) -> None:
+def test_references_of_the_document_exist(finished: Path) -> None:
     document = json.loads((finished / "croissant.json").read_text())
     ids = [entry["@id"] for entry in document["distribution"]]
     assert len(set(ids)) == len(ids)
@@ -92,10 +92,10 @@ def test_every_reference_of_the_document_is_there(finished: Path) -> None:
     assert tuple(columns) == MASK_TABLE_COLUMNS
     assert (columns["stage"], columns["area"], columns["seconds"]) == ("sc:Text", "sc:Integer", "sc:Float")
     assert document["conformsTo"] == "http://mlcommons.org/croissant/1.0"
-    assert "license" not in document, "what nobody said is not there"
+    assert "license" not in document, "unknown values are omitted"
 
 
-def test_what_people_say_is_taken_over(folder: Path) -> None:
+def test_options_appear_in_card_and_document(folder: Path) -> None:
     said = ["--license", "CC0-1.0", "--creator", "Us", "--cite-as", "Us 2026", "--published", "2026-11-22", "--version", "2.1.0"]
     card(
         folder, *said, "--url", "https://example.org/set", "--files-at", "https://example.org/files/", "--description", "Leaves."
@@ -109,7 +109,7 @@ def test_what_people_say_is_taken_over(folder: Path) -> None:
         assert words in readme
 
 
-def test_the_card_tells_who_made_how_much(finished: Path) -> None:
+def test_card_lists_the_sources_of_the_masks(finished: Path) -> None:
     readme = (finished / "README.md").read_text()
     assert "| 4 | 6 | 1.5 | 0.00 | 2 |" in readme
     assert "| fully_automatic | automatic | 4 | 66.7 % | 1.0 | 0.0 | abababababab | 0123 |" in readme
@@ -117,10 +117,10 @@ def test_the_card_tells_who_made_how_much(finished: Path) -> None:
     assert "| too_small | 2 |" in readme
     assert "| nms | 10 |" in readme
     assert """- `{"checkpoint": "c", "stage": "a 'b'"}`""" in readme
-    assert "| licence | not stated: ask whoever gave you the set |" in readme
-    pictures = [line.partition("](")[2].rstrip(")") for line in readme.splitlines() if line.startswith("![")]
-    assert len(pictures) == 6
-    assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert "| licence | not stated: ask the provider of the data set |" in readme
+    figures = [line.partition("](")[2].rstrip(")") for line in readme.splitlines() if line.startswith("![")]
+    assert len(figures) == 6
+    assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in figures)
     assert json.loads((finished / "stats.json").read_text())["num_masks"] == 6
 
 
@@ -134,30 +134,30 @@ def test_the_card_tells_who_made_how_much(finished: Path) -> None:
         ("min_area", "min_area"),
     ],
 )
-def test_what_stands_in_shards_is_only_text(text: str, expected: str) -> None:
+def test_texts_from_shards_are_escaped(text: str, expected: str) -> None:
     assert cell(text) == expected
     assert "`" not in code(text)
     assert "\n" not in code(text)
 
 
-def test_a_set_that_is_not_finished_has_no_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_an_unfinished_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*options: str) -> str:
         with pytest.raises(SystemExit):
             card(folder, *options)
         assert not (folder / "README.md").exists()
         return capsys.readouterr().err
 
-    assert "--published is a date as 2026-11-22, got 'today'" in refused("--published", "today")
+    assert "--published is 'today', expected a date such as 2026-11-22" in refused("--published", "today")
     tar = folder / "sa_000001.tar"
     tar.write_bytes(tar.read_bytes() + b"x")
-    assert "bytes are not the manifest's" in refused()
+    assert "bytes, its manifest " in refused()
     mask_table_path(folder / "sa_000000.tar").unlink()
     assert "no table sa_000000.masks.parquet beside the shard" in refused()
     (folder / "sa_000000.manifest.json").unlink()
     assert "the shard is not complete" in refused()
 
 
-def test_a_set_without_masks_has_nothing_to_describe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_data_set_without_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shard(tmp_path / "sa_000000.tar", [make_sample(0, num_masks=0)])
     with pytest.raises(SystemExit):
         card(tmp_path)

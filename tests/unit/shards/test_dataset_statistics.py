@@ -1,4 +1,4 @@
-"""sam-data stats: what is drawn is what is in the shards, on a page that needs nothing else."""
+"""sam-data stats: its numbers are those of the shards, and its page needs no other file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shard_of(path: Path, masks: list[MaskRecord], *, height: int = 40, width: in
     return path
 
 
-def test_numbers_that_can_be_counted_by_hand(tmp_path: Path, mask_record: Callable[..., MaskRecord]) -> None:
+def test_statistics_of_a_set_counted_by_hand(tmp_path: Path, mask_record: Callable[..., MaskRecord]) -> None:
     square, ell = np.zeros((2, 40, 80), bool)
     square[10:20, 40:50] = True
     ell[0:20, 0:20] = True
@@ -65,13 +65,13 @@ def test_numbers_that_can_be_counted_by_hand(tmp_path: Path, mask_record: Callab
     }
 
 
-def test_bins_are_the_papers() -> None:
+def test_bins_of_the_paper() -> None:
     statistics = Statistics(num_images=9)
     statistics.masks_per_image.update({0: 1, 10: 1, 11: 1, 50: 1, 51: 1, 100: 1, 101: 1, 200: 1, 201: 1})
     assert list(images_by_mask_bin(statistics).values()) == [2, 2, 2, 2, 1]
 
 
-def test_the_page_opens_from_disk(tiny_shard: Path, tmp_path: Path) -> None:
+def test_page_loads_no_other_file(tiny_shard: Path, tmp_path: Path) -> None:
     assert stats(tmp_path / "out", tiny_shard, "--name", "A <set>") == 0
     page = (tmp_path / "out" / "stats.html").read_text()
     assert page.count("<svg role=") == len(FIGURES)
@@ -88,19 +88,19 @@ def test_the_page_opens_from_disk(tiny_shard: Path, tmp_path: Path) -> None:
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_shards_give_the_same_bytes(tiny_shard: Path) -> None:
+def test_figures_are_deterministic(tiny_shard: Path) -> None:
     first, second = ([(d.name, d.svg, d.png) for d in draw_all(measured(tiny_shard))] for _ in range(2))
     assert first == second
 
 
-def test_several_processes_count_the_same(tiny_shard: Path, tmp_path: Path) -> None:
+def test_several_processes_give_the_same_result(tiny_shard: Path, tmp_path: Path) -> None:
     shards = [write_members(tmp_path / f"{n}.tar", members_of(tiny_shard)) for n in range(3)]
     for workers in (1, 2):
         assert stats(tmp_path / str(workers), *shards, "--workers", workers) == 0
     assert (tmp_path / "1" / "stats.json").read_bytes() == (tmp_path / "2" / "stats.json").read_bytes()
 
 
-def test_what_is_broken_is_left_out_and_told(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_invalid_samples(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = [
         write_members(tmp_path / f"{number}.tar", DAMAGES[name][0](members_of(tiny_shard)))
         for number, name in enumerate(("no jpg", "not json", "rle counts"))
@@ -109,15 +109,15 @@ def test_what_is_broken_is_left_out_and_told(tiny_shard: Path, tmp_path: Path, c
     assert stats(tmp_path / "out", *shards, tmp_path / "3.tar") == 0
     left_out = json.loads((tmp_path / "out" / "stats.json").read_text())["left_out"]
     assert left_out == {
-        "damaged places in tars": 1,
-        "masks with a broken RLE": 1,
-        "samples whose record does not read": 1,
+        "damaged regions of tars": 1,
+        "masks with an invalid RLE": 1,
+        "samples with an invalid record": 1,
         "samples without JPEG, JSON or a valid name": 1,
     }
-    assert "left out: 1 masks with a broken RLE" in capsys.readouterr().out
-    assert "Left out: 1 masks with a broken RLE" in (tmp_path / "out" / "stats.html").read_text()
+    assert "excluded: 1 masks with an invalid RLE" in capsys.readouterr().out
+    assert "Excluded: 1 masks with an invalid RLE" in (tmp_path / "out" / "stats.html").read_text()
 
 
-def test_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_shards_without_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stats(tmp_path / "out", shard_of(tmp_path / "a.tar", [])) == 1
     assert "no mask in 1 shards and 1 images" in capsys.readouterr().err

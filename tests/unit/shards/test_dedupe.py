@@ -1,4 +1,4 @@
-"""sam-data dedupe and split: the same picture again is found, another one is not, and none is on both sides."""
+"""sam-data dedupe and split: duplicates are found, other images are not, and no duplicate is in two splits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Changed = Callable[[Image], bytes]
 
 
 def scene(seed: int, *, height: int = 120, width: int = 160) -> Image:
-    """Blobs upon blobs of random colours, the finer the fainter, as photographs are: HWC uint8 RGB."""
+    """Return random blobs whose contrast decreases with their size, as in photographs: HWC uint8 RGB."""
     random = np.random.default_rng(seed)
     octaves = [random.normal(0, 90 / 2**octave, (4 << octave, 5 << octave, 3)) for octave in range(5)]
     layers = [cv2.resize(octave, (width, height), interpolation=cv2.INTER_CUBIC) for octave in octaves]
@@ -59,7 +59,7 @@ def record(key: str, image: Image, image_id: int) -> tuple[ImageRecord, bytes]:
 
 
 def write(path: Path, seeds: dict[str, int], factor: float = 1) -> Path:
-    """A shard of the scenes with these seeds, by key; those of negative seeds are scaled to half."""
+    """Write a shard of the scenes with these seeds, by key; a negative seed scales its scene to half the size."""
     scenes = {key: scaled(scene(abs(seed)), 0.5 if seed < 0 else factor) for key, seed in seeds.items()}
     write_shard(path, [record(key, image, crc32(key.encode())) for key, image in scenes.items()])
     return path
@@ -78,14 +78,14 @@ def keys_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_picture_is_the_same(name: str) -> None:
+def test_changed_image_is_a_duplicate(name: str) -> None:
     for seed in range(12):
         image = scene(seed)
         assert hamming_distances(fingerprint(encode_jpeg(image)), fingerprint(CHANGES[name](image))) <= DEFAULT_THRESHOLD
 
 
 @pytest.mark.parametrize("threshold", [0, 15, 16, 31, 39, MAX_THRESHOLD])
-def test_all_near_pairs_and_no_others(threshold: int) -> None:
+def test_finds_exactly_the_close_pairs(threshold: int) -> None:
     random = np.random.default_rng(0)
     bits = random.integers(0, 2, (160, 256)).astype(np.uint8)
     for place in range(80, 160):  # copies with 0 to 79 bits flipped
@@ -99,7 +99,7 @@ def test_all_near_pairs_and_no_others(threshold: int) -> None:
     assert len(i) == len(expected)
 
 
-def test_thresholds_that_the_search_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_thresholds_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for threshold in (-1, MAX_THRESHOLD + 1):
         with pytest.raises(ValueError, match="threshold"):
             find_close_pairs(np.zeros((2, 4), np.uint64), threshold)
@@ -108,11 +108,11 @@ def test_thresholds_that_the_search_does_not_take(tmp_path: Path, capsys: pytest
 
 
 def chain(*flipped: int) -> list[np.ndarray]:
-    """Fingerprints that differ from all zeros in the first bits, so many of them."""
+    """Return fingerprints whose first bits are set, as many as given."""
     return [np.packbits(np.arange(256) < count).view(np.uint64) for count in flipped]
 
 
-def test_of_a_chain_each_is_near_one_that_stays() -> None:
+def test_each_image_of_a_chain_is_close_to_a_kept_one() -> None:
     near = DuplicateGroups.from_fingerprints(chain(0, 30, 60, 60, 200, 0), 31)
     assert near.representatives(0).tolist() == [0, 0, 2, 2, 4, 0]
     assert near.representatives(2).tolist() == [0, 1, 1, 1, 4, 0]
@@ -120,11 +120,11 @@ def test_of_a_chain_each_is_near_one_that_stays() -> None:
     assert DuplicateGroups.from_fingerprints([], 31).components().tolist() == []
 
 
-def test_groups_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_and_writes_groups_with_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = write(tmp_path / "in" / "a.tar", {"a": 1, "b": 2, "c": -1})
     second = write(tmp_path / "in" / "b.tar", {"d": 3, "e": 1})
     assert command("dedupe", tmp_path / "in", "--json", tmp_path / "found.json") == 1
-    assert "5 pictures: 2 duplicates" in capsys.readouterr().out
+    assert "5 images: 2 duplicates" in capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
     (group,) = found["groups"]
     assert group["kept"] == {"shard": str(first), "key": "a"}
@@ -134,7 +134,7 @@ def test_groups_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert command("dedupe", second) == 0
 
 
-def test_out_is_without_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_shards_without_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "in" / "a.tar", {"a": 1, "b": 2, "c": -1})
     write(tmp_path / "in" / "b.tar", {"d": 3, "e": 1})
     out = tmp_path / "out"
@@ -147,31 +147,31 @@ def test_out_is_without_them(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert command("dedupe", tmp_path / "in", "--out", out) == 0
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
     assert command("dedupe", tmp_path / "in", "--out", out, "--threshold", 3) == 1
-    assert "of another outcome" in capsys.readouterr().err
+    assert "with another result" in capsys.readouterr().err
     assert command("dedupe", tmp_path / "in", "--out", tmp_path / "in") == 1
 
 
-def test_leaks_into_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finds_images_of_the_other_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = write(tmp_path / "train" / "a.tar", {"a": 1, "b": 2, "c": 3, "d": -3})
     validation = write(tmp_path / "val" / "a.tar", {"x": -2, "y": 5, "z": -5})
     assert command("dedupe", train, "--against", validation) == 1
     shown = capsys.readouterr().out
-    assert "4 pictures: 1 duplicates, 1 in the other set" in shown
+    assert "4 images: 1 duplicates, 1 in the other set" in shown
     assert f"{train} b is also in the other set: {validation} x" in shown
     (leak,) = [item for item in find_duplicates([train], [validation], threshold=31).duplicates if item.leak]
-    assert (leak.place.key, leak.kept.key) == ("b", "x")
+    assert (leak.location.key, leak.kept.key) == ("b", "x")
     assert command("dedupe", train, "--against", validation, "--out", tmp_path / "out") == 0
     assert keys_in(tmp_path / "out") == ["a", "c"]
     assert command("dedupe", tmp_path / "out", "--against", validation) == 0
     assert command("dedupe", train, "--against", tmp_path / "train") == 1
-    assert "is not held against itself" in capsys.readouterr().err
+    assert "give two different sets" in capsys.readouterr().err
 
 
-def test_pictures_that_do_not_decode_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_images_that_do_not_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, jpeg = record("a", scene(1), 1)
     write_shard(tmp_path / "a.tar", [(whole, jpeg), (record("b", scene(2), 2)[0], b"no picture")])
     assert command("dedupe", tmp_path / "a.tar") == 0
-    assert "1 pictures do not decode" in capsys.readouterr().out
+    assert "1 images do not decode" in capsys.readouterr().out
     (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:900])
     assert command("dedupe", tmp_path / "b.tar") == 1
     assert "sam-data repair" in capsys.readouterr().err
@@ -181,7 +181,7 @@ def split(out: Path, *more: object, source: Path) -> int:
     return command("split", source, "--out", out, "--fractions", "train=0.5", "val=0.3", "test=0.2", *more)
 
 
-def test_split_by_key(tmp_path: Path) -> None:
+def test_split_depends_only_on_the_key(tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "a.tar", {f"image_{n}": n for n in range(40)})
     assert split(tmp_path / "out", "--images-per-shard", 7, source=source) == 0
     found = {name: keys_in(tmp_path / "out" / name) for name in ("train", "val", "test")}
@@ -197,7 +197,7 @@ def test_split_by_key(tmp_path: Path) -> None:
     }
 
 
-def test_a_second_run_of_split_finishes_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_split_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in" / "a.tar", {f"image_{n}": n for n in range(40)})
     split(tmp_path / "out", "--images-per-shard", 7, source=source)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
@@ -209,7 +209,7 @@ def test_a_second_run_of_split_finishes_the_first(tmp_path: Path, capsys: pytest
     assert "empty --out" in capsys.readouterr().err
 
 
-def test_near_duplicates_stay_together(tmp_path: Path) -> None:
+def test_split_keeps_near_duplicates_together(tmp_path: Path) -> None:
     seeds = {f"image_{n}": n % 20 * (1 if n < 20 else -1) for n in range(1, 40) if n != 20}
     source = write(tmp_path / "in" / "a.tar", seeds)
     split(tmp_path / "apart", source=source)
@@ -227,7 +227,7 @@ def test_near_duplicates_stay_together(tmp_path: Path) -> None:
     ("fractions", "message"),
     [
         (["train=0.5"], "add up to 0.5"),
-        (["train=0.5", "train=0.5"], "each name once"),
+        (["train=0.5", "train=0.5"], "unique names"),
         (["train"], "expected NAME=FRACTION"),
         (["train=x", "val=1"], "expected NAME=FRACTION"),
         (["../up=0.5", "val=0.5"], "expected NAME=FRACTION"),
@@ -236,25 +236,27 @@ def test_near_duplicates_stay_together(tmp_path: Path) -> None:
         (["train=0.999999999", "val=0.000000001"], "no image fell into val"),
     ],
 )
-def test_fractions_that_are_none(tmp_path: Path, fractions: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_invalid_fractions(
+    tmp_path: Path, fractions: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write(tmp_path / "in" / "a.tar", {"a": 1})
     assert command("split", source, "--out", tmp_path / "out", "--fractions", *fractions) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_split_refuses_keys_that_come_twice_and_its_own_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_split_rejects_repeated_keys_and_its_own_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "train" / "a.tar", {"a": 1})
     write(tmp_path / "train" / "b.tar", {"a": 2})
     assert split(tmp_path / "out", source=tmp_path / "train") == 1
-    assert "keys come twice" in capsys.readouterr().err
+    assert "keys occur more than once" in capsys.readouterr().err
     assert split(tmp_path, source=tmp_path / "train") == 1
-    assert "name another --out" in capsys.readouterr().err
+    assert "give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pattern", ["nuclei/images/*.png", "coco128_seg/images/*.jpg", "bsds500/images/*/*.jpg"])
-def test_real_pictures(shared_dir: Path, pattern: str) -> None:
-    """No two of different content are called one, and none is lost by resizing and recompression."""
+def test_real_images_have_no_false_duplicates(shared_dir: Path, pattern: str) -> None:
+    """Different images are no duplicates, and resized or recompressed ones are."""
     paths = sorted((shared_dir / "data").glob(pattern))
     assert len(paths) > 50
     images = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths[:: max(1, len(paths) // 60)]]

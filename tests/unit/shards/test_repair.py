@@ -1,4 +1,4 @@
-"""sam-data repair: what it writes is clean, holds what could be kept, and says what could not."""
+"""sam-data repair: its shards are valid, keep all valid samples, and count the others."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def samples_of(shard: Path) -> dict[str, Sample]:
     return {sample.record.key: sample for sample in iterate_samples([shard])}
 
 
-def test_every_damage_is_looked_at() -> None:
+def test_every_corruption_has_a_test() -> None:
     assert KEPT.keys() == DAMAGES.keys()
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_can_be_kept_is_kept(tiny_shard: Path, tmp_path: Path, name: str, tiny_samples: Samples) -> None:
+def test_keeps_what_can_be_repaired(tiny_shard: Path, tmp_path: Path, name: str, tiny_samples: Samples) -> None:
     broken = write_members(tmp_path / "broken" / "a.tar", DAMAGES[name][0](members_of(tiny_shard)))
     before = broken.read_bytes()
     mended = repair(tmp_path / "out", broken)
@@ -69,8 +69,8 @@ def test_what_can_be_kept_is_kept(tiny_shard: Path, tmp_path: Path, name: str, t
         assert {key: sample.record for key, sample in samples.items()} == {record.key: record for record, _ in tiny_samples}
 
 
-def test_all_damages_at_once(tiny_shard: Path, tmp_path: Path) -> None:
-    """A shard each, all with the same keys: of each key the first that can be kept stays."""
+def test_repairs_all_corruptions_at_once(tiny_shard: Path, tmp_path: Path) -> None:
+    """One shard per corruption, all with the same keys: the first valid sample of each key is kept."""
     shards = [
         write_members(tmp_path / "broken" / f"{number}.tar", damage(members_of(tiny_shard)))
         for number, (damage, _) in enumerate(DAMAGES.values())
@@ -84,7 +84,7 @@ def test_all_damages_at_once(tiny_shard: Path, tmp_path: Path) -> None:
     assert reasons["duplicate_key"] > 2 * len(shards)
 
 
-def test_a_cut_tar_keeps_what_is_before_the_cut(tiny_shard: Path, tmp_path: Path, tiny_samples: Samples) -> None:
+def test_keeps_the_samples_before_a_truncation(tiny_shard: Path, tmp_path: Path, tiny_samples: Samples) -> None:
     data = tiny_shard.read_bytes()
     cut = tmp_path / "broken" / tiny_shard.name
     cut.parent.mkdir()
@@ -98,7 +98,7 @@ def test_a_cut_tar_keeps_what_is_before_the_cut(tiny_shard: Path, tmp_path: Path
     assert (found.counts, found.skipped) == ({"repair_tears": 1}, {"sa_000002": "lost"})
 
 
-def test_behind_a_damaged_header_it_goes_on(tiny_shard: Path, tmp_path: Path) -> None:
+def test_resumes_after_a_damaged_header(tiny_shard: Path, tmp_path: Path) -> None:
     data = bytearray(tiny_shard.read_bytes())
     at = data.index(b"sa_000001.jpg")
     data[at : at + 512] = b"\x07" * 512
@@ -108,11 +108,11 @@ def test_behind_a_damaged_header_it_goes_on(tiny_shard: Path, tmp_path: Path) ->
     assert load_manifest(mended).skipped == {"sa_000001": "missing_jpg"}
 
 
-def test_a_whole_shard_stays_byte_for_byte(tiny_shard: Path, tmp_path: Path) -> None:
+def test_valid_shard_keeps_its_bytes(tiny_shard: Path, tmp_path: Path) -> None:
     assert repair(tmp_path / "out", tiny_shard).read_bytes() == tiny_shard.read_bytes()
 
 
-def test_what_the_old_manifest_counted_stays(tmp_path: Path, tiny_samples: Samples) -> None:
+def test_keeps_the_counts_of_the_old_manifest(tmp_path: Path, tiny_samples: Samples) -> None:
     source = tmp_path / "in" / "a.tar"
     write_shard(source, tiny_samples, skipped={"x": "unreadable"}, counts={"clicks": 3.0}, provenance={"stage": "import"})
     manifest = load_manifest(repair(tmp_path / "out", source))
@@ -120,7 +120,7 @@ def test_what_the_old_manifest_counted_stays(tmp_path: Path, tiny_samples: Sampl
     assert manifest.provenance["source_provenance"] == {"stage": "import"}
 
 
-def test_of_two_masks_with_one_id_the_same_mask_goes(tiny_shard: Path, tmp_path: Path) -> None:
+def test_drops_the_repeated_one_of_two_masks_with_the_same_id(tiny_shard: Path, tmp_path: Path) -> None:
     def twice(document: dict[str, Any]) -> None:
         document["annotations"].append(document["annotations"][0])
 
@@ -129,21 +129,21 @@ def test_of_two_masks_with_one_id_the_same_mask_goes(tiny_shard: Path, tmp_path:
     assert (manifest.num_masks, manifest.counts) == (3, {"repair_mask_dropped_duplicate": 1})
 
 
-def test_of_two_members_the_one_that_reads(tiny_shard: Path, tmp_path: Path, tiny_samples: Samples) -> None:
+def test_uses_the_valid_one_of_two_members(tiny_shard: Path, tmp_path: Path, tiny_samples: Samples) -> None:
     members: Members = members_of(tiny_shard)
     broken = write_members(tmp_path / "a.tar", [*members, (members[0][0], b"cut"), (members[1][0], b"{")])
     sample = samples_of(repair(tmp_path / "out", broken))["sa_000000"]
     assert (sample.record, sample.jpeg) == tiny_samples[0]
 
 
-def test_a_picture_of_another_size_than_all_its_masks_goes(tmp_path: Path, tiny_samples: Samples) -> None:
+def test_drops_an_image_of_another_size_than_all_its_masks(tmp_path: Path, tiny_samples: Samples) -> None:
     (record, _), (_, other) = tiny_samples[:2]
     broken = write_members(tmp_path / "a.tar", [(f"{record.key}.jpg", other), (f"{record.key}.json", record.to_json())])
     manifest = load_manifest(repair(tmp_path / "out", broken))
     assert (manifest.keys, manifest.skipped) == ([], {record.key: "wrong_size"})
 
 
-def test_never_in_place(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_the_folder_of_the_old_shards(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     linked = tmp_path / "linked" / tiny_shard.name
     linked.parent.mkdir()
     linked.hardlink_to(tiny_shard)
@@ -154,10 +154,10 @@ def test_never_in_place(tiny_shard: Path, tmp_path: Path, capsys: pytest.Capture
     other = write_members(tmp_path / "other" / tiny_shard.name, members_of(tiny_shard))
     with pytest.raises(SystemExit):
         repair(tmp_path / "out", tiny_shard, other)
-    assert "have one name" in capsys.readouterr().err
+    assert "have the same file name" in capsys.readouterr().err
 
 
-def test_a_second_run_keeps_what_is_done(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_run_keeps_finished_shards(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = [write_members(tmp_path / "in" / f"{n}.tar", members_of(tiny_shard)[2 * n :]) for n in range(2)]
     repair(tmp_path / "out", *shards)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -168,7 +168,7 @@ def test_a_second_run_keeps_what_is_done(tiny_shard: Path, tmp_path: Path, capsy
     write_members(shards[0], members_of(tiny_shard)[:2])
     with pytest.raises(SystemExit):
         repair(tmp_path / "out", *shards)
-    assert "of another source" in capsys.readouterr().err
+    assert "from another source" in capsys.readouterr().err
 
 
 def taken(tmp_path: Path, *lines: str) -> str:
@@ -178,7 +178,7 @@ def taken(tmp_path: Path, *lines: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["1", "sa_000001", "sa_000001  # by letter of 3 May"])
-def test_what_is_taken_down_goes(
+def test_drops_images_that_were_taken_down(
     tiny_shard: Path, tmp_path: Path, tiny_samples: Samples, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -190,26 +190,22 @@ def test_what_is_taken_down_goes(
     manifest = load_manifest(target)
     assert (manifest.skipped, manifest.provenance["drop_ids_sha256"][:1].isalnum()) == ({"sa_000001": "taken_down"}, True)
     assert validate([target])[0] == []
-    assert "images taken down: 1; " in (told := capsys.readouterr().out)
-    assert told.rstrip().endswith("ids.txt names 2")
+    assert "images taken down: 1; " in (printed := capsys.readouterr().out)
+    assert printed.rstrip().endswith("ids.txt names 2")
     assert b"sa_000001." not in target.read_bytes()
 
 
-def test_another_list_into_the_same_folder_is_refused(
-    tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rejects_another_list_for_the_same_folder(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["repair", str(tiny_shard), "--out", str(tmp_path / "out")]
     main([*arguments, "--drop-ids", taken(tmp_path, "1")])
     main([*arguments, "--drop-ids", taken(tmp_path, "1")])
     for other in ([], ["--drop-ids", taken(tmp_path, "1", "2")]):
         with pytest.raises(SystemExit):
             main([*arguments, *other])
-        assert "of another source or list" in capsys.readouterr().err
+        assert "from another source or list" in capsys.readouterr().err
 
 
-def test_a_list_that_cannot_be_read_is_refused_before_anything_is_written(
-    tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rejects_an_unreadable_list_before_writing(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path, expected in (
         (taken(tmp_path, "1", "a/b.jpg"), "line 2: 'a/b.jpg' is neither an image id nor a key"),
         ("none.txt", "cannot be read"),
@@ -220,8 +216,8 @@ def test_a_list_that_cannot_be_read_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_covered_is_told_of_the_pictures_that_stay(tmp_path: Path) -> None:
-    """With the ids that they have in the new shards; a torn line is counted."""
+def test_copies_the_privacy_audit_of_kept_images(tmp_path: Path) -> None:
+    """The audit has the ids of the new shards; an invalid line is counted."""
     samples = [make_sample(index) for index in range(2)]
     write_shard(tmp_path / "old" / "sa_000000.tar", samples)
     lines = [{"key": record.key, "image_id": 99, "kind": "faces"} for record, _ in samples]

@@ -1,4 +1,4 @@
-"""What is measured on an RLE is what is measured on its pixels, and both accept the same strings."""
+"""Measures of an RLE equal those of its pixels, and both decoders accept the same strings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam_train.shards.maintenance.rle_geometry import rle_runs, rle_to_column_ru
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_measures_are_those_of_the_pixels(seed: int) -> None:
+def test_measures_equal_those_of_the_pixels(seed: int) -> None:
     random = np.random.default_rng(seed)
     height, width = random.integers(1, 40, 2).tolist()
     mask = random.random((height, width)) < random.choice([0.02, 0.5, 0.98])
@@ -29,7 +29,7 @@ def test_measures_are_those_of_the_pixels(seed: int) -> None:
 
 
 @pytest.mark.parametrize("value", [False, True])
-def test_empty_and_full(value: bool) -> None:
+def test_empty_and_full_masks(value: bool) -> None:
     segments = rle_to_column_runs(encode_rle(np.full((5, 7), value)), height=5, width=7)
     assert (segments.area(), segments.hull_area()) == (35 * value, 35.0 * value)
     assert segments.box_xywh() == ([0, 0, 7, 5] if value else [0, 0, 0, 0])
@@ -37,15 +37,15 @@ def test_empty_and_full(value: bool) -> None:
 
 @settings(max_examples=1500, deadline=None)
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12))
-def test_the_same_strings_are_runs(counts: str) -> None:
+def test_accepts_the_same_strings_as_decode_rle(counts: str) -> None:
     runs = rle_runs(counts)
     assert (-1 if runs is None else runs.sum()) == rle_total_pixels(counts)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=14))
-def test_runs_of_no_pixels_count_for_nothing(runs: list[int]) -> None:
-    """Which no encoder writes, and pycocotools' own toBbox gets wrong."""
+def test_ignores_runs_of_zero_pixels(runs: list[int]) -> None:
+    """No encoder writes such runs, and toBbox of pycocotools handles them incorrectly."""
     from pycocotools import mask as coco_mask
 
     pixels = sum(runs)
@@ -59,7 +59,7 @@ def test_runs_of_no_pixels_count_for_nothing(runs: list[int]) -> None:
 
 
 @pytest.mark.parametrize("counts", ["", "0", "~", "ä", "\ud800", "00000000000", "1" * 99, "oooooooo0"])
-def test_what_is_no_rle_of_the_size(counts: str) -> None:
+def test_rejects_an_rle_of_another_size(counts: str) -> None:
     with pytest.raises(ShardError, match="RLE") as caught:
         rle_to_column_runs({"size": [3, 4], "counts": counts}, height=3, width=4, field="here")
     assert caught.value.field == "here.counts"

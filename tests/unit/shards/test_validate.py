@@ -1,4 +1,4 @@
-"""sam-data validate: every damage has its reason, and nothing that is right has one."""
+"""sam-data validate: every corruption has its reason, and valid shards have no findings."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def command(*arguments: object) -> int:
     return 0
 
 
-def test_a_whole_shard_is_clean(tiny_shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_shard_has_no_findings(tiny_shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert validate([tiny_shard]) == ([], 3, 3)
     assert command(tiny_shard) == 0
-    assert "1 shards, 3 samples, 3 masks: nothing is wrong" in capsys.readouterr().out
+    assert "1 shards, 3 samples, 3 masks: no errors" in capsys.readouterr().out
 
 
-def test_released_tars_are_clean_with_a_note(tiny_shard: Path, tmp_path: Path) -> None:
-    """./ before the names, no manifest, boxes one less in width and height, files that are none of ours."""
+def test_released_tars_have_only_a_note(tiny_shard: Path, tmp_path: Path) -> None:
+    """They have ./ before the names, no manifest, boxes one pixel less in width and height, and foreign files."""
 
     def as_released(document: dict[str, Any]) -> None:
         for mask in document["annotations"]:
@@ -58,7 +58,7 @@ def test_released_tars_are_clean_with_a_note(tiny_shard: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_each_damage_has_its_reason(tiny_shard: Path, tmp_path: Path, name: str) -> None:
+def test_each_corruption_has_its_reason(tiny_shard: Path, tmp_path: Path, name: str) -> None:
     damage, expected = DAMAGES[name]
     shard = write_members(tmp_path / "broken" / "a.tar", damage(members_of(tiny_shard)))
     findings, num_samples, _ = validate([shard])
@@ -76,7 +76,7 @@ def test_findings_name_key_and_field(tiny_shard: Path, tmp_path: Path) -> None:
     assert "area 3" in finding.message
 
 
-def test_a_cut_tar_is_read_up_to_the_cut(tiny_shard: Path, tmp_path: Path) -> None:
+def test_truncated_tar_is_read_up_to_the_end(tiny_shard: Path, tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     data = tiny_shard.read_bytes()
     shard.write_bytes(data[: len(data) // 2])
@@ -85,7 +85,7 @@ def test_a_cut_tar_is_read_up_to_the_cut(tiny_shard: Path, tmp_path: Path) -> No
     assert {"torn_tar"} <= {item.reason for item in findings} <= {"torn_tar", "missing_json", "no_manifest"}
 
 
-def test_a_damaged_header_costs_what_it_heads(tiny_shard: Path, tmp_path: Path) -> None:
+def test_damaged_header_loses_only_its_member(tiny_shard: Path, tmp_path: Path) -> None:
     data = bytearray(tiny_shard.read_bytes())
     at = data.index(b"sa_000001.jpg")
     data[at : at + 512] = b"\x07" * 512
@@ -96,16 +96,16 @@ def test_a_damaged_header_costs_what_it_heads(tiny_shard: Path, tmp_path: Path) 
     assert {item.reason for item in findings} == {"torn_tar", "missing_jpg", "no_manifest"}
     (damage,) = [item for item in findings if item.reason == "torn_tar"]
     assert f"at byte {at}" in damage.message
-    assert "go on at byte" in damage.message
+    assert "the next member begins at byte" in damage.message
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar", bytes(400), b"\x1f\x8b" + bytes(600)])
-def test_what_is_no_tar(tmp_path: Path, data: bytes) -> None:
+def test_reports_a_file_that_is_not_a_tar(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(data)
     assert reasons(tmp_path / "a.tar") == {"torn_tar"}
 
 
-def test_the_manifest_is_held_to_the_tar(tiny_shard: Path, tiny_samples: Samples) -> None:
+def test_compares_the_manifest_with_the_tar(tiny_shard: Path, tiny_samples: Samples) -> None:
     manifest = tiny_shard.with_name("sa_000000.manifest.json")
     document = json.loads(manifest.read_text())
     changes: dict[str, Any] = {"shard": "b.tar", "bytes": 1, "sha256": "0" * 64, "keys": ["x"], "num_masks": 9}

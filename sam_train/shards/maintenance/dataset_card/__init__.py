@@ -1,1 +1,1 @@
-"""`sam-data card`: a finished set in words, numbers and figures (README.md) and for machines (croissant.json)."""
+"""`sam-data card`: a description of a finished data set with numbers and figures, README.md, and croissant.json for programs."""

@@ -1,4 +1,4 @@
-"""`sam-data card SHARDS... --out DIR --name NAME`: README.md, croissant.json and the figures of a finished set."""
+"""`sam-data card SHARDS... --out DIR --name NAME`: README.md, croissant.json and figures of a finished data set."""
 
 from __future__ import annotations
 
@@ -22,55 +22,56 @@ from sam_train.shards.reader import expand_shards
 if TYPE_CHECKING:
     from sam_train.shards.options import Commands
 
-_WORDS = {
-    "description": "a sentence or more on what the set is",
-    "license": "its licence: an SPDX name or an address",
-    "url": "where the set is told of",
-    "creator": "who made it",
-    "cite-as": "how to cite it",
-    "version": "of the set (default 1.0.0)",
-    "published": "the date, as 2026-11-22",
+_TEXT_OPTIONS = {
+    "description": "description of the data set, a sentence or more",
+    "license": "its licence: an SPDX identifier or a URL",
+    "url": "web page of the data set",
+    "creator": "creator of the data set",
+    "cite-as": "citation",
+    "version": "version of the data set (default 1.0.0)",
+    "published": "date of publication, such as 2026-11-22",
 }
 
 
 def add_card(commands: Commands) -> None:
-    """The command and its options."""
-    about = "describe a finished set: DIR/README.md, DIR/croissant.json (JSON-LD), figures and their numbers"
+    """Add the command `card` and its options."""
+    about = "describe a finished data set: DIR/README.md, DIR/croissant.json (JSON-LD), figures and their numbers"
     parser = commands.add_parser("card", help=about, description=about)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, best that of the shards")
-    parser.add_argument("--name", required=True, metavar="TEXT", help="what the set is called")
-    for word, what in _WORDS.items():
-        parser.add_argument(f"--{word}", default="1.0.0" if word == "version" else "", metavar="TEXT", help=what)
-    parser.add_argument("--files-at", default="", metavar="URL", help="where the files will lie; without it paths from DIR")
+    parser.add_argument("--name", required=True, metavar="TEXT", help="name of the data set")
+    for option, meaning in _TEXT_OPTIONS.items():
+        default = "1.0.0" if option == "version" else ""
+        parser.add_argument(f"--{option}", default=default, metavar="TEXT", help=meaning)
+    parser.add_argument("--files-at", default="", metavar="URL", help="URL of the folder with the files; default: paths from DIR")
     add_workers(parser)
     parser.set_defaults(run=run_card)
 
 
 def run_card(arguments: argparse.Namespace) -> None:
-    """Write the card that the parsed command asks for. Raises ConfigError; ShardError for a set that is not finished."""
+    """Write the card for the parsed options. Raises ConfigError; ShardError for a data set that is not finished."""
     from sam_train.shards.maintenance.dataset_card.readme import (
         readme,  # matplotlib and jinja2: the other commands start without them
     )
     from sam_train.shards.maintenance.statistics.figures import draw_all
 
     if arguments.published and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", arguments.published):
-        raise ConfigError(f"--published is a date as 2026-11-22, got {arguments.published!r}")
-    words = {word.replace("-", "_"): getattr(arguments, word.replace("-", "_")) for word in _WORDS}
-    title = DatasetDescription(name=arguments.name, **words)
+        raise ConfigError(f"--published is {arguments.published!r}, expected a date such as 2026-11-22")
+    names = [option.replace("-", "_") for option in _TEXT_OPTIONS]
+    description = DatasetDescription(name=arguments.name, **{name: getattr(arguments, name) for name in names})
     shards = expand_shards(arguments.shards)
-    facts, whole = read_dataset_facts(shards), Statistics()
+    facts, statistics = read_dataset_facts(shards), Statistics()
     if not facts.num_masks:
         raise ShardError(f"no mask in {len(shards)} shards: there is nothing to describe")
     for _, part in map_shards(measure_shard, shards, workers=arguments.workers, what="measuring"):
-        whole.add(part)
-    drawings = draw_all(whole)
+        statistics.add(part)
+    drawings = draw_all(statistics)
     for drawing in drawings:
         atomic_write_bytes(arguments.out / f"{drawing.name}.png", drawing.png)
-    atomic_write_bytes(arguments.out / "stats.json", _json(as_document(whole)))
-    atomic_write_bytes(arguments.out / "README.md", readme(title, facts, whole, drawings).encode())
+    atomic_write_bytes(arguments.out / "stats.json", _json(as_document(statistics)))
+    atomic_write_bytes(arguments.out / "README.md", readme(description, facts, statistics, drawings).encode())
     address_of = partial(_address, out=arguments.out, files_at=arguments.files_at)
-    atomic_write_bytes(arguments.out / "croissant.json", _json(croissant(title, facts, address_of)))
+    atomic_write_bytes(arguments.out / "croissant.json", _json(croissant(description, facts, address_of)))
     print(f"{facts.num_images} images, {facts.num_masks} masks: {arguments.out / 'README.md'}, croissant.json")
 
 

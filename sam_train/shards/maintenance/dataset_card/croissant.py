@@ -1,4 +1,4 @@
-"""The set as Croissant 1.0 JSON-LD (mlcommons.org/croissant/1.0): its files with their hashes, its images, its table of masks."""
+"""The data set as Croissant 1.0 JSON-LD (mlcommons.org/croissant/1.0): files with hashes, images, and the table of masks."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ CONTEXT = {
 
 MEANINGS = {
     "image_key": "name of the image's members in the tar, without extension",
-    "image_id": "number of the image",
-    "mask_id": "number of the mask",
-    "width": "of the image, pixels",
-    "height": "of the image, pixels",
-    "area": "pixels of the mask",
-    "box_x": "left edge of the mask, pixels",
-    "box_y": "upper edge of the mask, pixels",
-    "box_width": "pixels",
-    "box_height": "pixels",
-    "predicted_iou": "the model's own estimate of the mask's IoU",
-    "stability_score": "IoU of the mask cut at a higher and at a lower threshold",
-    "stage": "of the engine, or import",
-    "checkpoint": "SHA-256 of the model that helped",
-    "annotator": "who or what made the mask",
-    "config": "hash of the config that made it",
-    "num_prompts": "points given for the mask",
-    "seconds": "spent on the mask",
+    "image_id": "id of the image",
+    "mask_id": "id of the mask",
+    "width": "width of the image in pixels",
+    "height": "height of the image in pixels",
+    "area": "number of pixels of the mask",
+    "box_x": "left edge of the mask's box in pixels",
+    "box_y": "upper edge of the mask's box in pixels",
+    "box_width": "width of the mask's box in pixels",
+    "box_height": "height of the mask's box in pixels",
+    "predicted_iou": "IoU of the mask as predicted by the model",
+    "stability_score": "IoU between the masks at a higher and at a lower threshold of the logits",
+    "stage": "stage of the data engine, or import",
+    "checkpoint": "SHA-256 of the checkpoint that was used",
+    "annotator": "annotator, a person or a program",
+    "config": "hash of the config that was used",
+    "num_prompts": "number of point prompts for the mask",
+    "seconds": "annotation time of the mask in seconds",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetDescription:
-    """What only people know of a set; empty is unknown."""
+    """Description of a data set by its creators; an empty text is unknown."""
 
     name: str
     description: str = ""
@@ -64,23 +64,29 @@ class DatasetDescription:
     cite_as: str = ""
     version: str = "1.0.0"
     published: str = ""
-    """Date, as 2026-11-22."""
+    """Date of publication, such as 2026-11-22."""
 
 
-def croissant(title: DatasetDescription, facts: DatasetFacts, address_of: Callable[[File], str]) -> dict[str, Any]:
-    """The document. `address_of` gives a file's URL, or its path from the document."""
-    known = {"license": title.license, "url": title.url, "citeAs": title.cite_as, "datePublished": title.published}
-    creator = {"creator": {"@type": "sc:Organization", "name": title.creator}} if title.creator else {}
+def croissant(description: DatasetDescription, facts: DatasetFacts, address_of: Callable[[File], str]) -> dict[str, Any]:
+    """Return the document. `address_of` returns the URL of a file, or its path relative to the document."""
+    optional = {
+        "license": description.license,
+        "url": description.url,
+        "citeAs": description.cite_as,
+        "datePublished": description.published,
+    }
+    creator = {"creator": {"@type": "sc:Organization", "name": description.creator}} if description.creator else {}
     tars = [_file(file, address_of(file), "application/x-tar") for file in facts.shards]
     tables = [_file(file, address_of(file), "application/x-parquet") for file in facts.tables]
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": title.name,
-        "description": title.description or f"{facts.num_images} images with {facts.num_masks} masks, as SA-1B has them.",
-        "version": title.version,
-        **{key: value for key, value in known.items() if value},
+        "name": description.name,
+        "description": description.description
+        or f"{facts.num_images} images with {facts.num_masks} masks, in the format of SA-1B.",
+        "version": description.version,
+        **{key: value for key, value in optional.items() if value},
         **creator,
         "distribution": [
             *tars,
@@ -106,25 +112,25 @@ def _file(file: File, address: str, kind: str) -> dict[str, Any]:
 
 
 def _files(name: str, kind: str, pattern: str, archives: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """Members of the archives; without any, files beside the document."""
+    """Describe members of the archives, or files beside the document if there are none."""
     contained = {"containedIn": [{"@id": archive["@id"]} for archive in archives]} if archives else {}
     return {"@type": "cr:FileSet", "@id": name, "name": name, **contained, "encodingFormat": kind, "includes": pattern}
 
 
 def _images() -> dict[str, Any]:
-    """Each image by its name, with its pixels; its masks are in the record of that name."""
+    """Describe the images: key and pixels. The masks of an image are in the record with the same key."""
     name = {"extract": {"fileProperty": "filename"}, "transform": {"regex": "^(?:.*/)?([^/.]+)\\.jpg$"}}
     return {
         "@type": "cr:RecordSet",
         "@id": "image",
         "name": "image",
-        "description": "The pictures. KEY.jpg and KEY.json lie side by side in a tar; the JSON has the masks as COCO RLE.",
+        "description": "The images. KEY.jpg and KEY.json are adjacent members of a tar; the JSON has the masks as COCO RLE.",
         "key": {"@id": "image/key"},
         "field": [
             _field("image/key", "KEY of the two members", "sc:Text", {"fileSet": {"@id": "images"}, **name}),
             _field(
                 "image/content",
-                "the picture",
+                "the image",
                 "sc:ImageObject",
                 {"fileSet": {"@id": "images"}, "extract": {"fileProperty": "content"}},
             ),
@@ -137,7 +143,7 @@ def _masks(columns: Mapping[str, str]) -> dict[str, Any]:
         "@type": "cr:RecordSet",
         "@id": "mask",
         "name": "mask",
-        "description": "A row a mask: numbers of it and where it comes from. Its pixels are in the record of its image.",
+        "description": "One row per mask with its measures and provenance. Its pixels are in the record of its image.",
         "field": [
             _field(f"mask/{name}", MEANINGS.get(name, name), kind, {"fileSet": {"@id": "tables"}, "extract": {"column": name}})
             for name, kind in columns.items()

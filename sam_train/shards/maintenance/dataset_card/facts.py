@@ -1,4 +1,4 @@
-"""What the manifests and tables of a finished set say of it."""
+"""Summary of a finished data set, read from its manifests and tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam_train.shards.mask_table import mask_table_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A file of the set."""
+    """A file of the data set."""
 
     path: Path
     bytes: int
@@ -25,7 +25,7 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskSource:
-    """Who made masks: one line for each stage, annotator, checkpoint and config that occurs."""
+    """Masks with the same stage, annotator, checkpoint and config."""
 
     stage: str
     annotator: str
@@ -38,42 +38,41 @@ class MaskSource:
 
 @dataclass(slots=True, kw_only=True)
 class DatasetFacts:
-    """Of all shards together."""
+    """Summary over all shards."""
 
     shards: list[File] = field(default_factory=list)
     tables: list[File] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
-    """Of the tables: name -> schema.org's type."""
+    """Columns of the tables: name -> type of schema.org."""
     num_images: int = 0
     num_masks: int = 0
-    makers: list[MaskSource] = field(default_factory=list)
-    """Most masks first."""
+    sources: list[MaskSource] = field(default_factory=list)
+    """Sources of the masks, those with most masks first."""
     counts: Counter[str] = field(default_factory=Counter)
-    """What the makers counted, such as masks dropped by reason."""
+    """Counts of the manifests, such as masks dropped by reason."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Why inputs are not in the set."""
+    """Number of inputs that are not in the data set, by reason."""
     made_by: list[dict[str, Any]] = field(default_factory=list)
-    """Each provenance that a manifest has, once."""
+    """The different provenances in the manifests."""
 
 
 def read_dataset_facts(shards: Sequence[Path]) -> DatasetFacts:
-    """From manifests and tables; of the tars only their sizes are looked at.
+    """Read manifests and tables; of the tars only the sizes are checked.
 
-    Raises ShardError for a shard without manifest or table (it is not finished), or of another size than its manifest says.
+    Raises ShardError for a shard without manifest or table, which is not finished, or of another size than in its manifest.
     """
     facts = DatasetFacts()
-    makers: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0, 0, 0.0])
+    sources: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0, 0, 0.0])
     for shard in shards:
         manifest = load_manifest(shard)
         if shard.stat().st_size != manifest.bytes:
             raise ShardError(
-                f"{shard.stat().st_size} bytes are not the manifest's {manifest.bytes}: see sam-data validate", shard=str(shard)
+                f"the shard has {shard.stat().st_size} bytes, its manifest {manifest.bytes}: run sam-data validate",
+                shard=str(shard),
             )
         table = mask_table_path(shard)
         if not table.is_file():
-            raise ShardError(
-                f"no table {table.name} beside the shard: sam-data repair writes shards with theirs", shard=str(shard)
-            )
+            raise ShardError(f"there is no table {table.name} beside the shard: sam-data repair writes one", shard=str(shard))
         facts.shards.append(File(path=shard, bytes=manifest.bytes, sha256=manifest.sha256))
         facts.tables.append(File(path=table, bytes=table.stat().st_size, sha256=file_sha256(table)))
         facts.num_images += len(manifest.keys)
@@ -83,29 +82,29 @@ def read_dataset_facts(shards: Sequence[Path]) -> DatasetFacts:
         if manifest.provenance and manifest.provenance not in facts.made_by:
             facts.made_by.append(manifest.provenance)
         facts.columns = facts.columns or _columns(table)
-        _count_makers(table, makers)
-    facts.makers = [
+        _count_sources(table, sources)
+    facts.sources = [
         MaskSource(
             **dict(zip(("stage", "annotator", "checkpoint", "config"), names, strict=True)),
             num_masks=int(masks),
             num_prompts=int(prompts),
             seconds=seconds,
         )
-        for names, (masks, prompts, seconds) in sorted(makers.items(), key=lambda item: (-item[1][0], item[0]))
+        for names, (masks, prompts, seconds) in sorted(sources.items(), key=lambda item: (-item[1][0], item[0]))
     ]
     return facts
 
 
-def _count_makers(table: Path, makers: dict[tuple[str, ...], list[float]]) -> None:
+def _count_sources(table: Path, sources: dict[tuple[str, ...], list[float]]) -> None:
     from pyarrow import parquet
 
     names = ["stage", "annotator", "checkpoint", "config"]
     grouped = parquet.read_table(table, columns=[*names, "num_prompts", "seconds"]).group_by(names)
     for row in grouped.aggregate([("num_prompts", "count"), ("num_prompts", "sum"), ("seconds", "sum")]).to_pylist():
-        maker = makers[tuple(row[name] for name in names)]
-        maker[0] += row["num_prompts_count"]
-        maker[1] += row["num_prompts_sum"]
-        maker[2] += row["seconds_sum"]
+        source = sources[tuple(row[name] for name in names)]
+        source[0] += row["num_prompts_count"]
+        source[1] += row["num_prompts_sum"]
+        source[2] += row["seconds_sum"]
 
 
 def _columns(table: Path) -> dict[str, str]:

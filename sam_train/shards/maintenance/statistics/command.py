@@ -1,4 +1,4 @@
-"""`sam-data stats SHARDS... --out DIR`: what a set is like, as the paper shows its own."""
+"""`sam-data stats SHARDS... --out DIR`: statistics of a data set, in the figures of the paper."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ if TYPE_CHECKING:
 
 
 def add_stats(commands: Commands) -> None:
-    """The command and its options."""
-    about = "draw masks per image, their sizes, shapes, centres and scores: DIR/stats.html, stats.json and a PNG a figure"
+    """Add the command `stats` and its options."""
+    about = "draw masks per image, their sizes, shapes, centres and scores: DIR/stats.html, stats.json and a PNG per figure"
     parser = commands.add_parser("stats", help=about, description=about)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and the figures")
-    parser.add_argument("--name", default="This set", metavar="TEXT", help="what the page calls the set")
+    parser.add_argument("--name", default="This set", metavar="TEXT", help="name of the data set on the page")
     add_workers(parser)
     parser.set_defaults(run=run_stats)
 
 
 def run_stats(arguments: argparse.Namespace) -> None:
-    """Measure and draw what the parsed command names. Raises ConfigError; ShardError when there is no mask at all."""
+    """Measure the shards of the parsed options and draw the figures. Raises ConfigError; ShardError if there is no mask."""
     from sam_train.shards.maintenance.statistics.figures import draw_all  # matplotlib: the other commands start without it
 
-    shards, whole = expand_shards(arguments.shards), Statistics()
+    shards, statistics = expand_shards(arguments.shards), Statistics()
     for _, part in map_shards(measure_shard, shards, workers=arguments.workers, what="measuring"):
-        whole.add(part)
-    if not whole.num_masks:
-        left_out = "; ".join(f"{count} {reason}" for reason, count in whole.left_out.items())
-        raise ShardError(f"no mask in {len(shards)} shards and {whole.num_images} images: nothing to draw. {left_out}".strip())
-    drawings = draw_all(whole)
+        statistics.add(part)
+    if not statistics.num_masks:
+        excluded = "; ".join(f"{count} {reason}" for reason, count in statistics.left_out.items())
+        raise ShardError(
+            f"no mask in {len(shards)} shards and {statistics.num_images} images: nothing to draw. {excluded}".strip()
+        )
+    drawings = draw_all(statistics)
     for drawing in drawings:
         atomic_write_bytes(arguments.out / f"{drawing.name}.png", drawing.png)
-    atomic_write_bytes(arguments.out / "stats.json", (json.dumps(as_document(whole), indent=1) + "\n").encode())
-    atomic_write_bytes(arguments.out / "stats.html", render(whole, drawings, name=arguments.name).encode())
-    for reason, count in sorted(whole.left_out.items()):
-        print(f"left out: {count} {reason} (see sam-data validate)")
-    print(f"{whole.num_images} images, {whole.num_masks} masks: {arguments.out / 'stats.html'}")
+    atomic_write_bytes(arguments.out / "stats.json", (json.dumps(as_document(statistics), indent=1) + "\n").encode())
+    atomic_write_bytes(arguments.out / "stats.html", render(statistics, drawings, name=arguments.name).encode())
+    for reason, count in sorted(statistics.left_out.items()):
+        print(f"excluded: {count} {reason} (run sam-data validate)")
+    print(f"{statistics.num_images} images, {statistics.num_masks} masks: {arguments.out / 'stats.html'}")

@@ -22,7 +22,7 @@ _INCHES = (5.2, 3.4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """A figure in both forms. `name` is that of its file, `label` what it shows in a sentence."""
+    """A figure as SVG and PNG. `name` is its file name without extension, `label` its description."""
 
     name: str
     label: str
@@ -31,9 +31,9 @@ class Drawing:
 
 
 def draw_all(statistics: Statistics) -> list[Drawing]:
-    """The figures of a set of at least one mask."""
+    """Return all figures of a data set with at least one mask."""
     figures: dict[str, tuple[str, Callable[[Axes], None]]] = {
-        "mask_centres": ("Where masks have their centre, images scaled to one square", lambda axes: _centres(axes, statistics)),
+        "mask_centres": ("Centres of masks, with all images scaled to one square", lambda axes: _centres(axes, statistics)),
         "masks_per_image": ("Share of images by number of masks", lambda axes: _masks_per_image(axes, statistics)),
         "relative_size": ("Share of masks by relative size", lambda axes: _histogram(axes, statistics, "relative_size")),
         "concavity": ("Share of masks by concavity", lambda axes: _histogram(axes, statistics, "concavity")),
@@ -45,7 +45,7 @@ def draw_all(statistics: Statistics) -> list[Drawing]:
 
 def _centres(axes: Axes, statistics: Statistics) -> None:
     centres, pooled = statistics.centres, 1
-    while centres.mean() < _SMOOTH_FROM and pooled < 8:  # a few masks in each cell would be drawn as noise
+    while centres.mean() < _SMOOTH_FROM and pooled < 8:  # otherwise the few masks of each cell would look like noise
         centres = centres[::2, ::2] + centres[1::2, ::2] + centres[::2, 1::2] + centres[1::2, 1::2]
         pooled *= 2
     density = centres / centres.mean()
@@ -75,7 +75,7 @@ _AXES = {
     "predicted_iou": ("Predicted IoU", "the model's own estimate", True, PREDICTED_IOU_THRESHOLD),
     "stability_score": ("Stability", "stability score", True, STABILITY_THRESHOLD),
 }
-"""Title, what the axis shows, whether shares are logarithmic, the paper's threshold."""
+"""Title, label of the x axis, True for a logarithmic y axis, the paper's threshold."""
 
 
 def _histogram(axes: Axes, statistics: Statistics, name: str) -> None:
@@ -98,7 +98,7 @@ def _histogram(axes: Axes, statistics: Statistics, name: str) -> None:
 
 
 def images_by_mask_bin(statistics: Statistics) -> dict[str, int]:
-    """Images by number of masks, in the paper's bins."""
+    """Return the number of images by number of masks, in the paper's bins."""
     return {
         name: sum(images for masks, images in statistics.masks_per_image.items() if low <= masks <= (high or masks))
         for low, high, name in MASKS_PER_IMAGE_BINS

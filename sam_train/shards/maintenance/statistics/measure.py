@@ -1,4 +1,4 @@
-"""Shards to histograms. JPEGs are not read: everything that is counted stands in the records."""
+"""Histograms of the masks in shards. JPEGs are not read: all measures come from the records."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sam_train.shards.maintenance.validate import MAX_MEMBER_BYTES
 from sam_train.shards.tar_members import open_local_shard
 
 HEAT_SIDE = 64
-"""Rows and columns of the map of mask centres."""
+"""Number of rows and of columns of the map of mask centres."""
 NUM_BINS = 100
-"""Of a histogram over 0..1; what lies outside counts at its end."""
+"""Bins of a histogram over 0..1; values outside are counted in the first or last bin."""
 MEASURES = ("relative_size", "concavity", "predicted_iou", "stability_score")
-"""Of each mask, all 0..1: sqrt(area of the mask / of the image), 1 - area / area of the convex hull, the two scores."""
+"""Measures of a mask, all 0..1: sqrt(mask area / image area), 1 - mask area / area of its convex hull, the two scores."""
 MAX_STAGES = 40
 NO_PROVENANCE = "no provenance"
 
 
 @dataclass(slots=True, eq=False)
 class StageCounts:
-    """What one stage of the engine made."""
+    """Number of masks of one stage of the engine, and the time that they took."""
 
     num_masks: int = 0
     seconds: float = 0.0
@@ -37,28 +37,28 @@ class StageCounts:
 
 @dataclass(slots=True, eq=False)
 class Statistics:
-    """What is counted of any number of images; `add` puts two of them together."""
+    """Counts over any number of images, which `add` accumulates."""
 
     num_images: int = 0
     num_pixels: int = 0
     masks_per_image: Counter[int] = field(default_factory=Counter)
-    """Number of masks -> images with so many."""
+    """Number of masks -> number of images with so many."""
     histograms: dict[str, np.ndarray] = field(default_factory=lambda: {name: np.zeros(NUM_BINS, np.int64) for name in MEASURES})
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MEASURES, 0.0))
-    """Sum over all masks, for exact means."""
+    """Sum of each measure over all masks, for exact means."""
     centres: np.ndarray = field(default_factory=lambda: np.zeros((HEAT_SIDE, HEAT_SIDE), np.int64))
-    """Masks by centre of mass in the image scaled to a square: row, column."""
+    """Number of masks by their centre of mass, in images scaled to a square: row, column."""
     stages: dict[str, StageCounts] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Reason -> shards, samples or masks that could not be counted."""
+    """Reason -> number of shards, samples or masks that could not be counted."""
 
     @property
     def num_masks(self) -> int:
-        """Masks that were counted."""
+        """Number of counted masks."""
         return int(self.centres.sum())
 
     def add(self, other: Statistics) -> None:
-        """Take in what another one counted."""
+        """Add the counts of `other`."""
         self.num_images += other.num_images
         self.num_pixels += other.num_pixels
         self.masks_per_image += other.masks_per_image
@@ -73,7 +73,7 @@ class Statistics:
             stage.seconds += counts.seconds
 
     def count_image(self, record: ImageRecord) -> None:
-        """Take in an image and its masks. Masks whose RLE is broken and empty ones are left out, by name."""
+        """Count an image and its masks. Empty masks and those with an invalid RLE are counted in `left_out` instead."""
         counted = [self._count_mask(mask, record) for mask in record.masks]
         self.num_images += 1
         self.num_pixels += record.width * record.height
@@ -83,7 +83,7 @@ class Statistics:
         try:
             segments = rle_to_column_runs(mask.segmentation, height=record.height, width=record.width, key=record.key)
         except ShardError:
-            self.left_out["masks with a broken RLE"] += 1
+            self.left_out["masks with an invalid RLE"] += 1
             return False
         if not (area := segments.area()):
             self.left_out["masks without a pixel"] += 1
@@ -103,20 +103,20 @@ class Statistics:
 
 
 def measure_shard(shard: Path, advance: Advance) -> Statistics:
-    """Everything that is whole in a shard; the rest is in `left_out`."""
+    """Measure all valid samples of a shard; the others are counted in `left_out`."""
     scanned, found, position = scan_tar(shard), Statistics(), 0
     whole = scanned.complete_keys()
-    found.left_out["damaged places in tars"] += len(scanned.damaged_regions)
+    found.left_out["damaged regions of tars"] += len(scanned.damaged_regions)
     found.left_out["samples without JPEG, JSON or a valid name"] += len(scanned.spans) - len(whole)
     with open_local_shard(shard) as stream:
         for key in whole:
             span = scanned.spans[key]["json"][-1]
             try:
                 if span.length > MAX_MEMBER_BYTES:
-                    raise ShardError("more JSON than any sample has", shard=str(shard), key=key)
+                    raise ShardError("the JSON is larger than that of any sample", shard=str(shard), key=key)
                 found.count_image(ImageRecord.from_json(read_span(stream, span), key=key, shard=str(shard)))
             except ShardError:
-                found.left_out["samples whose record does not read"] += 1
+                found.left_out["samples with an invalid record"] += 1
             advance(max(span.offset + span.length - position, 0))
             position = max(span.offset + span.length, position)
     advance(shard.stat().st_size - position)

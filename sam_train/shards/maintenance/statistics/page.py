@@ -1,4 +1,4 @@
-"""Drawings and numbers to one HTML file that opens from disk: nothing is loaded from anywhere."""
+"""The statistics page: figures and numbers in one HTML file that opens from disk and loads nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam_train.shards.maintenance.statistics.reference import ENGINE_STAGES, REF
 
 
 def render(statistics: Statistics, drawings: Sequence[Drawing], *, name: str) -> str:
-    """The page of a set that is called `name`."""
+    """Return the page of the data set `name`."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("stats.html.j2").render(
@@ -29,7 +29,7 @@ def render(statistics: Statistics, drawings: Sequence[Drawing], *, name: str) ->
 
 
 def as_document(statistics: Statistics) -> dict[str, Any]:
-    """Everything that was counted, for JSON. Histograms run over 0..1 in equal bins."""
+    """Return all counts as a JSON document. Histograms have equal bins over 0..1."""
     masks = max(statistics.num_masks, 1)
     return {
         "num_images": statistics.num_images,
@@ -52,11 +52,11 @@ def as_document(statistics: Statistics) -> dict[str, Any]:
 
 
 def median_masks(statistics: Statistics) -> int:
-    """The lower median of masks per image; 0 without images."""
-    seen = 0
+    """Return the lower median of masks per image; 0 without images."""
+    num_images = 0
     for masks, images in sorted(statistics.masks_per_image.items()):
-        seen += images
-        if 2 * seen >= statistics.num_images:
+        num_images += images
+        if 2 * num_images >= statistics.num_images:
             return masks
     return 0
 
@@ -78,7 +78,7 @@ def _tiles(statistics: Statistics) -> list[dict[str, str]]:
 
 
 def _sets(statistics: Statistics, name: str) -> list[tuple[str, str, str, str]]:
-    """Name, images, masks, masks per image; ours first."""
+    """Return rows of name, images, masks and masks per image; this data set is first."""
     images, masks = statistics.num_images, statistics.num_masks
     rows = [(name, f"{images:,}", f"{masks:,}", f"{masks / max(images, 1):.1f}")]
     for known in REFERENCE_DATASETS:
@@ -88,7 +88,7 @@ def _sets(statistics: Statistics, name: str) -> list[tuple[str, str, str, str]]:
 
 
 def _stages(statistics: Statistics) -> list[tuple[str, str, str, str]]:
-    """Stage, masks, share, seconds per mask."""
+    """Return rows of stage, masks, share and seconds per mask."""
     rows = []
     for stage, counts in sorted(statistics.stages.items(), key=lambda item: -item[1].num_masks):
         share = f"{counts.num_masks / statistics.num_masks:.1%}"

@@ -1,4 +1,4 @@
-"""What the paper (arXiv 2304.02643) says in numbers. Its curves are printed as pictures only, so none is drawn here."""
+"""Numbers of the paper (arXiv 2304.02643). Its curves are printed only as images, so they are not drawn here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ MASKS_PER_IMAGE_BINS: tuple[tuple[int, int | None, str], ...] = (
     (101, 200, "101–200"),
     (201, None, "above 200"),
 )
-"""First, last and name of the bins of its Figure 6; where 10 belongs it does not say."""
+"""First, last and name of the bins of its Figure 6, which does not say to which bin 10 belongs."""
 
 PREDICTED_IOU_THRESHOLD, STABILITY_THRESHOLD = 0.88, 0.95
-"""What a mask of its fully automatic stage must reach (section B)."""
+"""Thresholds for the masks of its fully automatic stage (section B)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceDataset:
-    """A data set as the paper counts it."""
+    """A data set with the numbers of the paper."""
 
     name: str
     millions_of_images: float
@@ -27,7 +27,7 @@ class ReferenceDataset:
 
     @property
     def masks_per_image(self) -> float:
-        """The quotient of the two, not a number that is printed."""
+        """Masks per image, computed from the two numbers; the paper does not print it."""
         return self.millions_of_masks / self.millions_of_images
 
 
@@ -45,4 +45,4 @@ ENGINE_STAGES = (
     ("semi-automatic", "44 rising to 72 masks an image, 34 s a mask", "5.9 million masks, 180,000 images"),
     ("fully automatic", "about 100 masks an image", "1.1 billion masks, 11 million images"),
 )
-"""Section 4: stage, what it came to, what it gave."""
+"""Section 4: stage, its course, its result."""
