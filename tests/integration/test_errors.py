@@ -184,8 +184,8 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         ("sam-cycle", "a cycle needs stages: try sam-cycle experiment=quickstart"),
         ("sam-cycle " + ONE_STAGE, "a cycle needs corpus.ground_truth=SHARDS"),
         (CYCLE + " stages=[{{stage:by_hand,first_image:0,num_images:1}}]", "expected one of assisted_manual, fully_automatic"),
-        (CYCLE + " stages=[{{stage:assisted_manual,num_images:9}}]", "is to annotate images 0 to 8, and the corpus has 3"),
-        (CYCLE.replace("/heldout", "/shards") + " " + ONE_STAGE, "is in the corpus and held out"),
+        (CYCLE + " stages=[{{stage:assisted_manual,num_images:9}}]", "is to annotate images 0 to 8, but the corpus has 3"),
+        (CYCLE.replace("/heldout", "/shards") + " " + ONE_STAGE, "is used for training and held out"),
     ],
 )
 def test_prints_one_message_with_the_remedy(
