@@ -133,12 +133,12 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (EVALUATE.replace("model.pt", "half.pt"), "give the model.pt that sam-train wrote"),
         (EVALUATE.replace("/model.pt", ""), "no checkpoint at {world}: give"),
         (ENGINE + " checkpoint={world}/text.pt", "give the model.pt that sam-train wrote"),
-        (ENGINE.replace("assisted_manual", "fully_automatic"), "stage fully_automatic needs a model: give checkpoint=FILE"),
+        (ENGINE.replace("assisted_manual", "fully_automatic"), "stage fully_automatic needs a model: add checkpoint=FILE"),
         (TRAINABLE + " init_checkpoint={world}/no.pt", "init_checkpoint={world}/no.pt: no such file or folder: give"),
         (TRAINABLE + " init_checkpoint={world}/text.pt", "give the model.pt that sam-train wrote"),
         (TRAINABLE + " init_checkpoint={world}/model.pt model.embed_dim=64", "pos_embed has shape (1, 8, 8, 32), expected"),
         # sources and shards
-        (ENGINE.replace("{world}/shards", "{world}/empty"), "empty' is empty: expected a folder of pictures"),
+        (ENGINE.replace("{world}/shards", "{world}/empty"), "empty' is empty: expected a folder of images"),
         (
             ENGINE.replace("{world}/shards", "{world}/nowhere"),
             "source={world}/nowhere: no such file or folder: give a folder, a glob",
@@ -160,7 +160,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (ENGINE.replace("{tmp}/out", "{world}/file/out"), "a file exists where a folder is expected: choose another path"),
         (ENGINE.replace("{tmp}/out", "{world}/shards"), "tars that this stage did not write: choose another out="),
         (TRAINABLE.replace("{tmp}/run", "{world}/file"), "a file exists where a folder is expected: choose another path"),
-        (CYCLE.replace("{tmp}/run", "{world}/file") + " " + ONE_STAGE, "a file stands where a folder is wanted"),
+        (CYCLE.replace("{tmp}/run", "{world}/file") + " " + ONE_STAGE, "a file exists where a folder is expected"),
         (EVALUATE + " out={world}/empty", "a folder exists where a file is expected: choose another path"),
         ("sam-report run={world}/empty", "has no config.yaml: give the folder that sam-cycle wrote"),
         # values
@@ -178,7 +178,7 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         (ENGINE + " images_per_shard=null", "images_per_shard is None: expected"),
         (ENGINE + " first_image=-1", "first_image is -1: expected a whole number of at least 0"),
         (ENGINE + " num_images=few", "num_images is few: expected a whole number of at least 1"),
-        (ENGINE + " first_image=3", "has 3 images, none at first_image=3"),
+        (ENGINE + " first_image=3", "has 3 images: first_image=3 is out of range"),
         (ENGINE + " stage.annotator.max_clicks=0", "max_clicks 0 must be at least 1"),
         # cycles
         ("sam-cycle", "a cycle needs stages: try sam-cycle experiment=quickstart"),
