@@ -23,12 +23,12 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@if command -v npx >/dev/null; then \
+	@if npx --yes --package=typescript@$(TYPESCRIPT) tsc --version >/dev/null 2>&1; then \
 		npx --yes --package=typescript@$(TYPESCRIPT) tsc -p data_engine/annotation_tool; \
 	elif [ "$$CI" = true ]; then \
-		echo "the type check of the annotation page needs npm: install it" >&2; exit 1; \
+		echo "the type check of the annotation page needs npm and its packages: install it" >&2; exit 1; \
 	else \
-		echo "skipped: type check of the annotation page (npm is not installed)"; \
+		echo "skipped: type check of the annotation page (npm or its packages are not available)"; \
 	fi
 
 # Many tests wait for servers, kills and SLURM: two workers on two cores, four at most.
