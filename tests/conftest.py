@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from sam_train.masks import encode_rle, mask_to_box_xywh
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.rle import encode_rle, mask_to_box_xywh
 from sam_train.shards import encode_jpeg, write_shard
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sam_train.masks import encode_rle
 from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.rle import encode_rle
 from sam_train.shards import encode_jpeg
 
 BLOCK = tarfile.BLOCKSIZE

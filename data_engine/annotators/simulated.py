@@ -20,8 +20,9 @@ from data_engine.structures import ReviewVerdict, SourceImage
 from sam_train.errors import ConfigError
 from sam_train.inference import GeneratedMask, MaskOrigin, PredictorLike
 from sam_train.inference.generator_types import Point
-from sam_train.masks import decode_rle, encode_rle, mask_iou, stability_score
+from sam_train.masks import mask_iou, stability_score
 from sam_train.prompts import PromptSimulator
+from sam_train.rle import decode_rle, encode_rle
 from sam_train.structures import PointLabel, Prediction, Prompts
 
 

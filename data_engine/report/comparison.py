@@ -16,9 +16,10 @@ from data_engine.report.mask_images import decode_mask
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor
-from sam_train.masks import encode_rle, mask_iou
+from sam_train.masks import mask_iou
 from sam_train.prompts import PromptSimulator
 from sam_train.records import MaskRecord, Rle
+from sam_train.rle import encode_rle
 from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples
 from sam_train.subsets import evenly_spaced_indices
 

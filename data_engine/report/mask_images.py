@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from sam_train.masks import decode_rle, mask_to_box_xywh
 from sam_train.records import Rle
+from sam_train.rle import decode_rle, mask_to_box_xywh
 from sam_train.shards import Sample, decode_jpeg, encode_jpeg
 from sam_train.shards.drawing import SHADOW_COLOUR, draw_border, draw_masks, fill_mask, resize_mask
 

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from data_engine.ledger import Counts
 from data_engine.report.cycle_run import MIOU_KEYS, CycleRun, StageResult
 from sam_train.errors import ShardError
-from sam_train.masks import rle_total_pixels
 from sam_train.records import ImageRecord, Rle
+from sam_train.rle import rle_total_pixels
 from sam_train.shards import Manifest, Sample, iterate_samples, load_manifest
 
 DROPPED_PREFIX = "dropped/"

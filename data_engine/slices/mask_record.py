@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sam_train.inference import GeneratedMask, MaskOrigin
-from sam_train.masks import rle_area, rle_to_box_xywh
 from sam_train.records import MaskRecord, Provenance
+from sam_train.rle import rle_area, rle_to_box_xywh
 from sam_train.structures import PointLabel
 
 

@@ -18,8 +18,8 @@ from sam_train.data.mask_crops import MaskCrop, MaskCrops
 from sam_train.data.rle_resize import downsample_rles
 from sam_train.errors import ShardError
 from sam_train.geometry import resize_masks
-from sam_train.masks import decode_rle, rlemasklib_or_none
 from sam_train.records import MAX_PIXELS, Rle
+from sam_train.rle import decode_rle, rlemasklib_or_none
 
 
 def resize_rles(rles: Sequence[Rle], size_hw: tuple[int, int], to_hw: tuple[int, int], *, key: str = "") -> MaskCrops:

@@ -26,10 +26,11 @@ from sam_train.evaluation.protocol import (
     load_sample,
 )
 from sam_train.inference import Predictor
-from sam_train.masks import decode_rle, mask_iou
+from sam_train.masks import mask_iou
 from sam_train.metrics.boundary_iou import boundary_iou
 from sam_train.prompts import PromptSimulator
 from sam_train.records import ImageRecord, MaskRecord
+from sam_train.rle import decode_rle
 from sam_train.shards import Sample, decode_jpeg
 
 CLICKS = {"center": ("center", "center"), "random_first": ("uniform", "center"), "uniform": ("uniform", "uniform")}

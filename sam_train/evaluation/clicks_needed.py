@@ -28,9 +28,9 @@ from sam_train.evaluation.protocol import (
     mean,
 )
 from sam_train.inference import Predictor, make_prompts
-from sam_train.masks import decode_rle
 from sam_train.metrics.number_of_clicks import number_of_clicks
 from sam_train.prompts.sampling import squared_distance_transform
+from sam_train.rle import decode_rle
 from sam_train.shards import decode_jpeg
 from sam_train.shards.image_io import IMAGE_EXTENSIONS, open_image_header
 from sam_train.shards.importers.file_pairing import files_by_stem, images_by_stem, load_image_or_raise

@@ -29,8 +29,8 @@ from sam_train.evaluation.protocol import (
 )
 from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor, make_prompts
-from sam_train.masks import encode_rle
 from sam_train.metrics.coco_scores import check_engine, coco_scores
+from sam_train.rle import encode_rle
 from sam_train.shards import decode_jpeg
 from sam_train.shards.importers.instances_json import integer_field, read_json_object
 

@@ -32,9 +32,10 @@ from sam_train.evaluation.protocol import (
 from sam_train.evaluation.text_figures import draw_predictions
 from sam_train.files import atomic_write_bytes
 from sam_train.inference import Predictor
-from sam_train.masks import decode_rle, mask_iou
+from sam_train.masks import mask_iou
 from sam_train.prompts import NextStep, PromptRound, PromptSimulator
 from sam_train.records import ImageRecord
+from sam_train.rle import decode_rle
 from sam_train.shards import decode_jpeg
 from sam_train.shards.index import IndexedSample, read_sample_bytes
 from sam_train.structures import Prompts

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_train.inference.grids import Crop
-from sam_train.masks import decode_rle, encode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh
 from sam_train.model import Sam
 from sam_train.records import Rle
+from sam_train.rle import decode_rle, encode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh
 
 Point = tuple[float, float, int]
 """x and y in pixels of the image frame, and the label (`structures.PointLabel`)."""

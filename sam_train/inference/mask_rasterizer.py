@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam_train.geometry import InterpolationTaps, Resize
-from sam_train.masks import extent_per_row, run_lengths_to_rle
+from sam_train.masks import extent_per_row
 from sam_train.records import Rle
+from sam_train.rle import run_lengths_to_rle
 
 MIXED_PIXELS_PER_CHUNK = 1 << 17
 """Pixels of mixed cells that are computed together: half a megabyte, so that a CPU computes them within its caches."""

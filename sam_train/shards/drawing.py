@@ -7,8 +7,8 @@ import colorsys
 import cv2
 import numpy as np
 
-from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
+from sam_train.rle import decode_rle
 
 OPACITY = 0.42
 """Default opacity of the inside of a mask."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import braceexpand
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from sam_train.errors import ConfigError, ShardError
 from sam_train.shards.tar_members import CORRUPT_TAR, Sample, locate_samples, open_local_shard, split_member_name
@@ -62,6 +61,8 @@ def iterate_samples(shards: Sequence[Path]) -> Iterator[Sample]:
 
 
 def _stream(stream: BinaryIO, shard: Path, keys: Sequence[str]) -> Iterator[Sample]:
+    from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
+
     files = tar_file_expander(
         [{"url": str(shard), "stream": stream}], select_files=lambda name: split_member_name(name)[0] is not None
     )

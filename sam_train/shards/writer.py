@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import webdataset as wds
-
 from sam_train.errors import ShardError
 from sam_train.files import atomic_write, atomic_write_bytes, file_sha256
 from sam_train.records import ImageRecord
@@ -56,6 +54,8 @@ def _write_tar(
     stream: BinaryIO, samples: Iterable[tuple[ImageRecord, bytes]], table: MaskTable, *, shard: str
 ) -> dict[str, tuple[int, int, int, int]]:
     """Write the tar and add its masks to `table`; return image id, width, height and number of masks by key, in order."""
+    import webdataset as wds  # imports torch
+
     sizes: dict[str, tuple[int, int, int, int]] = {}
     with wds.TarWriter(stream, encoder=False, mtime=0) as tar:
         for record, jpeg in samples:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sam_train.errors import ConfigError
-from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord, MaskRecord
+from sam_train.rle import decode_rle
 from sam_train.shards import Sample, decode_jpeg
 from sam_train.text.clip import ClipEncoder
 from sam_train.text.crops import ObjectCrop, crop_object

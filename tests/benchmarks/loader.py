@@ -44,8 +44,8 @@ from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.mask_targets import resize_rles
 from sam_train.data.synthetic.photographs import load_photographs
 from sam_train.geometry import resize_masks
-from sam_train.masks import decode_rle, encode_rle, mask_to_box_xywh
 from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.rle import decode_rle, encode_rle, mask_to_box_xywh
 from sam_train.shards import write_shard
 from sam_train.shards.index import index_shard, read_sample
 from sam_train.shards.manifest import PLACES_COLUMNS, Manifest, manifest_path

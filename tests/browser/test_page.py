@@ -16,7 +16,8 @@ from server_fixtures import Server, permissive_text_generator, run_server, write
 from tiny_clip import DIM
 
 from sam_train.geometry import Resize
-from sam_train.masks import decode_rle, encode_rle, stability_score
+from sam_train.masks import stability_score
+from sam_train.rle import decode_rle, encode_rle
 from sam_train.shards import write_shard
 
 pytestmark = pytest.mark.slow

@@ -11,24 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from sam_train import masks as module
+from sam_train import rle as rle_module
 from sam_train.errors import ShardError
-from sam_train.masks import (
+from sam_train.masks import find_parent_masks, mask_iou, mask_nms, masks_to_boxes_xyxy, nms, stability_score
+from sam_train.rle import (
     decode_rle,
     encode_rle,
-    find_parent_masks,
-    mask_iou,
-    mask_nms,
     mask_to_box_xywh,
-    masks_to_boxes_xyxy,
-    nms,
     remove_small_regions,
     remove_small_regions_rle,
     rle_area,
     rle_to_box_xywh,
     rle_total_pixels,
     run_lengths_to_rle,
-    stability_score,
 )
 
 any_mask = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=40))
@@ -216,7 +211,7 @@ def test_remove_small_regions(before: tuple[str, ...], min_area: int, after: tup
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with and without rlemasklib."""
     if request.param == "without it":
-        monkeypatch.setattr(module, "rlemasklib_or_none", lambda: None)
+        monkeypatch.setattr(rle_module, "rlemasklib_or_none", lambda: None)
     else:
         pytest.importorskip("rlemasklib", reason="rlemasklib has no wheel for this platform")
 
@@ -268,14 +263,14 @@ def test_keep_largest_keeps_the_largest_component(before: tuple[str, ...], min_a
 
 def test_warns_once_without_rlemasklib(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "rlemasklib", None)
-    module.rlemasklib_or_none.cache_clear()
+    rle_module.rlemasklib_or_none.cache_clear()
     try:
         rle = encode_rle(mask_from_rows("###..", "#.#.#", "###.."))
         assert [remove_small_regions_rle(rle, 2), remove_small_regions_rle(rle, 2)] == [
             encode_rle(mask_from_rows("###..", "###..", "###.."))
         ] * 2
     finally:
-        module.rlemasklib_or_none.cache_clear()
+        rle_module.rlemasklib_or_none.cache_clear()
     assert len([r for r in caplog.records if "rlemasklib is not installed" in r.message]) == 1
 
 

@@ -16,8 +16,8 @@ from data_engine.annotation_tool.backend.database import Database
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.annotation_tool.backend.task_queue import TaskQueue
 from sam_train.errors import ShardError
-from sam_train.masks import decode_rle, encode_rle, rle_area
 from sam_train.records import Rle
+from sam_train.rle import decode_rle, encode_rle, rle_area
 from sam_train.structures import PointLabel
 
 MAX_MASKS_PER_TASK = 5_000

@@ -17,8 +17,8 @@ from data_engine.annotation_tool.backend.image_cache import HTTP_GONE, CachedIma
 from data_engine.ledger import Counts
 from data_engine.privacy import Privacy, RedactionAudit
 from data_engine.structures import MASK_IDS_PER_IMAGE
-from sam_train.masks import rle_to_box_xywh
 from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.rle import rle_to_box_xywh
 from sam_train.shards import write_shard
 from sam_train.shards.manifest import manifest_path
 from sam_train.shards.take_down import TAKEN_DOWN

@@ -13,8 +13,8 @@ from rich.progress import track
 from sam_train.data.synthetic.photographs import load_photographs
 from sam_train.data.synthetic.scene import MIN_SIDE_PX, SyntheticScene, compose_scene
 from sam_train.errors import ConfigError
-from sam_train.masks import encode_rle, mask_to_box_xywh
 from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.rle import encode_rle, mask_to_box_xywh
 from sam_train.shards import done_shards, encode_jpeg, load_manifest, manifest_path, write_shard
 
 _MAX_IMAGES = 1_000_000  # images of a seed, so that the ids of different seeds are disjoint

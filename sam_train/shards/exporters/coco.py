@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any, BinaryIO, Literal
 
 from sam_train.files import atomic_write
-from sam_train.masks import decode_rle
 from sam_train.records import MaskRecord, Rle
+from sam_train.rle import decode_rle
 from sam_train.shards.class_names import ClassNumbering
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.exporters.polygons import join_rings, mask_to_rings

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from sam_train.errors import ShardError
-from sam_train.masks import decode_rle
 from sam_train.records import MaskRecord
+from sam_train.rle import decode_rle
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.tar_members import Sample
 

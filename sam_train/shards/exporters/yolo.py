@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from sam_train.masks import decode_rle
+from sam_train.rle import decode_rle
 from sam_train.shards.class_names import UNNAMED_CLASS, ClassNumbering, read_class_names
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.exporters.polygons import join_rings, mask_to_rings, simplify_ring

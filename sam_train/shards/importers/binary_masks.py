@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from sam_train.errors import ShardError
-from sam_train.masks import encode_rle
 from sam_train.records import ImageRecord, MaskRecord
+from sam_train.rle import encode_rle
 from sam_train.shards.class_names import parse_class_name
 from sam_train.shards.importers.file_pairing import files_by_stem, images_by_stem, load_image_or_raise
 from sam_train.shards.importers.label_maps import check_matches_image_size, read_label_map

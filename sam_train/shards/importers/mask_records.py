@@ -10,8 +10,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from sam_train.errors import ShardError
-from sam_train.masks import encode_rle, rle_total_pixels
 from sam_train.records import MaskRecord, Provenance, Rle
+from sam_train.rle import encode_rle, rle_total_pixels
 
 
 def mask_record_from_rle(

@@ -34,7 +34,7 @@ class ColumnRuns:
         return int((self.bottoms - self.tops).sum())
 
     def box_xywh(self) -> list[float]:
-        """Return the box [x, y, width, height] as `sam_train.masks.mask_to_box_xywh`; [0, 0, 0, 0] for an empty mask."""
+        """Return the box [x, y, width, height] as `sam_train.rle.mask_to_box_xywh`; [0, 0, 0, 0] for an empty mask."""
         if not len(self.columns):
             return [0.0, 0.0, 0.0, 0.0]
         x, y = int(self.columns[0]), int(self.tops.min())
@@ -63,7 +63,7 @@ def rle_to_column_runs(
 ) -> ColumnRuns:
     """Return the column runs of an RLE of an image of `height` x `width` pixels.
 
-    Accepts exactly the RLEs that `sam_train.masks.decode_rle` accepts. Raises ShardError with a field below `field` for others.
+    Accepts exactly the RLEs that `sam_train.rle.decode_rle` accepts. Raises ShardError with a field below `field` for others.
     """
     size = list(rle.get("size", []))
     if size != [height, width] or min(height, width) < 1:

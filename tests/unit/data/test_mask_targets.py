@@ -11,7 +11,7 @@ from sam_train.data.mask_crops import MaskCrop
 from sam_train.data.mask_targets import resize_rles
 from sam_train.errors import ShardError
 from sam_train.geometry import resize_masks
-from sam_train.masks import encode_rle
+from sam_train.rle import encode_rle
 
 
 def random_masks(height: int, width: int, largest: float, num: int = 12) -> list[np.ndarray]:

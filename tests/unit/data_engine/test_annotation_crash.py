@@ -22,7 +22,7 @@ from data_engine.annotation_tool.backend.simulated_client import SimulatedClient
 from data_engine.annotators import SimulatedAnnotator
 from data_engine.sources import open_source
 from sam_train.config import config_dir
-from sam_train.masks import encode_rle
+from sam_train.rle import encode_rle
 from sam_train.shards import iterate_samples, write_shard
 
 HEIGHT, WIDTH = 48, 64

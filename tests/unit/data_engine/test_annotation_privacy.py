@@ -22,7 +22,7 @@ from data_engine.privacy import CenterFace, read_audit
 from sam_train.cli.commands import data as sam_data
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
-from sam_train.masks import encode_rle
+from sam_train.rle import encode_rle
 from sam_train.shards import decode_jpeg, iterate_samples, load_manifest
 
 FACE = (182, 58, 270, 178)

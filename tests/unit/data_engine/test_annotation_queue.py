@@ -14,7 +14,7 @@ from data_engine.annotation_tool.backend.mask_store import MaskStore, ProposedMa
 from data_engine.annotation_tool.backend.task_queue import Task, TaskQueue
 from data_engine.sources import ImageReference
 from sam_train.errors import ConfigError
-from sam_train.masks import encode_rle
+from sam_train.rle import encode_rle
 
 LEASE_S = 100.0
 

@@ -29,7 +29,7 @@ from data_engine.annotation_tool.backend.middleware import SECURITY_HEADERS
 from data_engine.annotation_tool.backend.task_queue import SKIP_REASONS
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
-from sam_train.masks import encode_rle
+from sam_train.rle import encode_rle
 from sam_train.shards import iterate_samples, load_manifest, write_shard
 
 HEIGHT, WIDTH = 48, 64

@@ -22,8 +22,8 @@ from data_engine.sources import open_source
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
 from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import ConfigError, SamTrainError, SkipSampleError
-from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
+from sam_train.rle import decode_rle
 from sam_train.shards import decode_jpeg, iterate_samples, load_manifest, write_shard
 
 EASY = [  # thresholds that random weights pass

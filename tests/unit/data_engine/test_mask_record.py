@@ -9,8 +9,8 @@ import numpy as np
 from data_engine.slices.mask_record import to_mask_record
 from sam_train.inference import GeneratedMask, MaskOrigin
 from sam_train.inference.grids import Crop
-from sam_train.masks import encode_rle
 from sam_train.records import MaskRecord
+from sam_train.rle import encode_rle
 from sam_train.structures import PointLabel
 
 PIXELS = np.zeros((30, 40), bool)

@@ -25,9 +25,9 @@ from data_engine.report.stage_statistics import best_ious
 from data_engine.report.training_log import Series, concatenate, read_log, smooth
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
 from sam_train.errors import ConfigError, ShardError
-from sam_train.masks import encode_rle, mask_to_box_xywh
 from sam_train.model.build import build_sam
 from sam_train.records import ImageRecord, MaskRecord
+from sam_train.rle import encode_rle, mask_to_box_xywh
 from sam_train.shards import Sample, encode_jpeg, manifest_path, write_shard
 from sam_train.shards.maintenance.statistics.measure import Statistics
 

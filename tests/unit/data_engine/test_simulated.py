@@ -13,8 +13,9 @@ from data_engine.structures import SourceImage
 from sam_train.errors import ConfigError
 from sam_train.inference import GeneratedMask, MaskOrigin, Predictor
 from sam_train.inference.grids import Crop
-from sam_train.masks import encode_rle, mask_iou
+from sam_train.masks import mask_iou
 from sam_train.records import ImageRecord
+from sam_train.rle import encode_rle
 from sam_train.structures import PointLabel, Prediction, Prompts
 
 HEIGHT, WIDTH = 40, 60

@@ -16,9 +16,9 @@ from data_engine.structures import SourceImage
 from sam_train.config import build, config_dir
 from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskOrigin
 from sam_train.inference.grids import Crop
-from sam_train.masks import encode_rle
 from sam_train.model import Sam
 from sam_train.records import ImageRecord
+from sam_train.rle import encode_rle
 from sam_train.structures import Prompts
 
 HEIGHT, WIDTH = 40, 60

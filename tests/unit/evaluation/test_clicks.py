@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sam_train.evaluation.clicks import ClickProtocol, ClickResult
 from sam_train.inference import Predictor
-from sam_train.masks import decode_rle
 from sam_train.metrics.boundary_iou import boundary_iou
 from sam_train.model import Sam
 from sam_train.records import ImageRecord
+from sam_train.rle import decode_rle
 from sam_train.shards import Sample
 from sam_train.structures import Prediction, Prompts
 

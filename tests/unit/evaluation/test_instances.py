@@ -17,7 +17,7 @@ from fake_sam import SIZE, Candidates, ScriptedSam, points_of
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.instances import DetectedBox, InstanceProtocol, best_boxes, read_boxes
 from sam_train.inference import Predictor
-from sam_train.masks import encode_rle
+from sam_train.rle import encode_rle
 from sam_train.shards import write_shard
 
 

@@ -20,7 +20,7 @@ from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.proposals import PAPER, ProposalProtocol
 from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, Predictor
-from sam_train.masks import encode_rle
+from sam_train.rle import encode_rle
 from sam_train.shards import write_shard
 
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from sam_train.geometry import Resize
 from sam_train.inference import mask_rasterizer as module
 from sam_train.inference.mask_rasterizer import MaskRasterizer
-from sam_train.masks import decode_rle, masks_to_boxes_xyxy, run_lengths_to_rle
+from sam_train.masks import masks_to_boxes_xyxy
+from sam_train.rle import decode_rle, run_lengths_to_rle
 
 CPU = torch.device("cpu")
 SIZE = 64

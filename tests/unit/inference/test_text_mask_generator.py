@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sam_train.errors import ConfigError
 from sam_train.inference import Predictor, TextMaskGenerator
 from sam_train.inference.prompt_arrays import make_prompts
-from sam_train.masks import decode_rle
+from sam_train.rle import decode_rle
 from sam_train.text import TextEncoder
 
 DIM = 12

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from sam_train.errors import ConfigError
-from sam_train.masks import encode_rle
 from sam_train.metrics.boundary_iou import boundary_iou
 from sam_train.metrics.coco_scores import METRIC_NAMES, check_engine, coco_scores
+from sam_train.rle import encode_rle
 
 SIZE = 160
 

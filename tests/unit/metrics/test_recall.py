@@ -11,8 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam_train.masks import encode_rle
 from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objects, proposal_ious
+from sam_train.rle import encode_rle
 
 
 def blob(rng: np.random.Generator, *, size: int = 128) -> np.ndarray:

@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from sam_train.cli.commands import data as main
-from sam_train.masks import decode_rle, encode_rle
 from sam_train.records import ImageRecord, MaskRecord, Provenance
+from sam_train.rle import decode_rle, encode_rle
 from sam_train.shards import Sample, expand_shards, iterate_samples, write_shard
 from sam_train.shards.exporters import EXPORTERS
 from sam_train.shards.exporters.polygons import join_rings, mask_to_rings, simplify_ring

@@ -34,8 +34,8 @@ from hypothesis import strategies as st
 
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.errors import ConfigError, ShardError
-from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
+from sam_train.rle import decode_rle
 from sam_train.shards import decode_jpeg, iterate_samples, load_manifest, manifest_path, write_shard
 from sam_train.shards.index import index_shard, read_sample
 from sam_train.shards.jpeg import list_metadata, strip_metadata

@@ -13,8 +13,8 @@ from PIL import Image
 
 from sam_train.cli.commands import data as main
 from sam_train.errors import ShardError
-from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
+from sam_train.rle import decode_rle
 from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples, load_manifest
 from sam_train.shards.exporters import EXPORTERS
 from sam_train.shards.importers import IMPORTERS, import_label_maps

@@ -15,8 +15,8 @@ from scipy.io import savemat
 
 from sam_train.cli.commands import data as main
 from sam_train.errors import ShardError
-from sam_train.masks import decode_rle
 from sam_train.records import ImageRecord
+from sam_train.rle import decode_rle
 from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.importers.binary_masks import import_binary_masks
 from sam_train.shards.importers.bsds500 import import_bsds500, read_bsds_segmentations

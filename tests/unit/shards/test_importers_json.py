@@ -17,8 +17,8 @@ from pycocotools.coco import COCO
 
 from sam_train.cli.commands import data as main
 from sam_train.errors import ShardError
-from sam_train.masks import decode_rle, encode_rle
 from sam_train.records import ImageRecord
+from sam_train.rle import decode_rle, encode_rle
 from sam_train.shards import decode_jpeg
 from sam_train.shards.importers.coco import import_coco
 from sam_train.shards.importers.instances_json import read_instances

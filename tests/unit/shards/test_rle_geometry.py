@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam_train.errors import ShardError
-from sam_train.masks import decode_rle, encode_rle, mask_to_box_xywh, rle_total_pixels
+from sam_train.rle import decode_rle, encode_rle, mask_to_box_xywh, rle_total_pixels
 from sam_train.shards.maintenance.rle_geometry import rle_runs, rle_to_column_runs
 
 
