@@ -1,4 +1,4 @@
-"""A SLURM cluster of two nodes on this machine: munged, slurmctld and two slurmd, on ports and in folders of their own."""
+"""Fixture of a SLURM cluster with two nodes on this machine: munged, slurmctld and two slurmd."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF State=UP MaxTime=
 
 
 class Cluster:
-    """The daemons, and the commands that speak to them."""
+    """The daemons of the cluster, and methods that run its commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,12 +74,12 @@ class Cluster:
             "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}",
             f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munged.seed", f"--log-file={folder}/munged.log",
         )  # fmt: skip
-        self.until((folder / "munge.socket").exists, 20, "munged's socket")
+        self.wait_until((folder / "munge.socket").exists, 20, "munged's socket")
         self._daemon("slurmctld", "-D", "-c")
         for node in ("n1", "n2"):
             (folder / f"spool_{node}").mkdir()
             self._daemon("slurmd", "-D", "-N", node)
-        self.until(lambda: self.ask("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 4, 60, "idle nodes")
+        self.wait_until(lambda: self.run_command("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 4, 60, "idle nodes")
 
     def stop(self) -> None:
         for daemon in reversed(self.daemons):
@@ -92,18 +92,20 @@ class Cluster:
                 daemon.wait()
 
     def submit(self, *arguments: str, cwd: Path, **env: str) -> str:
-        """The job's number."""
-        return self.ask("sbatch", "--parsable", *arguments, cwd=cwd, check=True, **env).strip()
+        """Submit a job and return its id."""
+        return self.run_command("sbatch", "--parsable", *arguments, cwd=cwd, check=True, **env).strip()
 
-    def ask(self, *command: str, cwd: Path | None = None, check: bool = False, **env: str) -> str:
+    def run_command(self, *command: str, cwd: Path | None = None, check: bool = False, **env: str) -> str:
         result = subprocess.run(command, env={**self.env, **env}, cwd=cwd, capture_output=True, text=True, check=False)
         assert not check or result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
     def state(self, job: str) -> str:
-        return dict(word.split("=", 1) for word in self.ask("scontrol", "show", "job", job).split() if "=" in word)["JobState"]
+        return dict(word.split("=", 1) for word in self.run_command("scontrol", "show", "job", job).split() if "=" in word)[
+            "JobState"
+        ]
 
-    def until(self, reached: object, seconds: float, what: str) -> None:
+    def wait_until(self, reached: object, seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds
         while not reached():  # type: ignore[operator]
             assert time.monotonic() < deadline, f"no {what} after {seconds:.0f} s; {self.logs()}"
@@ -133,9 +135,9 @@ def free_ports(number: int) -> list[int]:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     path = os.pathsep.join([os.environ.get("PATH", ""), SBIN])
     missing = [name for name in PROGRAMS if not shutil.which(name, path=path)]
-    reason = f"needs SLURM on this machine, and {', '.join(missing)} is not there: apt-get install slurm-wlm munge"
+    reason = f"needs SLURM on this machine, and {', '.join(missing)} is missing: apt-get install slurm-wlm munge"
     if not missing and os.geteuid():
-        missing, reason = ["root"], "needs to be root: slurmd starts jobs under their owners' names"
+        missing, reason = ["root"], "requires root: slurmd starts jobs under their owners' names"
     if missing and os.environ.get("CI") == "true":
         pytest.fail(reason)
     if missing:

@@ -76,7 +76,7 @@ class Job:
 
     def wait(self) -> None:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL")
-        self.cluster.until(lambda: self.cluster.state(self.number) in ended, TIMEOUT_S, f"end of the job: {self.output()}")
+        self.cluster.wait_until(lambda: self.cluster.state(self.number) in ended, TIMEOUT_S, f"end of the job: {self.output()}")
         assert self.cluster.state(self.number) == "COMPLETED", self.output()
 
 
@@ -84,9 +84,9 @@ def test_preempted_job_on_two_nodes_ends_as_two_uninterrupted_processes(
     cluster: Any, two_ranks: RankProcesses, options: list[str], repo_root: Path, tmp_path: Path
 ) -> None:
     job = Job(cluster, repo_root, tmp_path, options)
-    cluster.until(lambda: job.steps() > 5 or cluster.state(job.number) == "FAILED", TIMEOUT_S, f"steps: {job.output()}")
+    cluster.wait_until(lambda: job.steps() > 5 or cluster.state(job.number) == "FAILED", TIMEOUT_S, f"steps: {job.output()}")
     urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
-    cluster.until(lambda: cluster.state(urgent) == "COMPLETED", TIMEOUT_S, f"urgent job: {job.output()}")
+    cluster.wait_until(lambda: cluster.state(urgent) == "COMPLETED", TIMEOUT_S, f"urgent job: {job.output()}")
     assert 5 < job.steps() < STEPS, job.output()
     stopped_at = torch.load(job.run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert stopped_at == job.steps(), "the checkpoint must be that of the last step, not a regular one"
@@ -110,12 +110,14 @@ def test_preempted_sweep_jobs_resume(cluster: Any, shards: Path, options: list[s
         (tmp_path / "output").open("w+") as output,
         subprocess.Popen(command, cwd=tmp_path, env={**cluster.env, **environment()}, stdout=output, stderr=output) as sweep,
     ):
-        cluster.until(lambda: all(num_steps(run) > 5 for run in folders) or sweep.poll() is not None, TIMEOUT_S, "steps of both")
+        cluster.wait_until(
+            lambda: all(num_steps(run) > 5 for run in folders) or sweep.poll() is not None, TIMEOUT_S, "steps of both"
+        )
         urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
-        cluster.until(lambda: cluster.state(urgent) == "COMPLETED", TIMEOUT_S, "urgent job")
+        cluster.wait_until(lambda: cluster.state(urgent) == "COMPLETED", TIMEOUT_S, "urgent job")
         stopped_at = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] for run in folders]
         assert all(5 < step < STEPS_OF_TWO for step in stopped_at), stopped_at
-        cluster.until(lambda: sweep.poll() is not None, TIMEOUT_S, "end of the sweep")
+        cluster.wait_until(lambda: sweep.poll() is not None, TIMEOUT_S, "end of the sweep")
     assert sweep.returncode == 0, (tmp_path / "output").read_text()
     for seed, folder in enumerate(folders):
         uninterrupted = [*options, f"seed={seed}", f"run_dir={tmp_path / 'uninterrupted' / str(seed)}"]

@@ -21,7 +21,7 @@ def sam_cycle(cluster: Any, folder: Path, *options: str) -> str:
     folder.mkdir(exist_ok=True)
     environment = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "data_engine.cycle", "experiment=smoke", STAGE, "run_dir=smoke", *options]
-    return str(cluster.ask(*command, cwd=folder, check=True, **environment))
+    return str(cluster.run_command(*command, cwd=folder, check=True, **environment))
 
 
 def jobs(folder: Path) -> dict[str, str]:
@@ -34,7 +34,7 @@ def logs(folder: Path) -> str:
 
 
 def queued_jobs(cluster: Any) -> list[str]:
-    return str(cluster.ask("squeue", "--noheader", "--format", "%A")).split()
+    return str(cluster.run_command("squeue", "--noheader", "--format", "%A")).split()
 
 
 @pytest.mark.timeout(1500)
@@ -43,16 +43,16 @@ def test_resumes_a_chain_of_jobs_that_was_cancelled(cluster: Any, tmp_path: Path
     printed = sam_cycle(cluster, folder, *SLURM)
     assert "jobs submitted" in printed
     assert list(jobs(folder)) == ACTIONS
-    cluster.ask("scancel", jobs(folder)["1_assisted_manual/train"], check=True)
+    cluster.run_command("scancel", jobs(folder)["1_assisted_manual/train"], check=True)
     assert "are in the queue, nothing was submitted" in sam_cycle(cluster, folder, *SLURM)
-    cluster.until(lambda: not queued_jobs(cluster), TIMEOUT_S, f"end of the chain: {logs(folder)}")
+    cluster.wait_until(lambda: not queued_jobs(cluster), TIMEOUT_S, f"end of the chain: {logs(folder)}")
     done = folder / "smoke" / "1_assisted_manual"
     assert (done / "shards" / "ledger.json").is_file(), logs(folder)
     assert not (done / "train").exists(), "the training was cancelled, and so were the jobs that wait for it"
     printed = sam_cycle(cluster, folder, *SLURM)
     assert "jobs submitted" in printed
     assert list(jobs(folder)) == ACTIONS[2:]
-    cluster.until(lambda: not queued_jobs(cluster), TIMEOUT_S, f"end of the chain: {logs(folder)}")
+    cluster.wait_until(lambda: not queued_jobs(cluster), TIMEOUT_S, f"end of the chain: {logs(folder)}")
     assert (folder / "smoke" / "report.json").is_file(), logs(folder)
     (entry,) = json.loads((folder / "smoke" / "promoted.json").read_bytes())["history"]
     assert (entry["step"], entry["promoted"]) == ("1_assisted_manual", True)
