@@ -1,8 +1,8 @@
-"""Configuration: where it lies, and the one place where a name in it becomes an object.
+"""Configuration: the folder of the configs, and the one function that turns a `_target_` in a config into an object.
 
-The constructor's signature is the schema, YAML holds values. A `_target_` is an import, so it is treated as
-one: `build` resolves it, checks that the thing it found is *defined* in an allowed package (an attribute
-path such as `sam_train.config.Path.home` resolves, but is defined elsewhere) and only then calls it.
+The constructor's signature is the schema, YAML holds the values. A `_target_` is an import, so it is treated as one: `build`
+resolves it, checks that the object is *defined* in an allowed package (an attribute path such as `sam_train.config.Path.home`
+resolves, but is defined elsewhere), and only then calls it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from sam_train.renames import upgrade_config
 ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning.callbacks")
 
 HASH_IGNORED_KEYS = (("data", "num_workers"), ("training", "images_per_pass"))
-"""Values inside compared groups that change the speed or the memory of a run, not what it does."""
+"""Keys inside compared groups that change the speed or the memory of a run, not its result."""
 
 
 def config_dir() -> str:
-    """Absolute path of the Hydra configs: inside the package when installed, beside it in a checkout."""
+    """Return the absolute path of the Hydra configs: inside the package when installed, beside it in a checkout."""
     here = Path(__file__).resolve().parent
     inside, beside = here / "configs", here.parent / "configs"
     return str(inside if inside.is_dir() else beside)
 
 
 def resolve_target(target: str, allowed: Sequence[str] = ALLOWED_PACKAGES) -> Any:
-    """The class or function that `target` names. Raises ConfigError unless an allowed package defines it."""
+    """Return the class or function that `target` names. Raises ConfigError unless an allowed package defines it."""
     if not _is_in(target, allowed):  # before the import, which already runs what it finds
         raise ConfigError(f"_target_ {target!r} is outside {', '.join(allowed)}: nothing else may be built from a config")
     try:
@@ -58,7 +58,7 @@ def _is_in(name: str, packages: Sequence[str]) -> bool:
 
 
 def targets(node: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Every (`_target_`, keys beside it) in a plain container, depth first."""
+    """Return every `_target_` of a plain container with the keys beside it, depth first."""
     found: list[tuple[str, dict[str, Any]]] = []
     if isinstance(node, Mapping):
         if "_target_" in node:
@@ -72,10 +72,10 @@ def targets(node: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def build(cfg: DictConfig | ListConfig | Mapping[str, Any], allowed: Sequence[str] = ALLOWED_PACKAGES, **kwargs: Any) -> Any:
-    """Build what `cfg._target_` names, `kwargs` added. Nested targets are built too, each checked first.
+    """Build the object that `cfg._target_` names, with `kwargs` added to its arguments. Nested targets are built too.
 
-    Raises ConfigError when a target is not allowed or its constructor refuses the values; an error of ours that the
-    constructor raises passes as it is.
+    Raises ConfigError if a target is not allowed or its constructor rejects the values. A SamTrainError of the constructor is
+    raised unchanged.
     """
     plain = to_plain(cfg)
     if "_target_" not in plain:
@@ -95,7 +95,7 @@ def build(cfg: DictConfig | ListConfig | Mapping[str, Any], allowed: Sequence[st
 
 
 def _refuse_interpolations(node: Any) -> None:
-    """Raise ConfigError for a `${...}` that is left: resolved later, it could make a `_target_` that nobody checked."""
+    """Raise ConfigError for an unresolved `${...}`: resolved later, it could become a `_target_` that was not checked."""
     if isinstance(node, str) and "${" in node:
         raise ConfigError(f"{node!r} is still an interpolation after the config was resolved")
     if isinstance(node, Mapping):
@@ -106,9 +106,9 @@ def _refuse_interpolations(node: Any) -> None:
 
 
 def to_plain(cfg: DictConfig | ListConfig | Mapping[str, Any]) -> Any:
-    """The resolved config as dicts and lists, ready for JSON or a checkpoint.
+    """Return the resolved config as dicts and lists, ready for JSON or a checkpoint.
 
-    Raises ConfigError when an interpolation points at nothing or a value is none that YAML could hold.
+    Raises ConfigError if an interpolation does not resolve or a value cannot be stored as YAML.
     """
     try:
         return OmegaConf.to_container(cfg if OmegaConf.is_config(cfg) else OmegaConf.create(dict(cfg)), resolve=True)
@@ -117,7 +117,7 @@ def to_plain(cfg: DictConfig | ListConfig | Mapping[str, Any]) -> Any:
 
 
 def config_hash(cfg: DictConfig | Mapping[str, Any]) -> str:
-    """First 12 hex digits of the SHA-256 of the resolved config, keys sorted."""
+    """Return the first 12 hex digits of the SHA-256 of the resolved config, with sorted keys."""
     return hashlib.sha256(json.dumps(to_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -134,7 +134,7 @@ def load_stored(path: Path) -> Any:
 
 
 def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]:
-    """Which of the top-level `keys` differ from the config that `save_resolved` wrote."""
+    """Return those of the top-level `keys` whose values differ from the config that `save_resolved` wrote."""
     before = load_stored(saved)
     now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
     for config in (before, now):
@@ -145,5 +145,5 @@ def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]
 
 
 def save_resolved(cfg: DictConfig, path: Path) -> None:
-    """Write the resolved config beside a run, so that the run can be read without Hydra."""
+    """Write the resolved config into a run folder, so that the run can be read without Hydra."""
     atomic_write_bytes(path, OmegaConf.to_yaml(cfg, resolve=True).encode())

@@ -8,7 +8,7 @@ what it was renamed to, so that no old name lives on in scripts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sam_train.errors import ConfigError
@@ -90,11 +90,15 @@ _ORIGINAL_TARGETS = {new: old for old, new in TARGETS.items()}
 _ORIGINAL_KEYS = {new: old for old, new in KEYS.items()}
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Raise ConfigError, with the new name, if a command-line override `key=value` sets a key that was renamed."""
+def check_overrides(overrides: Sequence[str], known: Collection[str] | None = None) -> None:
+    """Raise ConfigError, with the new name, if a command-line override `key=value` sets a key that was renamed.
+
+    known: top-level keys and groups of the command, None for all: a key of another command is not named.
+    """
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if (new := _renamed(key)) is not None:
+        new = _renamed(key)
+        if new is not None and (known is None or new.partition(".")[0] in known):
             raise ConfigError(f"{key}: renamed to {new}")
         if (option := _renamed_option(key, value)) is not None:
             raise ConfigError(f"{key}={value}: renamed to {key}={option}")

@@ -24,7 +24,7 @@ class Key:
     name: str
     """Dotted name within the file."""
     value: str
-    """Its default as it is written; empty for a group of keys."""
+    """Default as it is written in the file; empty for a key that holds others."""
     comment: str
 
 
@@ -33,7 +33,7 @@ class Group:
     """A config group in the defaults list of a command."""
 
     name: str
-    """As it is typed, such as `model` or `generator@proposals`."""
+    """Name as it is typed, such as `model` or `generator@proposals`."""
     default: str
     """The option that is taken where none is given, or "null"."""
     comment: str

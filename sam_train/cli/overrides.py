@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_train.cli.config_files import read_experiments, read_groups
+from sam_train.cli.config_files import read_experiments, read_groups, read_keys
 from sam_train.cli.suggestions import did_you_mean
 from sam_train.errors import ConfigError
 from sam_train.renames import check_overrides
@@ -55,7 +55,7 @@ def checked_config(command: HydraCommand, overrides: Sequence[str], configs: Pat
 
     Raises ConfigError for renamed and misspelled names, with suggestions, and for values that do not compose.
     """
-    check_overrides(overrides)
+    check_overrides(overrides, _top_level_names(command, configs))
     parsed = [_parsed(override) for override in overrides]
     _check_experiment(command, parsed, configs)
     if not multirun:
@@ -138,6 +138,13 @@ def _explained(error: Exception, command: HydraCommand, overrides: Sequence[Over
         return f"{command.name} has no key or group {key!r}: {hint or f'{command.name} --help lists them'}"
     cause = f": {error.__cause__}" if isinstance(error, ConfigCompositionException) and error.__cause__ else ""
     return " ".join(f"the config does not compose: {text}{cause}".split())
+
+
+def _top_level_names(command: HydraCommand, configs: Path) -> set[str]:
+    """Return the top-level keys and groups of a command; `generator@proposals` counts as `generator` and as `proposals`."""
+    path = configs / f"{command.config}.yaml"
+    groups = {part for group in read_groups(path) for part in group.name.split("@")}
+    return groups | {key.name.partition(".")[0] for key in read_keys(path)}
 
 
 def _known_names(command: HydraCommand, overrides: Sequence[Override], configs: Path) -> list[str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-PUBLIC = {
-    "sam_train": ["AutomaticMaskGenerator", "Predictor", "__version__", "load_checkpoint", "load_predictor"],
+PUBLIC: dict[str, list[str]] = {
+    "data_engine": [],
+    "data_engine.annotation_tool.backend": [],
     "data_engine.annotators": ["AnnotationResult", "Annotator", "SimulatedAnnotator"],
     "data_engine.cycle": ["SlurmRunner", "SubprocessRunner"],
     "data_engine.cycle_folder": ["CycleFolder", "PromotionRecord", "START_STEP", "Step", "StepFolder", "parse_steps"],
@@ -42,8 +43,23 @@ PUBLIC = {
     ],
     "data_engine.sources": ["ImageReference", "ImageReferences", "LISTING_REASONS", "LOAD_REASONS", "Source", "open_source"],
     "data_engine.stages": ["AssistedManual", "FullyAutomatic", "SemiAutomatic", "Stage"],
+    "sam_train": ["AutomaticMaskGenerator", "Predictor", "__version__", "load_checkpoint", "load_predictor"],
     "sam_train.cli": ["ArgumentParser", "FunctionCommand", "HydraCommand"],
+    "sam_train.cost_model": ["CostEstimate", "HardwareSpec", "StepCost", "count_step", "estimate_cost", "get_device"],
+    "sam_train.data": [],
     "sam_train.data.synthetic": ["SyntheticScene", "compose_scene", "write_corpus"],
+    "sam_train.evaluation": [
+        "ClickProtocol",
+        "ClickResult",
+        "ClicksNeededProtocol",
+        "EdgeProtocol",
+        "EvaluationProtocol",
+        "InstanceProtocol",
+        "PrefillProtocol",
+        "ProposalProtocol",
+        "Sa23Protocol",
+        "TextProtocol",
+    ],
     "sam_train.inference": [
         "AutomaticMaskGenerator",
         "BoxMaskGenerator",
@@ -80,6 +96,9 @@ PUBLIC = {
     ],
     "sam_train.shards.exporters": ["EXPORTERS"],
     "sam_train.shards.importers": ["IMPORTERS", "import_label_maps"],
+    "sam_train.shards.maintenance": [],
+    "sam_train.shards.maintenance.dataset_card": [],
+    "sam_train.shards.maintenance.statistics": [],
     "sam_train.text": [
         "ClipEncoder",
         "CropEmbedder",
@@ -100,7 +119,9 @@ def exporting_packages(root: Path) -> list[str]:
     found = []
     for path in sorted((root / name for name in ("sam_train", "data_engine")), key=str):
         for init in sorted(path.rglob("__init__.py")):
-            assigned = [node.targets for node in ast.parse(init.read_text()).body if isinstance(node, ast.Assign)]
+            body = ast.parse(init.read_text()).body
+            assigned = [node.targets for node in body if isinstance(node, ast.Assign)]
+            assigned += [[node.target] for node in body if isinstance(node, ast.AnnAssign)]
             if any(isinstance(target, ast.Name) and target.id == "__all__" for targets in assigned for target in targets):
                 found.append(".".join(init.parent.relative_to(root).parts))
     return found

@@ -47,6 +47,7 @@ def test_a_typed_name_is_answered_with_the_new_one() -> None:
         check_overrides(["generator@proposals=words"])
     with pytest.raises(ConfigError, match=r"renamed to prompts=\{num_mask_only_rounds: 0\}"):
         check_overrides(["prompts={num_empty_rounds: 0}"])
+    check_overrides(["people_weight=1"], known=["losses", "data"])
     check_overrides(["losses.all_candidates_weight=1", "-m", "name=losses.loser_weight"])
 
 

@@ -19,3 +19,5 @@ simulated_client.py    simulated annotator that uses this client
 
 An image has `overlap` tasks, one for each annotator who annotates it. A task has at most one annotator at a time, and its masks.
 """
+
+__all__: list[str] = []  # modules are imported by name: most need the extra annotate

@@ -7,3 +7,5 @@ repair_sample.py     repairs one sample
 perceptual_hash.py, duplicate_groups.py   perceptual hashes of images, and pairs whose hashes are close
 validate.py, repair.py, dedupe.py, split.py, merge_tables.py, statistics/, dataset_card/   one command each
 """
+
+__all__: list[str] = []  # one module per command, imported when it is given

@@ -7,3 +7,5 @@ figures.py      figures from histograms
 page.py         figures and numbers as one HTML file
 command.py      the command
 """
+
+__all__: list[str] = []  # modules are imported by name
