@@ -1,4 +1,4 @@
-"""Shards that are broken in every way that we know, for the commands that find and mend it."""
+"""Shards with every known kind of corruption, for the tests of validation and repair."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Members = list[tuple[str, bytes]]
 EXIF = b"\xff\xe1\x00\x10Exif\0\0MM\0*\0\0\0\x08"
 
 
-def members_of(shard: Path) -> Members:
-    """Names and bytes of a tar's members."""
+def read_members(shard: Path) -> Members:
+    """Return names and bytes of the members of a tar."""
     with tarfile.open(shard) as tar:
         return [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
 
 
 def write_members(shard: Path, members: Members) -> Path:
-    """A tar of the members, and no manifest."""
+    """Write a tar of the members without a manifest."""
     shard.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(shard, "w") as tar:
         for name, data in members:
@@ -30,8 +30,8 @@ def write_members(shard: Path, members: Members) -> Path:
     return shard
 
 
-def edited(members: Members, change: Callable[[dict[str, Any]], None], at: int = 1) -> Members:
-    """With the JSON of member `at` changed."""
+def edit_json(members: Members, change: Callable[[dict[str, Any]], None], at: int = 1) -> Members:
+    """Change the JSON of the member with index `at`."""
     name, data = members[at]
     document = json.loads(data)
     change(document)
@@ -39,11 +39,11 @@ def edited(members: Members, change: Callable[[dict[str, Any]], None], at: int =
 
 
 def _mask(**values: Any) -> Callable[[Members], Members]:
-    return lambda members: edited(members, lambda document: document["annotations"][0].update(values))
+    return lambda members: edit_json(members, lambda document: document["annotations"][0].update(values))
 
 
 def _image(**values: Any) -> Callable[[Members], Members]:
-    return lambda members: edited(members, lambda document: document["image"].update(values))
+    return lambda members: edit_json(members, lambda document: document["image"].update(values))
 
 
 def _jpeg(change: Callable[[bytes], bytes]) -> Callable[[Members], Members]:
@@ -51,25 +51,25 @@ def _jpeg(change: Callable[[bytes], bytes]) -> Callable[[Members], Members]:
 
 
 def _second_id(members: Members) -> Members:
-    return edited(members, lambda document: document["annotations"][1].update(id=document["annotations"][0]["id"]))
+    return edit_json(members, lambda document: document["annotations"][1].update(id=document["annotations"][0]["id"]))
 
 
 def _other_size(members: Members) -> Members:
     def change(document: dict[str, Any]) -> None:
         document["annotations"][0]["segmentation"]["size"] = [1, 2]
 
-    return edited(members, change)
+    return edit_json(members, change)
 
 
 def _counts(members: Members) -> Members:
-    return edited(members, lambda document: document["annotations"][0]["segmentation"].update(counts="0~"))
+    return edit_json(members, lambda document: document["annotations"][0]["segmentation"].update(counts="0~"))
 
 
 def _unknown(members: Members) -> Members:
-    return edited(members, lambda document: document["annotations"][0].update(category=3))
+    return edit_json(members, lambda document: document["annotations"][0].update(category=3))
 
 
-DAMAGES: dict[str, tuple[Callable[[Members], Members], set[str]]] = {
+CORRUPTIONS: dict[str, tuple[Callable[[Members], Members], set[str]]] = {
     "no jpg": (lambda members: members[1:], {"missing_jpg"}),
     "no json": (lambda members: members[:1] + members[2:], {"missing_json"}),
     "not adjacent": (lambda members: [members[0], *members[2:], members[1]], {"not_adjacent"}),
@@ -88,4 +88,4 @@ DAMAGES: dict[str, tuple[Callable[[Members], Members], set[str]]] = {
     "rle counts": (_counts, {"bad_rle"}),
     "image id": (_image(image_id=2), {"duplicate_image_id"}),
 }
-"""Name -> what is done to the members of a shard whose first image has two masks and whose last has id 2; reasons expected."""
+"""Name -> (change to the members, expected reasons), for a shard whose first image has two masks and whose last has id 2."""

@@ -1,4 +1,4 @@
-"""Seeded damage for bytes, tars and JSON: what a torn disk, a bad download and a malicious sender do."""
+"""Seeded random corruption of bytes, tars and JSON, as by a failing disk, a bad download or a malicious sender."""
 
 from __future__ import annotations
 
@@ -35,60 +35,60 @@ TYPES = b"01234567xgLKSDVMNXA\x00\xff"
 _DEEP = "[" * 900 + "]" * 900
 
 
-def flipped(data: bytes, dice: random.Random) -> bytes:
-    """Up to eight bytes changed."""
+def flip_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Change up to eight bytes."""
     changed = bytearray(data)
-    for _ in range(dice.randint(1, 8) if data else 0):
-        changed[dice.randrange(len(changed))] = dice.randrange(256)
+    for _ in range(rng.randint(1, 8) if data else 0):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
     return bytes(changed)
 
 
-def cut(data: bytes, dice: random.Random) -> bytes:
-    """The end missing."""
-    return data[: dice.randrange(len(data) + 1)]
+def truncate(data: bytes, rng: random.Random) -> bytes:
+    """Remove the end."""
+    return data[: rng.randrange(len(data) + 1)]
 
 
-def spliced(data: bytes, dice: random.Random) -> bytes:
-    """A stretch left out, given twice, filled with zeros or with noise."""
-    begin = dice.randrange(len(data) + 1)
-    end = min(len(data), begin + dice.choice((1, 7, BLOCK, 3 * BLOCK, 5000)))
+def splice_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Remove a part, duplicate it, or fill it with zeros or noise."""
+    begin = rng.randrange(len(data) + 1)
+    end = min(len(data), begin + rng.choice((1, 7, BLOCK, 3 * BLOCK, 5000)))
     piece = data[begin:end]
-    return data[:begin] + dice.choice((b"", piece * 2, bytes(len(piece)), dice.randbytes(len(piece)))) + data[end:]
+    return data[:begin] + rng.choice((b"", piece * 2, bytes(len(piece)), rng.randbytes(len(piece)))) + data[end:]
 
 
-def with_header(data: bytes, dice: random.Random) -> bytes:
-    """A field of one tar header changed, its checksum made right, so that the reader believes it."""
+def corrupt_header(data: bytes, rng: random.Random) -> bytes:
+    """Change a field of one tar header and correct its checksum, so that readers accept the header."""
     headers = [at for at in range(0, len(data) - BLOCK, BLOCK) if data[at + 257 : at + 262] == b"ustar"]
     if not headers:
-        return flipped(data, dice)
-    at = dice.choice(headers)
+        return flip_bytes(data, rng)
+    at = rng.choice(headers)
     header = bytearray(data[at : at + BLOCK])
-    kind = dice.randrange(5)
+    kind = rng.randrange(5)
     if kind == 0:
-        size = dice.choice((b"77777777777", b"\xff" * 11, b"-0000000001", b"\x80" + b"\xff" * 10, b"00000000000", b"00000001000"))
+        size = rng.choice((b"77777777777", b"\xff" * 11, b"-0000000001", b"\x80" + b"\xff" * 10, b"00000000000", b"00000001000"))
         header[124:136] = size.ljust(12, b"\0")
     elif kind == 1:
-        header[156] = dice.choice(TYPES)
+        header[156] = rng.choice(TYPES)
     elif kind == 2:
-        header[0:100] = dice.choice(NAMES).encode("utf-8", "surrogateescape")[:100].ljust(100, b"\0")
+        header[0:100] = rng.choice(NAMES).encode("utf-8", "surrogateescape")[:100].ljust(100, b"\0")
     elif kind == 3:
-        place = dice.randrange(BLOCK)
-        header[place] = dice.randrange(256)
+        place = rng.randrange(BLOCK)
+        header[place] = rng.randrange(256)
     else:
-        header[345:500] = dice.randbytes(155)
+        header[345:500] = rng.randbytes(155)
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
     return data[:at] + bytes(header) + data[at + BLOCK :]
 
 
-def with_extension(data: bytes, dice: random.Random) -> bytes:
-    """A GNU or POSIX extension in front: chains of long names, headers that say other sizes."""
+def prepend_extension_header(data: bytes, rng: random.Random) -> bytes:
+    """Insert a GNU or POSIX extension header at the start: chains of long names, headers with other sizes."""
     stream = io.BytesIO()
-    kind = dice.randrange(3)
+    kind = rng.randrange(3)
     if kind == 0:
-        for _ in range(dice.choice((1, 2, 5, 50, 50, 1200))):
-            stream.write(_header(b"././@LongLink", dice.choice(b"LK"), 0))
+        for _ in range(rng.choice((1, 2, 5, 50, 50, 1200))):
+            stream.write(_header(b"././@LongLink", rng.choice(b"LK"), 0))
     else:
-        lines = dice.choice(
+        lines = rng.choice(
             (
                 b"19 size=-1000000000\n",
                 b"30 size=99999999999999999999\n",
@@ -97,7 +97,7 @@ def with_extension(data: bytes, dice: random.Random) -> bytes:
                 b"12 path=\xff\xfe\n",
             )
         )
-        stream.write(_header(b"pax", dice.choice(b"xgX"), len(lines)) + lines.ljust(BLOCK, b"\0"))
+        stream.write(_header(b"pax", rng.choice(b"xgX"), len(lines)) + lines.ljust(BLOCK, b"\0"))
     return stream.getvalue() + data
 
 
@@ -109,13 +109,13 @@ def _header(name: bytes, kind: int, size: int) -> bytes:
 
 
 TAR_MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-    flipped,
-    cut,
-    spliced,
-    with_header,
-    with_header,
-    with_extension,
-    lambda data, dice: spliced(with_header(data, dice), dice),
+    flip_bytes,
+    truncate,
+    splice_bytes,
+    corrupt_header,
+    corrupt_header,
+    prepend_extension_header,
+    lambda data, rng: splice_bytes(corrupt_header(data, rng), rng),
 )
 
 VALUES: tuple[Any, ...] = (
@@ -147,65 +147,66 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-def json_mutated(document: Any, dice: random.Random) -> bytes:
-    """JSON with one to three values replaced, keys lost, added or renamed; sometimes nested deeply, or not JSON any more."""
+def mutate_json(document: Any, rng: random.Random) -> bytes:
+    """Replace one to three values, or remove, add or rename keys; sometimes nest deeply or make the JSON invalid."""
     document = copy.deepcopy(document)
-    for _ in range(dice.randint(1, 3)):
-        _mutate(document, dice)
+    for _ in range(rng.randint(1, 3)):
+        _mutate(document, rng)
     text = json.dumps(document)
-    kind = dice.randrange(12)
+    kind = rng.randrange(12)
     if kind == 0:
-        text = text.replace("[", _DEEP[: dice.randrange(1800)] + "[", 1)
+        text = text.replace("[", _DEEP[: rng.randrange(1800)] + "[", 1)
     elif kind == 1:
-        text = text.replace("1", "9" * dice.choice((20, 500, 5000)), 1)
+        text = text.replace("1", "9" * rng.choice((20, 500, 5000)), 1)
     elif kind == 2:
-        text = text.replace('"area"', '"area":' + "[" * (depth := dice.randint(200, 995)) + "]" * depth + ',"area"', 1)
+        text = text.replace('"area"', '"area":' + "[" * (depth := rng.randint(200, 995)) + "]" * depth + ',"area"', 1)
     data = text.encode("utf-8", "surrogatepass")
-    return flipped(data, dice) if kind == 3 else cut(data, dice) if kind == 4 else data
+    return flip_bytes(data, rng) if kind == 3 else truncate(data, rng) if kind == 4 else data
 
 
-def _mutate(document: Any, dice: random.Random) -> None:
+def _mutate(document: Any, rng: random.Random) -> None:
     places = list(_places(document))
-    holder, key = dice.choice(places)
-    kind = dice.randrange(6)
+    holder, key = rng.choice(places)
+    kind = rng.randrange(6)
     if kind == 0:
         del holder[key]
     elif kind == 1 and isinstance(holder, dict):
-        holder[dice.choice(("", "x", "id", "\ud800", "a" * 3000))] = dice.choice(VALUES)
+        holder[rng.choice(("", "x", "id", "\ud800", "a" * 3000))] = rng.choice(VALUES)
     else:
-        holder[key] = copy.deepcopy(dice.choice(VALUES))
+        holder[key] = copy.deepcopy(rng.choice(VALUES))
 
 
 def _places(value: Any) -> Any:
-    """Every (holder, key) of a document."""
+    """Return every (container, key) of a document."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in list(items):
         yield value, key
         yield from _places(item)
 
 
-def rle_mutated(counts: str, dice: random.Random) -> str:
-    """A count string with characters changed, lost, repeated, or made anew."""
-    kind = dice.randrange(5)
+def mutate_rle_counts(counts: str, rng: random.Random) -> str:
+    """Change, remove or repeat characters of a count string, or generate a new one."""
+    kind = rng.randrange(5)
     if kind == 0:
-        return "".join(chr(dice.randint(40, 120)) for _ in range(dice.randrange(30)))
+        return "".join(chr(rng.randint(40, 120)) for _ in range(rng.randrange(30)))
     letters = list(counts)
-    for _ in range(dice.randint(1, 4)):
-        place = dice.randrange(len(letters) + 1)
-        letters[place : place + dice.randrange(3)] = [
-            chr(dice.choice((48, 79, 80, 111, dice.randint(48, 111)))) for _ in range(dice.randrange(3))
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(letters) + 1)
+        letters[place : place + rng.randrange(3)] = [
+            chr(rng.choice((48, 79, 80, 111, rng.randint(48, 111)))) for _ in range(rng.randrange(3))
         ]
     if kind == 1:
-        return "".join(letters) + "o" * dice.randrange(12) + "0"
+        return "".join(letters) + "o" * rng.randrange(12) + "0"
     return "".join(letters)
 
 
 def num_cases(*, in_full: int) -> int:
-    """How many cases a test tries: a quarter, or all with SAM_TRAIN_FUZZ=full in the environment, which takes minutes."""
+    """Return the number of cases of a test: a quarter, or all if the environment has SAM_TRAIN_FUZZ=full (takes minutes)."""
     return in_full if os.environ.get("SAM_TRAIN_FUZZ") == "full" else in_full // 4
 
 
-def seeded(case: int) -> random.Random:
+def seeded_random(case: int) -> random.Random:
+    """Return the random generator of a case."""
     return random.Random(case)  # noqa: S311
 
 
@@ -213,6 +214,7 @@ HEIGHT, WIDTH = 24, 32
 
 
 def small_sample(index: int) -> tuple[ImageRecord, bytes]:
+    """Return record and JPEG of a small image of noise with two masks."""
     random_numbers = np.random.default_rng(index)
     image = random_numbers.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
     masks = []

@@ -1,5 +1,5 @@
-"""Remote shards come through a folder of bounded size, whole and checked, for any number of processes: from a real S3 server
-(moto) and a real HTTP server, both on this machine."""
+"""Cache of remote shards: bounded size, atomic and checked downloads, several processes; with a real S3 server (moto) and a real
+HTTP server on this machine."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def shards(tmp_path: Path, sample: MakeSample) -> list[Path]:
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def url(shards: list[Path]) -> Iterator[str]:
-    """Where an HTTP server has them."""
+    """URL of the shards on an HTTP server."""
     handler = functools.partial(Quiet, directory=str(shards[0].parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -61,15 +61,15 @@ def keys_of(index: ShardIndex | ShardError, cache: ShardCache) -> list[str]:
     return [read_sample(entry, cache.open).record.key for entry in index]
 
 
-def test_the_loader_trains_from_a_url_as_from_a_folder(url: str, shards: list[Path], tmp_path: Path) -> None:
+def test_loader_reads_the_same_batches_from_a_url_and_a_folder(url: str, shards: list[Path], tmp_path: Path) -> None:
     far = ShardDataModule(shards=f"{url}/sa_{{000000..000002}}.tar", image_size=32, cache_dir=str(tmp_path / "cache"))
     near = ShardDataModule(shards=str(shards[0].parent), image_size=32)
-    assert names(tmp_path / "cache") == [], "manifests say where the samples lie"
+    assert names(tmp_path / "cache") == [], "the index comes from the manifests"
     assert [far.train_set[p].key for p in range(12)] == [near.train_set[p].key for p in range(12)]
     assert names(tmp_path / "cache") == [path.name for path in shards]
 
 
-def test_without_a_manifest_the_tar_is_fetched_first(url: str, shards: list[Path], tmp_path: Path) -> None:
+def test_downloads_the_tar_to_index_a_shard_without_a_manifest(url: str, shards: list[Path], tmp_path: Path) -> None:
     manifest_path(shards[0]).unlink()
     cache = ShardCache(tmp_path / "cache", GB)
     (index,) = cache.index([f"{url}/{shards[0].name}"])
@@ -77,19 +77,19 @@ def test_without_a_manifest_the_tar_is_fetched_first(url: str, shards: list[Path
     assert keys_of(index, cache) == ["sa_000000", "sa_000001"]
 
 
-def test_what_was_not_read_for_longest_goes(url: str, shards: list[Path], tmp_path: Path) -> None:
+def test_deletes_the_least_recently_used_shard(url: str, shards: list[Path], tmp_path: Path) -> None:
     size = shards[0].stat().st_size
     cache = ShardCache(tmp_path / "cache", 2 * size + size // 2)
     first, second, third = cache.index([f"{url}/{path.name}" for path in shards])
     for index in (first, second, first, third):
         assert keys_of(index, cache)
-        time.sleep(0.02)  # times of files have no more than milliseconds on some disks
+        time.sleep(0.02)  # some file systems store times in milliseconds
     assert names(cache.folder) == [shards[0].name, shards[2].name]
-    assert keys_of(second, cache) == ["sa_000002", "sa_000003"], "and comes back when it is wanted"
+    assert keys_of(second, cache) == ["sa_000002", "sa_000003"], "and is downloaded again on demand"
     assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= cache.max_bytes
 
 
-def test_a_shard_larger_than_the_cache(url: str, shards: list[Path], tmp_path: Path) -> None:
+def test_rejects_a_shard_larger_than_the_cache(url: str, shards: list[Path], tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 1000)
     (index,) = cache.index([f"{url}/{shards[0].name}"])
     with pytest.raises(ShardError, match=r"do not fit into a cache of 1000: raise data.cache_gb"):
@@ -97,8 +97,10 @@ def test_a_shard_larger_than_the_cache(url: str, shards: list[Path], tmp_path: P
     assert names(cache.folder) == []
 
 
-@pytest.mark.parametrize("damage", ["torn", "other"])
-def test_what_is_not_its_manifests_is_not_kept(url: str, shards: list[Path], tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "other"])
+def test_rejects_and_deletes_a_download_that_does_not_match_its_manifest(
+    url: str, shards: list[Path], tmp_path: Path, damage: str
+) -> None:
     data = bytearray(shards[0].read_bytes())
     data[600] ^= 255
     shards[0].write_bytes(bytes(data) if damage == "other" else bytes(data[:3000]))
@@ -110,7 +112,7 @@ def test_what_is_not_its_manifests_is_not_kept(url: str, shards: list[Path], tmp
     assert [path.name for path in cache.folder.iterdir() if not path.name.endswith("lock")] == []
 
 
-def test_what_is_not_there_is_left_out(url: str, shards: list[Path], tmp_path: Path) -> None:
+def test_skips_a_missing_shard(url: str, shards: list[Path], tmp_path: Path) -> None:
     wanted = [f"{url}/{shards[0].name}", f"{url}/absent.tar"]
     module = ShardDataModule(shards=wanted, image_size=32, cache_dir=str(tmp_path / "cache"))
     assert module.train_set.shards.num_images == 2
@@ -125,8 +127,8 @@ def fetch_all(url: str, files: list[str], folder: Path, max_bytes: int, answers:
     answers.put([keys_of(index, cache) for _ in range(5) for index in found])
 
 
-def test_several_processes_share_the_folder(url: str, shards: list[Path], tmp_path: Path) -> None:
-    """With room for two of three shards, so that each takes from the others what they are about to read."""
+def test_several_processes_share_the_cache_folder(url: str, shards: list[Path], tmp_path: Path) -> None:
+    """The cache has room for two of three shards, so that each process deletes shards that others are about to read."""
     size = shards[0].stat().st_size
     context, processes = multiprocessing.get_context("spawn"), []
     answers = context.Queue()
@@ -141,7 +143,7 @@ def test_several_processes_share_the_folder(url: str, shards: list[Path], tmp_pa
     assert len(names(tmp_path / "cache")) <= 2
 
 
-def test_s3(shards: list[Path], bucket: Any, tmp_path: Path) -> None:
+def test_reads_shards_from_s3(shards: list[Path], bucket: Any, tmp_path: Path) -> None:
     for path in shards[0].parent.iterdir():
         bucket.put_file(str(path), f"bucket/folder/{path.name}")
     expected = [f"s3://bucket/folder/{path.name}" for path in shards]
@@ -154,7 +156,7 @@ def test_s3(shards: list[Path], bucket: Any, tmp_path: Path) -> None:
     assert [far.train_set[p].key for p in range(6)] == [near.train_set[p].key for p in range(6)]
 
 
-def test_a_protocol_that_nobody_knows(tmp_path: Path) -> None:
+def test_rejects_an_unsupported_protocol(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         ShardDataModule(shards="nowhere://a/b.tar", image_size=32, cache_dir=str(tmp_path / "cache"))
     assert os.listdir(tmp_path) in ([], ["cache"])

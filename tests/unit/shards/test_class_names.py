@@ -1,4 +1,4 @@
-"""What masks show: from every form that says it to shards, to the loader, to tables, and out again."""
+"""Class names of masks: import from every format, loader, mask tables and export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEIGHT, WIDTH = 20, 30
 
 
 def named(pair: Pair, *names: str | None) -> Pair:
-    """With those names, None being a mask without provenance."""
+    """Return a record whose masks have these names; None is a mask without provenance."""
     record, jpeg = pair
     sources = [None if name is None else replace(SOURCE, name=name) for name in names]
     masks = [replace(mask, provenance=source) for mask, source in zip(record.masks, sources, strict=True)]
@@ -41,7 +41,7 @@ def named(pair: Pair, *names: str | None) -> Pair:
 
 @pytest.fixture
 def shards(tmp_path: Path, sample: Callable[..., Pair]) -> Path:
-    """Two pictures: a cat and an unnamed mask; a dog's caption, a cat, and a mask without provenance."""
+    """Two images: a cat and an unnamed mask; a dog's caption, a cat, and a mask without provenance."""
     first = named(sample(1), "cat", "")
     second = named(sample(2, num_masks=3), "a dog: brown, 'wet' #1", "cat", None)
     write_shard(tmp_path / "shards" / "sa_000000.tar", [first, second])
@@ -55,19 +55,21 @@ def names_in(folder: Path) -> list[list[str]]:
 NAMES = [["cat", ""], ["a dog: brown, 'wet' #1", "cat", ""]]
 
 
-def test_a_name_comes_back_and_none_leaves_no_trace(sample: Callable[..., Pair]) -> None:
+def test_name_survives_a_round_trip_and_no_name_writes_no_key(sample: Callable[..., Pair]) -> None:
     record, _ = named(sample(1), "łódź", "")
     data = record.to_json()
     assert ImageRecord.from_json(data, key=record.key) == record
     first, second = json.loads(data)["annotations"]
     assert first["provenance"]["name"] == "łódź"
-    assert set(second["provenance"]) == {"stage", "checkpoint", "annotator", "config", "prompts", "seconds"}, "as of old"
+    assert set(second["provenance"]) == {"stage", "checkpoint", "annotator", "config", "prompts", "seconds"}, (
+        "as in earlier versions"
+    )
     assert "name" not in first, "SA-1B's keys stay SA-1B's"
     plain = replace(record, masks=[replace(mask, provenance=replace(SOURCE)) for mask in record.masks])
     assert b'"name"' not in plain.to_json()
 
 
-def test_a_name_that_is_no_text_is_refused(sample: Callable[..., Pair]) -> None:
+def test_rejects_a_name_that_is_not_text(sample: Callable[..., Pair]) -> None:
     record, _ = named(sample(1), "cat", "dog")
     data = record.to_json().replace(b'"dog"', b"3")
     with pytest.raises(ShardError, match="unexpected type int") as caught:
@@ -75,10 +77,10 @@ def test_a_name_that_is_no_text_is_refused(sample: Callable[..., Pair]) -> None:
     assert caught.value.field == "annotations[1].provenance.name"
     with pytest.raises(ShardError, match="unexpected type int"):
         parse_target_record(data, key=record.key, names=True)
-    assert parse_target_record(data, key=record.key).names is None, "what is not asked for is not looked into"
+    assert parse_target_record(data, key=record.key).names is None, "names are parsed on request only"
 
 
-def test_both_ways_to_outlines_agree(shards: Path) -> None:
+def test_fast_and_full_record_parsers_read_the_same_names(shards: Path) -> None:
     for sample in iterate_samples(expand_shards(str(shards))):
         data = sample.record.to_json()
         for names in (True, False):
@@ -87,7 +89,7 @@ def test_both_ways_to_outlines_agree(shards: Path) -> None:
 
 
 def test_batches_carry_names_in_the_order_of_masks(shards: Path, sample: Callable[..., Pair]) -> None:
-    """Masks are drawn, turned and dropped; each keeps its own name, told here by its area in the shard."""
+    """Masks are drawn, turned and dropped; each keeps its own name, identified by its area in the shard."""
     (record, jpeg), areas = sample(5, num_masks=2), {}
     many = [replace(mask, id=n) for n, mask in enumerate(record.masks * 4)]
     record = replace(record, masks=[replace(m, provenance=replace(SOURCE, name=f"{m.area} px")) for m in many])
@@ -115,17 +117,17 @@ def test_batches_carry_names_in_the_order_of_masks(shards: Path, sample: Callabl
 
 
 def _rle(mask: np.ndarray) -> dict[str, object]:
-    from sam_train.masks import encode_rle
+    from sam_train.rle import encode_rle
 
     return encode_rle(mask)
 
 
-def test_batches_have_no_names_unless_asked(shards: Path) -> None:
+def test_batches_have_no_names_by_default(shards: Path) -> None:
     loader = ShardDataModule(shards=str(shards), image_size=64)
     assert collate([loader.train_set[0]]).unpack().names is None
 
 
-def test_asking_changes_neither_pictures_nor_masks(shards: Path) -> None:
+def test_reading_names_changes_neither_images_nor_masks(shards: Path) -> None:
     asked, not_asked = (ShardDataModule(shards=str(shards), image_size=64, load_names=names) for names in (True, False))
     for position in range(4):
         one, two = asked.train_set[position], not_asked.train_set[position]
@@ -133,7 +135,7 @@ def test_asking_changes_neither_pictures_nor_masks(shards: Path) -> None:
         np.testing.assert_array_equal(one.image, two.image)
 
 
-def test_an_empty_place_has_no_names(tmp_path: Path, sample: Callable[..., Pair]) -> None:
+def test_padding_has_no_names(tmp_path: Path, sample: Callable[..., Pair]) -> None:
     write_shard(tmp_path / "a.tar", [named(sample(1), "cat", "dog"), sample(2, num_masks=0)])
     loader = ShardDataModule(shards=str(tmp_path / "a.tar"), val_shards=str(tmp_path / "a.tar"), image_size=64, load_names=True)
     assert loader.val_set is not None
@@ -142,14 +144,14 @@ def test_an_empty_place_has_no_names(tmp_path: Path, sample: Callable[..., Pair]
     assert batch.skipped == ("no_mask",)
 
 
-def test_the_table_has_them(shards: Path) -> None:
+def test_mask_table_has_names(shards: Path) -> None:
     from pyarrow import parquet
 
     (shard,) = expand_shards(str(shards))
     assert parquet.read_table(mask_table_path(shard))["name"].to_pylist() == [name for names in NAMES for name in names]
 
 
-def test_through_coco(shards: Path, tmp_path: Path) -> None:
+def test_names_survive_a_coco_round_trip(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "coco"
     main(["export", "coco", "--shards", str(shards), "--out", str(out)])
     document = json.loads((out / "instances.json").read_text())
@@ -161,7 +163,7 @@ def test_through_coco(shards: Path, tmp_path: Path) -> None:
     assert names_in(tmp_path / "back") == NAMES
 
 
-def test_through_yolo(shards: Path, tmp_path: Path) -> None:
+def test_names_survive_a_yolo_round_trip(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "yolo"
     main(["export", "yolo", "--shards", str(shards), "--out", str(out)])
     assert read_class_names(out / "data.yaml") == {0: "cat", 1: "", 2: "a dog: brown, 'wet' #1"}
@@ -172,7 +174,7 @@ def test_through_yolo(shards: Path, tmp_path: Path) -> None:
     assert names_in(tmp_path / "nameless") == [["", ""], ["", "", ""]]
 
 
-def test_yolo_classes_have_the_numbers_of_a_file(shards: Path, tmp_path: Path) -> None:
+def test_yolo_export_uses_the_class_numbers_of_a_file(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a dog: brown, 'wet' #1\nzebra\nobject\ncat\n")
     command = ["export", "yolo", "--shards", str(shards), "--names", f"{tmp_path}/classes.txt", "--out", f"{tmp_path}/out"]
     main(command)
@@ -184,7 +186,7 @@ def test_yolo_classes_have_the_numbers_of_a_file(shards: Path, tmp_path: Path) -
         main([*command[:-1], f"{tmp_path}/out2"])
 
 
-def test_a_class_without_a_name_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_yolo_class_that_the_file_does_not_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _picture(tmp_path / "images" / "a.png")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 0 0 1 0 1 1\n7 0 0 1 0 1 1\n")
@@ -209,7 +211,7 @@ def test_categories_that_a_json_does_not_list_are_counted(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["label_maps", "binary_masks"])
-def test_one_name_for_all(tmp_path: Path, kind: str) -> None:
+def test_name_option_names_every_mask(tmp_path: Path, kind: str) -> None:
     _picture(tmp_path / "images" / "a.png")
     (tmp_path / "labels").mkdir()
     Image.fromarray((np.mgrid[:HEIGHT, :WIDTH][0] > 5).astype(np.uint8)).save(tmp_path / "labels" / "a.png")
@@ -218,7 +220,7 @@ def test_one_name_for_all(tmp_path: Path, kind: str) -> None:
         assert [mask.name for mask in record.masks] == [name]
 
 
-def test_panoptic_names(tmp_path: Path) -> None:
+def test_imports_panoptic_names(tmp_path: Path) -> None:
     ids = np.zeros((HEIGHT, WIDTH), np.uint16)
     ids[0], ids[1:5], ids[5:9], ids[12:] = 3, 7, 26_001, 24_000
     _picture(tmp_path / "city" / "a.png")
@@ -239,7 +241,7 @@ def test_panoptic_names(tmp_path: Path) -> None:
     assert {mask.id: mask.name for mask in record.masks} == {9: "tree", 512: "sky"}
 
 
-def test_lvis_names(tmp_path: Path, shared_dir: Path) -> None:
+def test_imports_lvis_names(tmp_path: Path, shared_dir: Path) -> None:
     path = shared_dir / "data" / "lvis_val_100" / "lvis_val_100.json"
     if not path.is_file():
         pytest.skip("the LVIS annotations are not in the folder `shared` beside the repository")
@@ -271,7 +273,7 @@ def test_lvis_names(tmp_path: Path, shared_dir: Path) -> None:
         ("classes.txt", "a" * 10_001, "class 0: expected a name"),
     ],
 )
-def test_files_that_name_no_classes(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_rejects_invalid_files_of_class_names(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ShardError, match=message) as caught:
         read_class_names(tmp_path / name)
@@ -283,12 +285,12 @@ def test_files_that_name_no_classes(tmp_path: Path, name: str, text: str, messag
 @pytest.mark.parametrize(
     "categories", [{}, [3], [{"id": "1", "name": "a"}], [{"id": 1, "name": None}], [{"id": 1, "name": "a"}] * 2]
 )
-def test_categories_that_are_none(categories: object) -> None:
+def test_rejects_invalid_categories(categories: object) -> None:
     with pytest.raises(ShardError, match=r"a\.json"):
         parse_category_names(categories, place="a.json")
 
 
-def test_numbers_of_classes() -> None:
+def test_numbers_classes_in_order_of_first_use() -> None:
     numbers = ClassNumbering(first=1)
     assert [numbers.number_of(name, place="") for name in ("b", "", "a", "b")] == [1, 2, 3, 1]
     assert numbers.names == {1: "b", 2: "object", 3: "a"}
@@ -303,7 +305,7 @@ def test_synthetic_masks_are_called_by_shape_and_material(tmp_path: Path) -> Non
     assert len(set(names)) > 10
 
 
-def test_an_import_does_not_go_on_where_names_were_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_resuming_an_import_with_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _picture(tmp_path / "images" / "a.png")
     _picture(tmp_path / "images" / "b.png")
     (tmp_path / "labels").mkdir()
@@ -320,10 +322,10 @@ def test_an_import_does_not_go_on_where_names_were_others(tmp_path: Path, capsys
     assert names_in(tmp_path / "out") == [[""], [""]]
 
 
-def test_care_keeps_names(shards: Path, tmp_path: Path) -> None:
-    main(["repair", str(shards), "--out", str(tmp_path / "mended")])
-    assert names_in(tmp_path / "mended") == NAMES
-    assert isinstance(next(iterate_samples(expand_shards(str(tmp_path / "mended")))), Sample)
+def test_maintenance_commands_keep_names(shards: Path, tmp_path: Path) -> None:
+    main(["repair", str(shards), "--out", str(tmp_path / "repaired")])
+    assert names_in(tmp_path / "repaired") == NAMES
+    assert isinstance(next(iterate_samples(expand_shards(str(tmp_path / "repaired")))), Sample)
 
 
 def _picture(path: Path) -> None:

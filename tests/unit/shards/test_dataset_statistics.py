@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corruptions import DAMAGES, members_of, write_members
+from corruptions import CORRUPTIONS, read_members, write_members
 
 from sam_train.cli.commands import data as main
 from sam_train.records import ImageRecord, MaskRecord, Provenance
@@ -94,7 +94,7 @@ def test_figures_are_deterministic(tiny_shard: Path) -> None:
 
 
 def test_several_processes_give_the_same_result(tiny_shard: Path, tmp_path: Path) -> None:
-    shards = [write_members(tmp_path / f"{n}.tar", members_of(tiny_shard)) for n in range(3)]
+    shards = [write_members(tmp_path / f"{n}.tar", read_members(tiny_shard)) for n in range(3)]
     for workers in (1, 2):
         assert stats(tmp_path / str(workers), *shards, "--workers", workers) == 0
     assert (tmp_path / "1" / "stats.json").read_bytes() == (tmp_path / "2" / "stats.json").read_bytes()
@@ -102,7 +102,7 @@ def test_several_processes_give_the_same_result(tiny_shard: Path, tmp_path: Path
 
 def test_reports_invalid_samples(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = [
-        write_members(tmp_path / f"{number}.tar", DAMAGES[name][0](members_of(tiny_shard)))
+        write_members(tmp_path / f"{number}.tar", CORRUPTIONS[name][0](read_members(tiny_shard)))
         for number, name in enumerate(("no jpg", "not json", "rle counts"))
     ]
     (tmp_path / "3.tar").write_bytes(tiny_shard.read_bytes()[:1000])

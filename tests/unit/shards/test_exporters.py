@@ -1,4 +1,4 @@
-"""Shards to other forms and back: nothing is lost that the form can hold, and what it cannot is counted."""
+"""Export and re-import: nothing that a format can represent is lost, and everything else is counted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def masks_of(record: ImageRecord) -> list[np.ndarray]:
 
 
 def export(kind: str, shards: Path, out: Path, *more: str) -> dict[str, int]:
-    """Run the command; what it counted."""
+    """Run the command and return its counts."""
     main(["export", kind, "--shards", str(shards), "--out", str(out), *more])
     counts: dict[str, int] = json.loads((out / "export.json").read_text())["counts"]
     return counts
@@ -48,7 +48,7 @@ def import_back(kind: str, exported: Path, out: Path) -> dict[str, Sample]:
 
 
 def odd_masks(height: int, width: int) -> list[np.ndarray]:
-    """Masks with holes, parts that touch at a corner, single pixels, noise, all of the picture."""
+    """Masks with holes, parts that touch at a corner, single pixels, noise, the whole image."""
     rng = np.random.default_rng(height)
     noise = rng.random((3, height, width)) < np.array([0.02, 0.5, 0.98])[:, None, None]
     ring = np.zeros((height, width), bool)
@@ -63,7 +63,7 @@ def odd_masks(height: int, width: int) -> list[np.ndarray]:
 
 @pytest.fixture
 def odd_shards(tmp_path: Path, sample: Callable[..., Pair], mask_record: Callable[..., MaskRecord]) -> Path:
-    """Two shards, three pictures of two sizes with masks of every shape, and one picture without."""
+    """Two shards: three images of two sizes with masks of every shape, and one image without masks."""
     samples = []
     for index, (height, width) in enumerate([(37, 53), (64, 40), (41, 41)]):
         record, jpeg = sample(index, height=height, width=width, num_masks=0)
@@ -75,7 +75,7 @@ def odd_shards(tmp_path: Path, sample: Callable[..., Pair], mask_record: Callabl
 
 
 @pytest.mark.parametrize("kind", ["coco", "yolo"])
-def test_no_mask_is_lost_or_changed(odd_shards: Path, tmp_path: Path, kind: str) -> None:
+def test_round_trip_keeps_every_mask(odd_shards: Path, tmp_path: Path, kind: str) -> None:
     counts = export(kind, odd_shards, tmp_path / "out")
     assert counts == ({} if kind == "coco" else {"mask_with_bridges": counts["mask_with_bridges"]})
     before, after = read(odd_shards), import_back(kind, tmp_path / "out", tmp_path / "back")
@@ -86,7 +86,7 @@ def test_no_mask_is_lost_or_changed(odd_shards: Path, tmp_path: Path, kind: str)
             np.testing.assert_array_equal(mask, wanted)
 
 
-def test_coco_keeps_ids_scores_and_runs(odd_shards: Path, tmp_path: Path) -> None:
+def test_coco_keeps_ids_scores_and_rles(odd_shards: Path, tmp_path: Path) -> None:
     export("coco", odd_shards, tmp_path / "out")
     before, after = read(odd_shards), import_back("coco", tmp_path / "out", tmp_path / "back")
     for key, sample in after.items():
@@ -97,7 +97,7 @@ def test_coco_keeps_ids_scores_and_runs(odd_shards: Path, tmp_path: Path) -> Non
                 assert getattr(mask, name) == getattr(wanted, name)
 
 
-def test_coco_as_pycocotools_reads_it(odd_shards: Path, tmp_path: Path) -> None:
+def test_pycocotools_reads_the_coco_export(odd_shards: Path, tmp_path: Path) -> None:
     export("coco", odd_shards, tmp_path / "out")
     reference = COCO(str(tmp_path / "out" / "instances.json"))
     assert [category["name"] for category in reference.dataset["categories"]] == ["object"]
@@ -108,9 +108,9 @@ def test_coco_as_pycocotools_reads_it(odd_shards: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(reference.annToMask(annotation).astype(bool), mask)
 
 
-def test_coco_polygons_as_cvat_and_label_studio_read_them(odd_shards: Path, tmp_path: Path) -> None:
+def test_coco_polygons_have_the_form_that_cvat_and_label_studio_read(odd_shards: Path, tmp_path: Path) -> None:
     """CVAT's format page asks for polygons of instances with iscrowd 0; Label Studio's converter (label_studio_converter/imports/
-    coco.py) needs ids, names of categories, sizes of images and bbox, takes the first outline alone and fails on an RLE."""
+    coco.py) needs ids, names of categories, sizes of images and bbox, reads the first polygon only and fails on an RLE."""
     before = read(odd_shards)
     counts = export("coco", odd_shards, tmp_path / "out", "--mask-format", "polygons")
     assert counts["mask_with_bridges"] > 3
@@ -123,10 +123,10 @@ def test_coco_polygons_as_cvat_and_label_studio_read_them(odd_shards: Path, tmp_
         assert (tmp_path / "out" / "images" / image["file_name"]).is_file()
         assert names[int(annotation["category_id"])] == "object"
         assert (annotation["iscrowd"], len(annotation["bbox"]), annotation["id"] > 0) == (0, 4, True)
-        (outline,) = annotation["segmentation"]
-        assert len(outline) >= 6
-        assert len(outline) % 2 == 0
-        rle = coco_mask.frPyObjects([outline], image["height"], image["width"])[0]
+        (polygon,) = annotation["segmentation"]
+        assert len(polygon) >= 6
+        assert len(polygon) % 2 == 0
+        rle = coco_mask.frPyObjects([polygon], image["height"], image["width"])[0]
         read_by_first_outline[image["file_name"].removesuffix(".jpg")].append(coco_mask.decode(rle).astype(bool))
     for key, sample in before.items():
         np.testing.assert_array_equal(read_by_first_outline[key], masks_of(sample.record))
@@ -135,21 +135,21 @@ def test_coco_polygons_as_cvat_and_label_studio_read_them(odd_shards: Path, tmp_
         np.testing.assert_array_equal(masks_of(after[key].record), masks_of(sample.record))
 
 
-def test_a_person_s_work_stays_in_the_provenance(tmp_path: Path, sample: Callable[..., Pair]) -> None:
-    """Origin, clicks and strokes of a mask come back from a shard; a record of before has none of them, byte for byte."""
+def test_annotator_work_stays_in_the_provenance(tmp_path: Path, sample: Callable[..., Pair]) -> None:
+    """A shard stores origin, clicks and strokes of a mask; a record of an earlier version has none and stays byte-identical."""
     record, jpeg = sample(0, num_masks=2)
     made = {"stage": "assisted_manual", "checkpoint": "", "annotator": "ann", "config": ""}
-    plain, told = Provenance(**made), Provenance(**made, origin="edited", clicks=3, strokes=0)
-    record.masks[:] = [replace(mask, provenance=of) for mask, of in zip(record.masks, (plain, told), strict=True)]
+    plain, edited = Provenance(**made), Provenance(**made, origin="edited", clicks=3, strokes=0)
+    record.masks[:] = [replace(mask, provenance=of) for mask, of in zip(record.masks, (plain, edited), strict=True)]
     write_shard(tmp_path / "sa_000000.tar", [(record, jpeg)])
     (back,) = iterate_samples([tmp_path / "sa_000000.tar"])
-    assert [mask.provenance for mask in back.record.masks] == [plain, told]
+    assert [mask.provenance for mask in back.record.masks] == [plain, edited]
     first, second = (set(mask["provenance"]) for mask in json.loads(record.to_json())["annotations"])
     assert second - first == {"origin", "clicks", "strokes"}
 
 
 def yolo_masks(path: Path, height: int, width: int) -> list[np.ndarray]:
-    """What a reader of YOLO's lines makes of them that knows nothing of ours."""
+    """Decode YOLO lines as an independent reader does."""
     masks = []
     for line in path.read_text().splitlines():
         points = np.array(line.split()[1:], float).reshape(-1, 2) * [width, height]
@@ -157,7 +157,7 @@ def yolo_masks(path: Path, height: int, width: int) -> list[np.ndarray]:
     return masks
 
 
-def test_yolo_lines_give_the_masks_to_other_readers(odd_shards: Path, tmp_path: Path) -> None:
+def test_other_readers_restore_the_masks_from_yolo_lines(odd_shards: Path, tmp_path: Path) -> None:
     counts = export("yolo", odd_shards, tmp_path / "out")
     assert counts["mask_with_bridges"] > 5
     for key, sample in read(odd_shards).items():
@@ -168,13 +168,13 @@ def test_yolo_lines_give_the_masks_to_other_readers(odd_shards: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("width", [640, 6000, 65_500])
-def test_six_decimals_are_enough(width: int) -> None:
+def test_six_decimals_restore_masks_of_the_largest_images(width: int) -> None:
     corners = np.arange(width + 1)
     written = np.array([float(f"{number:.6f}") for number in corners / width]) * width
     assert np.abs(written - corners).max() < 0.1, "pycocotools rounds to the next fifth of a pixel"
 
 
-def test_real_yolo_and_back(tmp_path: Path, shared_dir: Path) -> None:
+def test_real_yolo_labels_survive_a_round_trip(tmp_path: Path, shared_dir: Path) -> None:
     folder = shared_dir / "data" / "coco128_seg"
     if not folder.is_dir():
         pytest.skip("COCO-128 is not in the folder `shared` beside the repository")
@@ -189,7 +189,7 @@ def test_real_yolo_and_back(tmp_path: Path, shared_dir: Path) -> None:
     assert min(ious) == 1.0
 
 
-def test_label_maps_and_back(tmp_path: Path) -> None:
+def test_label_maps_survive_a_round_trip(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "labels").mkdir()
     (tmp_path / "images").mkdir()
@@ -223,7 +223,7 @@ def shard_of(
     return tmp_path / "shards"
 
 
-def test_the_smaller_mask_lies_on_top(
+def test_label_map_draws_smaller_masks_on_top(
     tmp_path: Path, sample: Callable[..., Pair], mask_record: Callable[..., MaskRecord]
 ) -> None:
     masks = {5: square(3), 9: square(10), 2: square(10), 7: square(4, top=15), 8: np.zeros((20, 20), bool)}
@@ -234,7 +234,7 @@ def test_the_smaller_mask_lies_on_top(
     assert counts == {"mask_wholly_hidden": 1, "mask_partly_hidden": 1, "pixels_hidden": 109, "mask_without_pixels": 1}
 
 
-def test_ids_that_a_label_map_cannot_hold(
+def test_label_map_renumbers_ids_that_do_not_fit(
     tmp_path: Path, sample: Callable[..., Pair], mask_record: Callable[..., MaskRecord]
 ) -> None:
     masks = {70_000: square(3), 1: square(4, top=10)}
@@ -245,7 +245,7 @@ def test_ids_that_a_label_map_cannot_hold(
     assert (ids == 2).sum() == 16
 
 
-def test_empty_mask_has_no_outline(tmp_path: Path, sample: Callable[..., Pair], mask_record: Callable[..., MaskRecord]) -> None:
+def test_empty_mask_has_no_polygon(tmp_path: Path, sample: Callable[..., Pair], mask_record: Callable[..., MaskRecord]) -> None:
     masks = {1: np.zeros((20, 20), bool), 2: square(2)}
     counts = export("yolo", shard_of(tmp_path, masks, sample, mask_record), tmp_path / "out")
     assert counts == {"mask_without_pixels": 1}
@@ -253,7 +253,7 @@ def test_empty_mask_has_no_outline(tmp_path: Path, sample: Callable[..., Pair], 
 
 
 @pytest.mark.parametrize("kind", sorted(EXPORTERS.keys() & IMPORTERS.keys()))
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path, sample: Callable[..., Pair], kind: str) -> None:
+def test_images_with_the_same_name_do_not_overwrite_each_other(tmp_path: Path, sample: Callable[..., Pair], kind: str) -> None:
     jpegs = []
     for shard in range(3):
         record, jpeg = sample(shard)
@@ -272,7 +272,9 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path, sample
 
 
 @pytest.mark.parametrize("kind", EXPORTERS)
-def test_an_export_is_not_written_over(tmp_path: Path, tiny_shard: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_folder_with_another_export(
+    tmp_path: Path, tiny_shard: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     export(kind, tiny_shard.parent, out)
     assert "3 images, 3 masks" in capsys.readouterr().out
@@ -283,7 +285,7 @@ def test_an_export_is_not_written_over(tmp_path: Path, tiny_shard: Path, kind: s
         export(kind, tiny_shard.parent, out)
     assert "empty --out" in capsys.readouterr().err
 
-    (out / "export.json").unlink()  # as after an interruption
+    (out / "export.json").unlink()  # as after an interrupted export
     export(kind, tiny_shard.parent, out)
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
 
@@ -300,7 +302,7 @@ def test_an_export_is_not_written_over(tmp_path: Path, tiny_shard: Path, kind: s
 
 
 @pytest.mark.parametrize("kind", EXPORTERS)
-def test_a_mask_that_does_not_fit_is_named(
+def test_rejects_a_mask_of_another_size(
     tmp_path: Path, kind: str, sample: Callable[..., Pair], capsys: pytest.CaptureFixture[str]
 ) -> None:
     record, jpeg = sample(0)
@@ -314,14 +316,14 @@ def test_a_mask_that_does_not_fit_is_named(
 
 
 @pytest.mark.parametrize("kind", EXPORTERS)
-def test_no_shards(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_an_empty_folder(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         export(kind, tmp_path, tmp_path / "out")
     assert "tar" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_outlines_of_random_masks() -> None:
+def test_polygons_restore_random_masks() -> None:
     rng = np.random.default_rng(1)
     for _ in range(200):
         height, width = rng.integers(1, 14, 2)
@@ -331,23 +333,23 @@ def test_outlines_of_random_masks() -> None:
         if not rings:
             continue
         assert all(len(ring) >= 4 for ring in rings)
-        outline = join_rings(rings).astype(float).ravel().tolist()
-        found = coco_mask.decode(coco_mask.frPyObjects([outline], int(height), int(width)))[..., 0]
+        polygon = join_rings(rings).astype(float).ravel().tolist()
+        found = coco_mask.decode(coco_mask.frPyObjects([polygon], int(height), int(width)))[..., 0]
         np.testing.assert_array_equal(found.astype(bool), mask)
 
 
-def test_bridges_leave_holes_open_for_opencv_too() -> None:
+def test_opencv_keeps_holes_of_polygons_with_bridges_open() -> None:
     mask = np.zeros((60, 60), bool)
     mask[5:55, 5:55] = True
     mask[20:40, 20:40] = False
-    (outline,) = [join_rings(mask_to_rings(mask))]
+    (polygon,) = [join_rings(mask_to_rings(mask))]
     painted = np.zeros((60, 60), np.uint8)
-    cv2.fillPoly(painted, [outline.astype(np.int32)], 1)
+    cv2.fillPoly(painted, [polygon.astype(np.int32)], 1)
     assert painted[22:38, 22:38].sum() == 0
-    assert (painted.astype(bool) ^ mask).sum() < 300, "fillPoly also draws the outline, a pixel wide"
+    assert (painted.astype(bool) ^ mask).sum() < 300, "fillPoly also draws the border, one pixel wide"
 
 
-def test_tolerance_leaves_corners_out(tmp_path: Path) -> None:
+def test_tolerance_removes_corners(tmp_path: Path) -> None:
     disc = np.hypot(*(np.mgrid[:100, :100] - 50)) < 40
     (ring,) = mask_to_rings(disc)
     fewer = simplify_ring(ring, 1.0)
@@ -355,4 +357,4 @@ def test_tolerance_leaves_corners_out(tmp_path: Path) -> None:
     (rle,) = coco_mask.frPyObjects([fewer.astype(float).ravel().tolist()], 100, 100)
     assert coco_mask.iou([rle], [{**encode_rle(disc), "counts": encode_rle(disc)["counts"].encode()}], [0])[0, 0] > 0.95
     (pixel,) = mask_to_rings(np.eye(1) > 0)
-    assert len(simplify_ring(pixel, 50.0)) == 4, "a mask is not lost for being small"
+    assert len(simplify_ring(pixel, 50.0)) == 4, "a small mask keeps its ring"

@@ -1,6 +1,7 @@
-"""More than 10,000 broken shards, records, masks and pictures: each is read or refused by name, soon, in bounded memory.
+"""Fuzzing with more than 10,000 corrupt shards, records, masks and images.
 
-A quarter of them unless SAM_TRAIN_FUZZ=full is in the environment. Answers of servers: test_fuzz_remote.py.
+Each is read or rejected by name, in bounded time and memory. A quarter of the cases run unless SAM_TRAIN_FUZZ=full is in the
+environment. For responses of servers see test_fuzz_remote.py.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from fuzzing import (
     SAMPLES,
     TAR_MUTATIONS,
     WIDTH,
-    cut,
-    flipped,
-    json_mutated,
+    flip_bytes,
+    mutate_json,
+    mutate_rle_counts,
     num_cases,
-    rle_mutated,
-    seeded,
-    spliced,
+    seeded_random,
+    splice_bytes,
+    truncate,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,15 +60,15 @@ def _silent(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture(autouse=True)
 def _bounded() -> Iterator[None]:
-    """The peak of this process may not rise by what a bomb needs."""
+    """Fail if the peak memory of this process rises by the size of a decompression bomb."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_MIB * 1024
 
 
 def attempt(case: object, *steps: Callable[[], object]) -> int:
-    """Take each step; how many were refused. Anything but an error of ours, and slowness, fails with the case's name."""
-    refused, start = 0, time.process_time()  # a machine that does other things too is not a slow reader
+    """Run each step and return how many were rejected. Any other exception, or slowness, fails with the name of the case."""
+    refused, start = 0, time.process_time()  # CPU time, which other load on the machine does not change
     for step in steps:
         try:
             step()
@@ -80,17 +81,17 @@ def attempt(case: object, *steps: Callable[[], object]) -> int:
 
 
 def nothing(_: int) -> None:
-    """No bar."""
+    """Show no progress."""
 
 
-def test_tars(tmp_path: Path) -> None:
+def test_corrupt_tars_are_read_or_rejected(tmp_path: Path) -> None:
     shard, clean = tmp_path / "a.tar", tmp_path / "clean.tar"
     write_shard(clean, SAMPLES)
     whole = clean.read_bytes()
     refused = 0
     for case in range(NUM_TARS):
-        dice = seeded(case)
-        shard.write_bytes(dice.choice(TAR_MUTATIONS)(whole, dice))
+        rng = seeded_random(case)
+        shard.write_bytes(rng.choice(TAR_MUTATIONS)(whole, rng))
         refused += attempt(
             case,
             lambda: [read_sample(entry) for entry in index_shard(shard)],
@@ -98,14 +99,14 @@ def test_tars(tmp_path: Path) -> None:
             lambda: validate_shard(shard, nothing),
             lambda: measure_shard(shard, nothing),
         )
-    assert NUM_TARS / 2 < refused < 2 * NUM_TARS, "the strict readers refuse most, the others read on"
+    assert NUM_TARS / 2 < refused < 2 * NUM_TARS, "the strict readers reject most, the tolerant ones read them"
 
 
-def test_records(tmp_path: Path) -> None:
+def test_corrupt_records_are_read_or_rejected(tmp_path: Path) -> None:
     refused = 0
     for case in range(NUM_RECORDS):
-        dice = seeded(case)
-        document, (was, jpeg) = json_mutated(DOCUMENTS[case % 3], dice), SAMPLES[case % 3]
+        rng = seeded_random(case)
+        document, (was, jpeg) = mutate_json(DOCUMENTS[case % 3], rng), SAMPLES[case % 3]
 
         def read(document: bytes = document, key: str = was.key) -> None:
             record = ImageRecord.from_json(document, key=key)
@@ -113,20 +114,20 @@ def test_records(tmp_path: Path) -> None:
             for mask in record.masks:
                 decode_rle(mask.segmentation, height=record.height, width=record.width)
 
-        mend = lambda d=document, k=was.key, j=jpeg: repair_sample(k, jpegs=[j], documents=[d])  # noqa: E731
-        refused += attempt(case, read, mend)
+        repair = lambda d=document, k=was.key, j=jpeg: repair_sample(k, jpegs=[j], documents=[d])  # noqa: E731
+        refused += attempt(case, read, repair)
     assert NUM_RECORDS / 2 < refused < 2 * NUM_RECORDS
 
 
-def test_items_of_the_loader(tmp_path: Path) -> None:
-    """Broken records and pictures in whole tars, through everything that opens a shard."""
+def test_loader_reads_or_rejects_corrupt_samples(tmp_path: Path) -> None:
+    """Corrupt records and images in intact tars, through everything that opens a shard."""
     shard = tmp_path / "a.tar"
     for case in range(NUM_ITEMS):
-        dice = seeded(case)
+        rng = seeded_random(case)
         members = []
         for document, (record, jpeg) in zip(DOCUMENTS, SAMPLES, strict=True):
-            broken = flipped(jpeg, dice) if dice.random() < 0.5 else jpeg
-            text = json_mutated(document, dice) if dice.random() < 0.5 else record.to_json()
+            broken = flip_bytes(jpeg, rng) if rng.random() < 0.5 else jpeg
+            text = mutate_json(document, rng) if rng.random() < 0.5 else record.to_json()
             members += [(f"{record.key}.jpg", broken), (f"{record.key}.json", text)]
         write_members(shard, members)
 
@@ -138,18 +139,18 @@ def test_items_of_the_loader(tmp_path: Path) -> None:
 
         repairer = Repairer(tmp_path / "out")
         attempt(case, load, lambda: repairer.repair(shard, nothing), lambda: measure_shard(shard, nothing))  # noqa: B023
-        mended = tmp_path / "out" / shard.name
-        assert validate_shard(mended, nothing).findings == [], f"case {case}: what repair writes is clean"
-        manifest_path(mended).unlink()
+        repaired = tmp_path / "out" / shard.name
+        assert validate_shard(repaired, nothing).findings == [], f"case {case}: what repair writes is clean"
+        manifest_path(repaired).unlink()
 
 
-def test_rles() -> None:
+def test_corrupt_rles_are_read_or_rejected() -> None:
     accepted = 0
     for case in range(NUM_RLES):
-        dice = seeded(case)
+        rng = seeded_random(case)
         rle = SAMPLES[case % 3][0].masks[0].segmentation
-        size = dice.choice(([HEIGHT, WIDTH],) * 6 + ([WIDTH, HEIGHT], [-HEIGHT, -WIDTH], [0, 0], [2**20, 2**20], [2**40, 2**40]))
-        broken = {"size": size, "counts": rle_mutated(rle["counts"], dice)}
+        size = rng.choice(([HEIGHT, WIDTH],) * 6 + ([WIDTH, HEIGHT], [-HEIGHT, -WIDTH], [0, 0], [2**20, 2**20], [2**40, 2**40]))
+        broken = {"size": size, "counts": mutate_rle_counts(rle["counts"], rng)}
         given = {"height": size[0], "width": size[1]}
 
         def same(broken: dict[str, Any] = broken, given: dict[str, int] = given) -> None:
@@ -161,17 +162,17 @@ def test_rles() -> None:
         )
         assert refused in (0, 3), f"case {case}: both readers take it or none"
         accepted += refused == 0
-    assert accepted > 20, "some are masks still"
+    assert accepted > 20, "some are still masks"
 
 
-def test_rles_of_huge_images_are_no_bombs() -> None:
+def test_rles_of_huge_images_allocate_no_memory() -> None:
     for side in (1 << 15, 1 << 20):
         counts = coco_counts(side * side)
         attempt(side, lambda: decode_rle({"size": [side, side], "counts": counts}, height=side, width=side))  # noqa: B023
 
 
 def coco_counts(pixels: int) -> str:
-    """One run of background, as maskApi.c writes it."""
+    """Return one run of background as maskApi.c encodes it."""
     letters = ""
     while True:
         code, pixels = pixels & 0x1F, pixels >> 5
@@ -181,18 +182,18 @@ def coco_counts(pixels: int) -> str:
             return letters
 
 
-def test_jpegs() -> None:
+def test_corrupt_jpegs_are_read_or_rejected() -> None:
     decoded = 0
     for case in range(NUM_JPEGS):
-        dice = seeded(case)
-        jpeg = dice.choice((flipped, cut, spliced))(SAMPLES[case % 3][1], dice)
-        if dice.random() < 0.2 and (at := jpeg.find(b"\xff\xc0")) >= 0:  # the header claims another size
-            jpeg = jpeg[: at + 5] + dice.randbytes(4) + jpeg[at + 9 :]
+        rng = seeded_random(case)
+        jpeg = rng.choice((flip_bytes, truncate, splice_bytes))(SAMPLES[case % 3][1], rng)
+        if rng.random() < 0.2 and (at := jpeg.find(b"\xff\xc0")) >= 0:  # the header declares another size
+            jpeg = jpeg[: at + 5] + rng.randbytes(4) + jpeg[at + 9 :]
 
         def bare(jpeg: bytes = jpeg) -> None:
             try:
                 assert list_metadata(strip_metadata(jpeg)) == []
-            except ValueError:  # what it says it raises
+            except ValueError:  # the documented exception
                 list_metadata(jpeg)
 
         decoded += attempt(case, lambda j=jpeg: decode_jpeg(j), bare) == 0
@@ -200,13 +201,13 @@ def test_jpegs() -> None:
     assert 0 < decoded < NUM_JPEGS
 
 
-def test_manifests(tmp_path: Path) -> None:
+def test_corrupt_manifests_are_read_or_rejected(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     write_shard(shard, SAMPLES, skipped={"x": "unreadable"}, counts={"clicks": 3.0}, provenance={"stage": "import"})
     document = json.loads(manifest_path(shard).read_bytes())
     refused = 0
     for case in range(NUM_MANIFESTS):
-        manifest_path(shard).write_bytes(json_mutated(document, seeded(case)))
+        manifest_path(shard).write_bytes(mutate_json(document, seeded_random(case)))
         refused += attempt(
             case,
             lambda: load_manifest(shard),
@@ -219,7 +220,7 @@ def test_manifests(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=3000))
-def test_any_bytes(data: bytes) -> None:
+def test_random_bytes_are_rejected(data: bytes) -> None:
     with TemporaryDirectory() as folder:
         shard = Path(folder) / "a.tar"
         shard.write_bytes(data)
@@ -228,5 +229,5 @@ def test_any_bytes(data: bytes) -> None:
     attempt(data, lambda: ImageRecord.from_json(data, key="a"))
 
 
-def test_they_are_as_many_as_promised() -> None:
+def test_number_of_cases_is_as_documented() -> None:
     assert sum(FULL.values()) >= 10_000

@@ -1,6 +1,6 @@
-"""Servers that answer wrongly: short, long, with a page in place of a tar, with other bytes than were asked for, or not at all.
+"""Servers with wrong responses: too short, too long, a page instead of a tar, other bytes than requested, or no response.
 
-What comes is a shard whose bytes are its own, or a refusal that names the shard: soon, and without a torn copy in the cache.
+The result is the original shard, or an error that names the shard: in bounded time, and without a truncated copy in the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fuzzing import SAMPLES, TAR_MUTATIONS, json_mutated, num_cases, seeded
+from fuzzing import SAMPLES, TAR_MUTATIONS, mutate_json, num_cases, seeded_random
 
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.errors import ConfigError, ShardError
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 @dataclass(slots=True)
 class Answer:
-    """What a server sends; faults are looked at by `Handler`."""
+    """Response of the server; `Handler` applies the faults."""
 
     body: bytes
     status: int = 200
@@ -49,16 +49,16 @@ STATUS = {"missing": 404, "forbidden": 403, "broken": 500, "busy": 503}
 
 
 def kinds_of(case: int) -> tuple[str, str]:
-    """How the tar and its manifest are answered."""
-    dice = seeded(case)
-    return dice.choice(KINDS), dice.choice(KINDS)
+    """Faults of the responses for the tar and for its manifest."""
+    rng = seeded_random(case)
+    return rng.choice(KINDS), rng.choice(KINDS)
 
 
 def answer_of(case: int, name: str, whole: bytes) -> Answer:
-    """The same at every request of a case, as far as its bytes go."""
-    dice, kind = seeded(case + 1), kinds_of(case)[name.endswith(".json")]
+    """Return the same bytes at every request of a case."""
+    rng, kind = seeded_random(case + 1), kinds_of(case)[name.endswith(".json")]
     if kind == "mutated":
-        return Answer(mutated(name, whole, dice))
+        return Answer(mutated(name, whole, rng))
     if kind in STATUS:
         return Answer(b"no", STATUS[kind])
     if kind in ("loop", "elsewhere"):
@@ -69,14 +69,14 @@ def answer_of(case: int, name: str, whole: bytes) -> Answer:
     return Answer({"page": PAGE, "empty": b""}.get(kind, whole), fault=kind)
 
 
-def mutated(name: str, whole: bytes, dice: random.Random) -> bytes:
+def mutated(name: str, whole: bytes, rng: random.Random) -> bytes:
     if name.endswith(".json"):
-        return json_mutated(json.loads(whole), dice)
-    return dice.choice(TAR_MUTATIONS)(whole, dice)
+        return mutate_json(json.loads(whole), rng)
+    return rng.choice(TAR_MUTATIONS)(whole, rng)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Ranges and sizes as a web server has them, but for the fault of the case."""
+    """HTTP server with ranges and sizes, except for the fault of the case."""
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
@@ -102,7 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._send(answer, self._part_of(answer), with_body=with_body)
 
     def _part_of(self, answer: Answer) -> bytes:
-        """The bytes asked for; the status and headers of a part are written into the answer."""
+        """Return the requested bytes; write the status and headers of a partial response."""
         asked, whole = self.headers.get("Range", ""), answer.body
         if not asked.startswith("bytes=") or answer.status != 200 or answer.fault == "no_ranges":
             return whole
@@ -132,12 +132,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(part)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A shard of three pictures and its manifest, by name."""
+    """A shard of three images and its manifest, by name."""
     shard = tmp_path_factory.mktemp("there") / "a.tar"
     write_shard(shard, SAMPLES)
     return {path.name: path.read_bytes() for path in (shard, manifest_path(shard))}
@@ -145,7 +145,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def url(files: dict[str, bytes]) -> Iterator[str]:
-    """/CASE/NAME, where case 0 is a server without fault."""
+    """URL of the server: /CASE/NAME, where case 0 has no fault."""
     handler = type("Served", (Handler,), {"files": files})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -159,7 +159,7 @@ def _silent(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def read_all(address: str, folder: Path) -> list[str] | ShardError | ConfigError:
-    """Keys of every sample that comes, or why none does."""
+    """Return the keys of all samples that are read, or the error."""
     cache = ShardCache(folder, CACHE_BYTES)
     (index,) = cache.index([address])
     if not isinstance(index, ShardIndex):
@@ -170,7 +170,7 @@ def read_all(address: str, folder: Path) -> list[str] | ShardError | ConfigError
         return error
 
 
-def test_answers(url: str, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_wrong_responses_are_rejected(url: str, files: dict[str, bytes], tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()
     for case in range(1, NUM_CASES + 1):
         folder, start = tmp_path / str(case), time.monotonic()
@@ -193,8 +193,8 @@ def test_answers(url: str, files: dict[str, bytes], tmp_path: Path) -> None:
     assert min(outcomes["read"], outcomes["refused"]) > NUM_CASES / 5, outcomes
 
 
-def test_the_loader_goes_on_without_what_a_server_garbles(url: str, tmp_path: Path) -> None:
-    """Beside a shard that comes as it should: skipped by name, or read."""
+def test_loader_skips_shards_that_a_server_corrupts(url: str, tmp_path: Path) -> None:
+    """The corrupted shard, beside an intact one, is skipped by name or read."""
     for case in range(1, NUM_CASES // 10):
         names = [f"{url}/0/a.tar", f"{url}/{case}/a.tar"]
         where = f"case {case}: {kinds_of(case)}"

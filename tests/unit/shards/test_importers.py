@@ -1,4 +1,4 @@
-"""Data sets to shards: label maps, the split, and the command that is run twice."""
+"""Import of label maps, the split, resumed imports and the options of the command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUCLEI = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nucle
 
 
 def label_map(number: int) -> np.ndarray:
-    """20 x 30 with instance 1 (a square with a hole), 300 + number (one pixel) and 700 (two parts)."""
+    """Return a map of 20 x 30 with instance 1 (a square with a hole), 300 + number (one pixel) and 700 (two parts)."""
     ids = np.zeros((20, 30), np.uint16)
     ids[2:9, 3:10] = 1
     ids[4:6, 5:7] = 0
@@ -40,8 +40,8 @@ def data_set(tmp_path: Path) -> Path:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     for number in range(7):
-        picture = np.full((20, 30, 4), [10 * number, 60, 90, 255], np.uint8)
-        Image.fromarray(picture).save(tmp_path / "images" / f"cell_{number}.png")
+        pixels = np.full((20, 30, 4), [10 * number, 60, 90, 255], np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"cell_{number}.png")
         Image.fromarray(label_map(number)).save(tmp_path / "labels" / f"cell_{number}.png")
     return tmp_path
 
@@ -88,21 +88,21 @@ def test_every_instance_becomes_a_mask(data_set: Path) -> None:
     assert ImageRecord.from_json(record.to_json(), key=record.key) == record
 
 
-def test_small_instances_are_counted_when_left_out(data_set: Path) -> None:
+def test_drops_and_counts_small_instances(data_set: Path) -> None:
     counts: Counter[str] = Counter()
     samples = list(import_label_maps(data_set / "images", data_set / "labels", min_area=2, counts=counts))
     assert [{mask.id for mask in record.masks} for record, _ in samples] == [{1, 700}] * 7
     assert counts == {"below_min_area": 7}
 
 
-def test_picture_without_instances_is_kept(data_set: Path) -> None:
+def test_keeps_an_image_without_instances(data_set: Path) -> None:
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(data_set / "labels" / "cell_0.png")
     record, _ = next(import_label_maps(data_set / "images", data_set / "labels"))
     assert record.masks == []
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])
-def test_label_map_modes(tmp_path: Path, mode: str) -> None:
+def test_reads_label_maps_of_every_mode(tmp_path: Path, mode: str) -> None:
     ids = np.array([[0, 1] * 8] * 8 if mode == "1" else [[0, 7] * 8] * 8, np.uint16)
     image = Image.fromarray(ids.astype(bool) if mode == "1" else ids if mode == "I;16" else ids.astype(np.uint8))
     if mode == "P":
@@ -145,7 +145,7 @@ def break_twice(data_set: Path) -> None:
     "broken",
     [break_missing_label, break_missing_picture, break_size, break_colour_label, break_picture, break_label, break_twice],
 )
-def test_what_is_wrong_is_named(data_set: Path, broken: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_the_wrong_file(data_set: Path, broken: object, capsys: pytest.CaptureFixture[str]) -> None:
     broken(data_set)  # type: ignore[operator]
     with pytest.raises(ShardError, match="cell_4"):
         list(import_label_maps(data_set / "images", data_set / "labels"))
@@ -168,7 +168,7 @@ def test_command_writes_shards(data_set: Path, capsys: pytest.CaptureFixture[str
     assert str(data_set).encode() not in b"".join(path.read_bytes() for path in (data_set / "out").iterdir())
 
 
-def test_second_run_keeps_done_shards_and_finishes_the_rest(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_run_resumes_an_interrupted_import(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(data_set, "--images-per-shard", "3")
     out = data_set / "out"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -183,16 +183,14 @@ def test_second_run_keeps_done_shards_and_finishes_the_rest(data_set: Path, caps
 
 
 @pytest.mark.parametrize("more", [("--images-per-shard", "4"), ("--min-area", "2"), ("--images-per-shard", "100")])
-def test_shards_of_another_import_are_not_taken_for_ours(
-    data_set: Path, more: tuple[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rejects_shards_of_another_import(data_set: Path, more: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     run(data_set, "--images-per-shard", "3")
     with pytest.raises(SystemExit):
         run(data_set, "--images-per-shard", "3", *more)
     assert "empty --out" in capsys.readouterr().err
 
 
-def test_left_over_shards_are_noticed(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_left_over_shards(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(data_set, "--images-per-shard", "3")
     for folder in ("images", "labels"):
         (data_set / folder / "cell_6.png").unlink()
@@ -212,14 +210,14 @@ def test_holdout_splits_by_key(data_set: Path) -> None:
     assert load_manifest(data_set / "out" / "train" / "sa_000000.tar").provenance["split"] == "train"
 
 
-def test_holdout_that_holds_nothing(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_holdout_without_images(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for fraction, message in (("1e-9", "no image fell into heldout"), ("1", "expected the fraction of held-out images")):
         with pytest.raises(SystemExit):
             run(data_set, "--holdout", fraction)
         assert message in capsys.readouterr().err
 
 
-def test_holdout_fraction_and_seed() -> None:
+def test_larger_holdout_contains_the_smaller_one() -> None:
     keys = [f"image_{n}" for n in range(4000)]
     sides = [[is_held_out(key, holdout=0.2, seed=seed) for key in keys] for seed in (0, 1)]
     for side in sides:
@@ -229,7 +227,7 @@ def test_holdout_fraction_and_seed() -> None:
     assert all(big or not small for small, big in zip(sides[0], bigger, strict=True)), "a larger holdout contains the smaller"
 
 
-def test_help_names_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["import", "--help"], ["import", "label_maps", "--help"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -239,7 +237,7 @@ def test_help_names_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--min-area" in shown
 
 
-def test_real_nuclei(tmp_path: Path) -> None:
+def test_imports_real_nuclei(tmp_path: Path) -> None:
     if not NUCLEI.is_dir():
         pytest.skip("the nuclei data set is not in the folder `shared` beside the repository")
     for folder in ("images", "labels"):
@@ -255,8 +253,8 @@ def test_real_nuclei(tmp_path: Path) -> None:
         for instance, mask in masks_of(sample.record).items():
             rebuilt[mask] = instance
         np.testing.assert_array_equal(rebuilt, ids)
-        with Image.open(NUCLEI / "images" / f"{key}.png") as picture:
-            difference = decode_jpeg(sample.jpeg).astype(int) - np.asarray(picture.convert("RGB"))
+        with Image.open(NUCLEI / "images" / f"{key}.png") as image:
+            difference = decode_jpeg(sample.jpeg).astype(int) - np.asarray(image.convert("RGB"))
         assert np.abs(difference).mean() < 3
 
 

@@ -1,4 +1,4 @@
-"""Data sets of files beside pictures: binary masks, YOLO, panoptic maps, BSDS500; and what every kind says to nothing at all."""
+"""Import of data sets with label files: binary masks, YOLO, panoptic maps, BSDS500; and the error of every kind for no data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
 
 
 def save(path: Path, values: np.ndarray | None = None) -> None:
-    """A PNG or JPEG of `values`, by default a grey picture."""
+    """Write a PNG or JPEG of `values`, by default a gray image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((HEIGHT, WIDTH, 3), 90, np.uint8) if values is None else values).save(path)
 
@@ -54,7 +54,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("layout", NAMES)
-def test_binary_masks_apart(tmp_path: Path, layout: str) -> None:
+def test_imports_binary_masks_from_two_folders(tmp_path: Path, layout: str) -> None:
     masks = (box(1, 1, 5, 5), box(3, 3, 9, 9), box(0, 0, 20, 30))
     for stem in ("a", "b_1"):
         save(tmp_path / "images" / f"{stem}.jpg")
@@ -68,7 +68,7 @@ def test_binary_masks_apart(tmp_path: Path, layout: str) -> None:
             np.testing.assert_array_equal(mask, wanted[1])
 
 
-def test_binary_masks_in_the_way_of_dsb(tmp_path: Path) -> None:
+def test_imports_binary_masks_in_the_format_of_dsb(tmp_path: Path) -> None:
     for stem in ("0a", "1b"):
         save(tmp_path / stem / "images" / f"{stem}.png")
         for number in range(3):
@@ -101,14 +101,14 @@ WRONG_BINARY: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_BINARY)
-def test_wrong_binary_masks_are_named(binary: Path, wrong: str) -> None:
+def test_error_names_the_wrong_binary_mask(binary: Path, wrong: str) -> None:
     spoil, message = WRONG_BINARY[wrong]
     spoil(binary)
     with pytest.raises(ShardError, match=message):
         list(import_binary_masks(binary / "images", binary / "masks"))
 
 
-def test_empty_mask_folder_is_a_picture_without_masks(tmp_path: Path) -> None:
+def test_empty_mask_folder_means_an_image_without_masks(tmp_path: Path) -> None:
     save(tmp_path / "images" / "a.jpg")
     (tmp_path / "masks" / "a").mkdir(parents=True)
     ((record, _),) = import_binary_masks(tmp_path / "images", tmp_path / "masks")
@@ -124,7 +124,7 @@ def yolo(tmp_path: Path, text: str) -> tuple[list[ImageRecord], Counter[str]]:
     return [record for record, _ in import_yolo(tmp_path / "images", tmp_path / "labels", counts=counts)], counts
 
 
-def test_yolo_lines(tmp_path: Path) -> None:
+def test_imports_yolo_lines(tmp_path: Path) -> None:
     square, detection, over_the_border = (
         "0 0.1 0.1 0.4 0.1 0.4 0.6 0.1 0.6",
         "7.0 0.5 0.5 0.2 0.2",
@@ -160,20 +160,20 @@ def test_yolo_lines(tmp_path: Path) -> None:
         ("\u00e9", "not an ASCII text file"),
     ],
 )
-def test_wrong_yolo_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+def test_error_names_the_wrong_yolo_line(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ShardError, match=message) as caught:
         yolo(tmp_path, f"0 0.1 0.1 0.4 0.1 0.4 0.6\n{line}\n")
     assert "a.txt" in str(caught.value)
 
 
-def test_yolo_labels_without_picture(tmp_path: Path) -> None:
+def test_rejects_yolo_labels_without_an_image(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "c.txt").write_text("")
     with pytest.raises(ShardError, match=r"c\.txt has no image"):
         yolo(tmp_path, "")
 
 
-def test_real_yolo(shared_dir: Path) -> None:
+def test_imports_real_yolo_labels(shared_dir: Path) -> None:
     folder = shared_dir / "data" / "coco128_seg"
     if not folder.is_dir():
         pytest.skip("COCO-128 is not in the folder `shared` beside the repository")
@@ -221,7 +221,7 @@ def panoptic_masks(folder: Path, **options: Any) -> tuple[dict[int, np.ndarray],
     return masks_of(record), counts
 
 
-def test_panoptic_colours_are_ids(panoptic: Path) -> None:
+def test_panoptic_colours_become_ids(panoptic: Path) -> None:
     masks, counts = panoptic_masks(panoptic)
     assert set(masks) == {7, 300, 70_000, 16_000_000}
     for number, mask in masks.items():
@@ -230,7 +230,7 @@ def test_panoptic_colours_are_ids(panoptic: Path) -> None:
     assert panoptic_masks(panoptic, min_area=2)[1] == {"below_min_area": 1}
 
 
-def test_panoptic_with_segments(panoptic: Path) -> None:
+def test_panoptic_json_selects_segments(panoptic: Path) -> None:
     masks, counts = panoptic_masks(panoptic, segments=panoptic / "segments.json")
     assert set(masks) == {300, 16_000_000}
     assert counts == {"stuff": 1, "crowd": 1}
@@ -239,7 +239,7 @@ def test_panoptic_with_segments(panoptic: Path) -> None:
     assert counts == {"crowd": 1}
 
 
-def test_cityscapes(tmp_path: Path) -> None:
+def test_imports_cityscapes(tmp_path: Path) -> None:
     ids = np.zeros((HEIGHT, WIDTH), np.uint16)
     ids[0], ids[1:5], ids[5:9, :9], ids[5:9, 9:], ids[12:] = 3, 7, 26_000, 26_001, 24
     save(tmp_path / "images" / "aachen" / "aachen_000000_000019_leftImg8bit.png")
@@ -278,7 +278,7 @@ WRONG_PANOPTIC: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_PANOPTIC)
-def test_wrong_panoptic_is_named(panoptic: Path, wrong: str) -> None:
+def test_error_names_the_wrong_panoptic_file(panoptic: Path, wrong: str) -> None:
     spoil, message = WRONG_PANOPTIC[wrong]
     spoil(panoptic)
     with pytest.raises(ShardError, match=message):
@@ -308,7 +308,7 @@ def bsds(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_bsds_takes_all_people_and_equal_segments_once(bsds: Path) -> None:
+def test_bsds_imports_all_annotators_and_equal_segments_once(bsds: Path) -> None:
     counts: Counter[str] = Counter()
     ((record, _),) = import_bsds500(bsds / "images", bsds / "truth", counts=counts)
     found = [(mask.id, mask.area, mask.provenance and mask.provenance.annotator) for mask in record.masks]
@@ -316,7 +316,7 @@ def test_bsds_takes_all_people_and_equal_segments_once(bsds: Path) -> None:
     assert counts == {"same_segment": 1}
 
 
-def test_bsds_of_one_person(bsds: Path) -> None:
+def test_bsds_imports_one_annotator(bsds: Path) -> None:
     ((record, _),) = import_bsds500(bsds / "images", bsds / "truth", annotator=2)
     assert [mask.area for mask in record.masks] == [150, 450]
     counts: Counter[str] = Counter()
@@ -335,7 +335,7 @@ VERSION_7_3 = b"MATLAB 7.3 MAT-file" + b" " * 105 + b"\0\2IM" + b"\x89HDF" * 99
 WRONG_BSDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "size": (lambda p: save_truth(p / "truth" / "train" / "12.mat", [np.ones((30, 20), np.uint16)]), "12.mat is 20 x 30"),
     "floats": (lambda p: save_truth(p / "truth" / "train" / "12.mat", [np.ones((20, 30))]), "unsigned integers"),
-    "nobody": (lambda p: save_truth(p / "truth" / "train" / "12.mat", []), "no ground truth|expected one or more"),
+    "no_annotator": (lambda p: save_truth(p / "truth" / "train" / "12.mat", []), "no ground truth|expected one or more"),
     "other_variable": (truth_of(x=np.ones(3)), "not a ground truth of BSDS500"),
     "no_cells": (truth_of(groundTruth=np.ones(3)), "not a ground truth of BSDS500"),
     "text": (lambda p: (p / "truth" / "train" / "12.mat").write_text("hello"), "not a ground truth of BSDS500"),
@@ -351,14 +351,14 @@ WRONG_BSDS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_BSDS)
-def test_wrong_bsds_is_named(bsds: Path, wrong: str) -> None:
+def test_error_names_the_wrong_bsds_file(bsds: Path, wrong: str) -> None:
     spoil, message = WRONG_BSDS[wrong]
     spoil(bsds)
     with pytest.raises(ShardError, match=message):
         list(import_bsds500(bsds / "images", bsds / "truth"))
 
 
-def test_torn_bsds(bsds: Path) -> None:
+def test_rejects_truncated_and_corrupt_bsds_files(bsds: Path) -> None:
     path = bsds / "truth" / "train" / "12.mat"
     whole = path.read_bytes()
     for length in range(0, len(whole) - 1, 37):
@@ -367,14 +367,14 @@ def test_torn_bsds(bsds: Path) -> None:
             read_bsds_segmentations(path)
 
 
-def test_a_mat_made_to_fill_memory(bsds: Path) -> None:
+def test_rejects_a_mat_that_decompresses_to_too_much(bsds: Path) -> None:
     save_truth(bsds / "truth" / "train" / "12.mat", [np.zeros((12_000, 12_000), np.uint16)])
     assert (bsds / "truth" / "train" / "12.mat").stat().st_size < 2_000_000
     with pytest.raises(ShardError, match="decompresses to"):
         list(import_bsds500(bsds / "images", bsds / "truth"))
 
 
-def test_real_bsds(shared_dir: Path, tmp_path: Path) -> None:
+def test_imports_real_bsds(shared_dir: Path, tmp_path: Path) -> None:
     folder = shared_dir / "data" / "bsds500"
     if not folder.is_dir():
         pytest.skip("BSDS500 is not in the folder `shared` beside the repository")
@@ -389,7 +389,7 @@ def test_real_bsds(shared_dir: Path, tmp_path: Path) -> None:
         for number, ids in enumerate(truth, start=1):
             mine = [mask for mask in record.masks if mask.provenance and mask.provenance.annotator == f"bsds500/{number}"]
             covered = sum(masks[mask.id].astype(int) for mask in mine)
-            assert np.max(covered) == 1, "the segments of one person do not overlap"
+            assert np.max(covered) == 1, "the segments of one annotator do not overlap"
             assert len(mine) <= len(np.unique(ids))
             for mask in mine:
                 assert len(np.unique(ids[masks[mask.id]])) == 1
@@ -409,7 +409,9 @@ FOLDERS = {
 
 @pytest.mark.parametrize("what", ["an empty folder", "a wrong file", "nothing there"])
 @pytest.mark.parametrize("kind", IMPORTERS)
-def test_every_kind_says_one_clear_word(tmp_path: Path, kind: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_reports_an_empty_data_set_in_one_line(
+    tmp_path: Path, kind: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = tmp_path / "given"
     if what == "an empty folder":
         place.mkdir()

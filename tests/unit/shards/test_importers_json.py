@@ -1,4 +1,4 @@
-"""Instances in JSON, COCO's and LVIS's, and outlines to masks."""
+"""Import of COCO's and LVIS's instances JSON, and conversion of polygons to masks."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def annotation(number: int, segmentation: object, image_id: int = 7, **more: obj
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """Two pictures, one without masks, and every form of a segmentation."""
+    """Two images, one without masks, and every form of a segmentation."""
     (tmp_path / "images" / "val").mkdir(parents=True)
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for name in ("val/b.jpg", "a.png"):
-        Image.fromarray(picture).save(tmp_path / "images" / name)
+        Image.fromarray(pixels).save(tmp_path / "images" / name)
     document = {
         "images": [
             {"id": 7, "file_name": "val/b.jpg", "height": HEIGHT, "width": WIDTH},
@@ -82,7 +82,7 @@ def masks_of(record: ImageRecord) -> dict[int, np.ndarray]:
     return {m.id: decode_rle(m.segmentation, height=record.height, width=record.width) for m in record.masks}
 
 
-def test_every_form_of_a_segmentation(coco: Path) -> None:
+def test_imports_every_form_of_a_segmentation(coco: Path) -> None:
     counts: Counter[str] = Counter()
     found = imported(coco, counts=counts)
     assert [record.image_id for record, _ in found.values()] == [3, 7]
@@ -101,7 +101,7 @@ def test_every_form_of_a_segmentation(coco: Path) -> None:
     assert ImageRecord.from_json(record.to_json(), key=record.key) == record
 
 
-def test_as_pycocotools_reads_it(coco: Path) -> None:
+def test_import_agrees_with_pycocotools(coco: Path) -> None:
     reference = COCO(str(coco / "instances.json"))
     (_, _), (record, _) = imported(coco, keep_crowd=True).values()
     masks = masks_of(record)
@@ -110,7 +110,7 @@ def test_as_pycocotools_reads_it(coco: Path) -> None:
         np.testing.assert_array_equal(mask, reference.annToMask(reference.anns[number]).astype(bool))
 
 
-def test_missing_picture(coco: Path) -> None:
+def test_rejects_or_skips_a_missing_image(coco: Path) -> None:
     (coco / "images" / "a.png").unlink()
     with pytest.raises(ShardError, match=r"no such image: .*a\.png"):
         imported(coco)
@@ -120,7 +120,7 @@ def test_missing_picture(coco: Path) -> None:
 
 
 def with_orientation(coco: Path, orientation: int, width: int, height: int) -> tuple[ImageRecord, bytes]:
-    """The second picture, wide and with a bright left end as stored, with that EXIF orientation and that size in the JSON."""
+    """Write the second image, stored wide with a bright left end, with this EXIF orientation and this size in the JSON."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[:, :5] = 255
     exif = Image.Exif()
@@ -132,20 +132,20 @@ def with_orientation(coco: Path, orientation: int, width: int, height: int) -> t
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_masks_fit_the_pixels_as_stored(coco: Path, orientation: int) -> None:
+def test_masks_refer_to_pixels_as_stored(coco: Path, orientation: int) -> None:
     record, jpeg = with_orientation(coco, orientation, WIDTH, HEIGHT)
     (mask,) = masks_of(record).values()
     assert decode_jpeg(jpeg)[mask].mean() > 200
     assert decode_jpeg(jpeg)[~mask].mean() < 20
 
 
-def test_masks_of_the_upright_size_get_the_upright_picture(coco: Path) -> None:
+def test_masks_of_the_upright_size_get_the_upright_image(coco: Path) -> None:
     record, jpeg = with_orientation(coco, 6, HEIGHT, WIDTH)
     assert decode_jpeg(jpeg).shape[:2] == (record.height, record.width) == (WIDTH, HEIGHT)
     assert decode_jpeg(jpeg)[:5].mean() > 200
 
 
-def test_an_orientation_that_cannot_be_dropped_is_an_error(coco: Path) -> None:
+def test_rejects_an_orientation_that_cannot_be_removed(coco: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.new("RGB", (WIDTH, HEIGHT)).save(coco / "images" / "a.png", exif=exif)
@@ -191,7 +191,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_is_named(coco: Path, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_the_wrong_entry(coco: Path, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     edit, message = WRONG[wrong]
     change(coco, edit)
     with pytest.raises(ShardError, match=message) as caught:
@@ -212,7 +212,7 @@ def polygon_mask(points: object, counts: Counter[str] | None = None) -> np.ndarr
     return np.zeros((HEIGHT, WIDTH), bool) if rle is None else decode_rle(rle, height=HEIGHT, width=WIDTH)
 
 
-def test_outlines_out_of_the_picture_are_cut_and_counted() -> None:
+def test_clips_and_counts_polygons_beyond_the_image() -> None:
     for far in (3, 1000, 9e6):
         counts: Counter[str] = Counter()
         mask = polygon_mask([[-far, 4], [10, 4], [10, 9], [-far, 9]], counts)
@@ -227,23 +227,25 @@ def test_outlines_out_of_the_picture_are_cut_and_counted() -> None:
     assert counts == {"polygon_clipped": 1, "polygon_without_pixels": 1}
 
 
-def distance_to_outline(point: np.ndarray, points: np.ndarray) -> float:
+def distance_to_polygon(point: np.ndarray, points: np.ndarray) -> float:
     start, along = points, np.roll(points, -1, 0) - points
     share = ((point - start) * along).sum(1) / (along**2).sum(1)
     return float(np.hypot(*(start + share.clip(0, 1)[:, None] * along - point).T).min())
 
 
-def test_cutting_far_away_changes_nothing_inside_but_by_rounding() -> None:
+def test_clipping_changes_the_mask_only_by_rounding() -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):
         points = rng.uniform(-80, 100, (9, 2))
         (rle,) = coco_mask.frPyObjects([points.ravel().tolist()], HEIGHT, WIDTH)
         different = np.argwhere(coco_mask.decode(rle).astype(bool) ^ polygon_mask(points))[:, ::-1] + 0.5
         assert len(different) <= 15
-        assert all(distance_to_outline(centre, points) < 0.3 for centre in different), "cut ends are rounded to fifths of a pixel"
+        assert all(distance_to_polygon(centre, points) < 0.3 for centre in different), (
+            "clipped ends are rounded to fifths of a pixel"
+        )
 
 
-def test_thin_and_flat_outlines_are_counted_by_name() -> None:
+def test_counts_thin_and_flat_polygons() -> None:
     counts: Counter[str] = Counter()
     assert not polygon_mask([[3, 3], [9, 3]], counts).any()
     assert not polygon_mask([[3, 3], [9, 3], [6, 3]], counts).any()
@@ -251,7 +253,7 @@ def test_thin_and_flat_outlines_are_counted_by_name() -> None:
     assert counts == {"polygon_below_3_points": 1, "polygon_without_pixels": 2}
 
 
-def test_an_outline_of_absurd_length_is_refused() -> None:
+def test_rejects_a_polygon_of_implausible_length() -> None:
     points = np.tile([[0.0, 0.0], [WIDTH, HEIGHT]], (200_000, 1))
     with pytest.raises(ShardError, match="here: a polygon of 400000 corners"):
         polygon_mask(points)
@@ -267,7 +269,7 @@ def lvis(tmp_path: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("place", ["val2017/a.jpg", "a.jpg"])
-def test_lvis_pictures_by_address(tmp_path: Path, place: str) -> None:
+def test_lvis_finds_images_by_url(tmp_path: Path, place: str) -> None:
     (tmp_path / "images" / place).parent.mkdir(parents=True)
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / place)
     ((record, _),) = import_lvis(tmp_path / "images", lvis(tmp_path))
@@ -286,14 +288,14 @@ def test_lvis_pictures_by_address(tmp_path: Path, place: str) -> None:
         ({"width": 31}, "is 30 x 20"),
     ],
 )
-def test_wrong_lvis(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_rejects_wrong_lvis_entries(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / "a.jpg")
     with pytest.raises(ShardError, match=message):
         list(import_lvis(tmp_path / "images", lvis(tmp_path, **changes)))
 
 
-def test_real_lvis(tmp_path: Path, shared_dir: Path) -> None:
+def test_imports_real_lvis(tmp_path: Path, shared_dir: Path) -> None:
     path = shared_dir / "data" / "lvis_val_100" / "lvis_val_100.json"
     if not path.is_file():
         pytest.skip("the LVIS annotations are not in the folder `shared` beside the repository")
@@ -317,7 +319,7 @@ def test_real_lvis(tmp_path: Path, shared_dir: Path) -> None:
     assert max(errors) < 0.1
 
 
-def test_a_json_of_another_encoding_is_read(coco: Path) -> None:
+def test_reads_a_json_with_a_byte_order_mark_or_nan(coco: Path) -> None:
     plain = [record for record, _ in imported(coco).values()]
     text = (coco / "instances.json").read_text()
     for encoding in ("utf-8-sig", "utf-16"):
@@ -335,21 +337,21 @@ def test_a_json_of_another_encoding_is_read(coco: Path) -> None:
         (b'"categories": [', b'"categories": [3, ', r"categories\[0\]"),
     ],
 )
-def test_entries_that_are_none(coco: Path, old: bytes, new: bytes, message: str) -> None:
+def test_rejects_entries_that_are_not_objects(coco: Path, old: bytes, new: bytes, message: str) -> None:
     path = coco / "instances.json"
     path.write_bytes(path.read_bytes().replace(old, new, 1))
     with pytest.raises(ShardError, match=message):
         imported(coco)
 
 
-def test_a_large_json_is_not_whole_in_memory(tmp_path: Path) -> None:
-    """As objects of Python it is several times its size; here it stays in the file until its picture's turn."""
+def test_large_json_is_not_decoded_as_a_whole(tmp_path: Path) -> None:
+    """Python objects would take several times the size of the file; entries stay in the file until their image is imported."""
     status = Path("/proc/self/status")
     if not status.is_file():
         pytest.skip("memory is read from /proc, which only Linux has")
-    outline = [[float(number) + 0.25 for number in range(400)]]
+    polygon = [[float(number) + 0.25 for number in range(400)]]
     images = [{"id": n, "file_name": f"{n:06d}.jpg", "height": 400, "width": 400} for n in range(400)]
-    text = json.dumps([annotation(n, outline, image_id=n % 400) for n in range(8000)])
+    text = json.dumps([annotation(n, polygon, image_id=n % 400) for n in range(8000)])
     (tmp_path / "a.json").write_text(f'{{"images":{json.dumps(images)},"annotations":{text}}}')
     size = len(text)
     del text
@@ -361,10 +363,10 @@ def test_a_large_json_is_not_whole_in_memory(tmp_path: Path) -> None:
     found, _ = read_instances(tmp_path / "a.json", lambda image, _: image["file_name"])
     assert anonymous_bytes() - before < size / 2
     assert [a["id"] for a in found[7].annotations()] == [*range(7, 8000, 400)]
-    assert found[7].annotations()[3]["segmentation"] == outline
+    assert found[7].annotations()[3]["segmentation"] == polygon
 
 
-def test_an_import_of_which_no_picture_is_there(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_an_import_without_any_image_file(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["import", "coco", "--images", f"{coco}/elsewhere", "--annotations", f"{coco}/instances.json"]
     with pytest.raises(SystemExit):
         main([*command, "--out", f"{coco}/out", "--missing", "skip"])

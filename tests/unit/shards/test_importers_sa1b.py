@@ -1,4 +1,4 @@
-"""SA-1B's tars as they are found, and folders in their form, to shards."""
+"""Import of SA-1B's published tars and of folders in their format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pair = tuple[ImageRecord, bytes]
 
 
 def whole_numbers(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with integers where Meta's JSON has them."""
+    """Return the document with integers where Meta's JSON has them."""
     for annotation in document["annotations"]:
         annotation["bbox"] = [int(side) for side in annotation["bbox"]]
         annotation["crop_box"] = [int(side) for side in annotation["crop_box"]]
@@ -71,16 +71,18 @@ SCATTERED = sorted([f"sa_{n}.jpg" for n in range(5)]) + [f"sa_{n}.json" for n in
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["raw", "gzip"])
-def test_members_in_any_order(tmp_path: Path, pairs: dict[str, bytes], pack: Callable[[bytes], bytes]) -> None:
+def test_imports_members_in_any_order(tmp_path: Path, pairs: dict[str, bytes], pack: Callable[[bytes], bytes]) -> None:
     (tmp_path / "sa_000000.tar").write_bytes(pack(tar_of(pairs, SCATTERED)))
     found = imported(tmp_path / "sa_000000.tar")
     check_all(found, pairs)
-    assert list(found) == ["sa_3", "sa_0", "sa_4", "sa_1", "sa_2"], "the order is that of second halves"
+    assert list(found) == ["sa_3", "sa_0", "sa_4", "sa_1", "sa_2"], "a pair is at the position of its second member"
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["raw", "gzip"])
-def test_pairs_over_many_tars_and_loose_files(tmp_path: Path, pairs: dict[str, bytes], pack: Callable[[bytes], bytes]) -> None:
-    for number in range(5):  # more than are open at once, and every JSON far from its picture
+def test_imports_pairs_across_tars_and_single_files(
+    tmp_path: Path, pairs: dict[str, bytes], pack: Callable[[bytes], bytes]
+) -> None:
+    for number in range(5):  # more tars than are open at once, and every JSON far from its image
         (tmp_path / f"sa_{number:06d}.tar").write_bytes(pack(tar_of(pairs, [f"sa_{number}.jpg"])))
     (tmp_path / "sa_000005.tar").write_bytes(tar_of(pairs, [f"sa_{n}.json" for n in (2, 0, 3, 1)]))
     (tmp_path / "sa_4.json").write_bytes(pairs["sa_4.json"])
@@ -89,7 +91,7 @@ def test_pairs_over_many_tars_and_loose_files(tmp_path: Path, pairs: dict[str, b
     check_all(imported(tmp_path), pairs)
 
 
-def test_folder(tmp_path: Path, pairs: dict[str, bytes]) -> None:
+def test_imports_a_folder(tmp_path: Path, pairs: dict[str, bytes]) -> None:
     for name, data in pairs.items():
         folder = tmp_path / ("a" if "1" in name else "b")
         folder.mkdir(exist_ok=True)
@@ -97,12 +99,12 @@ def test_folder(tmp_path: Path, pairs: dict[str, bytes]) -> None:
     check_all(imported(tmp_path), pairs)
 
 
-def test_our_own_shards_are_taken(tmp_path: Path, tiny_shard: Path, tiny_samples: list[Pair]) -> None:
+def test_imports_our_own_shards(tmp_path: Path, tiny_shard: Path, tiny_samples: list[Pair]) -> None:
     found = imported(tiny_shard.parent)
     assert [record for record, _ in found.values()] == [record for record, _ in tiny_samples]
 
 
-def test_command(tmp_path: Path, pairs: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_imports_tars(tmp_path: Path, pairs: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes(tar_of(pairs, [*SCATTERED[:-1]]))
     command = ["import", "sa1b", "--source", f"{tmp_path}/in", "--out", f"{tmp_path}/out"]
@@ -113,7 +115,7 @@ def test_command(tmp_path: Path, pairs: dict[str, bytes], capsys: pytest.Capture
     assert "counted: 1 unpaired_jpg" in capsys.readouterr().out
     (shard,) = expand_shards(f"{tmp_path}/out")
     assert len(list(iterate_samples([shard]))) == 4
-    assert load_manifest(shard).counts == {"unpaired_jpg": 1}, "what is counted after the last sample is not lost"
+    assert load_manifest(shard).counts == {"unpaired_jpg": 1}, "counts after the last sample are stored"
 
 
 def test_memory_does_not_grow_with_the_tar(tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_memory_does_not_grow_with_the_tar(tmp_path: Path) -> None:
     assert peak < total / 2
 
 
-def test_exif_orientation_is_dropped_because_masks_count_stored_pixels(tmp_path: Path, pairs: dict[str, bytes]) -> None:
+def test_removes_exif_orientation_because_masks_refer_to_stored_pixels(tmp_path: Path, pairs: dict[str, bytes]) -> None:
     stored = Image.open(io.BytesIO(pairs["sa_2.jpg"]))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -169,7 +171,7 @@ WRONG_JSON: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_JSON)
-def test_wrong_json_is_named(tmp_path: Path, pairs: dict[str, bytes], wrong: str) -> None:
+def test_error_names_the_wrong_json(tmp_path: Path, pairs: dict[str, bytes], wrong: str) -> None:
     change, message = WRONG_JSON[wrong]
     (tmp_path / "sa_2.jpg").write_bytes(pairs["sa_2.jpg"])
     (tmp_path / "sa_2.json").write_bytes(changed(pairs, change))
@@ -193,9 +195,9 @@ WRONG_TARS: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
     "twice_before": (lambda pairs: tar_of(pairs, ["sa_1.jpg", "sa_1.jpg"]), "is a duplicate"),
     "no_tar": (lambda _: b"what is this" * 100, "truncated, corrupt or not a tar"),
     "empty_file": (lambda _: b"", "truncated, corrupt or not a tar"),
-    "torn": (lambda pairs: tar_of(pairs, SCATTERED)[:4000], "truncated, corrupt or not a tar"),
-    "torn_between_members": (lambda pairs: tar_of(pairs, ["sa_0.json"])[:1024], "truncated, corrupt or not a tar"),
-    "torn_gzip": (lambda pairs: gzip.compress(tar_of(pairs, SCATTERED))[:3000], "truncated, corrupt or not a tar"),
+    "truncated": (lambda pairs: tar_of(pairs, SCATTERED)[:4000], "truncated, corrupt or not a tar"),
+    "truncated_between_members": (lambda pairs: tar_of(pairs, ["sa_0.json"])[:1024], "truncated, corrupt or not a tar"),
+    "truncated_gzip": (lambda pairs: gzip.compress(tar_of(pairs, SCATTERED))[:3000], "truncated, corrupt or not a tar"),
     "bomb": (lambda _: gzip.compress(bytes(3 << 20)), "decompresses to more than"),
     "huge_size": (lambda pairs: size_of_a_member_that_never_was(tar_of(pairs, ["sa_1.jpg"])), "truncated, corrupt or not a tar"),
     "alone": (lambda pairs: tar_of(pairs, ["sa_1.jpg"]), r"sa_1.jpg in .* has no .json"),
@@ -204,7 +206,7 @@ WRONG_TARS: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_TARS)
-def test_wrong_tar_is_named(tmp_path: Path, pairs: dict[str, bytes], wrong: str) -> None:
+def test_error_names_the_wrong_tar(tmp_path: Path, pairs: dict[str, bytes], wrong: str) -> None:
     make, message = WRONG_TARS[wrong]
     (tmp_path / "bad.tar").write_bytes(make(pairs))
     with pytest.raises(ShardError, match=message) as caught:
@@ -213,7 +215,7 @@ def test_wrong_tar_is_named(tmp_path: Path, pairs: dict[str, bytes], wrong: str)
 
 
 @pytest.mark.parametrize("name", ["a b.jpg", "..jpg/x.jpg"])
-def test_a_name_that_can_be_no_key(tmp_path: Path, pairs: dict[str, bytes], name: str) -> None:
+def test_rejects_a_name_that_is_not_a_valid_key(tmp_path: Path, pairs: dict[str, bytes], name: str) -> None:
     (tmp_path / "bad.tar").write_bytes(tar_of({name: b""}, [name]))
     with pytest.raises(ShardError, match=r"is not 1 to 200|has no \.json"):
         list(import_sa1b(tmp_path))
@@ -230,7 +232,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path, pairs: dict[str, bytes]
         list(import_sa1b(tmp_path))
 
 
-def test_halves_are_counted_when_left_out(tmp_path: Path, pairs: dict[str, bytes]) -> None:
+def test_skips_and_counts_unpaired_files(tmp_path: Path, pairs: dict[str, bytes]) -> None:
     names: Sequence[str] = ["sa_1.jpg", "sa_2.jpg", "sa_3.json", "sa_4.json", "sa_4.jpg"]
     (tmp_path / "a.tar").write_bytes(tar_of(pairs, names))
     counts: Counter[str] = Counter()

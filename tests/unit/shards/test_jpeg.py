@@ -1,4 +1,4 @@
-"""A JPEG keeps every pixel and loses what it says of the person who took it."""
+"""Removal of JPEG metadata: pixels stay unchanged, private data goes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def photo() -> np.ndarray:
-    """Noise: its scans hold every byte, so FF 00 and markers in the data too."""
+    """A JPEG of noise, whose scans contain every byte value, including FF 00 and marker codes."""
     return np.random.default_rng(0).integers(0, 256, (64, 48, 3)).astype(np.uint8)
 
 
@@ -59,7 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("image", [photo(), photo()[..., 0]], ids=["rgb", "gray"])
-def test_pixels_stay_and_the_rest_goes(image: np.ndarray, options: dict[str, Any]) -> None:
+def test_keeps_pixels_and_removes_metadata(image: np.ndarray, options: dict[str, Any]) -> None:
     data = saved(image, exif=exif(), comment=PRIVATE, xmp=PRIVATE, icc_profile=ICC, **options)
     plain = strip_metadata(data)
     assert data.count(PRIVATE) == 3
@@ -72,8 +72,8 @@ def test_pixels_stay_and_the_rest_goes(image: np.ndarray, options: dict[str, Any
     assert plain == saved(image, icc_profile=strip_icc_texts(ICC), **options)
 
 
-def test_adobes_transform_stays() -> None:
-    """Without it the three channels would be taken for YCbCr."""
+def test_keeps_adobes_colour_transform() -> None:
+    """A decoder without it would read the three channels as YCbCr."""
     flat = np.full((16, 16, 3), [200, 30, 60], np.uint8)
     data = saved(flat, keep_rgb=True, quality=100)
     adobe = segment(0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 0]))
@@ -87,22 +87,22 @@ def test_adobes_transform_stays() -> None:
     [
         segment(0xE0, b"JFXX\0\x10" + PRIVATE),  # a thumbnail
         segment(0xE1, b"Exif\0\0" + PRIVATE),
-        segment(0xE2, b"MPF\0" + PRIVATE),  # where more pictures lie in the file
+        segment(0xE2, b"MPF\0" + PRIVATE),  # offsets of more images in the file
         segment(0xE2, b"FPXR\0" + PRIVATE),
         segment(0xED, b"Photoshop 3.0\0" + PRIVATE),
         segment(0xEE, PRIVATE),
         *(segment(marker, PRIVATE) for marker in (*range(0xE3, 0xED), 0xEF, 0xFE)),
-        b"\xff\xff\xff" + segment(0xE1, PRIVATE),  # a marker may be filled up
+        b"\xff\xff\xff" + segment(0xE1, PRIVATE),  # a marker may have fill bytes
     ],
 )
-def test_every_kind_of_segment(private: bytes) -> None:
+def test_handles_every_kind_of_segment(private: bytes) -> None:
     plain = saved(photo())
     assert strip_metadata(with_segments(plain, private)) == plain
     assert strip_metadata(with_segments(plain, private, private)) == plain
 
 
 def profile_with_texts() -> bytes:
-    """sRGB with what the profile of a screen has: its name, its serial number in a tag of its maker, a date and an ID."""
+    """Return an sRGB profile with private data: name and serial number of a screen, a date and an ID."""
     name = b"desc" + bytes(4) + (len(PRIVATE) + 1).to_bytes(4, "big") + PRIVATE + bytes(90)
     tags = _tags(ICC) | {b"desc": name, b"mmod": b"mmod" + bytes(4) + PRIVATE}
     table, data, start = b"", b"", 132 + 12 * len(tags)
@@ -123,7 +123,7 @@ def _tags(profile: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def test_a_profile_keeps_its_colours_and_loses_its_texts() -> None:
+def test_icc_profile_keeps_its_colours_and_loses_its_texts() -> None:
     full = profile_with_texts()
     bare = strip_icc_texts(full)
     assert bare is not None
@@ -141,7 +141,7 @@ def test_a_profile_keeps_its_colours_and_loses_its_texts() -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "no signature", "count", "offset", "missing part", "parts twice"])
-def test_what_is_no_profile_goes(damage: str) -> None:
+def test_removes_invalid_icc_profiles(damage: str) -> None:
     full = bytearray(profile_with_texts())
     if damage == "no signature":
         full[36:40] = b"none"
@@ -156,7 +156,7 @@ def test_what_is_no_profile_goes(damage: str) -> None:
     assert strip_metadata(with_segments(plain, *parts)) == plain
 
 
-def test_a_profile_in_parts_in_any_order() -> None:
+def test_reads_an_icc_profile_in_chunks_of_any_order() -> None:
     full = profile_with_texts()
     parts = [segment(0xE2, b"ICC_PROFILE\0" + bytes([n, 2]) + part) for n, part in ((2, full[300:]), (1, full[:300]))]
     bare = strip_metadata(with_segments(saved(photo()), *parts))
@@ -164,7 +164,7 @@ def test_a_profile_in_parts_in_any_order() -> None:
         assert read.info["icc_profile"] == strip_icc_texts(full)
 
 
-def test_the_thumbnail_of_jfif_goes() -> None:
+def test_removes_the_thumbnail_of_jfif() -> None:
     plain = saved(photo())
     at = plain.index(b"JFIF") - 4
     header = b"JFIF\0\x01\x01\0\0\x01\0\x01"
@@ -173,32 +173,32 @@ def test_the_thumbnail_of_jfif_goes() -> None:
     assert strip_metadata(with_thumbnail) == plain[:at] + segment(0xE0, header + b"\0\0") + plain[at + 18 :]
 
 
-def test_a_segment_may_hold_what_looks_like_a_marker() -> None:
+def test_segment_may_contain_the_bytes_of_a_marker() -> None:
     plain = saved(photo())
     thumbnail = saved(photo()[:16, :16])
     assert strip_metadata(with_segments(plain, segment(0xE1, b"Exif\0\0" + thumbnail))) == plain
 
 
-def test_a_second_picture_after_the_end_goes() -> None:
-    """As phones write them: a preview, a depth map, a film, with EXIF of their own."""
+def test_removes_a_second_image_after_the_end() -> None:
+    """Phones append a preview, a depth map or a film with EXIF of its own."""
     plain = saved(photo())
     assert strip_metadata(plain + saved(photo(), exif=exif()) + b"MotionPhoto_Data" + PRIVATE) == plain
 
 
-def test_what_we_write_ourselves_stays_byte_for_byte() -> None:
+def test_our_own_jpegs_stay_unchanged() -> None:
     for quality in (50, 95, 100):
         data = encode_jpeg(photo(), quality)
         assert strip_metadata(data) == data
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 20, 300, -3, -2, -1])
-def test_a_torn_file_is_refused(cut: int) -> None:
+def test_rejects_a_truncated_file(cut: int) -> None:
     with pytest.raises(ValueError, match="JPEG"):
         strip_metadata(saved(photo(), exif=exif())[:cut])
 
 
 @given(st.binary(max_size=200), st.integers(0, 600))
-def test_any_bytes_end_in_a_jpeg_or_an_error(noise: bytes, position: int) -> None:
+def test_random_bytes_become_a_jpeg_or_an_error(noise: bytes, position: int) -> None:
     data = encode_jpeg(photo()[:8, :8])
     data = data[:position] + noise + data[position:]
     try:
@@ -212,7 +212,7 @@ def test_any_bytes_end_in_a_jpeg_or_an_error(noise: bytes, position: int) -> Non
 
 
 @pytest.mark.parametrize("side", [5000, 65_000])
-def test_a_few_bytes_that_claim_a_large_picture(side: int) -> None:
+def test_rejects_a_few_bytes_that_declare_a_large_image(side: int) -> None:
     jpeg = bytearray(encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
     at = jpeg.index(b"\xff\xc0")
     jpeg[at + 5 : at + 9] = side.to_bytes(2, "big") * 2
@@ -221,13 +221,13 @@ def test_a_few_bytes_that_claim_a_large_picture(side: int) -> None:
     assert caught.value.reason == ("too_large" if side > 14_000 else "undecodable_jpeg")
 
 
-def test_a_blank_picture_is_not_taken_for_a_claim() -> None:
+def test_accepts_a_blank_image() -> None:
     for side in (8, 500, 4000):
         blank = simplejpeg.encode_jpeg(np.zeros((side, side, 1), np.uint8), quality=1, colorspace="GRAY")
         assert decode_jpeg(blank).shape[0] == side
 
 
-def test_metadata_has_names() -> None:
+def test_lists_kinds_of_metadata() -> None:
     bare = encode_jpeg(np.zeros((16, 16, 3), np.uint8))
     segment = lambda marker, content: bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content  # noqa: E731
     added = {

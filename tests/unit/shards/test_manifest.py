@@ -21,7 +21,7 @@ def test_manifest_lies_beside_its_shard(shard: str, manifest: str) -> None:
     assert manifest_path(Path("folder") / shard) == Path("folder") / manifest
 
 
-def test_manifest_says_what_the_tar_holds(tiny_shard: Path) -> None:
+def test_manifest_describes_the_tar(tiny_shard: Path) -> None:
     manifest = load_manifest(tiny_shard)
     assert manifest.shard == tiny_shard.name
     assert manifest.sha256 == hashlib.sha256(tiny_shard.read_bytes()).hexdigest()
@@ -31,13 +31,13 @@ def test_manifest_says_what_the_tar_holds(tiny_shard: Path) -> None:
     assert (manifest.skipped, manifest.counts, manifest.provenance) == ({}, {}, {})
 
 
-def test_manifest_comes_back_from_json(tiny_shard: Path) -> None:
+def test_manifest_survives_a_json_round_trip(tiny_shard: Path) -> None:
     data = manifest_path(tiny_shard).read_bytes()
     assert Manifest(**json.loads(data)).to_json() == data
     assert data.endswith(b"}\n")
 
 
-def test_no_manifest(tiny_shard: Path) -> None:
+def test_rejects_a_missing_manifest(tiny_shard: Path) -> None:
     manifest_path(tiny_shard).unlink()
     with pytest.raises(ShardError, match=r"no manifest sa_000000\.manifest\.json.*write it again") as caught:
         load_manifest(tiny_shard)
@@ -45,14 +45,14 @@ def test_no_manifest(tiny_shard: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"{}", b"[]", b"null", b'"text"'])
-def test_a_manifest_that_is_none(tiny_shard: Path, data: bytes) -> None:
+def test_rejects_an_invalid_manifest(tiny_shard: Path, data: bytes) -> None:
     manifest_path(tiny_shard).write_bytes(data)
     with pytest.raises(ShardError, match=r"not JSON|keys of the manifest are not"):
         load_manifest(tiny_shard)
 
 
 @pytest.mark.parametrize("change", [{"surprise": 1}, {"sha256": None}])
-def test_a_manifest_with_a_key_more_or_less(tiny_shard: Path, change: dict[str, object]) -> None:
+def test_rejects_missing_and_unknown_keys(tiny_shard: Path, change: dict[str, object]) -> None:
     document = json.loads(manifest_path(tiny_shard).read_bytes())
     for key, value in change.items():
         if value is None:
@@ -64,8 +64,8 @@ def test_a_manifest_with_a_key_more_or_less(tiny_shard: Path, change: dict[str, 
         load_manifest(tiny_shard)
 
 
-def test_done_shards_are_those_with_a_manifest(tmp_path: Path) -> None:
-    for name in ("b", "a", "torn"):
+def test_done_shards_have_a_manifest(tmp_path: Path) -> None:
+    for name in ("b", "a", "incomplete"):
         (tmp_path / f"{name}.tar").touch()
     for name in ("b", "a", "lonely"):
         manifest_path(tmp_path / f"{name}.tar").touch()
@@ -88,7 +88,7 @@ def test_done_shards_are_those_with_a_manifest(tmp_path: Path) -> None:
         ("provenance", []),
     ],
 )
-def test_a_manifest_of_other_types(tiny_shard: Path, field: str, value: object) -> None:
+def test_rejects_values_of_other_types(tiny_shard: Path, field: str, value: object) -> None:
     path = manifest_path(tiny_shard)
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(ShardError, match=r"got .*, expected") as caught:
@@ -96,13 +96,13 @@ def test_a_manifest_of_other_types(tiny_shard: Path, field: str, value: object) 
     assert caught.value.field == f"manifest.{field}"
 
 
-def test_a_manifest_nested_too_deeply(tiny_shard: Path) -> None:
+def test_rejects_a_deeply_nested_manifest(tiny_shard: Path) -> None:
     manifest_path(tiny_shard).write_text("[" * 100_000)
     with pytest.raises(ShardError, match="not JSON"):
         load_manifest(tiny_shard)
 
 
-def test_places_say_where_the_members_lie(tiny_shard: Path) -> None:
+def test_places_are_the_byte_ranges_of_the_members(tiny_shard: Path) -> None:
     manifest = load_manifest(tiny_shard)
     assert manifest.places is not None
     assert set(manifest.places) == set(PLACES_COLUMNS)
@@ -118,21 +118,21 @@ def test_places_say_where_the_members_lie(tiny_shard: Path) -> None:
 
 
 def without_places(shard: Path) -> None:
-    """A manifest as it was before there were places."""
+    """Return a manifest of an earlier version, without places."""
     document = json.loads(manifest_path(shard).read_bytes())
     del document["places"]
     manifest_path(shard).write_text(json.dumps(document, indent=1) + "\n")
 
 
 @pytest.mark.parametrize("older", [without_places, lambda shard: manifest_path(shard).unlink()], ids=["older", "none"])
-def test_the_index_is_the_same_without_places(tiny_shard: Path, older: Callable[[Path], None]) -> None:
+def test_index_is_the_same_without_places(tiny_shard: Path, older: Callable[[Path], None]) -> None:
     by_manifest = list(index_shard(tiny_shard))
     older(tiny_shard)
     assert list(index_shard(tiny_shard)) == by_manifest
     assert len(by_manifest) == 3
 
 
-def test_the_index_of_a_manifest_reads_no_header_but_one(tiny_shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_from_manifest_reads_one_tar_header_only(tiny_shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sam_train.shards.index.locate_samples", lambda *_: pytest.fail("the tar was read"))
     assert [sample.key for sample in index_shard(tiny_shard)] == ["sa_000000", "sa_000001", "sa_000002"]
 
@@ -147,7 +147,7 @@ def test_the_index_of_a_manifest_reads_no_header_but_one(tiny_shard: Path, monke
         ("json_bytes", 3),
     ],
 )
-def test_places_that_cannot_be(tiny_shard: Path, name: str, column: object) -> None:
+def test_rejects_invalid_places(tiny_shard: Path, name: str, column: object) -> None:
     document = json.loads(manifest_path(tiny_shard).read_bytes())
     document["places"][name] = column
     manifest_path(tiny_shard).write_text(json.dumps(document))

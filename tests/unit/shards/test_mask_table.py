@@ -1,4 +1,4 @@
-"""The table beside a shard has a row for each mask, equal bytes for equal masks, and answers SQL over a folder."""
+"""The mask table of a shard: one row per mask, equal bytes for equal masks, SQL queries over a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def with_provenance(record: ImageRecord, stage: str) -> ImageRecord:
     return replace(record, masks=[replace(mask, provenance=provenance) for mask in record.masks])
 
 
-def test_a_row_a_mask(tiny_shard: Path, tiny_samples: Samples) -> None:
+def test_table_has_one_row_per_mask(tiny_shard: Path, tiny_samples: Samples) -> None:
     from pyarrow import parquet
 
     rows = parquet.read_table(mask_table_path(tiny_shard)).to_pylist()
@@ -41,12 +41,12 @@ def test_a_row_a_mask(tiny_shard: Path, tiny_samples: Samples) -> None:
         assert (row["stage"], row["seconds"], row["num_prompts"]) == ("", 0.0, 0)
 
 
-def test_equal_masks_equal_bytes(tiny_shard: Path) -> None:
+def test_equal_masks_give_equal_bytes(tiny_shard: Path) -> None:
     records = [sample.record for sample in iterate_samples([tiny_shard])]
     assert encode_mask_table(records) == mask_table_path(tiny_shard).read_bytes()
 
 
-def test_a_folder_is_asked_in_sql(tmp_path: Path, tiny_samples: Samples) -> None:
+def test_sql_queries_a_folder(tmp_path: Path, tiny_samples: Samples) -> None:
     duckdb = pytest.importorskip("duckdb")
     for name, stage in (("sa_000000", "assisted_manual"), ("sa_000001", "fully_automatic"), ("sa_000002", "fully_automatic")):
         write_shard(tmp_path / f"{name}.tar", [(with_provenance(record, stage), jpeg) for record, jpeg in tiny_samples])
@@ -63,7 +63,7 @@ def test_an_empty_shard_has_an_empty_table(tmp_path: Path) -> None:
     assert (table.num_rows, tuple(table.column_names)) == (0, MASK_TABLE_COLUMNS)
 
 
-def test_ids_that_no_table_holds(tmp_path: Path, mask_record: Callable[..., MaskRecord], tiny_samples: Samples) -> None:
+def test_rejects_ids_of_more_than_63_bits(tmp_path: Path, mask_record: Callable[..., MaskRecord], tiny_samples: Samples) -> None:
     record, jpeg = tiny_samples[0]
     with pytest.raises(ShardError, match="64 bits"):
         write_shard(tmp_path / "a.tar", [(replace(record, image_id=1 << 63), jpeg)])
@@ -72,7 +72,7 @@ def test_ids_that_no_table_holds(tmp_path: Path, mask_record: Callable[..., Mask
 
 @pytest.fixture
 def three_shards(tmp_path: Path, tiny_samples: Samples) -> Path:
-    """With a table beside it, with one of before masks had names, and as Meta's tars are: with none."""
+    """Shards with a table, with one of an earlier version without names, and with none, as Meta's tars."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -87,7 +87,9 @@ def three_shards(tmp_path: Path, tiny_samples: Samples) -> Path:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_one_table_of_all_masks(three_shards: Path, tmp_path: Path, workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merges_the_tables_of_all_shards(
+    three_shards: Path, tmp_path: Path, workers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     from pyarrow import parquet
 
     main(["table", str(three_shards), "--out", str(tmp_path / "masks.parquet"), "--workers", workers])
@@ -110,14 +112,14 @@ def pyarrow_rows(data: bytes) -> list[dict[str, object]]:
     return rows
 
 
-def test_one_table_is_asked_in_sql_and_by_data_frames(three_shards: Path, tmp_path: Path) -> None:
+def test_sql_and_data_frames_read_the_merged_table(three_shards: Path, tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     main(["table", str(three_shards), "--out", str(tmp_path / "masks.parquet")])
     query = f"SELECT count(*), count(DISTINCT shard), max(seconds) FROM '{tmp_path}/masks.parquet' WHERE stage > 'a'"  # noqa: S608
     assert duckdb.sql(query).fetchall() == [(6, 2, 2.5)]
 
 
-def test_a_shard_that_cannot_be_read_leaves_the_old_table(three_shards: Path, tmp_path: Path) -> None:
+def test_unreadable_shard_keeps_the_old_merged_table(three_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "masks.parquet").write_bytes(b"the old one")
     for damaged in ("c.tar", "a.masks.parquet"):
         whole = (three_shards / damaged).read_bytes()

@@ -1,4 +1,4 @@
-"""Overlays: of the picture's size, coloured where masks are and nowhere else, smaller masks on top."""
+"""Overlays have the size of the image, are coloured on masks only, and show smaller masks on top."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL, LARGE = rectangle(20, 20, 12, 12), rectangle(10, 10, 40, 40)
 
 @pytest.fixture
 def sample() -> Sample:
-    """Grey, with a small mask inside a large one."""
+    """A gray image with a small mask inside a large one."""
     masks = [make_mask_record(SMALL, mask_id=1), make_mask_record(LARGE, mask_id=2)]
     record = ImageRecord(key="a", image_id=1, width=WIDTH, height=HEIGHT, masks=masks)
     return Sample(shard="s.tar", jpeg=encode_jpeg(np.full((HEIGHT, WIDTH, 3), 128, np.uint8)), record=record)
@@ -45,7 +45,7 @@ def exported(folder: Path, samples: list[Sample], **options: float) -> tuple[lis
     return [np.asarray(Image.open(path)) for path in sorted((folder / "overlays").iterdir())], counts
 
 
-def test_colours_lie_where_the_masks_are(sample: Sample, tmp_path: Path) -> None:
+def test_draws_colours_on_the_masks_only(sample: Sample, tmp_path: Path) -> None:
     (overlay,), counts = exported(tmp_path, [sample], opacity=1.0)
     assert overlay.shape == (HEIGHT, WIDTH, 3)
     np.testing.assert_array_equal(overlay[26, 26], mask_colour(0), "the small mask lies on the large one")
@@ -57,7 +57,7 @@ def test_colours_lie_where_the_masks_are(sample: Sample, tmp_path: Path) -> None
     assert counts == {}
 
 
-def test_opacity_is_of_the_inside(sample: Sample, tmp_path: Path) -> None:
+def test_opacity_applies_to_the_inside(sample: Sample, tmp_path: Path) -> None:
     (overlay,), _ = exported(tmp_path, [sample], opacity=0.0)
     assert np.abs(overlay[45, 45].astype(int) - 128).max() <= 1
     np.testing.assert_allclose(overlay[49, 30], mask_colour(1, bright=True), atol=25)
@@ -65,14 +65,14 @@ def test_opacity_is_of_the_inside(sample: Sample, tmp_path: Path) -> None:
         exported(tmp_path / "other", [sample], opacity=1.5)
 
 
-def test_a_smaller_canvas_has_soft_edges(sample: Sample) -> None:
+def test_smaller_canvas_has_smooth_edges(sample: Sample) -> None:
     small = draw_masks(np.full((HEIGHT // 3, WIDTH // 3, 3), 128, np.uint8), sample.record)
     assert small.shape == (HEIGHT // 3, WIDTH // 3, 3)
     assert (small[15, 15] != 128).any()
     assert (small[1, 1] == 128).all()
 
 
-def test_command(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_overlays(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = ImageRecord(key="b", image_id=2, width=WIDTH, height=HEIGHT, masks=[])
     write_shard(tmp_path / "sa_000000.tar", [(sample.record, sample.jpeg), (empty, sample.jpeg)])
     main(["export", "overlays", "--shards", str(tmp_path / "sa_000000.tar"), "--out", str(tmp_path / "out")])

@@ -1,4 +1,4 @@
-"""Both ways of reading a shard, in one pass and by place, give the same samples and refuse the same tars."""
+"""Sequential and random reading of a shard give the same samples and reject the same tars."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_samples_come_back_in_order(tiny_shard: Path, tiny_samples: Samples) -> None:
+def test_reads_samples_in_order(tiny_shard: Path, tiny_samples: Samples) -> None:
     found = list(iterate_samples([tiny_shard, tiny_shard]))
     assert [(sample.record, sample.jpeg) for sample in found] == tiny_samples * 2
     assert {sample.shard for sample in found} == {str(tiny_shard)}
 
 
 def test_reads_sa1b_as_released(tmp_path: Path, tiny_samples: Samples, read: Read) -> None:
-    """Members in ./ and other folders, and files that are none of ours between the pairs."""
+    """Members may be in ./ and other folders, with unrelated files between the pairs."""
     record, jpeg = tiny_samples[0]
     members = {
         "./.hidden": b"x",
@@ -61,43 +61,43 @@ def test_reads_sa1b_as_released(tmp_path: Path, tiny_samples: Samples, read: Rea
     assert (sample.record, sample.jpeg) == (record, jpeg)
 
 
-def test_every_cut_of_a_tar_is_noticed_before_its_first_sample(tmp_path: Path, tiny_shard: Path, read: Read) -> None:
-    """tarfile alone takes a shard that was cut between two members for a shorter shard."""
+def test_rejects_a_tar_truncated_anywhere_before_its_first_sample(tmp_path: Path, tiny_shard: Path, read: Read) -> None:
+    """tarfile alone would read a shard that is truncated between two members as a shorter shard."""
     data = tiny_shard.read_bytes()
     with tarfile.open(tiny_shard) as tar:
         end = max(member.offset_data + (member.size + 511) // 512 * 512 for member in tar)
-    torn = tmp_path / "torn.tar"
+    truncated = tmp_path / "truncated.tar"
     for cut in [*range(0, end + 512, 512), 1, 700, end - 1, end + 511]:
-        torn.write_bytes(data[:cut])
+        truncated.write_bytes(data[:cut])
         with pytest.raises(ShardError, match="truncated") as caught:
-            next(iterate_samples([torn]))
-        assert caught.value.shard == str(torn)
+            next(iterate_samples([truncated]))
+        assert caught.value.shard == str(truncated)
         with pytest.raises(ShardError, match="truncated"):
-            read(torn)
-    torn.write_bytes(data[: end + 512])  # the second block of zeros that POSIX wants holds nothing
-    assert len(read(torn)) == 3
+            read(truncated)
+    truncated.write_bytes(data[: end + 512])  # the second end block that POSIX requires is not needed
+    assert len(read(truncated)) == 3
 
 
-def test_a_damaged_header_is_noticed(tmp_path: Path, tiny_shard: Path, read: Read) -> None:
+def test_rejects_a_corrupt_header(tmp_path: Path, tiny_shard: Path, read: Read) -> None:
     data = bytearray(tiny_shard.read_bytes())
     with tarfile.open(tiny_shard) as tar:
         third = tar.getmembers()[2].offset
     data[third : third + 512] = b"\x07" * 512
-    torn = tmp_path / "torn.tar"
-    torn.write_bytes(data)
+    corrupt = tmp_path / "corrupt.tar"
+    corrupt.write_bytes(data)
     with pytest.raises(ShardError, match=f"no valid member header at byte {third}"):
-        read(torn)
+        read(corrupt)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a tar", b"\x07" * 4096, b"\x1f\x8b" + bytes(600)])
-def test_a_file_that_is_no_tar(tmp_path: Path, data: bytes, read: Read) -> None:
+def test_rejects_a_file_that_is_not_a_tar(tmp_path: Path, data: bytes, read: Read) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(data)
     with pytest.raises(ShardError, match="truncated, corrupt or not a tar"):
         read(path)
 
 
-def test_no_such_shard(tmp_path: Path, read: Read) -> None:
+def test_rejects_a_missing_shard(tmp_path: Path, read: Read) -> None:
     for name in ("absent.tar", "."):
         with pytest.raises(ShardError, match="no such shard"):
             read(tmp_path / name)
@@ -105,7 +105,9 @@ def test_no_such_shard(tmp_path: Path, read: Read) -> None:
 
 @pytest.mark.parametrize("missing", ["jpg", "json"])
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_half_a_pair(tmp_path: Path, tiny_samples: Samples, missing: str, position: int, read: Read) -> None:
+def test_rejects_a_jpeg_without_json_and_the_reverse(
+    tmp_path: Path, tiny_samples: Samples, missing: str, position: int, read: Read
+) -> None:
     members: dict[str, bytes] = {}
     for record, jpeg in tiny_samples:
         members |= {f"{record.key}.jpg": jpeg, f"{record.key}.json": record.to_json()}
@@ -117,7 +119,7 @@ def test_half_a_pair(tmp_path: Path, tiny_samples: Samples, missing: str, positi
     assert (caught.value.shard, caught.value.key) == (str(path), key)
 
 
-def test_pairs_that_are_not_adjacent(tmp_path: Path, tiny_samples: Samples) -> None:
+def test_one_pass_rejects_pairs_that_are_not_adjacent(tmp_path: Path, tiny_samples: Samples) -> None:
     members = {f"{record.key}.jpg": jpeg for record, jpeg in tiny_samples}
     members |= {f"{record.key}.json": record.to_json() for record, _ in tiny_samples}
     path = write_tar(tmp_path / "a.tar", members)
@@ -126,7 +128,7 @@ def test_pairs_that_are_not_adjacent(tmp_path: Path, tiny_samples: Samples) -> N
     assert [(sample.record, sample.jpeg) for sample in by_place(path)] == tiny_samples
 
 
-def test_a_member_that_comes_twice(tmp_path: Path, tiny_samples: Samples, read: Read) -> None:
+def test_rejects_duplicate_members(tmp_path: Path, tiny_samples: Samples, read: Read) -> None:
     record, jpeg = tiny_samples[0]
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
@@ -139,14 +141,14 @@ def test_a_member_that_comes_twice(tmp_path: Path, tiny_samples: Samples, read: 
 
 
 @pytest.mark.parametrize("name", ["../up", "/up", "a/up", "a/../../up"])
-def test_names_that_climb_out_lead_nowhere(tmp_path: Path, tiny_samples: Samples, name: str, read: Read) -> None:
+def test_ignores_the_folders_of_member_names(tmp_path: Path, tiny_samples: Samples, name: str, read: Read) -> None:
     record, jpeg = tiny_samples[0]
     (sample,) = read(write_tar(tmp_path / "a.tar", {f"{name}.jpg": jpeg, f"{name}.json": record.to_json()}))
     assert sample.record.key == "up"
 
 
 @pytest.mark.parametrize("key", ["a b", "ä", "a" * 201])
-def test_names_that_are_no_keys(tmp_path: Path, tiny_samples: Samples, key: str, read: Read) -> None:
+def test_rejects_names_that_are_not_valid_keys(tmp_path: Path, tiny_samples: Samples, key: str, read: Read) -> None:
     record, jpeg = tiny_samples[0]
     path = write_tar(tmp_path / "a.tar", {f"{key}.jpg": jpeg, f"{key}.json": record.to_json()})
     with pytest.raises(ShardError, match="rename the image") as caught:
@@ -154,14 +156,16 @@ def test_names_that_are_no_keys(tmp_path: Path, tiny_samples: Samples, key: str,
     assert caught.value.shard == str(path)
 
 
-def test_a_shard_that_is_not_its_manifests(tiny_shard: Path, tiny_samples: Samples, tmp_path: Path, read: Read) -> None:
+def test_rejects_a_shard_that_does_not_match_its_manifest(
+    tiny_shard: Path, tiny_samples: Samples, tmp_path: Path, read: Read
+) -> None:
     write_shard(tmp_path / "other.tar", tiny_samples[:2])
     tiny_shard.write_bytes((tmp_path / "other.tar").read_bytes())
     with pytest.raises(ShardError, match=r"its manifest lists|not those of the manifest"):
         read(tiny_shard)
 
 
-def test_a_broken_record_names_its_place(tmp_path: Path, tiny_samples: Samples, read: Read) -> None:
+def test_error_of_an_invalid_record_names_shard_key_and_field(tmp_path: Path, tiny_samples: Samples, read: Read) -> None:
     record, jpeg = tiny_samples[0]
     document = record.to_json().replace(b'"area"', b'"aera"', 1)
     path = write_tar(tmp_path / "a.tar", {f"{record.key}.jpg": jpeg, f"{record.key}.json": document})
@@ -190,22 +194,22 @@ def folder(tmp_path: Path) -> Path:
         ("b_0[1-9].tar", ["b_01.tar"]),
     ],
 )
-def test_expand_shards(folder: Path, pattern: str, expected: list[str]) -> None:
+def test_expands_patterns_to_shards(folder: Path, pattern: str, expected: list[str]) -> None:
     assert expand_shards(str(folder / pattern)) == [folder / name for name in expected]
 
 
-def test_a_shard_that_is_named_twice_is_read_once(folder: Path) -> None:
+def test_expands_duplicate_names_once(folder: Path) -> None:
     patterns = [str(folder / "b_*.tar"), str(folder / "b_00.tar"), str(folder)]
     assert [path.name for path in expand_shards(patterns)] == ["a[1].tar", "b_00.tar", "b_01.tar"]
 
 
 @pytest.mark.parametrize("pattern", ["c_*.tar", "c.tar", "b_{00..02}.tar", "{b_00,c}.tar", "absent"])
-def test_a_pattern_that_names_nothing(folder: Path, pattern: str) -> None:
+def test_rejects_a_pattern_without_matches(folder: Path, pattern: str) -> None:
     with pytest.raises(ConfigError, match="no shard matches"):
         expand_shards([str(folder / pattern)])
 
 
-def test_no_patterns_no_tars_and_half_a_brace(folder: Path) -> None:
+def test_rejects_empty_lists_empty_folders_and_unbalanced_braces(folder: Path) -> None:
     with pytest.raises(ConfigError, match="no shards given"):
         expand_shards([])
     (folder / "empty").mkdir()
@@ -215,16 +219,16 @@ def test_no_patterns_no_tars_and_half_a_brace(folder: Path) -> None:
         expand_shards(str(folder / "b_{00..01.tar"))
 
 
-def test_reading_does_not_run_what_a_name_says(tmp_path: Path, tiny_samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    """webdataset takes `pipe:` in a name for a command."""
+def test_reading_does_not_execute_a_pipe_name(tmp_path: Path, tiny_samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """webdataset executes a name that begins with `pipe:` as a command."""
     monkeypatch.chdir(tmp_path)
     write_shard(Path("pipe:touch ran.tar"), tiny_samples)
     assert len(list(iterate_samples([Path("pipe:touch ran.tar")]))) == 3
     assert not (tmp_path / "ran.tar").exists()
 
 
-def test_a_chain_of_long_names(tmp_path: Path, tiny_shard: Path, read: Read) -> None:
-    """tarfile goes one call deeper for each."""
+def test_rejects_a_long_chain_of_long_name_headers(tmp_path: Path, tiny_shard: Path, read: Read) -> None:
+    """tarfile recurses once per header."""
     with tarfile.open(tmp_path / "link.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         tar.addfile(tarfile.TarInfo("a" * 300))
     header = bytearray((tmp_path / "link.tar").read_bytes()[:512])

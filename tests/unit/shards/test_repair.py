@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import make_sample
-from corruptions import DAMAGES, Members, edited, members_of, write_members
+from corruptions import CORRUPTIONS, Members, edit_json, read_members, write_members
 
 from sam_train.cli.commands import data as main
 from sam_train.records import ImageRecord
@@ -49,12 +49,12 @@ def samples_of(shard: Path) -> dict[str, Sample]:
 
 
 def test_every_corruption_has_a_test() -> None:
-    assert KEPT.keys() == DAMAGES.keys()
+    assert KEPT.keys() == CORRUPTIONS.keys()
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_keeps_what_can_be_repaired(tiny_shard: Path, tmp_path: Path, name: str, tiny_samples: Samples) -> None:
-    broken = write_members(tmp_path / "broken" / "a.tar", DAMAGES[name][0](members_of(tiny_shard)))
+    broken = write_members(tmp_path / "broken" / "a.tar", CORRUPTIONS[name][0](read_members(tiny_shard)))
     before = broken.read_bytes()
     mended = repair(tmp_path / "out", broken)
     assert broken.read_bytes() == before
@@ -72,8 +72,8 @@ def test_keeps_what_can_be_repaired(tiny_shard: Path, tmp_path: Path, name: str,
 def test_repairs_all_corruptions_at_once(tiny_shard: Path, tmp_path: Path) -> None:
     """One shard per corruption, all with the same keys: the first valid sample of each key is kept."""
     shards = [
-        write_members(tmp_path / "broken" / f"{number}.tar", damage(members_of(tiny_shard)))
-        for number, (damage, _) in enumerate(DAMAGES.values())
+        write_members(tmp_path / "broken" / f"{number}.tar", damage(read_members(tiny_shard)))
+        for number, (damage, _) in enumerate(CORRUPTIONS.values())
     ]
     repair(tmp_path / "out", *shards)
     mended = sorted((tmp_path / "out").glob("*.tar"))
@@ -124,13 +124,13 @@ def test_drops_the_repeated_one_of_two_masks_with_the_same_id(tiny_shard: Path, 
     def twice(document: dict[str, Any]) -> None:
         document["annotations"].append(document["annotations"][0])
 
-    broken = write_members(tmp_path / "a.tar", edited(members_of(tiny_shard), twice))
+    broken = write_members(tmp_path / "a.tar", edit_json(read_members(tiny_shard), twice))
     manifest = load_manifest(repair(tmp_path / "out", broken))
     assert (manifest.num_masks, manifest.counts) == (3, {"repair_mask_dropped_duplicate": 1})
 
 
 def test_uses_the_valid_one_of_two_members(tiny_shard: Path, tmp_path: Path, tiny_samples: Samples) -> None:
-    members: Members = members_of(tiny_shard)
+    members: Members = read_members(tiny_shard)
     broken = write_members(tmp_path / "a.tar", [*members, (members[0][0], b"cut"), (members[1][0], b"{")])
     sample = samples_of(repair(tmp_path / "out", broken))["sa_000000"]
     assert (sample.record, sample.jpeg) == tiny_samples[0]
@@ -151,21 +151,21 @@ def test_rejects_the_folder_of_the_old_shards(tiny_shard: Path, tmp_path: Path, 
         with pytest.raises(SystemExit):
             repair(out, tiny_shard)
         assert "never changed in place" in capsys.readouterr().err
-    other = write_members(tmp_path / "other" / tiny_shard.name, members_of(tiny_shard))
+    other = write_members(tmp_path / "other" / tiny_shard.name, read_members(tiny_shard))
     with pytest.raises(SystemExit):
         repair(tmp_path / "out", tiny_shard, other)
     assert "have the same file name" in capsys.readouterr().err
 
 
 def test_second_run_keeps_finished_shards(tiny_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shards = [write_members(tmp_path / "in" / f"{n}.tar", members_of(tiny_shard)[2 * n :]) for n in range(2)]
+    shards = [write_members(tmp_path / "in" / f"{n}.tar", read_members(tiny_shard)[2 * n :]) for n in range(2)]
     repair(tmp_path / "out", *shards)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out" / "1.manifest.json").unlink()
     repair(tmp_path / "out", *shards)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert json.loads(before["1.manifest.json"])["skipped"] == {"sa_000001": "duplicate_key", "sa_000002": "duplicate_key"}
-    write_members(shards[0], members_of(tiny_shard)[:2])
+    write_members(shards[0], read_members(tiny_shard)[:2])
     with pytest.raises(SystemExit):
         repair(tmp_path / "out", *shards)
     assert "from another source" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corruptions import DAMAGES, edited, members_of, write_members
+from corruptions import CORRUPTIONS, edit_json, read_members, write_members
 
 from sam_train.cli.commands import data as main
 from sam_train.records import ImageRecord
@@ -44,23 +44,23 @@ def test_released_tars_have_only_a_note(tiny_shard: Path, tmp_path: Path) -> Non
             mask["bbox"] = [mask["bbox"][0], mask["bbox"][1], mask["bbox"][2] - 1, mask["bbox"][3] - 1]
             del mask["provenance"]
 
-    members = [(f"./{name}", data) for name, data in members_of(tiny_shard)]
+    members = [(f"./{name}", data) for name, data in read_members(tiny_shard)]
     for at in (1, 3, 5):
         document = json.loads(members[at][1])
         for mask in document["annotations"]:
             mask.setdefault("provenance", None)
         members[at] = (members[at][0], json.dumps(document).encode())
-        members = edited(members, as_released, at)
+        members = edit_json(members, as_released, at)
     shard = write_members(tmp_path / "meta" / "sa_000020.tar", [("./LICENSE", b"x"), *members])
     assert reasons(shard) == set()
     assert reasons(shard, notes=True) == {"no_manifest"}
     assert command(shard) == 0
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_each_corruption_has_its_reason(tiny_shard: Path, tmp_path: Path, name: str) -> None:
-    damage, expected = DAMAGES[name]
-    shard = write_members(tmp_path / "broken" / "a.tar", damage(members_of(tiny_shard)))
+    damage, expected = CORRUPTIONS[name]
+    shard = write_members(tmp_path / "broken" / "a.tar", damage(read_members(tiny_shard)))
     findings, num_samples, _ = validate([shard])
     found = {item.reason for item in findings if item.reason not in NOTES}
     assert found == expected
@@ -70,7 +70,7 @@ def test_each_corruption_has_its_reason(tiny_shard: Path, tmp_path: Path, name: 
 
 
 def test_findings_name_key_and_field(tiny_shard: Path, tmp_path: Path) -> None:
-    shard = write_members(tmp_path / "a.tar", DAMAGES["area"][0](members_of(tiny_shard)))
+    shard = write_members(tmp_path / "a.tar", CORRUPTIONS["area"][0](read_members(tiny_shard)))
     (finding,) = [item for item in validate([shard])[0] if item.reason == "wrong_area"]
     assert (finding.key, finding.field) == ("sa_000000", "annotations[0].area")
     assert "area 3" in finding.message
@@ -137,7 +137,7 @@ def test_keys_and_ids_are_unique_over_shards(tmp_path: Path, tiny_samples: Sampl
 
 
 def test_report_and_several_processes(tiny_shard: Path, tmp_path: Path) -> None:
-    broken = [write_members(tmp_path / f"{n}.tar", DAMAGES["area"][0](members_of(tiny_shard))) for n in range(3)]
+    broken = [write_members(tmp_path / f"{n}.tar", CORRUPTIONS["area"][0](read_members(tiny_shard))) for n in range(3)]
     documents = []
     for workers in (1, 2):
         report = tmp_path / f"{workers}.json"

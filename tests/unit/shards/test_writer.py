@@ -35,7 +35,7 @@ def test_equal_samples_give_equal_bytes(tmp_path: Path, tiny_samples: Samples, m
     assert manifest_path(first).read_bytes() == manifest_path(second).read_bytes()
 
 
-def test_nothing_else_is_left_in_the_folder(tiny_shard: Path) -> None:
+def test_leaves_no_other_file_in_the_folder(tiny_shard: Path) -> None:
     assert names(tiny_shard.parent) == ["sa_000000.manifest.json", "sa_000000.masks.parquet", "sa_000000.tar"]
 
 
@@ -45,7 +45,7 @@ def test_returned_manifest_is_the_one_on_disk(tmp_path: Path, tiny_samples: Samp
     assert (manifest.skipped, manifest.counts) == ({"x.png": "too_small"}, {"clicks": 3.0})
 
 
-def test_a_generator_may_fill_the_counts_while_it_runs(tmp_path: Path, tiny_samples: Samples) -> None:
+def test_generator_may_fill_the_counts(tmp_path: Path, tiny_samples: Samples) -> None:
     skipped: dict[str, str] = {}
 
     def samples() -> Iterator[tuple[ImageRecord, bytes]]:
@@ -57,9 +57,7 @@ def test_a_generator_may_fill_the_counts_while_it_runs(tmp_path: Path, tiny_samp
 
 @pytest.mark.parametrize("fail_after", [0, 1, 3])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_in_the_middle_leaves_nothing(
-    tmp_path: Path, tiny_samples: Samples, fail_after: int, error: type[BaseException]
-) -> None:
+def test_exception_leaves_no_file(tmp_path: Path, tiny_samples: Samples, fail_after: int, error: type[BaseException]) -> None:
     def samples() -> Iterator[tuple[ImageRecord, bytes]]:
         yield from tiny_samples[:fail_after]
         raise error
@@ -69,24 +67,24 @@ def test_an_exception_in_the_middle_leaves_nothing(
     assert names(tmp_path) == []
 
 
-def test_an_exception_leaves_an_older_shard_as_it_was(tiny_shard: Path) -> None:
+def test_exception_keeps_an_older_shard(tiny_shard: Path) -> None:
     before = {name: (tiny_shard.parent / name).read_bytes() for name in names(tiny_shard.parent)}
     with pytest.raises(ZeroDivisionError):
         write_shard(tiny_shard, (1 // 0 for _ in range(1)))
     assert {name: (tiny_shard.parent / name).read_bytes() for name in names(tiny_shard.parent)} == before
 
 
-def test_a_crash_before_the_manifest_leaves_a_shard_that_is_not_done(
+def test_crash_before_the_manifest_leaves_an_incomplete_shard(
     tiny_shard: Path, tiny_samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The manifest of the older shard must not vouch for the new tar."""
+    """The manifest of the older shard must not mark the new tar as complete."""
     monkeypatch.setattr("sam_train.shards.writer.atomic_write_bytes", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_shard(tiny_shard, tiny_samples[:1])
     assert names(tiny_shard.parent) == ["sa_000000.tar"]
 
 
-def test_a_key_written_twice_is_refused(tmp_path: Path, tiny_samples: Samples) -> None:
+def test_rejects_a_duplicate_key(tmp_path: Path, tiny_samples: Samples) -> None:
     with pytest.raises(ShardError, match="this key was written before") as caught:
         write_shard(tmp_path / "a.tar", [tiny_samples[0], tiny_samples[1], tiny_samples[0]])
     assert (caught.value.shard, caught.value.key) == ("a.tar", "sa_000000")
@@ -101,7 +99,7 @@ def test_a_key_written_twice_is_refused(tmp_path: Path, tiny_samples: Samples) -
         ({"bbox": [0.0, 0.0, 1.0]}, "annotations[0].bbox"),
     ],
 )
-def test_what_no_reader_would_take_is_not_written(
+def test_rejects_a_record_that_no_reader_accepts(
     tmp_path: Path, tiny_samples: Samples, change: dict[str, Any], field: str
 ) -> None:
     record, jpeg = tiny_samples[0]
@@ -113,21 +111,19 @@ def test_what_no_reader_would_take_is_not_written(
 
 
 def _unchecked(mask: MaskRecord, change: dict[str, Any]) -> MaskRecord:
-    """A record with values that the constructor, which is type-checked in tests, would stop before the writer can."""
+    """Return a record with invalid values, which the constructor, type-checked in tests, would reject before the writer."""
     changed = replace(mask)
     for name, value in change.items():
         object.__setattr__(changed, name, value)
     return changed
 
 
-def test_no_samples_make_an_empty_shard(tmp_path: Path) -> None:
+def test_writes_an_empty_shard_without_samples(tmp_path: Path) -> None:
     assert write_shard(tmp_path / "a.tar", []).keys == []
     assert list(iterate_samples([tmp_path / "a.tar"])) == []
 
 
-def test_opens_with_nothing_but_tarfile_json_and_pycocotools(
-    tmp_path: Path, sample: Callable[..., tuple[ImageRecord, bytes]]
-) -> None:
+def test_tarfile_json_and_pycocotools_read_a_shard(tmp_path: Path, sample: Callable[..., tuple[ImageRecord, bytes]]) -> None:
     record, jpeg = sample(0)
     provenance = Provenance(stage="import", checkpoint="", annotator="test", config="")
     record = replace(record, masks=[record.masks[0], replace(record.masks[1], provenance=provenance)])
@@ -146,8 +142,8 @@ def test_opens_with_nothing_but_tarfile_json_and_pycocotools(
         assert coco_mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves the closing to the collector
-def test_opens_with_webdataset(tiny_shard: Path, tiny_samples: Samples) -> None:
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset does not close its files
+def test_webdataset_reads_a_shard(tiny_shard: Path, tiny_samples: Samples) -> None:
     found = list(wds.WebDataset(str(tiny_shard), shardshuffle=False).decode("rgb8").to_tuple("__key__", "jpg", "json"))
     assert [key for key, _, _ in found] == ["sa_000000", "sa_000001", "sa_000002"]
     for (_, image, document), (record, _) in zip(found, tiny_samples, strict=True):
@@ -155,8 +151,8 @@ def test_opens_with_webdataset(tiny_shard: Path, tiny_samples: Samples) -> None:
         assert len(document["annotations"]) == len(record.masks)
 
 
-def test_masks_lie_where_the_picture_is_bright(tiny_shard: Path) -> None:
-    """The one end-to-end look at orientation: RLE is column-major, pictures are row-major."""
+def test_masks_cover_the_bright_pixels_of_the_image(tiny_shard: Path) -> None:
+    """End-to-end check of the axis order: RLE is column-major, images are row-major."""
     with tarfile.open(tiny_shard) as tar:
         from PIL import Image
 
