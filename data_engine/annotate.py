@@ -28,7 +28,7 @@ from data_engine.console import console
 from data_engine.privacy import Privacy, count_listed_images, write_privacy_review
 from data_engine.sources import ImageReference, Source, open_source
 from sam_train.config import build, config_hash, to_plain
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, install_extra
 from sam_train.files import atomic_write_bytes
 
 if TYPE_CHECKING:  # fastapi comes with an extra
@@ -113,7 +113,7 @@ def create_application(cfg: DictConfig) -> tuple[FastAPI, AppContext, dict[str, 
         from data_engine.annotation_tool.backend.app import create_app
         from data_engine.annotation_tool.backend.app_context import AppContext
     except ModuleNotFoundError as error:
-        raise ConfigError(f"sam-annotate needs {error.name}: pip install 'sam-train[annotate]'") from error
+        raise ConfigError(f"sam-annotate needs {error.name}: {install_extra('annotate')}") from error
     from data_engine.annotation_tool.backend.access import AccessTokens, load_or_create_tokens
     from data_engine.annotation_tool.backend.database import Database
     from data_engine.annotation_tool.backend.embedding_service import EmbeddingService

@@ -67,6 +67,12 @@ _REMEDIES = {
 }
 """Remedy to print for the error number of an OSError."""
 
+
+def install_extra(extra: str) -> str:
+    """Return the line that installs an extra of this package, for the message of an error."""
+    return f"pip install '.[{extra}]' in a clone, elsewhere pip install 'sam-train[{extra}] @ git+URL' (docs/install.md)"
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

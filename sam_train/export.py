@@ -21,7 +21,7 @@ from rich.table import Table
 
 from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint, save_checkpoint
 from sam_train.cli.commands import EXPORT
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, install_extra
 from sam_train.model import Sam
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
@@ -81,7 +81,7 @@ def _export_onnx(cfg: DictConfig) -> list[Path]:
     try:
         from sam_train.inference.export import ExportOptions, export_onnx
     except ModuleNotFoundError as error:
-        raise ConfigError(f"format=onnx needs {error.name}: pip install 'sam-train[onnx]'") from error
+        raise ConfigError(f"format=onnx needs {error.name}: {install_extra('onnx')}") from error
     checkpoint = Path(cfg.checkpoint)
     exported = export_onnx(
         _load(checkpoint),

@@ -72,8 +72,8 @@ def two_ranks() -> Iterator[Any]:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The file system of an S3 server on this machine, on which `s3://bucket` is empty."""
-    pytest.importorskip("s3fs", reason="needs s3fs: pip install 'sam-train[s3]'")
-    server_of = pytest.importorskip("moto.server", reason="needs moto with flask: pip install 'sam-train[dev]'")
+    pytest.importorskip("s3fs", reason="needs s3fs: pip install '.[s3]'")
+    server_of = pytest.importorskip("moto.server", reason="needs moto with flask: pip install '.[dev]'")
     import fsspec
 
     server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

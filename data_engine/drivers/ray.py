@@ -10,7 +10,7 @@ from typing import Any
 
 from data_engine.drivers.base import ProgressDisplay, SliceQueue, report_or_defer
 from data_engine.slices import EngineJob, SliceResult, SliceStatus, Worker
-from sam_train.errors import ConfigError, SamTrainError, format_error
+from sam_train.errors import ConfigError, SamTrainError, format_error, install_extra
 
 _POLL_S = 0.5
 _RETRIES_AFTER_DEATH = 1
@@ -70,7 +70,7 @@ class RayDriver:
         try:
             import ray
         except ImportError as error:
-            raise ConfigError(f"driver=ray needs Ray ({error}): pip install 'sam-train[ray]'") from error
+            raise ConfigError(f"driver=ray needs Ray ({error}): {install_extra('ray')}") from error
         if not ray.is_initialized():
             try:
                 ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="warning")

@@ -12,7 +12,7 @@ from typing import Any
 from data_engine.drivers.base import ProgressDisplay, process_slices
 from data_engine.drivers.progress import ProgressLog
 from data_engine.slices import EngineJob, EngineRunFolder, Worker, existing_result
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, install_extra
 
 _POLL_S = 2.0
 _SQUEUE_INTERVAL_S = 15.0
@@ -90,7 +90,7 @@ class SlurmDriver:
             import submitit
             from submitit.core.utils import FailedJobError
         except ImportError as error:
-            raise ConfigError(f"driver=slurm needs submitit ({error}): pip install 'sam-train[slurm]'") from error
+            raise ConfigError(f"driver=slurm needs submitit ({error}): {install_extra('slurm')}") from error
         logs = job.folder.driver_folder("slurm")
         try:
             executor = submitit.AutoExecutor(folder=logs, cluster=self.cluster, slurm_max_num_timeout=self.max_requeues)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, install_extra
 
-EXTRA = "pip install 'sam-train[privacy]'"
+EXTRA = install_extra("privacy")
 
 
 class OnnxNetwork:

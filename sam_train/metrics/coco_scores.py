@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, install_extra
 from sam_train.metrics.boundary_iou import boundary
 
 ENGINES = ("hotcoco", "pycocotools")
@@ -112,7 +112,7 @@ def _hotcoco() -> ModuleType:
     try:
         import hotcoco
     except ImportError as error:
-        raise ConfigError("engine=hotcoco needs the extra: pip install 'sam-train[evaluation]'") from error
+        raise ConfigError(f"engine=hotcoco needs hotcoco: {install_extra('evaluation')}") from error
     return hotcoco
 
 

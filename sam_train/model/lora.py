@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, install_extra
 from sam_train.model.sam import Sam
 
 
@@ -72,5 +72,5 @@ def _peft() -> Any:
     try:
         import peft
     except ModuleNotFoundError as error:
-        raise ConfigError(f"lora needs {error.name}: pip install 'sam-train[lora]'") from error
+        raise ConfigError(f"lora needs {error.name}: {install_extra('lora')}") from error
     return peft

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, install_extra
 
-INSTALL = "pip install 'sam-train[text]'"
+INSTALL = install_extra("text")
 CHUNK_SIZE = 64
 """Number of texts or images that are embedded in one forward pass."""
 

@@ -26,7 +26,7 @@ def segment_anything() -> SimpleNamespace:
     """
     spec = find_spec("segment_anything")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("needs segment-anything==1.0: pip install 'sam-train[dev]'")
+        raise ImportError("needs segment-anything==1.0: pip install '.[dev]'")
     package = ModuleType("segment_anything")
     package.__path__ = list(spec.submodule_search_locations)
     before = dict(sys.modules)

@@ -26,7 +26,7 @@ NUMBERS: dict[str, Any] = {"embed_dim": 32, "depth": 3, "num_heads": 2, "global_
 
 @pytest.fixture(scope="module")
 def transformers() -> Any:
-    return pytest.importorskip("transformers", reason="needs transformers: pip install 'sam-train[dev]'")
+    return pytest.importorskip("transformers", reason="needs transformers: pip install '.[dev]'")
 
 
 def shaken(model: nn.Module) -> Any:

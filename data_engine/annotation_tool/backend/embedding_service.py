@@ -17,7 +17,7 @@ from torch import Tensor
 from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.annotation_tool.backend.image_cache import ImageCache
 from sam_train.checkpoint import checkpoint_hash, load_checkpoint
-from sam_train.errors import CheckpointError, SamTrainError
+from sam_train.errors import CheckpointError, SamTrainError, install_extra
 from sam_train.files import atomic_write_bytes
 from sam_train.geometry import Resize
 from sam_train.inference import EmbeddingCache, EmbeddingMaskGenerator, GeneratedMask, MaskGenerator, Predictor, generate_masks
@@ -145,7 +145,7 @@ class EmbeddingService:
         try:
             from sam_train.inference.export import ExportOptions, decoder_model
         except ModuleNotFoundError as error:
-            log.warning("%s is not installed (pip install 'sam-train[onnx]'): the server decodes for the pages", error.name)
+            log.warning("%s is not installed (%s): the server decodes for the pages", error.name, install_extra("onnx"))
             return None
         sam = self.model if self.device == "cpu" else load_checkpoint(self._checkpoint_path)
         metadata = {"checkpoint_sha256": self.checkpoint, "image_size": str(sam.image_size)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sam_train.errors import ConfigError
+from sam_train.errors import ConfigError, install_extra
 
 _FILES = {
     ("skimage", "data"): {
@@ -34,7 +34,7 @@ _FILES = {
 }
 PHOTOGRAPH_NAMES = tuple(name for files in _FILES.values() for name in files.values())
 """The subject of each photograph of `load_photographs`, in one word."""
-_INSTALL = "install the photographs with: pip install 'sam-train[quickstart]'"
+_INSTALL = f"install the photographs with {install_extra('quickstart')}"
 _LONGEST_SIDE_PX = 768  # larger photographs are shrunk once, so that one crop scale fits all
 
 

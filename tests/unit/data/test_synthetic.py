@@ -145,7 +145,7 @@ def test_true_colours_keep_the_colours_of_the_photograph(scenes):
 
 def test_missing_package_error_names_what_to_install(monkeypatch):
     monkeypatch.setattr(photographs, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"skimage.*pip install 'sam-train\[quickstart\]'"):
+    with pytest.raises(ConfigError, match=r"skimage.*pip install '\.\[quickstart\]'"):
         photographs.load_photographs.__wrapped__()
 
 

