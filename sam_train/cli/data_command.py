@@ -17,28 +17,28 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "import": ("sam_train.shards.importers.command:add_import", "Convert a data set to shards."),
     "validate": (
         "sam_train.shards.maintenance.validate:add_validate",
-        "find everything that is wrong with shards; exit code 1 if anything is",
+        "Report all errors in shards; the exit code is 1 if there is one.",
     ),
     "repair": (
         "sam_train.shards.maintenance.repair:add_repair",
-        "write new shards of what can be kept of broken ones; what is dropped is counted in their manifests",
+        "Write new shards with all samples of damaged ones that can be kept; manifests count what was dropped.",
     ),
     "stats": (
         "sam_train.shards.maintenance.statistics.command:add_stats",
-        "draw masks per image, their sizes, shapes, centres and scores: DIR/stats.html, stats.json and a PNG a figure",
+        "Draw masks per image, their sizes, shapes, centres and scores: DIR/stats.html, stats.json and a PNG per figure.",
     ),
-    "dedupe": ("sam_train.shards.maintenance.dedupe:add_dedupe", "find pictures that are there twice, resized or recompressed"),
+    "dedupe": ("sam_train.shards.maintenance.dedupe:add_dedupe", "Find images that occur twice, also resized or recompressed."),
     "split": (
         "sam_train.shards.maintenance.split:add_split",
-        "write shards as several sets; which one an image falls into depends on its key alone",
+        "Divide shards into several sets; the set of an image depends only on its key.",
     ),
     "table": (
         "sam_train.shards.maintenance.merge_tables:add_table",
-        "write one Parquet of all masks: ids, areas, boxes, scores, names, where each comes from, and its shard",
+        "Write one Parquet table of all masks: ids, areas, boxes, scores, class names, provenance and shard.",
     ),
     "card": (
         "sam_train.shards.maintenance.dataset_card.command:add_card",
-        "describe a finished set: DIR/README.md, DIR/croissant.json (JSON-LD), figures and their numbers",
+        "Describe a finished data set: DIR/README.md, DIR/croissant.json (JSON-LD), figures and their numbers.",
     ),
     "export": ("sam_train.shards.exporters.command:add_export", "Convert shards to the format of another tool."),
 }

@@ -52,7 +52,7 @@ class DuplicateReport:
 
 def add_dedupe(commands: Commands) -> None:
     """Add the command `dedupe` and its options."""
-    about = "find images that occur twice, also resized or recompressed"
+    about = "Find images that occur twice, also resized or recompressed."
     after = "The exit code is 1 if any is found and --out is not given, otherwise 0."
     parser = commands.add_parser("dedupe", help=about, description=about, epilog=after)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")

@@ -20,7 +20,7 @@ _EXAMPLE = "duckdb -c \"SELECT name, count(*), avg(area) FROM 'masks.parquet' GR
 
 def add_table(commands: Commands) -> None:
     """Add the command `table` and its options."""
-    about = "write one Parquet table of all masks: ids, areas, boxes, scores, class names, provenance and shard"
+    about = "Write one Parquet table of all masks: ids, areas, boxes, scores, class names, provenance and shard."
     more = f"One row per mask, in the order of the shards and of the masks in them. Example: {_EXAMPLE}"
     parser = commands.add_parser("table", help=about, description=about, epilog=more)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")

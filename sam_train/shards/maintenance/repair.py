@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def add_repair(commands: Commands) -> None:
     """Add the command `repair` and its options."""
-    about = "write new shards with all samples of damaged ones that can be kept; manifests count what was dropped"
+    about = "Write new shards with all samples of damaged ones that can be kept; manifests count what was dropped."
     parser = commands.add_parser("repair", help=about, description=about)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the new shards, not that of SHARDS")

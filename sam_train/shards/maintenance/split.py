@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def add_split(commands: Commands) -> None:
     """Add the command `split` and its options."""
-    about = "divide shards into several sets; the set of an image depends only on its key"
+    about = "Divide shards into several sets; the set of an image depends only on its key."
     after = "train=0.8 heldout=0.2 gives the same split as sam-data import --holdout 0.2 with the same seed."
     parser = commands.add_parser("split", help=about, description=about, epilog=after)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")

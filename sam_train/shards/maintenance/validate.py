@@ -40,7 +40,7 @@ class ShardReport:
 
 def add_validate(commands: Commands) -> None:
     """Add the command `validate` and its options."""
-    about = "report all errors in shards; the exit code is 1 if there is one"
+    about = "Report all errors in shards; the exit code is 1 if there is one."
     parser = commands.add_parser("validate", help=about, description=about)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")

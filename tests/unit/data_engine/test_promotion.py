@@ -25,7 +25,7 @@ def decide(run_dir: Path, step: str, score: float) -> bool:
 
 
 def test_measures_are_those_of_sam_evaluate() -> None:
-    summary = ClickResult(ious=np.ones((2, 5)), oracle=np.ones(2), num_images=1).summary()
+    summary = ClickResult(ious=np.ones((2, 5)), oracle=np.ones(2), num_images=1).means()
     assert set(PROMOTION_MEASURES) == {name for name, value in summary.items() if isinstance(value, float)}
 
 

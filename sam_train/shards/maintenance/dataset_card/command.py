@@ -35,7 +35,7 @@ _TEXT_OPTIONS = {
 
 def add_card(commands: Commands) -> None:
     """Add the command `card` and its options."""
-    about = "describe a finished data set: DIR/README.md, DIR/croissant.json (JSON-LD), figures and their numbers"
+    about = "Describe a finished data set: DIR/README.md, DIR/croissant.json (JSON-LD), figures and their numbers."
     parser = commands.add_parser("card", help=about, description=about)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, best that of the shards")

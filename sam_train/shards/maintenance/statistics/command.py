@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def add_stats(commands: Commands) -> None:
     """Add the command `stats` and its options."""
-    about = "draw masks per image, their sizes, shapes, centres and scores: DIR/stats.html, stats.json and a PNG per figure"
+    about = "Draw masks per image, their sizes, shapes, centres and scores: DIR/stats.html, stats.json and a PNG per figure."
     parser = commands.add_parser("stats", help=about, description=about)
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and the figures")
