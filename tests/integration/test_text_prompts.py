@@ -207,7 +207,7 @@ def test_predicts_from_text_alone_and_with_a_click(trained: Path, clip: str) -> 
 
 def test_evaluates_names_against_a_control_of_other_names(trained: Path, shards: Path, clip: str, tmp_path: Path) -> None:
     options = ["protocol=text", "text_encoder@protocol.encoder=clip", f"protocol.encoder.model={clip}", "threads=1"]
-    paraphrases = "protocol.paraphrases={backwards: {reverse: true}, picture: {template: 'a {name}'}}"
+    paraphrases = "protocol.paraphrases={backwards: {reverse: true}, sentence: {template: 'a {name}'}}"
     paths = [f"checkpoint={trained}", f"shards={shards}", f"out={tmp_path / 'words.json'}"]
     measures = evaluate(compose_config("evaluate", *options, *paths, paraphrases, f"protocol.figures={tmp_path / 'figures'}"))
     assert measures["num_text_prompts"] == 6

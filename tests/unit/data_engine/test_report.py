@@ -319,7 +319,7 @@ def test_report_without_ground_truth(run: FakeRun, ground_truth: str) -> None:
 
 def test_image_without_ground_truth_is_excluded_from_mean_iou(run: FakeRun) -> None:
     run.begin()
-    run.annotate(STEPS[0], [*WRITTEN[:1], image("stranger", rectangle(0, 9))])
+    run.annotate(STEPS[0], [*WRITTEN[:1], image("unknown", rectangle(0, 9))])
     report = write_report(run.folder)
     assert report.stages[0].mean_iou == pytest.approx(0.75)
     assert report.stages[0].masks_without_truth == 1

@@ -169,7 +169,7 @@ def test_finds_images_of_the_other_set(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_reports_images_that_do_not_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, jpeg = record("a", scene(1), 1)
-    write_shard(tmp_path / "a.tar", [(whole, jpeg), (record("b", scene(2), 2)[0], b"no picture")])
+    write_shard(tmp_path / "a.tar", [(whole, jpeg), (record("b", scene(2), 2)[0], b"not an image")])
     assert command("dedupe", tmp_path / "a.tar") == 0
     assert "1 images do not decode" in capsys.readouterr().out
     (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:900])

@@ -56,12 +56,12 @@ def test_every_corruption_has_a_test() -> None:
 def test_keeps_what_can_be_repaired(tiny_shard: Path, tmp_path: Path, name: str, tiny_samples: Samples) -> None:
     broken = write_members(tmp_path / "broken" / "a.tar", CORRUPTIONS[name][0](read_members(tiny_shard)))
     before = broken.read_bytes()
-    mended = repair(tmp_path / "out", broken)
+    repaired = repair(tmp_path / "out", broken)
     assert broken.read_bytes() == before
-    assert validate([mended])[0] == []
-    manifest, (num_images, num_masks, counts, skipped) = load_manifest(mended), KEPT[name]
+    assert validate([repaired])[0] == []
+    manifest, (num_images, num_masks, counts, skipped) = load_manifest(repaired), KEPT[name]
     assert (len(manifest.keys), manifest.num_masks, manifest.counts, manifest.skipped) == (num_images, num_masks, counts, skipped)
-    samples = samples_of(mended)
+    samples = samples_of(repaired)
     for record, jpeg in tiny_samples:
         if record.key in samples:
             assert (decode_jpeg(samples[record.key].jpeg) == decode_jpeg(jpeg)).all()
@@ -76,11 +76,11 @@ def test_repairs_all_corruptions_at_once(tiny_shard: Path, tmp_path: Path) -> No
         for number, (damage, _) in enumerate(CORRUPTIONS.values())
     ]
     repair(tmp_path / "out", *shards)
-    mended = sorted((tmp_path / "out").glob("*.tar"))
-    assert len(mended) == len(shards)
-    findings, num_samples, num_masks = validate(mended)
+    repaired = sorted((tmp_path / "out").glob("*.tar"))
+    assert len(repaired) == len(shards)
+    findings, num_samples, num_masks = validate(repaired)
     assert (findings, num_samples, num_masks) == ([], 3, 3)
-    reasons = Counter(reason for shard in mended for reason in load_manifest(shard).skipped.values())
+    reasons = Counter(reason for shard in repaired for reason in load_manifest(shard).skipped.values())
     assert reasons["duplicate_key"] > 2 * len(shards)
 
 
@@ -91,10 +91,10 @@ def test_keeps_the_samples_before_a_truncation(tiny_shard: Path, tmp_path: Path,
     cut.write_bytes(data[: data.index(b"sa_000002.jpg") + 700])
     manifest = tiny_shard.with_name("sa_000000.manifest.json")
     cut.with_name(manifest.name).write_bytes(manifest.read_bytes())
-    mended = repair(tmp_path / "out", cut)
-    assert validate([mended])[0] == []
-    assert {key: sample.record for key, sample in samples_of(mended).items()} == {r.key: r for r, _ in tiny_samples[:2]}
-    found = load_manifest(mended)
+    repaired = repair(tmp_path / "out", cut)
+    assert validate([repaired])[0] == []
+    assert {key: sample.record for key, sample in samples_of(repaired).items()} == {r.key: r for r, _ in tiny_samples[:2]}
+    found = load_manifest(repaired)
     assert (found.counts, found.skipped) == ({"repair_tears": 1}, {"sa_000002": "lost"})
 
 
@@ -103,9 +103,9 @@ def test_resumes_after_a_damaged_header(tiny_shard: Path, tmp_path: Path) -> Non
     at = data.index(b"sa_000001.jpg")
     data[at : at + 512] = b"\x07" * 512
     (tmp_path / "a.tar").write_bytes(data)
-    mended = repair(tmp_path / "out", tmp_path / "a.tar")
-    assert list(samples_of(mended)) == ["sa_000000", "sa_000002"]
-    assert load_manifest(mended).skipped == {"sa_000001": "missing_jpg"}
+    repaired = repair(tmp_path / "out", tmp_path / "a.tar")
+    assert list(samples_of(repaired)) == ["sa_000000", "sa_000002"]
+    assert load_manifest(repaired).skipped == {"sa_000001": "missing_jpg"}
 
 
 def test_valid_shard_keeps_its_bytes(tiny_shard: Path, tmp_path: Path) -> None:
