@@ -6,7 +6,7 @@ out/
   ledger.json, report/                             written when all slices are done
   .engine/listing.arrow                            the source's images, divided into slices, as listed at the start
   .engine/claims/                                  claims on slices; removed when all slices are done
-  .engine/work/*.jsonl                             one line per slice that a process made: seconds, node
+  .engine/work with one .jsonl per process         one line per slice that it made: seconds, node
 """
 
 from __future__ import annotations

@@ -9,8 +9,25 @@ from pathlib import Path
 import pytest
 
 FRAGMENT_STARTS = frozenset(
-    ["What", "Of", "Those", "Whether", "How", "Where", "Who", "Which", "That", "As", "At", "To", "From", "With", "In", "By"]
-    + ["Its", "Itself", "Whatever", "Within", "Not", "They", "Them", "Whose", "Such"]
+    (
+        "What",
+        "Of",
+        "Those",
+        "Whether",
+        "How",
+        "Where",
+        "Who",
+        "Which",
+        "That",
+        "As",
+        "At",
+        "To",
+        "From",
+        "With",
+        "In",
+        "By",
+        "Its",
+    )
 )
 # Each stands for one idea that has a standard term: resume, NaN or inf, held-out, skip, truncated, atomic, EMA, image, ...
 PHRASES = (
