@@ -42,7 +42,11 @@ def mask_iou(a: Bool[Tensor, "... H W"], b: Bool[Tensor, "... H W"]) -> Float[Te
 
 
 def stability_score(mask_logits: Float[Tensor, "... h w"], offset: float = 1.0) -> Float[Tensor, "..."]:
-    """Return the IoU of the masks thresholded at +offset and -offset (paper, section B); 0 for an empty mask."""
+    """Return the IoU of the masks thresholded at +offset and -offset (paper, section B); 0 for an empty mask.
+
+    The paper measures it at image resolution. From logits on the decoder's grid, `inference.mask_rasterizer.stability_scores`
+    computes it without upsampling them.
+    """
     inner = (mask_logits > offset).sum((-2, -1)).float()
     outer = (mask_logits > -offset).sum((-2, -1)).float()
     return inner / outer.clamp(min=1)

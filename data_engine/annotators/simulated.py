@@ -20,10 +20,10 @@ from data_engine.structures import ReviewVerdict, SourceImage
 from sam_train.errors import ConfigError
 from sam_train.inference import GeneratedMask, MaskOrigin, PredictorLike
 from sam_train.inference.generator_types import Point
-from sam_train.masks import mask_iou, stability_score
+from sam_train.masks import mask_iou
 from sam_train.prompts import PromptSimulator
 from sam_train.rle import decode_rle, encode_rle
-from sam_train.structures import PointLabel, Prediction, Prompts
+from sam_train.structures import PointLabel, Prompts
 
 
 class SimulatedAnnotator:
@@ -112,7 +112,9 @@ class SimulatedAnnotator:
             predictions = predictor.masks_to_image(best.mask_logits)[:, 0]
             accepted = mask_iou(predictions, targets[pending]) >= self.accept_iou
             for i in accepted.nonzero()[:, 0].tolist():
-                masks[int(pending[i])] = self._clicked_mask(predictions[i], prompts[i : i + 1], best, i)
+                stability_score = float(predictor.stability_scores(best.mask_logits[i : i + 1]))
+                predicted_iou = float(best.iou_scores[i, 0])
+                masks[int(pending[i])] = self._clicked_mask(predictions[i], prompts[i : i + 1], predicted_iou, stability_score)
             remaining = ~accepted
             pending, prompts = pending[remaining], prompts[remaining]
             if not len(pending):
@@ -123,13 +125,13 @@ class SimulatedAnnotator:
             masks[index] = self._drawn_mask(targets[index].cpu().numpy(), clicks_from_prompts(prompts[i : i + 1]))
         return [masks[i] for i in sorted(masks)]
 
-    def _clicked_mask(self, prediction: Tensor, prompt: Prompts, best: Prediction, i: int) -> GeneratedMask:
+    def _clicked_mask(self, prediction: Tensor, prompt: Prompts, predicted_iou: float, stability_score: float) -> GeneratedMask:
         clicks = clicks_from_prompts(prompt)
         return GeneratedMask.from_rle(
             encode_rle(prediction.cpu().numpy()),
             origin=MaskOrigin.CLICKED,
-            predicted_iou=float(best.iou_scores[i, 0]),
-            stability_score=float(stability_score(best.mask_logits[i, 0])),
+            predicted_iou=predicted_iou,
+            stability_score=stability_score,
             prompt_points=clicks,
             seconds=self.seconds_to_find + self.seconds_per_click * len(clicks),
         )

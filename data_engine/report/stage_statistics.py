@@ -18,6 +18,8 @@ from sam_train.rle import rle_total_pixels
 from sam_train.shards import Manifest, Sample, iterate_samples, load_manifest
 
 DROPPED_PREFIX = "dropped/"
+RENAMED_COUNTS = {"dropped/pred_iou": "dropped/predicted_iou"}
+"""Counts that manifests of earlier versions hold under another name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,8 @@ def _sum_counts(stage: StageResult, manifests: list[Manifest]) -> Counts:
     automatic = stage.stage == "fully_automatic" and manifests
     total = Counts(dict.fromkeys(("clicks", "seconds"), 0.0) if automatic else {})
     for manifest in manifests:
-        total.add(manifest.counts)
+        for name, value in manifest.counts.items():
+            total.add({RENAMED_COUNTS.get(name, name): value})
     return Counts(sorted((name, float(value)) for name, value in total.items()))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,15 @@ from torch import Tensor
 from sam_train.checkpoint import atomic_torch_save
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.geometry import Resize
-from sam_train.inference.generator_types import GeneratedMask, encode_mask
+from sam_train.inference.generator_types import GeneratedMask, Point
+from sam_train.inference.mask_filters import filter_masks
 from sam_train.inference.predictor import Predictor
-from sam_train.masks import mask_nms, stability_score
+from sam_train.masks import mask_nms
 from sam_train.model import Sam
 from sam_train.model.proposer import Proposer, encoder_hash
 from sam_train.structures import PointLabel, Prompts
 
 FORMAT = "sam-train/proposer-1"
-CHUNK_SIZE = 16
-"""Masks that are upsampled to the size of the image together."""
 
 
 class BoxMaskGenerator:
@@ -100,45 +100,19 @@ class BoxMaskGenerator:
         corners = torch.cat([boxes[:, :2], (boxes[:, 2:] - 1).clamp(min=0)], 1)  # first and last pixel inside
         prompts = Prompts.from_boxes(torch.zeros(len(boxes), dtype=torch.long, device=boxes.device), corners)
         prediction = model.decode(image_embedding, prompts, multimask_output=False)
-        stability = stability_score(prediction.mask_logits[:, 0])
-        passes = prediction.iou_scores[:, 0] >= self.pred_iou_thresh
-        dropped["pred_iou"] += int((~passes).sum())
-        dropped["stability"] += int((passes & (stability < self.stability_score_thresh)).sum())
-        passes &= stability >= self.stability_score_thresh
-        image_corners = resize.points_to_image(corners[passes].reshape(-1, 2, 2)).reshape(-1, 4)
-        scores = (prediction.iou_scores[passes, 0], stability[passes])
-        masks = self._to_image(resize, prediction.mask_logits[passes], image_corners, scores, dropped)
+        image_corners = resize.points_to_image(corners.reshape(-1, 2, 2)).tolist()
+        passing = filter_masks(
+            prediction,
+            resize,
+            pred_iou_thresh=self.pred_iou_thresh,
+            stability_score_thresh=self.stability_score_thresh,
+            min_region_area_px=self.min_region_area_px,
+            dropped=dropped,
+        )
+        masks = [replace(mask, prompt_points=_corner_points(*image_corners[i])) for i, mask in passing]
         kept = mask_nms([mask.rle for mask in masks], torch.tensor([m.predicted_iou for m in masks]), self.mask_nms_thresh)
         dropped["nms"] += len(masks) - len(kept)
         return [masks[i] for i in kept.tolist()], dropped
-
-    def _to_image(
-        self,
-        resize: Resize,
-        mask_logits: Float[Tensor, "N 1 h w"],
-        boxes_xyxy: Float[Tensor, "N 4"],
-        scores: tuple[Tensor, Tensor],
-        dropped: Counter[str],
-    ) -> list[GeneratedMask]:
-        """Upsample masks to the size of the image, a few at a time, and remove small regions."""
-        masks: list[GeneratedMask] = []
-        for start in range(0, len(mask_logits), CHUNK_SIZE):
-            pixels = resize.logits_to_image(mask_logits[start : start + CHUNK_SIZE])[:, 0] > 0
-            for index, mask in enumerate(pixels.cpu().numpy(), start):
-                rle = encode_mask(mask, self.min_region_area_px, dropped)
-                if rle is None:
-                    continue
-                left, top, right, bottom = boxes_xyxy[index].tolist()
-                corners = ((left, top, int(PointLabel.BOX_TOP_LEFT)), (right, bottom, int(PointLabel.BOX_BOTTOM_RIGHT)))
-                masks.append(
-                    GeneratedMask.from_rle(
-                        rle,
-                        predicted_iou=float(scores[0][index]),
-                        stability_score=float(scores[1][index]),
-                        prompt_points=corners,
-                    )
-                )
-        return masks
 
 
 def save_proposer(path: Path, proposer: Proposer, model: Sam, provenance: Mapping[str, Any]) -> None:
@@ -170,3 +144,9 @@ def load_proposer(path: Path) -> tuple[Proposer, str]:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: weights and configuration of the proposer do not match ({error}); {expected}") from error
     return proposer.eval(), encoder
+
+
+def _corner_points(top_left: Sequence[float], bottom_right: Sequence[float]) -> tuple[Point, Point]:
+    """Return the two points of a box prompt."""
+    (left, top), (right, bottom) = top_left, bottom_right
+    return (left, top, int(PointLabel.BOX_TOP_LEFT)), (right, bottom, int(PointLabel.BOX_BOTTOM_RIGHT))

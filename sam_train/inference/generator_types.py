@@ -16,7 +16,7 @@ from torch import Tensor
 from sam_train.inference.grids import Crop
 from sam_train.model import Sam
 from sam_train.records import Rle
-from sam_train.rle import decode_rle, encode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh
+from sam_train.rle import decode_rle, remove_small_regions_rle, rle_area, rle_to_box_xywh
 
 Point = tuple[float, float, int]
 """x and y in pixels of the image frame, and the label (`structures.PointLabel`)."""
@@ -47,7 +47,7 @@ class GeneratedMask:
     predicted_iou: float
     """IoU with the object as the model estimates it, about 0 to 1; 1 for a drawn mask, which has no estimate."""
     stability_score: float
-    """IoU of the mask cut at logits above and below 0 (paper, section B), 0 to 1; 1 for a drawn mask."""
+    """IoU of the mask cut at logits above and below 0, at image resolution (paper, section B), 0 to 1; 1 for a drawn mask."""
     crop: Crop
     """Crop of the image that the model encoded."""
     prompt_points: tuple[Point, ...] = ()
@@ -158,21 +158,6 @@ def generate_masks(
         return generator.generate(model, image)
     generator.check_model(model)
     return generator.generate_from_embedding(model, image_embedding, (image.shape[0], image.shape[1]))
-
-
-def encode_mask(mask: np.ndarray, min_region_area_px: int, dropped: Counter[str]) -> Rle | None:
-    """Return the RLE of an H x W bool mask without small regions.
-
-    Returns None if nothing is left, and counts the mask as "empty" or "small_region" in `dropped`.
-    """
-    if not mask.any():
-        dropped["empty"] += 1
-        return None
-    rle = encode_rle(mask)
-    cleaned = remove_small_regions_rle(rle, min_region_area_px) if min_region_area_px else rle
-    if cleaned is None:
-        dropped["small_region"] += 1
-    return cleaned
 
 
 def _rle_box_xyxy(rle: Rle) -> tuple[int, int, int, int]:

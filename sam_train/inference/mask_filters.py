@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +16,7 @@ from sam_train.inference.generator_types import GeneratedMask, Point
 from sam_train.inference.grids import Crop
 from sam_train.inference.mask_rasterizer import CellMasks, MaskRasterizer
 from sam_train.model.mask_decoder import DecodeJob
-from sam_train.structures import PointLabel, Prompts
+from sam_train.structures import PointLabel, Prediction, Prompts
 
 # A box edge nearer than this to a crop's inner edge touches it (segment_anything/utils/amg.py).
 CROP_EDGE_TOLERANCE_PX = 20
@@ -43,8 +44,9 @@ class Filters:
         Returns the indices of the masks that pass, and for all N masks the stability scores, the boxes (XYXY, image frame)
         and the cells cut at logit 0. Scores and boxes of dropped masks may be incomplete.
         """
-        stability = self.stability(padded, cells)
-        index = _passing(stability >= self.stability_score_thresh, dropped, "stability")
+        min_stability = self.stability_score_thresh
+        stability = cells.stability_scores(padded, self.stability_score_offset, min_score=min_stability)
+        index = _passing(stability >= min_stability, dropped, "stability")
         cut, boxes = cells.cut(padded, 0.0), torch.zeros(len(padded), 4, dtype=torch.long, device=padded.device)
         boxes[index] = cells.boxes(padded[index], cut[index])
         index = index[_passing((boxes[index, 2:] > boxes[index, :2]).all(1), dropped, "empty")]
@@ -54,20 +56,6 @@ class Filters:
             index = index[_passing(~self._covers(padded, cut, index, limit, cells), dropped, "covers_image")]
         touching = touches_inner_edge(self.comparable_boxes(boxes[index]), crop, image_hw)
         return index[_passing(~touching, dropped, "crop_edge")], stability, boxes, cut
-
-    def stability(self, padded: Float[Tensor, "N h w"], cells: MaskRasterizer) -> Float[Tensor, " N"]:
-        """Return the IoU of each mask cut at +offset with the mask cut at -offset, in the image frame.
-
-        The score is 0 for an empty mask, and -1 where an upper bound shows that it cannot reach the threshold.
-        """
-        inner, outer = (cells.cut(padded, sign * self.stability_score_offset) for sign in (1, -1))
-        inner_area = cells.count_pixels(inner.above) + cells.count_pixels(inner.mixed)
-        upper_bound = inner_area / cells.count_pixels(outer.above).clamp(min=1)
-        undecided = (upper_bound >= self.stability_score_thresh).nonzero()[:, 0]
-        areas = (cells.areas(padded[undecided], cut[undecided]) for cut in (inner, outer))
-        stability = torch.full_like(upper_bound, -1 if self.stability_score_thresh > 0 else 0)
-        stability[undecided] = next(areas) / next(areas).clamp(min=1)
-        return stability
 
     def comparable_boxes(self, boxes_xyxy: Tensor) -> Tensor:
         """Return the boxes (N x 4) for edge tests and box IoU: unchanged, or with inclusive right and bottom."""
@@ -105,9 +93,8 @@ class CropFilter:
         logits, scores, min_iou = mask_logits.flatten(0, 1), iou_scores.flatten(), self.filters.pred_iou_thresh
         confident = scores > min_iou if min_iou > 0 else torch.ones_like(scores, dtype=torch.bool)
         passing = _passing(confident, dropped, "predicted_iou")
-        num = max(1, LOGITS_PER_CHUNK.get(scores.device.type, LOGITS_PER_CHUNK_ACCELERATOR) // logits[0].numel())
         masks: list[GeneratedMask] = []
-        for chunk in passing.split(num) if len(passing) else ():
+        for chunk in _split(passing, logits):
             prompt_rows = rows[chunk // mask_logits.shape[1]]
             masks += self._filter_masks(logits[chunk].float(), scores[chunk], prompt_rows, dropped)
         return masks, dropped
@@ -141,6 +128,44 @@ class CropFilter:
         return tuple((x + self.crop.x, y + self.crop.y, label) for (x, y), label in points if label != PointLabel.PADDING)
 
 
+@torch.inference_mode()
+def filter_masks(
+    prediction: Prediction,
+    resize: Resize,
+    *,
+    pred_iou_thresh: float,
+    stability_score_thresh: float,
+    min_region_area_px: int,
+    dropped: Counter[str],
+) -> list[tuple[int, GeneratedMask]]:
+    """Drop masks of a whole image by predicted IoU and stability, rasterize the others and remove their small regions.
+
+    prediction: one mask per prompt (M = 1). resize: resizing of the image to the model frame.
+
+    Returns the masks that remain, each after the index of its prompt. The others are counted in `dropped` under
+    predicted_iou, stability, empty or small_region.
+    """
+    logits, iou_scores, image_hw = prediction.mask_logits[:, 0], prediction.iou_scores[:, 0], (resize.height, resize.width)
+    cells, on_cpu = (MaskRasterizer.for_image(resize, logits.shape[1], d) for d in (logits.device, torch.device("cpu")))
+    masks = []
+    for chunk in _split(_passing(iou_scores >= pred_iou_thresh, dropped, "predicted_iou"), logits):
+        padded = cells.pad(logits[chunk].float())
+        stability = cells.stability_scores(padded, min_score=stability_score_thresh)
+        index, cut = _passing(stability >= stability_score_thresh, dropped, "stability"), cells.cut(padded, 0.0)
+        index = index[_passing(cells.areas(padded[index], cut[index]) > 0, dropped, "empty")]
+        columns = (index, chunk[index], iou_scores[chunk[index]], stability[index])
+        for i, prompt, predicted_iou, score in zip(*(x.tolist() for x in columns), strict=True):
+            patch = cells.crop_logits(padded[i], cut[torch.tensor([i], device=index.device)])
+            rle = on_cpu.encode_rle(patch, 0, 0, image_hw)
+            mask = GeneratedMask.from_rle(rle, predicted_iou=predicted_iou, stability_score=score)
+            cleaned = mask.without_small_regions(min_region_area_px) if min_region_area_px else mask
+            if cleaned is None:
+                dropped["small_region"] += 1
+            else:
+                masks.append((prompt, cleaned))
+    return masks
+
+
 def touches_inner_edge(boxes_xyxy: Tensor, crop: Crop, image_hw: tuple[int, int]) -> Tensor:
     """Return whether each box (N x 4, image frame) touches an edge of its crop that is not an edge of the image."""
     edges = torch.tensor([crop.x, crop.y, crop.x + crop.width, crop.y + crop.height], device=boxes_xyxy.device)
@@ -148,6 +173,14 @@ def touches_inner_edge(boxes_xyxy: Tensor, crop: Crop, image_hw: tuple[int, int]
     near_crop = (boxes_xyxy - edges).abs() <= CROP_EDGE_TOLERANCE_PX
     near_image = (boxes_xyxy - image_edges).abs() <= CROP_EDGE_TOLERANCE_PX
     return (near_crop & ~near_image).any(1)
+
+
+def _split(index: Int[Tensor, " n"], logits: Float[Tensor, "N h w"]) -> Sequence[Tensor]:
+    """Split indices of masks into chunks that are filtered together."""
+    if not len(index):
+        return ()
+    num = LOGITS_PER_CHUNK.get(logits.device.type, LOGITS_PER_CHUNK_ACCELERATOR) // logits[0].numel()
+    return index.split(max(1, num))
 
 
 def _passing(passes: Tensor, dropped: Counter[str], reason: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Areas, boxes and RLEs of masks at image resolution, computed from low-resolution logits without an upsampled copy.
+"""Areas, stability scores, boxes and RLEs of masks at image resolution, from low-resolution logits without an upsampled copy.
 
 Two bilinear steps bring logits to an image (geometry.Resize.logits_to_image). Together they make each pixel a weighted mean of
 3 x 3 neighbouring logits at most, so it lies between the smallest and the largest of the nine. All pixels with the same
@@ -120,6 +120,22 @@ class MaskRasterizer:
             areas.index_add_(0, n, above.sum((0, 1), dtype=torch.int32).long())
         return areas
 
+    def stability_scores(
+        self, padded: Float[Tensor, "N h w"], offset: float = 1.0, *, min_score: float = 0.0
+    ) -> Float[Tensor, " N"]:
+        """Return the IoU of each mask cut at +offset with the mask cut at -offset (paper, section B), 0 to 1.
+
+        The score is 0 for an empty mask, and -1 where an upper bound shows that it is below `min_score`, which saves counting.
+        """
+        inner, outer = (self.cut(padded, threshold) for threshold in (offset, -offset))
+        inner_area = self.count_pixels(inner.above) + self.count_pixels(inner.mixed)
+        upper_bound = inner_area / self.count_pixels(outer.above).clamp(min=1)
+        undecided = (upper_bound >= min_score).nonzero()[:, 0]
+        inner_areas, outer_areas = (self.areas(padded[undecided], cut[undecided]) for cut in (inner, outer))
+        scores = torch.full_like(upper_bound, -1)
+        scores[undecided] = inner_areas / outer_areas.clamp(min=1)
+        return scores
+
     def boxes(self, padded: Float[Tensor, "N h w"], cut: CellMasks) -> Int[Tensor, "N 4"]:
         """Return XYXY boxes around the pixels above the threshold, right and bottom exclusive; zeros for an empty mask."""
         rows, columns = cut.above.any(2), cut.above.any(1)
@@ -203,6 +219,16 @@ class MaskRasterizer:
                 values = column[:, None] * by_column[b] if values is None else values.addcmul_(column[:, None], by_column[b])
             assert values is not None
             yield n, i, j, values > threshold
+
+
+def stability_scores(mask_logits: Float[Tensor, "N M h w"], resize: Resize, offset: float = 1.0) -> Float[Tensor, "N M"]:
+    """Return the stability scores of masks of a whole image, at image resolution (`MaskRasterizer.stability_scores`).
+
+    mask_logits: logits on the decoder's grid. resize: resizing of the image to the model frame.
+    """
+    logits = mask_logits.flatten(0, 1).float()
+    cells = MaskRasterizer.for_image(resize, logits.shape[1], logits.device)
+    return cells.stability_scores(cells.pad(logits), offset).reshape(mask_logits.shape[:2])
 
 
 def _reduce_3x3(cells: Bool[Tensor, "N h w"], reduce: Callable[[Tensor, Tensor], Tensor]) -> Bool[Tensor, "N I J"]:

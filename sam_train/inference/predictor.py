@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sam_train.geometry import Resampling, Resize, pad_to_square, resize_image
 from sam_train.inference.embedding_cache import EmbeddingCache
+from sam_train.inference.mask_rasterizer import stability_scores
 from sam_train.inference.prompt_arrays import make_prompts
 from sam_train.model import Sam
 from sam_train.model.mask_decoder import DecodeJob
@@ -35,6 +36,10 @@ class PredictorLike(Protocol):
 
     def masks_to_image(self, mask_logits: Float[Tensor, "N M h w"], image_index: int | None = None) -> Bool[Tensor, "N M H W"]:
         """Return masks at the resolution of the image, as `Predictor.masks_to_image`."""
+        ...
+
+    def stability_scores(self, mask_logits: Float[Tensor, "N M h w"], image_index: int | None = None) -> Float[Tensor, "N M"]:
+        """Return stability scores at the resolution of the image, as `Predictor.stability_scores`."""
         ...
 
 
@@ -175,14 +180,21 @@ class Predictor:
         image_index: index of the image of these prompts; required if several images were set.
         Raises ValueError if no image was set, and without `image_index` if several were.
         """
-        self._require_embeddings()
-        if image_index is None and len(self._resizes) > 1:
-            raise ValueError(f"{len(self._resizes)} images were set: pass image_index, or use masks_to_images")
-        return self._resizes[image_index or 0].logits_to_image(mask_logits)
+        return self._resize_of_image(image_index).logits_to_image(mask_logits)
 
     def masks_to_image(self, mask_logits: Float[Tensor, "N M h w"], image_index: int | None = None) -> Bool[Tensor, "N M H W"]:
         """Return the masks at the resolution of an image, N x M x H x W bool. Arguments and errors of `logits_to_image`."""
         return self.logits_to_image(mask_logits, image_index) > 0
+
+    @torch.inference_mode()
+    def stability_scores(self, mask_logits: Float[Tensor, "N M h w"], image_index: int | None = None) -> Float[Tensor, "N M"]:
+        """Return stability scores at the resolution of an image, 0 to 1: IoU of the masks at logits above 1 and above -1.
+
+        The definition is the paper's (section B). The score is 0 for an empty mask.
+
+        Arguments and errors are those of `logits_to_image`.
+        """
+        return stability_scores(mask_logits, self._resize_of_image(image_index))
 
     def masks_to_images(self, mask_logits: Float[Tensor, "N M h w"], image_index: Int[Tensor, " N"]) -> list[Bool[Tensor, "..."]]:
         """Return the masks at the resolution of each image that was set: a list of n x M x H x W bool tensors.
@@ -205,6 +217,12 @@ class Predictor:
             # Padding points are scaled too; the prompt encoder ignores their coordinates.
             points[index == i] = resize.points_to_model(points[index == i])
         return replace(prompts, points_xy=points)
+
+    def _resize_of_image(self, image_index: int | None) -> Resize:
+        self._require_embeddings()
+        if image_index is None and len(self._resizes) > 1:
+            raise ValueError(f"{len(self._resizes)} images were set: pass image_index, or use masks_to_images")
+        return self._resizes[image_index or 0]
 
     def _require_embeddings(self) -> Float[Tensor, "B E h w"]:
         if self._embeddings is None:

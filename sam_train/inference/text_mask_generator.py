@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from sam_train.errors import ConfigError
 from sam_train.geometry import Resize
-from sam_train.inference.generator_types import GeneratedMask, encode_mask
+from sam_train.inference.generator_types import GeneratedMask
+from sam_train.inference.mask_filters import filter_masks
 from sam_train.inference.predictor import Predictor
 from sam_train.inference.prompt_arrays import make_prompts
-from sam_train.masks import stability_score
 from sam_train.model import Sam
 from sam_train.text import TextEncoder, check_text_encoder
 
@@ -72,21 +73,15 @@ class TextMaskGenerator:
         dropped, resize = Counter[str](), Resize(*image_hw, model.image_size)
         prompts = make_prompts(text_embeddings=self._embeddings, device=image_embedding.device)
         best = model.decode(image_embedding, prompts, multimask_output=True).best()
-        scores, stability = best.iou_scores[:, 0], stability_score(best.mask_logits[:, 0])
-        confident, stable = scores >= self.pred_iou_thresh, stability >= self.stability_score_thresh
-        dropped["predicted_iou"] += int((~confident).sum())
-        dropped["stability"] += int((confident & ~stable).sum())
-        masks = []
-        for i in (confident & stable).nonzero()[:, 0].tolist():  # one by one: a mask of a large image takes megabytes
-            pixels = resize.logits_to_image(best.mask_logits[i : i + 1])[0, 0] > 0
-            rle = encode_mask(pixels.cpu().numpy(), self.min_region_area_px, dropped)
-            if rle is not None:
-                predicted_iou, stability_i = float(scores[i]), float(stability[i])
-                masks.append(
-                    GeneratedMask.from_rle(
-                        rle, predicted_iou=predicted_iou, stability_score=stability_i, name=self.text_prompts[i]
-                    )
-                )
+        passing = filter_masks(
+            best,
+            resize,
+            pred_iou_thresh=self.pred_iou_thresh,
+            stability_score_thresh=self.stability_score_thresh,
+            min_region_area_px=self.min_region_area_px,
+            dropped=dropped,
+        )
+        masks = [replace(mask, name=self.text_prompts[i]) for i, mask in passing]
         return sorted(masks, key=lambda mask: -mask.predicted_iou), dropped
 
     @cached_property

@@ -32,7 +32,6 @@ from reference_models import reference_mobile_sam, segment_anything
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.inference import AutomaticMaskGenerator, Predictor
-from sam_train.inference.mask_filters import Filters
 from sam_train.inference.mask_rasterizer import MaskRasterizer
 from sam_train.model.mask_decoder import MaskDecoder
 
@@ -105,7 +104,7 @@ def ours(weights: Path, parts: dict[str, float]) -> Generate:
         (Predictor, "set_image", "encoder", 1),
         (MaskDecoder, "_prepare_image", "decoder", 1),
         (MaskDecoder, "_decode_rows", "decoder", threads),
-        (Filters, "stability", "stability", threads),
+        (MaskRasterizer, "stability_scores", "stability", threads),
         (MaskRasterizer, "boxes", "boxes", threads),
         (MaskRasterizer, "crop_logits", "patches", threads),
         (MaskRasterizer, "run_lengths", "rle", 1),

@@ -21,6 +21,7 @@ from data_engine.annotation_tool.backend.http_errors import HttpError
 from data_engine.annotation_tool.backend.mask_store import AnnotatedMask
 from sam_train.errors import ConfigError
 from sam_train.geometry import Resize
+from sam_train.inference.mask_rasterizer import stability_scores
 from sam_train.structures import PointLabel, Prediction, Prompts
 
 
@@ -175,6 +176,10 @@ class RemotePredictor:
     def masks_to_image(self, mask_logits: Float[Tensor, "N M h w"], image_index: int | None = None) -> Bool[Tensor, "N M H W"]:
         """Return masks at the resolution of the task's image. `image_index` is ignored, as there is one image."""
         return self._resize.logits_to_image(mask_logits) > 0
+
+    def stability_scores(self, mask_logits: Float[Tensor, "N M h w"], image_index: int | None = None) -> Float[Tensor, "N M"]:
+        """Return stability scores at the resolution of the task's image. `image_index` is ignored, as there is one image."""
+        return stability_scores(mask_logits, self._resize)
 
     def _decode(self, prompt: Prompts, multimask_output: bool) -> tuple[np.ndarray, np.ndarray]:
         points = torch.cat([prompt.points_xy[0], prompt.point_labels[0, :, None].float()], 1).tolist()

@@ -307,6 +307,13 @@ def test_missing_counts_are_not_zero(run: FakeRun) -> None:
     assert "not counted" in report.html_path.read_text()
 
 
+def test_dropped_counts_of_earlier_versions_have_the_present_name(run: FakeRun) -> None:
+    run.begin()
+    run.annotate(STEPS[0], WRITTEN[:1], 0, **{"dropped/pred_iou": 2.0})
+    run.annotate(STEPS[0], WRITTEN[1:], 1, **{"dropped/predicted_iou": 3.0})
+    assert write_report(run.folder).stages[0].dropped == {"predicted_iou": 5.0}
+
+
 @pytest.mark.parametrize("ground_truth", ["", "/nowhere/truth"])
 def test_report_without_ground_truth(run: FakeRun, ground_truth: str) -> None:
     run.begin(ground_truth=ground_truth)

@@ -89,6 +89,9 @@ class FixedPredictor(Predictor):
     def masks_to_image(self, mask_logits: Tensor) -> Tensor:
         return mask_logits > 0
 
+    def stability_scores(self, mask_logits: Tensor) -> Tensor:
+        return torch.ones(mask_logits.shape[:2])
+
 
 def annotator(**options: float) -> SimulatedAnnotator:
     prices = {"seconds_to_find": 2.0, "seconds_per_click": 1.5, "seconds_to_draw": 34.0, "seconds_to_review": 1.0}

@@ -27,7 +27,7 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("function", ["predict", "logits_to_image", "masks_to_image"])
+@pytest.mark.parametrize("function", ["predict", "logits_to_image", "masks_to_image", "stability_scores"])
 def test_rejects_calls_before_set_image(model: Sam, function: str) -> None:
     predictor = Predictor(model)
     call = getattr(predictor, function)

@@ -175,7 +175,7 @@ def test_from_sam_train_to_masks_of_an_image(
     assert summary["recall_at_0.5"] == (measured["matched"][0] + 2) / 4
     assert summary["precision_at_0.75"] == (measured["matched"][1] + 1) / (len(masks) + 4)
     strict, dropped = BoxMaskGenerator(file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=100).generate(model, image)
-    assert (strict, dropped["pred_iou"]) == ([], 5)
+    assert (strict, dropped["predicted_iou"]) == ([], 5)
 
 
 def test_rejects_a_proposer_of_another_image_encoder(checkpoint: Path, tmp_path: Path) -> None:
