@@ -95,7 +95,7 @@ def test_preempted_job_on_two_nodes_ends_as_two_uninterrupted_processes(
     assert "2 devices with 2 each" in job.output()
     assert f"preempted after step {stopped_at}" in job.output()
     assert f"resuming from {Path('runs/mine/checkpoints/last.ckpt')}" in job.output()
-    check_same(job.run_dir, tmp_path / "unbroken")
+    check_same(job.run_dir, tmp_path / "uninterrupted")
 
 
 def test_preempted_sweep_jobs_resume(cluster: Any, shards: Path, options: list[str], tmp_path: Path) -> None:
@@ -122,5 +122,5 @@ def test_preempted_sweep_jobs_resume(cluster: Any, shards: Path, options: list[s
     for seed, folder in enumerate(folders):
         uninterrupted = [*options, f"seed={seed}", f"run_dir={tmp_path / 'uninterrupted' / str(seed)}"]
         run_forked(uninterrupted, tmp_path / "output")
-        check_same(folder, tmp_path / "unbroken" / str(seed), STEPS_OF_TWO)
+        check_same(folder, tmp_path / "uninterrupted" / str(seed), STEPS_OF_TWO)
     assert rows(folders[0]) != rows(folders[1])
