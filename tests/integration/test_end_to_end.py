@@ -212,7 +212,7 @@ def test_waits_for_processes_of_a_killed_cycle(tmp_path: Path) -> None:
         again = start(run_dir)
         assert again.stdout is not None
         line = again.stdout.readline()
-        assert re.search("in use by another cycle or by what a killed one left running: waiting", line), line
+        assert re.search("in use by another cycle or by a process that a killed cycle left running: waiting", line), line
         time.sleep(0.5)
         assert psutil.Process(again.pid).children() == []
         orphan.resume()
