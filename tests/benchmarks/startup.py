@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import print_figures
+from measurement import print_figures
 
 REPEATS = 3
 MISSING = "no/such/place"
