@@ -22,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     protocol = ClickProtocol(num_clicks=5, masks_per_image=arguments.masks_per_image)
     result = protocol.run(load_predictor(arguments.checkpoint), iterate_samples(expand_shards(arguments.shards)))
-    for name, value in result.summary().items():
+    for name, value in result.means().items():
         print(f"{name}: {value:.3f}")
 
 
