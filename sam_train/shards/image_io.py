@@ -187,7 +187,8 @@ def _scale_to_8_bits(values: np.ndarray) -> np.ndarray:
         raise _UnsupportedPixelsError("holds NaN or infinite values: save it as integers")
     dtype = np.float32 if values.dtype.itemsize == 2 else np.float64
     scale = 255.0 / (high - low) if high > low else 0.0
-    return np.rint((values.astype(dtype) - dtype(low)) * dtype(scale)).astype(np.uint8)
+    offset, factor = np.asarray(low, dtype), np.asarray(scale, dtype)  # keep the precision
+    return np.rint(np.multiply(np.subtract(values.astype(dtype), offset), factor)).astype(np.uint8)
 
 
 def _composite_over_white(image: Image.Image) -> np.ndarray:
