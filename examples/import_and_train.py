@@ -1,6 +1,6 @@
 """Import images with label maps, train on them, and read the metrics.
 
-    python examples/import_and_train.py --images IMAGES --labels LABELS --out work
+    python examples/import_and_train.py --images IMAGES --labels LABELS --out runs/mine
 
 Without --images it draws a small data set of discs first, so that it runs as it is.
 """
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--labels", type=Path, help="label maps named as the images")
-    parser.add_argument("--out", type=Path, default=Path("work"))
+    parser.add_argument("--out", type=Path, default=Path("runs/import_and_train"))
     parser.add_argument("--steps", type=int, default=200, help="training steps; 1,000 and more for a useful model")
     arguments = parser.parse_args()
     out = arguments.out

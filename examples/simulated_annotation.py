@@ -1,6 +1,6 @@
 """Run a stage of the data engine with a simulated annotator on the embedded corpus, and read the shards that it writes.
 
-    python examples/simulated_annotation.py --out work
+    python examples/simulated_annotation.py --out runs/mine
 
 The annotator clicks on the ground truth of composed scenes. With --checkpoint the model helps; without it every mask is drawn.
 """
@@ -19,7 +19,7 @@ from sam_train.shards import expand_shards, iterate_samples
 def main() -> None:
     """Compose scenes, annotate them, count what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("work"))
+    parser.add_argument("--out", type=Path, default=Path("runs/simulated_annotation"))
     parser.add_argument("--num-images", type=int, default=6)
     parser.add_argument("--checkpoint", help="model that helps the annotator, for example mobile_sam.pth")
     arguments = parser.parse_args()

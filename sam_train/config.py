@@ -8,6 +8,7 @@ resolves, but is defined elsewhere), and only then calls it.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,9 +81,10 @@ def build(cfg: DictConfig | ListConfig | Mapping[str, Any], allowed: Sequence[st
     plain = to_plain(cfg)
     if "_target_" not in plain:
         raise ConfigError(f"nothing to build: no _target_ among the keys {sorted(plain)}")
-    for target, _ in targets(plain):
-        resolve_target(target, allowed)
+    functions = [(target, resolve_target(target, allowed), values) for target, values in targets(plain)]
     _refuse_interpolations(plain)
+    for target, function, values in functions:
+        _check_value_types(function, target, values)
     try:
         return instantiate(OmegaConf.create(plain), **kwargs, _convert_="all")
     except MissingMandatoryValue as error:
@@ -92,6 +94,21 @@ def build(cfg: DictConfig | ListConfig | Mapping[str, Any], allowed: Sequence[st
         if isinstance(cause, SamTrainError):
             raise cause from None
         raise ConfigError(f"{plain['_target_']} cannot be built: {type(cause).__name__}: {cause}") from error
+
+
+_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),)}
+
+
+def _check_value_types(function: Any, target: str, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a value of another type than the constructor's annotation, if that is made of plain types alone."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        parts = [part.strip() for part in str(parameter.annotation).split("|")]
+        value = values.get(name, "???")
+        if not set(parts) <= set(_TYPES) or value == "???" or isinstance(value, (Mapping, list)):
+            continue
+        if not any(isinstance(value, _TYPES[part]) and (part == "bool" or not isinstance(value, bool)) for part in parts):
+            expected = " or ".join("null" if part == "None" else part for part in parts)
+            raise ConfigError(f"{name} is {value!r}: expected {expected} ({target})")
 
 
 def _refuse_interpolations(node: Any) -> None:

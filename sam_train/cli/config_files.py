@@ -97,7 +97,7 @@ def read_groups(path: Path) -> list[Group]:
         if match is None or not match["item"] or match["key"].startswith("override"):
             continue
         name = match["key"]
-        folder = path.parent / name.partition("@")[0]
+        folder = (path.parent.parent if name.startswith("/") else path.parent) / name.strip("/").partition("@")[0]
         options = tuple(sorted(file.stem for file in folder.glob("*.yaml")))
         groups[name] = Group(name=name, default=match["value"] or "null", comment=match["comment"] or "", options=options)
     groups.pop("experiment", None)

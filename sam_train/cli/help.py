@@ -44,7 +44,8 @@ def command_help(command: HydraCommand, configs: Path) -> str:
         listed = ", ".join(f"experiment={name}" for name in experiments)
         lines += textwrap.wrap(listed, _width(), initial_indent="  ", subsequent_indent="  ")
     lines += ["", "Keys (default in brackets):", *_rows([(key.name, _default_and_comment(key)) for key in _described(path)])]
-    lines += ["", "Flags:", *_rows(_FLAGS)]
+    flags = [row for row in _FLAGS if command.has_experiments or row[0] != "--list-experiments"]
+    lines += ["", "Flags:", *_rows(flags)]
     return "\n".join(lines)
 
 
@@ -52,6 +53,10 @@ def group_help(command: HydraCommand, name: str, configs: Path) -> str:
     """Return the keys of each option of a group. Raises ConfigError for a name that is not a group of the command."""
     groups = {group.name: group for group in read_groups(configs / f"{command.config}.yaml")}
     name, _, option = name.partition("=")
+    folder = configs / name
+    if name not in groups and name.isidentifier() and folder.is_dir() and name != "experiment":  # a group inside a group's option
+        options = tuple(sorted(file.stem for file in folder.glob("*.yaml")))
+        groups[name] = Group(name=name, default="", comment="", options=options)
     if name not in groups:
         hint = did_you_mean(name, groups)
         raise ConfigError(f"{command.name} has no group {name!r}: {f'{hint} ' if hint else ''}its groups are {', '.join(groups)}")
@@ -65,6 +70,11 @@ def group_help(command: HydraCommand, name: str, configs: Path) -> str:
         lines += ["", f"{name}={chosen}" + (" (default)" if chosen == group.default else "")]
         lines += [f"  {line}" for line in header_of(path).splitlines()]
         lines += _rows([(f"  {key.name}", _default_and_comment(key)) for key in _described(path)])
+        for inner in read_groups(path):
+            inner_name = inner.name.strip("/").partition("@")
+            place = f"{name.rpartition('@')[2]}.{inner_name[2]}"
+            lines += [f"    {place}.* are the keys of the group {inner_name[0]} ({command.name} --help {inner_name[0]}),"]
+            lines += [f"    {inner_name[0]}@{place}=OPTION chooses another one; the default is {inner.default}"]
     return "\n".join(lines)
 
 

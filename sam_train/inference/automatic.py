@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sam_train.errors import ConfigError
 from sam_train.geometry import Resampling, Resize
 from sam_train.inference.generator_types import GeneratedMask
 from sam_train.inference.grids import Crop, generate_crops, point_grid
@@ -85,6 +86,9 @@ class AutomaticMaskGenerator:
         nms_by: Literal["boxes", "masks"] = "boxes",
         nested_share: float | None = None,
     ) -> None:
+        if points_per_side < 0 or points_per_batch < 1 or crop_layers < 0:
+            counts = f"points_per_side={points_per_side}, points_per_batch={points_per_batch}, crop_layers={crop_layers}"
+            raise ValueError(f"got {counts}: expected at least 0, 1 and 0")
         self.points_per_side, self.batcher = points_per_side, PromptBatcher(points_per_batch)
         self.min_iou = pred_iou_thresh if pred_iou_thresh > 0 else None
         self.filters = Filters(
@@ -107,7 +111,8 @@ class AutomaticMaskGenerator:
         frame with `image_index` 0, such as a proposer's, decoded in addition to the grid of the whole image.
 
         Masks are in the image frame. The reasons are predicted_iou, stability, empty, covers_image, crop_edge, nms,
-        nms_across_crops, small_region and nms_after_regions. Raises ValueError if the image has another shape or dtype.
+        nms_across_crops, small_region and nms_after_regions. Raises ValueError if the image has another shape or dtype,
+        ConfigError without prompts and with points_per_side=0.
         """
         return self.postprocess(*self.infer(model, image, prompts))
 
@@ -117,6 +122,8 @@ class AutomaticMaskGenerator:
 
         Arguments are those of `generate`. Pass the result to `postprocess`.
         """
+        if prompts is None and self.points_per_side == 0:
+            raise ConfigError("points_per_side=0 leaves no prompts: expected at least 1, or prompts= beside it")
         dropped: Counter[str] = Counter()
         masks: list[GeneratedMask] = []
         for crop in generate_crops(image.shape[0], image.shape[1], self.crop_layers, self.crop_overlap_ratio):

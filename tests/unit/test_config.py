@@ -153,3 +153,22 @@ def test_saved_config_reads_without_hydra(tmp_path: Path) -> None:
 
 def test_config_dir_is_that_of_the_checkout(repo_root: Path) -> None:
     assert config.config_dir() == str(repo_root / "configs")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("points_per_side", "eight", "points_per_side is 'eight': expected int"),
+        ("pred_iou_thresh", "high", "pred_iou_thresh is 'high': expected float"),
+        ("inclusive_boxes", 1, "inclusive_boxes is 1: expected bool"),
+        ("max_area_fraction", "much", "max_area_fraction is 'much': expected float or null"),
+        ("points_per_side", -1, "points_per_side=-1"),
+    ],
+)
+def test_a_value_of_another_type_or_range_is_named(key: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        build({"_target_": "sam_train.inference.AutomaticMaskGenerator", key: value})
+
+
+def test_an_integer_is_a_float_and_null_is_none() -> None:
+    build({"_target_": "sam_train.inference.AutomaticMaskGenerator", "pred_iou_thresh": 1, "max_area_fraction": None})

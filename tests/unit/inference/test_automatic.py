@@ -17,6 +17,7 @@ from measurement import measure_memory
 from PIL import Image
 from torch import Tensor, nn
 
+from sam_train.errors import ConfigError
 from sam_train.inference import AutomaticMaskGenerator
 from sam_train.inference.grids import Crop
 from sam_train.inference.mask_filters import touches_inner_edge
@@ -295,6 +296,8 @@ def test_given_prompts_add_to_the_grid_or_replace_it() -> None:
     assert red.prompt_points == ((44, 44, PointLabel.BOX_TOP_LEFT), (60, 60, PointLabel.BOX_BOTTOM_RIGHT))
     beside, _ = generator().generate(FakeSam(looks_like), image, click_prompts(torch.tensor([[50.0, 50.0]])))
     assert ((50, 50, 1),) in [m.prompt_points for m in beside]
+    with pytest.raises(ConfigError, match="points_per_side=0 leaves no prompts"):
+        generator(points_per_side=0).generate(model, image)
     alone, dropped = generator(points_per_side=0).generate(FakeSam(looks_like), image)
     assert (alone, sum(dropped.values())) == ([], 0)
 
