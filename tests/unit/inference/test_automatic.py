@@ -298,8 +298,6 @@ def test_given_prompts_add_to_the_grid_or_replace_it() -> None:
     assert ((50, 50, 1),) in [m.prompt_points for m in beside]
     with pytest.raises(ConfigError, match="points_per_side=0 leaves no prompts"):
         generator(points_per_side=0).generate(model, image)
-    alone, dropped = generator(points_per_side=0).generate(FakeSam(looks_like), image)
-    assert (alone, sum(dropped.values())) == ([], 0)
 
 
 def test_prompts_of_several_points_are_not_ambiguous() -> None:
