@@ -214,7 +214,7 @@ def test_evaluates_names_against_a_control_of_other_names(trained: Path, shards:
     figures = [cv2.imread(str(path)) for path in sorted((tmp_path / "figures").iterdir())]
     assert sum(figure.shape[1] // 240 for figure in figures) == 6, "a tile for each name"
     assert all((figure[-CAPTION_PX:] == 255).any() for figure in figures), "with its name below"
-    shares = ("miou_by_words", "miou_control", "miou_backwards", "miou_picture", "miou_by_words_and_click")
+    shares = ("miou_by_words", "miou_control", "miou_backwards", "miou_sentence", "miou_by_words_and_click")
     assert all(0 <= measures[name] <= 1 for name in shares)
     assert measures["miou_by_words"] != measures["miou_control"]
     assert json.loads((tmp_path / "words.json").read_bytes())["miou_by_words"] == measures["miou_by_words"]
