@@ -149,10 +149,12 @@ def _upgrade_value(key: Any, value: Any, path: tuple[str, ...]) -> Any:
 
 
 def _upgrade_override(text: str) -> str:
-    key, equals, value = text.partition("=")
+    typed, equals, value = text.partition("=")
+    key = typed.lstrip("+~")
     if not equals:
         return text
-    return f"{_renamed(key) or key}={_renamed_option(key, value) or _upgrade_dict(key, value)}"
+    prefix = typed[: len(typed) - len(key)]
+    return f"{prefix}{_renamed(key) or key}={_renamed_option(key, value) or _upgrade_dict(key, value)}"
 
 
 def _upgrade_dict(group: str, value: str) -> str:

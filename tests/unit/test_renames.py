@@ -38,6 +38,12 @@ def test_stored_keys_targets_and_override_lists_are_upgraded() -> None:
     }
 
 
+def test_a_stored_override_keeps_its_prefix() -> None:
+    stored = {"training": ["++model.details=true", "+losses.loser_weight=1", "~callbacks"]}
+    upgraded = ["++model.high_res_features=true", "+losses.all_candidates_weight=1", "~callbacks"]
+    assert upgrade_config(stored) == {"training": upgraded}
+
+
 def test_a_typed_name_is_answered_with_the_new_one() -> None:
     with pytest.raises(ConfigError, match=r"losses\.loser_weight: renamed to losses\.all_candidates_weight"):
         check_overrides(["name=a", "losses.loser_weight=1"])
