@@ -61,8 +61,8 @@ class FunctionCommand:
                 raise ConfigError(f"{name}: renamed to {self.renamed[name]}")
             if not equals or name not in self.parameters:
                 option = name.lstrip("-").replace("-", "_")
-                hint = f"give {option}=..." if option in self.parameters else did_you_mean(name, self.parameters)
-                raise ConfigError(f"{self.name} does not take {argument!r}: {f'{hint} ' if hint else ''}expected {self.usage()}")
+                hint = f"give {option}=... " if option in self.parameters else did_you_mean(name, self.parameters, end=" ")
+                raise ConfigError(f"{self.name} does not take {argument!r}: {hint}expected {self.usage()}")
             if name in self.paths and not Path(value).exists():
                 raise ConfigError(f"{name}={value}: no such file or folder: give the {self.parameters[name]}")
             values[name] = value

@@ -58,12 +58,12 @@ def group_help(command: HydraCommand, name: str, configs: Path) -> str:
         options = tuple(sorted(file.stem for file in folder.glob("*.yaml")))
         groups[name] = Group(name=name, default="", comment="", options=options)
     if name not in groups:
-        hint = did_you_mean(name, groups)
-        raise ConfigError(f"{command.name} has no group {name!r}: {f'{hint} ' if hint else ''}its groups are {', '.join(groups)}")
+        hint = did_you_mean(name, groups, end=" ")
+        raise ConfigError(f"{command.name} has no group {name!r}: {hint}its groups are {', '.join(groups)}")
     group = groups[name]
     if option and option not in group.options:
-        hint = did_you_mean(option, group.options)
-        raise ConfigError(f"{name} has no option {option!r}: {f'{hint} ' if hint else ''}expected {', '.join(group.options)}")
+        hint = did_you_mean(option, group.options, end=" ")
+        raise ConfigError(f"{name} has no option {option!r}: {hint}expected {', '.join(group.options)}")
     lines = [f"{name}: {group.comment}".rstrip(": ")]
     for chosen in [option] if option else group.options:
         path = configs / name.partition("@")[0] / f"{chosen}.yaml"

@@ -67,14 +67,14 @@ class HydraCommand:
         if (subcommand := self.subcommands.get(first)) is not None:
             subcommand.run(arguments[1:])
         elif first and "=" not in first and first[0] not in "-~+":
-            hint = did_you_mean(first, self.subcommands)
+            hint = did_you_mean(first, self.subcommands, end=" ")
             known = f"its sub-commands are {', '.join(self.subcommands)}" if self.subcommands else "values are given as KEY=VALUE"
-            raise ConfigError(f"{self.name} has no sub-command {first!r}: {f'{hint} ' if hint else ''}{known}")
+            raise ConfigError(f"{self.name} has no sub-command {first!r}: {hint}{known}")
         elif not self._print_help(arguments):
             self._run_hydra(arguments)
 
     def _print_help(self, arguments: Sequence[str]) -> bool:
-        """Print what a flag of our own asks for. Return whether there was one. Raises ConfigError for an unknown flag."""
+        """Print the answer to a flag of this project. Return whether there was one. Raises ConfigError for an unknown flag."""
         from sam_train.config import config_dir
 
         configs = Path(config_dir())

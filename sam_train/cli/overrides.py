@@ -119,9 +119,9 @@ def _check_experiment(command: HydraCommand, overrides: Sequence[Override], conf
             owner = experiments[name].command
             raise ConfigError(f"experiment={name} is an experiment of {owner}: {owner} experiment={name}")
         if name not in experiments:
-            hint = did_you_mean(name, own)
+            hint = did_you_mean(name, own, end=" ")
             listed = f"{command.program} --list-experiments lists them" if own else f"{command.name} has no experiments"
-            raise ConfigError(f"experiment={name} does not exist: {f'{hint} ' if hint else ''}{listed}")
+            raise ConfigError(f"experiment={name} does not exist: {hint}{listed}")
 
 
 def _explained(error: Exception, command: HydraCommand, overrides: Sequence[Override], configs: Path) -> str:
@@ -130,8 +130,8 @@ def _explained(error: Exception, command: HydraCommand, overrides: Sequence[Over
     if isinstance(error, MissingConfigException) and (match := _NO_OPTION.search(text)):
         group, _, option = match["path"].rpartition("/")
         options = list(error.options or ())
-        hint = did_you_mean(option, options)
-        return f"{group}={option} does not exist: {f'{hint} ' if hint else ''}options of {group}: {', '.join(options) or 'none'}"
+        hint = did_you_mean(option, options, end=" ")
+        return f"{group}={option} does not exist: {hint}options of {group}: {', '.join(options) or 'none'}"
     if isinstance(error, ConfigCompositionException) and (match := _NO_OVERRIDE.search(text)):
         key = match["key"]
         hint = did_you_mean(key, _known_names(command, overrides, configs))

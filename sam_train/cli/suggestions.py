@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], end: str = "") -> str:
     """Return "did you mean a or b?" for the names nearest to `name`, an empty string if none is near.
+
+    end: text after the question, such as a blank where a sentence follows.
 
     Dotted keys are compared as a whole and by their last part, so that `shards` suggests `data.shards`.
     """
@@ -19,4 +21,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     for leaf in get_close_matches(name.rpartition(".")[2], list(leaves), n=2, cutoff=0.8):
         near += leaves[leaf]
     unique = list(dict.fromkeys(near))[:3]
-    return f"did you mean {' or '.join(unique)}?" if unique else ""
+    return f"did you mean {' or '.join(unique)}?{end}" if unique else ""
