@@ -131,7 +131,7 @@ def create_application(cfg: DictConfig) -> tuple[FastAPI, AppContext, dict[str, 
     embedding_service = None
     if cfg.checkpoint:
         mask_generator = None if cfg.proposals is None else build(cfg.proposals)
-        embedding_service = EmbeddingService(Path(cfg.checkpoint), images, out, device=cfg.device, mask_generator=mask_generator)
+        embedding_service = EmbeddingService(cfg.checkpoint, images, out, device=cfg.device, mask_generator=mask_generator)
     database = Database(out / "store.sqlite")
     queue = TaskQueue(database, lease_s=cfg.lease_s)
     references = sample_references(source, cfg.num_audit_images, cfg.seed) if cfg.action == "audit" else source.references

@@ -180,7 +180,7 @@ def run_provenance(cfg: DictConfig, stage: Stage) -> dict[str, str]:
     proposer = (cfg.stage.get("generator") or {}).get("file")
     return {
         "stage": stage.name,
-        "checkpoint": checkpoint_hash(Path(cfg.checkpoint)) if cfg.checkpoint else "",
+        "checkpoint": checkpoint_hash(cfg.checkpoint) if cfg.checkpoint else "",
         **({"proposer": file_sha256(Path(proposer))} if proposer else {}),
         "source": str(cfg.source),
         "config": hash_config(to_plain(cfg)),

@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> Mapping[str, float]:
     protocol: EvaluationProtocol = build(cfg.protocol)
     all_images = protocol.list_images(cfg.shards)
     images = _subsample(all_images, cfg.max_images)
-    predictor = Predictor(load_checkpoint(Path(cfg.checkpoint), cfg.device))
+    predictor = Predictor(load_checkpoint(cfg.checkpoint, cfg.device))
     result_cache = ResultCache(Path(cfg.result_cache), _settings(cfg, all_images)) if cfg.result_cache else None
     measurements = _measure(protocol, predictor, _slice(images, cfg.slice, result_cache), result_cache)
     if result_cache:
@@ -66,7 +66,7 @@ def run(cfg: DictConfig) -> Mapping[str, float]:
         return {}
     summary = protocol.summarize(measurements)
     if cfg.out:
-        document = _document(checkpoint_hash(Path(cfg.checkpoint)), summary)
+        document = _document(checkpoint_hash(cfg.checkpoint), summary)
         atomic_write_bytes(Path(cfg.out), (json.dumps(document, indent=1) + "\n").encode())
     _print_summary(summary)
     return summary.measures
@@ -93,7 +93,7 @@ def _slice(images: Sequence[EvaluationImage], part: str | None, result_cache: Re
 def _settings(cfg: DictConfig, images: Sequence[EvaluationImage]) -> dict[str, Any]:
     """Return everything that measurements depend on; of the data, a hash of the image names, as pixels are assumed constant."""
     names = hashlib.sha256("\n".join(f"{image.number} {image.name}" for image in images).encode()).hexdigest()
-    return {"checkpoint": checkpoint_hash(Path(cfg.checkpoint)), "protocol": to_plain(cfg.protocol), "images": names}
+    return {"checkpoint": checkpoint_hash(cfg.checkpoint), "protocol": to_plain(cfg.protocol), "images": names}
 
 
 def _measure(

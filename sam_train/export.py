@@ -2,11 +2,13 @@
 
     sam-export checkpoint=runs/nuclei/model.pt out=runs/nuclei/onnx
     sam-export checkpoint=model.pt out=FOLDER format=huggingface
+    sam-export checkpoint=model.pt out=FOLDER format=safetensors half=true
     sam-export checkpoint=runs/nuclei out=FOLDER format=pt       # the last checkpoint of an unfinished run
 
 `format=onnx` writes encoder.onnx and decoder.onnx. Both are compared with torch on random prompts; the differences are printed,
-and nothing is written if they are too large. pth, safetensors and huggingface are the weights under released names, pt is this
-project's model.pt.
+and nothing is written if they are too large. pth and huggingface are the bare weights under released names; safetensors also
+holds the model's config, so it can hold every model of this project; pt is this project's model.pt. pth, safetensors and
+huggingface are read back and their predictions are compared with the model's before they are written.
 """
 
 from __future__ import annotations
@@ -19,13 +21,20 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint, save_checkpoint
+from sam_train.checkpoint import (
+    build_model,
+    checkpoint_hash,
+    export_weights,
+    read_checkpoint,
+    save_checkpoint,
+    save_safetensors,
+)
 from sam_train.cli.commands import EXPORT
 from sam_train.errors import ConfigError, install_extra
 from sam_train.model import Sam
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-RELEASED_FILES = {"pth": "model.pth", "safetensors": "model.safetensors", "huggingface": "huggingface"}
+FORMATS = ("onnx", "pt", "pth", "safetensors", "huggingface")
 
 
 def main() -> None:
@@ -45,19 +54,22 @@ def run(cfg: DictConfig) -> list[Path]:
     """
     if not cfg.checkpoint or not cfg.out:
         raise ConfigError("sam-export needs checkpoint=FILE and out=FOLDER")
-    if cfg.format not in ("onnx", "pt", *RELEASED_FILES):
-        raise ConfigError(f"format must be one of onnx, pt, {', '.join(RELEASED_FILES)}, got {cfg.format!r}")
+    if cfg.format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {cfg.format!r}")
+    if cfg.half and cfg.format != "safetensors":
+        raise ConfigError(f"half=true is for format=safetensors, got format={cfg.format}: ONNX decoders have precisions=[fp16]")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    checkpoint = Path(cfg.checkpoint)
     if cfg.format == "onnx":
         return _export_onnx(cfg)
+    model, config, provenance = _load(cfg.checkpoint)
+    path = Path(cfg.out) / ("huggingface" if cfg.format == "huggingface" else f"model.{cfg.format}")
     if cfg.format == "pt":
-        path = Path(cfg.out) / "model.pt"
-        save_checkpoint(path, *_load_run(checkpoint))
+        save_checkpoint(path, model, config, provenance)
+    elif cfg.format == "safetensors":
+        save_safetensors(path, model, config, provenance, half=cfg.half)
     else:
-        path = Path(cfg.out) / RELEASED_FILES[cfg.format]
-        export_weights(_load(checkpoint), path)
+        export_weights(model, path)
     Console().print(f"wrote {path}", soft_wrap=True)
     return [path]
 
@@ -66,15 +78,15 @@ def _is_run(checkpoint: Path) -> bool:
     return (checkpoint / LAST_CHECKPOINT).is_file()
 
 
-def _load_run(folder: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
-    from sam_train.training.factory import load_run_model  # imports the trainer
+def _load(checkpoint: str) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
+    """Return the model of a checkpoint, or of the last checkpoint of an unfinished run, with its config and provenance."""
+    if _is_run(Path(checkpoint)):
+        from sam_train.training.factory import load_run_model  # imports the trainer
 
-    return load_run_model(folder)
-
-
-def _load(checkpoint: Path) -> Sam:
-    """Return the model of a checkpoint, or of the last checkpoint of an unfinished run."""
-    return _load_run(checkpoint)[0].eval() if _is_run(checkpoint) else load_checkpoint(checkpoint)
+        model, config, provenance = load_run_model(Path(checkpoint))
+        return model.eval(), config, provenance
+    content = read_checkpoint(checkpoint)
+    return build_model(content, origin=checkpoint).eval(), content.config, content.provenance
 
 
 def _export_onnx(cfg: DictConfig) -> list[Path]:
@@ -84,12 +96,12 @@ def _export_onnx(cfg: DictConfig) -> list[Path]:
         raise ConfigError(f"format=onnx needs {error.name}: {install_extra('onnx')}") from error
     checkpoint = Path(cfg.checkpoint)
     exported = export_onnx(
-        _load(checkpoint),
+        _load(cfg.checkpoint)[0],
         Path(cfg.out),
         options=ExportOptions(**cfg.options),
         precisions=list(cfg.precisions),
         encoder=cfg.encoder,
-        checkpoint_sha256=checkpoint_hash(checkpoint / LAST_CHECKPOINT if _is_run(checkpoint) else checkpoint),
+        checkpoint_sha256=checkpoint_hash(checkpoint / LAST_CHECKPOINT if _is_run(checkpoint) else cfg.checkpoint),
     )
     table = Table(
         "file", "MB", "values", "scores", "pixels", title="Largest difference from torch, relative to its largest value"

@@ -46,6 +46,14 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         stream.write(data)
 
 
+def move_file(source: Path, path: Path) -> None:
+    """Move a finished file to `path` on the same disk, atomically: it is synced, renamed, and the folder is synced."""
+    with source.open("r+b") as stream:
+        os.fsync(stream.fileno())
+    source.replace(path)
+    _sync_folder(path.parent)
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hex digits, reading it in blocks of 1 MiB."""
     digest = hashlib.sha256()

@@ -168,7 +168,7 @@ def write_results(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: Step
         provenance: dict[str, Any] = {"config": config_hash(cfg), "steps": trainer.global_step, "run": cfg.name}
         for name, checkpoint in (("init", cfg.init_checkpoint), ("teacher", cfg.teacher)):
             if checkpoint:
-                provenance[name] = checkpoint_hash(Path(checkpoint))
+                provenance[name] = checkpoint_hash(checkpoint)
         if isinstance(module, ProposerModule):
             save_proposer(path, module.proposer, module.model, provenance)
         else:

@@ -17,6 +17,7 @@ from data_engine.cycle.overrides import hydra_quote, training_data_overrides
 from data_engine.cycle_folder import START_STEP, CycleFolder, Step, parse_steps
 from data_engine.cycle_folder.promotion import export_promoted_model, has_decision, promote_if_better, promoted_checkpoint
 from sam_train.files import atomic_write
+from sam_train.weights import resolve_checkpoint
 
 
 @runtime_checkable  # the type checks of the tests need it
@@ -119,9 +120,9 @@ class Cycle:
         self.launcher.start(f"{step.name}: annotate", "data_engine.engine", *overrides, *self.cfg.engine, *step.engine)
 
     def _train_overrides(self, action: Action) -> list[str]:
-        model = promoted_checkpoint(self.folder)
+        model: str | Path | None = promoted_checkpoint(self.folder)
         if action.step is None and self.cfg.initial_model.checkpoint:
-            model = Path(self.cfg.initial_model.checkpoint)
+            model = self.cfg.initial_model.checkpoint
         overrides = [
             *self.training_data(action.step),
             f"run_dir={hydra_quote(self.folder.step(action.step_name).train)}",
@@ -188,7 +189,7 @@ class Cycle:
         """Return the model to evaluate. `initial_model.checkpoint` is copied, so that the run folder holds all its models."""
         if action.step is not None or self.cfg.initial_model.shards:
             return self.folder.step(action.step_name).model
-        checkpoint = Path(self.cfg.initial_model.checkpoint)
+        checkpoint = resolve_checkpoint(self.cfg.initial_model.checkpoint)
         copy = self.folder.step(action.step_name).path / checkpoint.name
         if not copy.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)

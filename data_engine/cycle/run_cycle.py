@@ -15,6 +15,7 @@ from data_engine.cycle_folder.promotion import check_promotion_measure
 from sam_train.config import build, changed_keys, config_dir, save_resolved
 from sam_train.errors import ConfigError
 from sam_train.shards.maintenance.duplicate_groups import MAX_THRESHOLD
+from sam_train.weights import resolve_checkpoint
 
 RESUME_KEYS = (
     "corpus", "initial_model", "stages", "images_per_shard", "engine", "training", "evaluation", "promote_by", "min_gain",
@@ -78,7 +79,7 @@ def check_config(cfg: DictConfig) -> None:
         raise ConfigError(f"min_gain is {cfg.min_gain!r}, expected 0 or more: a model that is worse is never promoted")
     if not isinstance(cfg.corpus.leak_bits, int) or not 0 <= cfg.corpus.leak_bits <= MAX_THRESHOLD:
         raise ConfigError(f"corpus.leak_bits is {cfg.corpus.leak_bits!r}, expected 0 to {MAX_THRESHOLD}")
-    if (checkpoint := cfg.initial_model.checkpoint) and not Path(checkpoint).is_file():
+    if (checkpoint := cfg.initial_model.checkpoint) and not resolve_checkpoint(checkpoint).is_file():
         raise ConfigError(f"initial_model.checkpoint is {checkpoint}: expected a file, model.pt or released weights")
     stages = sorted(path.stem for path in (Path(config_dir()) / "stage").glob("*.yaml"))
     for step in parse_steps(cfg.stages):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from data_engine.slices.run_folder import EngineRunFolder
+from sam_train.weights import is_weights_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +88,10 @@ class SliceProgress:
 def with_absolute_paths(config: Mapping[str, Any], names: tuple[str, ...] = ("out", "checkpoint")) -> dict[str, Any]:
     """Return the config with absolute paths, because a worker may run in another folder.
 
-    The keys `names`, the file of the stage's generator, and the files of `privacy` are made absolute.
+    The keys `names`, except for weights by name, the file of the stage's generator, and the files of `privacy` are made absolute.
     """
-    result = {**config, **{name: os.path.abspath(os.path.expanduser(config[name])) for name in names if config.get(name)}}
+    given = {name: config[name] for name in names if config.get(name) and not is_weights_name(config[name])}
+    result = {**config, **{name: os.path.abspath(os.path.expanduser(value)) for name, value in given.items()}}
     if (stage := config.get("stage")) and stage.get("generator"):
         result["stage"] = {**stage, "generator": with_absolute_paths(stage["generator"], ("file",))}
     if privacy := config.get("privacy"):

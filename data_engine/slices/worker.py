@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -118,7 +117,7 @@ class Worker:
     def model(self) -> Sam | None:
         """The checkpoint's model on this worker's device; None without a checkpoint."""
         checkpoint = self.job.config["checkpoint"]
-        return load_checkpoint(Path(checkpoint), self.device) if checkpoint else None
+        return load_checkpoint(checkpoint, self.device) if checkpoint else None
 
     @cached_property
     def _listing(self) -> SliceListing:

@@ -8,7 +8,8 @@ from sam_train.cli.hydra_command import HydraCommand
 from sam_train.errors import exit_with_message
 
 CHECKPOINT = (
-    "the model.pt of a run, for example runs/<name>/model.pt, or released weights (.pth, .safetensors, a Hugging Face folder)"
+    "the model.pt of a run, for example runs/<name>/model.pt, released weights (.pth, .safetensors, a Hugging Face folder), or a "
+    "name (starter)"
 )
 SHARDS = "a folder, a glob or a brace range of .tar files, here or at a URL"
 

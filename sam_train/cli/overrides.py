@@ -18,6 +18,7 @@ from sam_train.cli.config_files import read_experiments, read_groups, read_keys
 from sam_train.cli.suggestions import did_you_mean
 from sam_train.errors import ConfigError
 from sam_train.renames import check_overrides
+from sam_train.weights import is_weights_name
 
 if TYPE_CHECKING:
     from sam_train.cli.hydra_command import HydraCommand
@@ -80,7 +81,9 @@ def check_inputs(cfg: DictConfig, inputs: Mapping[str, str]) -> None:
     """Raise ConfigError if a key names a local file or folder that does not exist."""
     for key, expected in inputs.items():
         value = OmegaConf.select(cfg, key)
-        if isinstance(value, str) and value and not _NOT_A_PLAIN_PATH.search(value) and not Path(value).expanduser().exists():
+        if not isinstance(value, str) or not value or _NOT_A_PLAIN_PATH.search(value) or is_weights_name(value):
+            continue
+        if not Path(value).expanduser().exists():
             raise ConfigError(f"{key}={value}: no such file or folder: give {expected}")
 
 

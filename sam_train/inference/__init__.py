@@ -58,4 +58,4 @@ def load_predictor(path: str | Path, device: str | torch.device = "cpu") -> Pred
         prediction = predictor.predict(make_prompts(boxes_xyxy=boxes, device=predictor.device), multimask_output=False)
         masks = predictor.masks_to_image(prediction.mask_logits)  # N x 1 x H x W bool
     """
-    return Predictor(load_checkpoint(Path(path), device))
+    return Predictor(load_checkpoint(path, device))

@@ -115,7 +115,7 @@ def load_initial_weights(model: Sam, init_checkpoint: str | None) -> None:
     Raises ConfigError if there is none and the model has frozen batch norms.
     """
     if init_checkpoint:
-        log_rank_zero("initial weights from %s", initialize_from_checkpoint(model, Path(init_checkpoint)))
+        log_rank_zero("initial weights from %s", initialize_from_checkpoint(model, init_checkpoint))
     elif isinstance(model.image_encoder, TinyViT) and model.image_encoder.frozen_batch_norm:
         remedy = "give init_checkpoint=, or set model.freeze_batch_norm=false"
         raise ConfigError(f"frozen batch norms do not normalise the activations of a model with random weights: {remedy}")
@@ -128,7 +128,7 @@ def build_lora(cfg: DictConfig) -> Lora | None:
 
 def build_teacher(cfg: DictConfig, student: Sam) -> FrozenEncoder:
     """Return the teacher's image encoder, and copy the teacher's prompt encoder and mask decoder into the student."""
-    teacher = load_checkpoint(Path(cfg.teacher))
+    teacher = load_checkpoint(cfg.teacher)
     copy_teacher_decoder(student, teacher, origin=cfg.teacher)
     return FrozenEncoder(teacher, embedding_cache(cfg, cfg.teacher))
 
@@ -151,7 +151,7 @@ def embedding_cache(cfg: DictConfig, checkpoint: str) -> EmbeddingCache | None:
     """Return the cache of the embeddings of the image encoder in `checkpoint`, or None if the config names no folder."""
     if not cfg.embedding_cache:
         return None
-    return EmbeddingCache(Path(cfg.embedding_cache), checkpoint_sha256=checkpoint_hash(Path(checkpoint)))
+    return EmbeddingCache(Path(cfg.embedding_cache), checkpoint_sha256=checkpoint_hash(checkpoint))
 
 
 def build_inference_model(cfg: DictConfig, weights: Mapping[str, Tensor]) -> Sam:

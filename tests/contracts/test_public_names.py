@@ -44,6 +44,20 @@ PUBLIC: dict[str, list[str]] = {
     "data_engine.sources": ["ImageReference", "ImageReferences", "LISTING_REASONS", "LOAD_REASONS", "Source", "open_source"],
     "data_engine.stages": ["AssistedManual", "FullyAutomatic", "SemiAutomatic", "Stage"],
     "sam_train": ["AutomaticMaskGenerator", "Predictor", "__version__", "load_checkpoint", "load_predictor"],
+    "sam_train.checkpoint": [
+        "Checkpoint",
+        "FORMAT",
+        "atomic_torch_save",
+        "build_model",
+        "checkpoint_hash",
+        "export_weights",
+        "initialize_from_checkpoint",
+        "load_checkpoint",
+        "load_weights",
+        "read_checkpoint",
+        "save_checkpoint",
+        "save_safetensors",
+    ],
     "sam_train.cli": ["ArgumentParser", "FunctionCommand", "HydraCommand"],
     "sam_train.cost_model": ["CostEstimate", "HardwareSpec", "StepCost", "count_step", "estimate_cost", "get_device"],
     "sam_train.data": [],
@@ -111,6 +125,7 @@ PUBLIC: dict[str, list[str]] = {
         "check_text_encoder",
     ],
     "sam_train.training": ["SamModule"],
+    "sam_train.weights": ["NAMED_WEIGHTS", "is_weights_name", "resolve_checkpoint"],
 }
 
 

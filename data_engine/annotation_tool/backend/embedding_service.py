@@ -39,7 +39,7 @@ class EmbeddingService:
 
     def __init__(
         self,
-        checkpoint: Path,
+        checkpoint: str | Path,
         images: ImageCache,
         folder: Path,
         *,

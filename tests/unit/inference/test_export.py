@@ -196,13 +196,33 @@ def test_command_writes_encoder_and_decoder(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("pth", "model.pth"), ("safetensors", "model.safetensors"), ("huggingface", "huggingface")]
+    ("kind", "name"), [("pt", "model.pt"), ("safetensors", "model.safetensors"), ("huggingface", "huggingface")]
 )
-def test_weights_under_released_names(checkpoint: Path, kind: str, name: str) -> None:
+def test_weights_for_other_programs(checkpoint: Path, kind: str, name: str) -> None:
     (path,) = export(checkpoint, f"format={kind}")
     assert path == checkpoint.parent / "out" / name
     assert torch.equal(
         load_checkpoint(path).mask_decoder.iou_token.weight, load_checkpoint(checkpoint).mask_decoder.iou_token.weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, r"predicts otherwise than the model"),  # other decoder heads than the released 8, which no shape tells
+        ({"decoder_heads": 8, "stem": "conv"}, r"could not be read back \(.*of an unknown model"),
+        ({"decoder_heads": 8, "use_rel_pos": False}, r"could not be read back \(.*lacks image_encoder\.blocks"),
+    ],
+)
+def test_pth_is_not_written_for_a_model_that_it_cannot_hold(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    numbers = NUMBERS | changes
+    save_checkpoint(tmp_path / "model.pt", build_sam(**numbers), {"_target_": "sam_train.model.build.build_sam", **numbers}, {})
+    with pytest.raises(CheckpointError, match=rf"model\.pth.*{reason}.*use format=safetensors or format=pt"):
+        export(tmp_path / "model.pt", "format=pth")
+    assert list((tmp_path / "out").iterdir()) == []
+    (path,) = export(tmp_path / "model.pt", "format=safetensors")
+    assert torch.equal(
+        load_checkpoint(path).mask_decoder.iou_token.weight, load_checkpoint(tmp_path / "model.pt").mask_decoder.iou_token.weight
     )
 
 

@@ -123,7 +123,7 @@ def test_rejects_text_embeddings_of_other_dimensions(model: Sam, image_embedding
 
 def test_exported_weights_drop_the_text_projection(model: Sam, image_embeddings: Tensor, tmp_path: Path) -> None:
     prompts = clicks()
-    for name in ("model.pth", "model.safetensors", "huggingface"):
+    for name in ("model.pth", "huggingface"):
         export_weights(model, tmp_path / name)
         plain = load_checkpoint(tmp_path / name)
         assert plain.prompt_encoder.text_dim is None

@@ -60,7 +60,7 @@ def shaken(model: Sam) -> Sam:
     return model
 
 
-@pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors", "huggingface"])
+@pytest.mark.parametrize("name", ["sam.pth", "huggingface"])
 def test_export_rejects_models_that_others_cannot_represent(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="applies a sigmoid"):
         export_weights(build_sam(**VIT, iou_sigmoid=True), tmp_path / name)
@@ -115,7 +115,7 @@ def test_rejects_blocks_of_several_window_sizes(model: Sam) -> None:
         infer_config(state, origin="file")
 
 
-@pytest.mark.parametrize("name", ["released.pth", "released.safetensors", "released"])
+@pytest.mark.parametrize("name", ["released.pth", "released"])
 def test_a_released_vit_round_trip(model: Sam, name: str, tmp_path: Path) -> None:
     export_weights(model, tmp_path / name)
     loaded = load_checkpoint(tmp_path / name)
@@ -125,11 +125,10 @@ def test_a_released_vit_round_trip(model: Sam, name: str, tmp_path: Path) -> Non
     assert torch.equal(loaded.encode_images(images, sizes), model.eval().encode_images(images, sizes))
 
 
-@pytest.mark.parametrize("name", ["released.pth", "released.safetensors"])
-def test_a_mobile_sam_round_trip(name: str, tmp_path: Path) -> None:
+def test_a_mobile_sam_round_trip(tmp_path: Path) -> None:
     model = shaken(build_mobile_sam(**TINY_VIT))
-    export_weights(model, tmp_path / name)
-    loaded = load_checkpoint(tmp_path / name)
+    export_weights(model, tmp_path / "released.pth")
+    loaded = load_checkpoint(tmp_path / "released.pth")
     assert same(loaded.state_dict(), model.state_dict())  # type: ignore[arg-type]
     assert [block.window_size for block in loaded.image_encoder.blocks[1:]] == [3, 5, 5, 2]  # type: ignore[union-attr]
 
@@ -195,7 +194,7 @@ def test_rejects_models_without_a_hugging_face_equivalent(model: Sam, tmp_path: 
 
 
 def test_rejects_an_unknown_suffix(model: Sam, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.onnx has suffix \.onnx: expected \.pth, \.safetensors, or none"):
+    with pytest.raises(ValueError, match=r"model\.onnx has suffix \.onnx: expected \.pth, or none"):
         export_weights(model, tmp_path / "model.onnx")
 
 
@@ -221,7 +220,7 @@ def test_names_missing_and_unexpected_tensors(model: Sam, tmp_path: Path) -> Non
 
 def test_rejects_a_truncated_safetensors_file(model: Sam, tmp_path: Path) -> None:
     path = tmp_path / "truncated.safetensors"
-    export_weights(model, path)
+    safetensors.torch.save_file(dict(model.state_dict()), path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(
         CheckpointError, match=r"truncated\.safetensors is not a checkpoint \(SafetensorError.*give the model\.pt"

@@ -1,0 +1,83 @@
+"""Load checkpoints into models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from sam_train.checkpoint.reading import Checkpoint, is_image_encoder_only, read_checkpoint, read_stored_weights
+from sam_train.config import build
+from sam_train.errors import CheckpointError, ConfigError
+from sam_train.model import Sam
+from sam_train.model.mae import load_mae_encoder
+from sam_train.model.weights import check_state_dict, convert_released_state
+
+TEXT_PREFIX = "prompt_encoder.text_projection."
+
+
+def load_checkpoint(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Sam:
+    """Load the model of a checkpoint of this project or of released weights, in eval mode on `device`.
+
+    checkpoint: path, or a name such as "starter" (`sam_train.weights.NAMED_WEIGHTS`). `ACCEPTED_CHECKPOINTS` in
+        model/weights.py lists the formats.
+
+    Raises CheckpointError if the file is not a readable model, ConfigError if the device is unavailable.
+    """
+    content = read_checkpoint(checkpoint)
+    _check_device(device)
+    return build_model(content, origin=str(checkpoint)).eval().to(device)
+
+
+def build_model(content: Checkpoint, *, origin: str) -> Sam:
+    """Return the model of a checkpoint that was read. Raises CheckpointError, which begins with `origin`, if it is invalid."""
+    try:
+        model = build(content.config, allowed=("sam_train.model",))
+    except ConfigError as error:
+        raise CheckpointError(f"{origin}: its config does not build a model: {error}") from error
+    if not isinstance(model, Sam):
+        raise CheckpointError(f"{origin}: its config builds a {type(model).__name__}, expected a Sam")
+    load_weights(model, content.state, origin=origin)
+    return model
+
+
+def initialize_from_checkpoint(model: Sam, checkpoint: str | os.PathLike[str]) -> str:
+    """Initialize a model before training with a checkpoint's weights, or its image encoder with those of a masked auto-encoder.
+
+    The projection of text embeddings keeps its random initialization if the checkpoint has none, as released ones do not.
+    Return a sentence that reports which tensors were loaded. Raises CheckpointError if the weights do not fit the model.
+    """
+    stored = read_stored_weights(checkpoint)
+    origin = str(checkpoint)
+    if is_image_encoder_only(stored):
+        return f"{origin}: image encoder only, {load_mae_encoder(model.image_encoder, stored.state, origin=origin)}"
+    statistics = (stored.config or {}).get("pixel_statistics", "released")
+    if statistics != model.pixel_statistics:
+        mismatch = f"trained with pixel_statistics={statistics}, but this model has {model.pixel_statistics}"
+        raise CheckpointError(f"{origin}: {mismatch}; set model.pixel_statistics={statistics}")
+    state = stored.state if stored.config is not None else convert_released_state(stored.state, origin=origin)
+    new = {name: value for name, value in model.state_dict().items() if name.startswith(TEXT_PREFIX) and name not in state}
+    load_weights(model, {**state, **new}, origin=origin)
+    return f"{origin}: all {len(state)} tensors loaded" + (", text projection initialized randomly" if new else "")
+
+
+def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) -> None:
+    """Load `state` strictly.
+
+    origin: source of the weights, for messages. Raises CheckpointError, which names the tensors that are missing, unexpected
+    or of another shape.
+    """
+    expected = model.state_dict()
+    text_tensors = [name for name in state if name.startswith(TEXT_PREFIX) and name not in expected]
+    hint = f" (it accepts text prompts: set model.text_dim={state[text_tensors[0]].shape[-1]})" if text_tensors else ""
+    check_state_dict(expected, state, origin=origin, hint=hint)
+    model.load_state_dict(dict(state))
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device={device} is unavailable on this machine ({reason}): use device=cpu") from error
