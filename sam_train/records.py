@@ -91,6 +91,9 @@ class ImageRecord:
     width: int
     height: int
     masks: list[MaskRecord]
+    source_file: str = field(default="", compare=False)
+    """Path, relative to its data set, of the file from which the image was imported; empty if unknown. It is stored in the
+    manifest and the mask table, not in the JSON, whose keys are SA-1B's."""
 
     def __post_init__(self) -> None:
         check_key(self.key)
@@ -177,6 +180,8 @@ _MASK_SCHEMA: _Schema = {
     "crop_box": _NumberList(4),
     "point_coords": _NumberList(2, rows=True),
 }
+MASK_KEYS = tuple(_MASK_SCHEMA)
+"""Keys of an annotation in SA-1B's JSON."""
 _PROVENANCE_SCHEMA: _Schema = {
     "stage": str,
     "checkpoint": str,

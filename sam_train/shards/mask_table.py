@@ -17,18 +17,20 @@ from sam_train.records import ImageRecord, MaskRecord, Provenance
 
 _NO_PROVENANCE = Provenance(stage="", checkpoint="", annotator="", config="")
 _INTEGERS = ("image_id", "mask_id", "width", "height", "area")
-_TEXTS = ("image_key", "stage", "checkpoint", "annotator", "config", "name")
+_TEXTS = ("image_key", "stage", "checkpoint", "annotator", "config", "name", "source_file")
+LATER_COLUMNS = ("name", "source_file")
+"""Text columns that tables of earlier versions lack."""
 MASK_TABLE_COLUMNS = (
     *("image_key", "image_id", "mask_id", "width", "height", "area"),
     *("box_x", "box_y", "box_width", "box_height", "predicted_iou", "stability_score"),
-    *("stage", "checkpoint", "annotator", "config", "num_prompts", "seconds", "name"),
+    *("stage", "checkpoint", "annotator", "config", "num_prompts", "seconds", "name", "source_file"),
 )
 """Columns of the table, in order.
 
 `width` and `height` are those of the image, `area` and `box_*` those of the mask (image frame, pixels). Text is empty and
-numbers are 0 for a mask without provenance, such as Meta's. `name` is the class of the masked object, empty if unknown; tables
-of earlier versions lack this column, and DuckDB reads both kinds with
-`read_parquet('*.masks.parquet', union_by_name=true)`."""
+numbers are 0 for a mask without provenance, such as Meta's. `name` is the class of the masked object and `source_file` the path
+of the imported image relative to its data set, both empty if unknown; tables of earlier versions lack these columns, and DuckDB
+reads both kinds with `read_parquet('*.masks.parquet', union_by_name=true)`."""
 
 
 def mask_table_path(shard: Path) -> Path:
@@ -89,4 +91,5 @@ def _row(record: ImageRecord, mask: MaskRecord) -> tuple[Any, ...]:
         *(record.key, record.image_id, mask.id, record.width, record.height, mask.area),
         *(*mask.bbox, mask.predicted_iou, mask.stability_score),
         *(source.stage, source.checkpoint, source.annotator, source.config, len(source.prompts), source.seconds, source.name),
+        record.source_file,
     )

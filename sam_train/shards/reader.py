@@ -5,12 +5,14 @@ from __future__ import annotations
 import glob
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import braceexpand
 
 from sam_train.errors import ConfigError, ShardError
+from sam_train.shards.manifest import read_source_files
 from sam_train.shards.tar_members import CORRUPT_TAR, Sample, locate_samples, open_local_shard, split_member_name
 
 
@@ -57,7 +59,10 @@ def iterate_samples(shards: Sequence[Path]) -> Iterator[Sample]:
         with open_local_shard(shard) as stream:
             keys = list(locate_samples(stream, shard))
             stream.seek(0)
-            yield from _stream(stream, shard, keys)
+            source_files = read_source_files(shard)
+            for sample in _stream(stream, shard, keys):
+                name = source_files.get(sample.record.key, "")
+                yield replace(sample, record=replace(sample.record, source_file=name)) if name else sample
 
 
 def _stream(stream: BinaryIO, shard: Path, keys: Sequence[str]) -> Iterator[Sample]:
@@ -73,5 +78,7 @@ def _stream(stream: BinaryIO, shard: Path, keys: Sequence[str]) -> Iterator[Samp
         except (OSError, ValueError, tarfile.TarError) as error:
             raise ShardError(f"{error}; {CORRUPT_TAR}", shard=str(shard)) from error
         if group.get("__key__") != key or not {"jpg", "json"} <= group.keys():
-            raise ShardError(f"{key}.jpg and {key}.json are not adjacent: write the shard again", shard=str(shard), key=key)
+            message = f"{key}.jpg and {key}.json are not adjacent, as in Meta's own tars"
+            remedy = f"write the samples in order by sam-data import sa1b --source {shard.parent} --out DIR, or sam-data repair"
+            raise ShardError(f"{message}: {remedy}", shard=str(shard), key=key)
         yield Sample.from_bytes(shard, key, jpeg=group["jpg"], document=group["json"])

@@ -21,16 +21,19 @@ def write_shard(
     skipped: Mapping[str, str] | None = None,
     counts: Mapping[str, float] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    categories: Mapping[int, str] | None = None,
 ) -> Manifest:
     """Write (record, JPEG bytes) pairs to `path`, then the table of their masks, then the manifest; return the manifest.
 
     Each write is atomic (see `sam_train.files`); the manifest comes last and marks the shard as complete. `samples` may be
-    a generator: `skipped` and `counts` are read after it is exhausted, so it may fill them. Raises ShardError for a duplicate
+    a generator: `skipped` and `counts` are read after it is exhausted, so it may fill them. `categories` are the
+    names of the data set's classes by number. Raises ShardError for a duplicate
     key and for a record that does not fit its own schema; no file gets its final name then.
     """
     table = MaskTable()
+    source_files: list[str] = []
     with atomic_write(path) as stream:
-        sizes = _write_tar(stream, samples, table, shard=path.name)
+        sizes = _write_tar(stream, samples, table, source_files, shard=path.name)
         stream.flush()
         for outdated in (manifest_path(path), mask_table_path(path)):  # an old manifest would mark the new tar as complete
             outdated.unlink(missing_ok=True)
@@ -45,15 +48,20 @@ def write_shard(
         counts=dict(counts or {}),
         provenance=dict(provenance or {}),
         places=_places_columns(path, sizes),
+        source_files=source_files if any(source_files) else None,
+        categories={str(number): name for number, name in categories.items()} if categories else None,
     )
     atomic_write_bytes(manifest_path(path), manifest.to_json())
     return manifest
 
 
 def _write_tar(
-    stream: BinaryIO, samples: Iterable[tuple[ImageRecord, bytes]], table: MaskTable, *, shard: str
+    stream: BinaryIO, samples: Iterable[tuple[ImageRecord, bytes]], table: MaskTable, source_files: list[str], *, shard: str
 ) -> dict[str, tuple[int, int, int, int]]:
-    """Write the tar and add its masks to `table`; return image id, width, height and number of masks by key, in order."""
+    """Write the tar and add its masks to `table`, the imported files to `source_files`.
+
+    Returns image id, width, height and number of masks by key, in order.
+    """
     import webdataset as wds  # imports torch
 
     sizes: dict[str, tuple[int, int, int, int]] = {}
@@ -66,6 +74,7 @@ def _write_tar(
             tar.write({"__key__": record.key, "jpg": jpeg, "json": document})
             sizes[record.key] = (record.image_id, record.width, record.height, len(record.masks))
             table.add(record)
+            source_files.append(record.source_file)
     return sizes
 
 

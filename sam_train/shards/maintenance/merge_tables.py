@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sam_train.errors import ShardError
 from sam_train.files import atomic_write
 from sam_train.shards.maintenance.parallel import Advance, add_workers, map_shards
-from sam_train.shards.mask_table import MaskTable, mask_table_path
+from sam_train.shards.mask_table import LATER_COLUMNS, MaskTable, mask_table_path
 from sam_train.shards.reader import expand_shards, iterate_samples
 
 if TYPE_CHECKING:
@@ -72,10 +72,11 @@ def _read_table_beside(shard: Path) -> Any:
         rows = parquet.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{path.name} cannot be read: {error}; sam-data repair writes it again", shard=str(shard)) from error
-    for name in set(schema.names) - set(rows.column_names) - {"name"}:
+    for name in set(schema.names) - set(rows.column_names) - {*LATER_COLUMNS}:
         raise ShardError(f"{path.name} has no column {name!r}; sam-data repair writes it again", shard=str(shard))
-    if "name" not in rows.column_names:  # tables of earlier versions have no class names
-        rows = rows.append_column("name", pa.array([""] * rows.num_rows, pa.string()))
+    for name in LATER_COLUMNS:
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.array([""] * rows.num_rows, pa.string()))
     return rows.select(schema.names)
 
 
