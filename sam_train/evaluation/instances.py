@@ -32,7 +32,7 @@ from sam_train.inference import Predictor, make_prompts
 from sam_train.metrics.coco_scores import check_engine, coco_scores
 from sam_train.rle import encode_rle
 from sam_train.shards import decode_jpeg
-from sam_train.shards.importers.instances_json import integer_field, read_json_object
+from sam_train.shards.importers.json_values import integer_field, read_json_object
 
 PAPER = {
     "coco": {

@@ -26,7 +26,7 @@ from sam_train.inference import AutomaticMaskGenerator, Predictor
 from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objects, proposal_ious
 from sam_train.records import ImageRecord, MaskRecord, Rle
 from sam_train.shards import decode_jpeg
-from sam_train.shards.importers.instances_json import integer_field, read_json_object
+from sam_train.shards.importers.json_values import integer_field, read_json_object
 
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}
 

@@ -6,11 +6,12 @@ own exports of masks without names, call their only class "object": on import th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import yaml
 
 from sam_train.errors import ShardError
 
@@ -18,6 +19,7 @@ UNNAMED_CLASS = "object"
 """Name of the class of masks without a name in exported data sets."""
 _MAX_BYTES = 16 << 20
 _MAX_CHARACTERS = 10_000
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 def parse_class_name(value: object, *, place: str) -> str:
@@ -35,24 +37,28 @@ def parse_class_name(value: object, *, place: str) -> str:
 def parse_category_names(categories: object, *, place: str) -> dict[int, str]:
     """Return the names of COCO's `categories`, a list of {id, name}, by id; "" for a category without a name.
 
+    Ids may be integral floats or texts, names may be numbers; null is an empty list.
+
     Raises ShardError, naming `place`, for any other form.
     """
+    if categories is None:
+        return {}
     if not isinstance(categories, list):
         raise ShardError(f"{place}: expected a list of {{id, name}} as 'categories', got {type(categories).__name__}")
     names: dict[int, str] = {}
     for index, category in enumerate(categories):
         category_place = f"{place}, categories[{index}]"
-        number = category.get("id") if isinstance(category, dict) else None
-        if type(number) is not int or number in names:
+        number = _as_integer(category.get("id")) if isinstance(category, dict) else None
+        if number is None or number in names:
             raise ShardError(f"{category_place}: expected an object with a unique integer as 'id', got {str(category)[:80]}")
-        names[number] = parse_class_name(category.get("name", ""), place=category_place)
+        name = category.get("name", "")
+        names[number] = parse_class_name(str(name) if type(name) in (int, float) else name, place=category_place)
     return names
 
 
-class _DataYaml(msgspec.Struct):
-    """The part of YOLO's data.yaml that is read."""
-
-    names: list[str] | dict[int, str]
+def _as_integer(value: object) -> int | None:
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return int(text) if not isinstance(value, bool) and _NUMBER.fullmatch(text) else None
 
 
 def read_class_names(path: Path) -> dict[int, str]:
@@ -63,16 +69,27 @@ def read_class_names(path: Path) -> dict[int, str]:
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
         expected = "expected data.yaml or a text file with one name per line, of at most 16 MB"
         raise ShardError(f"{path} is not a file of class names: {expected}")
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         if path.suffix in (".yaml", ".yml"):
-            names = msgspec.yaml.decode(data, type=_DataYaml).names
+            # BaseLoader builds no objects and leaves every scalar as text, so that "no" and 0 stay names.
+            document = yaml.load(data.decode("utf-8"), Loader=yaml.BaseLoader)  # noqa: S506
+            names = document.get("names") if isinstance(document, dict) else None
         else:
             names = data.decode("utf-8").splitlines()
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} is not a valid file of class names: {error}") from error
-    numbered: Mapping[int, Any] = names if isinstance(names, dict) else dict(enumerate(names))
-    return {number: parse_class_name(name, place=f"{path}, class {number}") for number, name in numbered.items()}
+    if not isinstance(names, (dict, list)):
+        names = {"": ""}
+    pairs: list[tuple[Any, Any]] = [*names.items()] if isinstance(names, dict) else [*enumerate(names)]
+    numbers = [_as_integer(number) for number, _ in pairs]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        raise ShardError(f"{path} is not a valid file of class names: expected 'names', a list, or a map from numbers to names")
+    return {
+        number: parse_class_name(name, place=f"{path}, class {number}")
+        for number, (_, name) in zip(numbers, pairs, strict=True)
+        if number is not None
+    }
 
 
 class ClassNumbering:

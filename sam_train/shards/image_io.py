@@ -72,12 +72,14 @@ def load_image(path: Path, *, key: str = "", max_pixels: int = MAX_PIXELS) -> De
     return decode_image(path.read_bytes(), key=key, name=path.name, max_pixels=max_pixels)
 
 
-def decode_image(data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS) -> DecodedImage:
+def decode_image(
+    data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS, apply_orientation: bool = True
+) -> DecodedImage:
     """Decode a JPEG, PNG, WebP, BMP or TIFF to upright 8-bit RGB and the JPEG to store.
 
     - An 8-bit RGB or grayscale JPEG without an orientation to apply is stored unchanged but for its metadata (see
       `strip_metadata`). Everything else is re-encoded (quality 95, no chroma subsampling), which removes the metadata as well.
-    - The EXIF orientation is applied; EXIF that cannot be parsed has none.
+    - The EXIF orientation is applied, or removed if not `apply_orientation`; EXIF that cannot be parsed has none.
     - Images with 16 or 32 bits per channel (integer or float, gray or colour) are scaled linearly to 8 bits by the minimum and
       maximum over all channels of the image, so the brightness of two of them is not comparable; a constant one becomes black.
     - Alpha is composited over white. CMYK is converted without its colour profile; no profile is applied to other images.
@@ -89,10 +91,11 @@ def decode_image(data: bytes, *, key: str = "", name: str = "", max_pixels: int 
     header = open_image_header(data, key=key, name=name, max_pixels=max_pixels)
     try:
         stored = _pixels_of_storable_jpeg(header, data)
-        if stored is not None and exif_orientation(header) == 1:
+        orientation = exif_orientation(header) if apply_orientation else 1
+        if stored is not None and orientation == 1:
             return DecodedImage(image=stored, jpeg=strip_metadata(data))
         pixels = _composite_over_white(_decode(header, data)) if stored is None else stored
-        jpeg = encode_jpeg(_apply_orientation(pixels, exif_orientation(header)))
+        jpeg = encode_jpeg(_apply_orientation(pixels, orientation))
         return DecodedImage(image=decode_jpeg(jpeg, max_pixels=max_pixels), jpeg=jpeg)
     except _UnsupportedPixelsError as error:
         raise SkipSampleError("unsupported_format", f"{name or 'the image'} {error}", key=key) from error

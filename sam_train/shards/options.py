@@ -1,8 +1,8 @@
 """Command-line options of `sam-data`, generated from signatures and docstrings, for importers and exporters alike.
 
 A `Path` parameter becomes `--name PATH`, a `bool` a switch, a `Literal` of strings a choice, an `int`, `float` or `str` a
-value. A parameter without a default is required; underscores become dashes. The parameter's entry in the `Args:` section of
-the docstring is the help text of the option.
+value, a `tuple[int, ...]` a list of numbers. A parameter without a default is required; underscores become dashes. The
+parameter's entry in the `Args:` section of the docstring is the help text of the option.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """Return type of `ArgumentParser.add_subparsers`, to which each `sam-data` command adds its parser."""
 
-RENAMED_OPTIONS: Mapping[str, str] = {"form": "mask_format", "person": "annotator"}
+RENAMED_OPTIONS: Mapping[str, str] = {"form": "mask_format", "person": "annotator", "unpaired": "missing"}
 """Parameter of an importer or exporter in earlier versions -> its name today."""
 
-RENAMED_VALUES: Mapping[str, str] = {"leave_out": "skip"}
+RENAMED_VALUES: Mapping[str, str] = {"error": "stop", "skip": "leave_out"}
 """Value of a choice in earlier versions -> its name today."""
 
 _ENTRY = re.compile(r"(\w+): ")
@@ -64,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any], *
 
 def option_values(arguments: argparse.Namespace, function: Callable[..., Any], *, exclude: Collection[str]) -> dict[str, Any]:
     """Return the parsed values of the parameters of `function` that are not in `exclude`."""
-    return {name: getattr(arguments, name) for name in _parameters(function, exclude)}
+    values = {name: getattr(arguments, name) for name in _parameters(function, exclude)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 class _ParagraphFormatter(argparse.HelpFormatter):
@@ -88,6 +89,8 @@ def _settings(annotation: Any) -> dict[str, Any]:
         return {"action": "store_true"}
     if get_origin(annotation) is Literal:
         return {"type": _choice, "choices": get_args(annotation)}
+    if tuple in (get_origin(annotation), *map(get_origin, get_args(annotation))):
+        return {"type": int, "nargs": "*", "metavar": "N"}
     plain = next((part for part in get_args(annotation) if part is not NoneType), annotation)  # Path | None
     return {"type": plain, "metavar": "PATH" if plain is Path else plain.__name__.upper()}
 

@@ -1,17 +1,17 @@
 """Conversion of data sets to shards: `sam-data import KIND ...`.
 
-An importer is a generator that yields `(ImageRecord, JPEG bytes)` in an order that depends on its inputs only. To add one, write
-it in a module of this package and add it to `IMPORTERS`; the command derives its options from the signature and the `Args:`
-section of the docstring (see `sam_train.shards.options`):
+An importer lists `ImageItem`s, one per image, in an order that depends on its inputs only; the decorator `importer` makes a
+generator of `(ImageRecord, JPEG bytes)` of it. To add one, write it in a module of this package and add it to `IMPORTERS`; the
+command derives its options from the signature and the `Args:` section of the docstring (see `sam_train.shards.options`):
 
-    def import_label_maps(
-        images: Path, labels: Path, *, min_area: int = 1, counts: Counter[str] | None = None
-    ) -> Iterator[tuple[ImageRecord, bytes]]
+    @importer(default_frame="upright")
+    def import_label_maps(images: Path, labels: Path, *, min_area: int = 1, report: ImportReport) -> list[ImageItem]
 
-The importer counts by name in `counts` what it drops on purpose; the counts are stored in the manifests. An error in the data set
-is a `ShardError` that names the file. `mask_records` and `polygons` create records of masks; `file_pairing` matches files,
-rejects names that lead out of a folder and decodes images; `sam_train.shards.keys` creates keys and image ids; and
-`sam_train.shards.class_names` reads class names, which are stored as the masks' names.
+The contract: each file found and each annotation read is imported, refused by name (ShardError), or counted by reason in
+`report`, which the manifests store. `report.entry` handles a wrong entry as --bad says, `report.absent` an absent file as
+--missing says. `importer.SHARED_OPTIONS` are the options that mean the same for every kind. `mask_records`, `polygons` and
+`segmentations` create records of masks, `file_pairing` finds files and rejects names that lead out of a folder, `mask_files`
+reads masks from images, and `json_values` reads numbers as tools write them.
 """
 
 from collections.abc import Callable, Iterator

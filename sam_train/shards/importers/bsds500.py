@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -15,11 +14,13 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from sam_train.errors import ShardError
-from sam_train.records import ImageRecord, MaskRecord
-from sam_train.shards.importers.file_pairing import load_image_or_raise, pairs_by_stem
+from sam_train.records import MaskRecord
+from sam_train.shards.importers.file_pairing import PairedFolders
+from sam_train.shards.importers.image_items import DiskFile, ImageItem
+from sam_train.shards.importers.importer import importer
 from sam_train.shards.importers.label_maps import check_matches_image_size
 from sam_train.shards.importers.mask_records import mask_records_from_id_map
-from sam_train.shards.keys import image_id_from_path, keys_from_paths
+from sam_train.shards.importers.report import ImportReport
 
 _HEADER_BYTES, _COMPRESSED = 128, 15
 _MAX_DECOMPRESSED_BYTES = 1 << 28
@@ -38,42 +39,51 @@ _READ_ERRORS = (
 """Exceptions for a file that is not a .mat, has version 7.3, is truncated or corrupt, or has other content."""
 
 
+@importer(default_frame="upright")
 def import_bsds500(
-    images: Path, labels: Path, *, annotator: int = 0, min_area: int = 1, counts: Counter[str] | None = None
-) -> Iterator[tuple[ImageRecord, bytes]]:
+    images: Path,
+    labels: Path,
+    *,
+    annotator: int = 0,
+    image_suffix: str = "",
+    label_suffix: str = "",
+    min_area: int = 1,
+    report: ImportReport,
+) -> list[ImageItem]:
     """Import BSDS500: pairs images/STEM.jpg and labels/STEM.mat (groundTruth), in the order of names.
 
     The segments of all annotators are imported, in the order of annotators and segment numbers. Each annotator's segments cover
     the image, so masks of two annotators overlap; a mask that is identical to one of an earlier annotator is dropped and
-    counted as "same_segment", one below --min-area as "below_min_area", an image without a segmentation by --annotator as
-    "picture_without_person". Ids count from 1; the provenance names the annotators "bsds500/1", "bsds500/2", ...
+    counted as "same_segment", an image without a segmentation by --annotator is left out and counted as
+    "image_without_annotator". Ids count from 1; the provenance names the annotators "bsds500/1", "bsds500/2", ...
 
     Args:
         images: Folder of the images.
         labels: Folder of the ground truth, .mat files.
         annotator: Number of the only annotator to import, from 1; 0 imports all.
-        min_area: Area in pixels below which a mask is dropped.
 
     Raises:
         ShardError: Names the file, for an image without .mat or a .mat without an image, a pair of different sizes, and a .mat
             without segmentations.
     """
-    counts = Counter() if counts is None else counts
     if annotator < 0:
         raise ShardError(f"--annotator is {annotator}: expected the number of an annotator from 1, or 0 for all")
-    pairs = pairs_by_stem(images, labels, ".mat", what="ground truth")
-    keys = keys_from_paths([name for name, _, _ in pairs])
-    for key, (name, image, label) in zip(keys, pairs, strict=True):
-        segmentations = read_bsds_segmentations(label)
-        if annotator > len(segmentations):
-            counts["picture_without_person"] += 1
-            continue
-        decoded = load_image_or_raise(image, key=key)
-        height, width = decoded.image.shape[:2]
-        for ids in segmentations:
-            check_matches_image_size(label, ids, height=height, width=width, key=key)
-        masks = _masks(segmentations, annotator, min_area, counts)
-        yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=masks), decoded.jpeg
+    suffixes = {"image_suffix": image_suffix, "label_suffix": label_suffix}
+    folders = PairedFolders(images, labels, what="ground truth", extensions=(".mat",), **suffixes)
+    items = []
+    for name, image, label in folders.pairs(report):
+        with report.entry("image", str(label)):
+            if annotator and annotator > len(read_bsds_segmentations(label)):
+                report.counts["image_without_annotator"] += 1
+                continue
+            masks = partial(_masks, label, annotator=annotator, min_area=min_area, report=report)
+            items.append(ImageItem(name=name, file=DiskFile(image), masks=masks, declared_size=partial(_size, label)))
+    return items
+
+
+def _size(label: Path) -> tuple[int, int]:
+    height, width = read_bsds_segmentations(label)[0].shape
+    return width, height
 
 
 def read_bsds_segmentations(path: Path) -> list[np.ndarray]:
@@ -91,15 +101,17 @@ def read_bsds_segmentations(path: Path) -> list[np.ndarray]:
     return segmentations
 
 
-def _masks(segmentations: list[np.ndarray], annotator: int, min_area: int, counts: Counter[str]) -> list[MaskRecord]:
+def _masks(label: Path, height: int, width: int, *, annotator: int, min_area: int, report: ImportReport) -> list[MaskRecord]:
+    segmentations = read_bsds_segmentations(label)
     records: dict[str, MaskRecord] = {}
     for number, ids in enumerate(segmentations, start=1):
+        check_matches_image_size(label, ids, height=height, width=width)
         if annotator not in (0, number):
             continue
-        for record in mask_records_from_id_map(ids, annotator=f"bsds500/{number}", min_area=min_area, counts=counts):
+        for record in mask_records_from_id_map(ids, annotator=f"bsds500/{number}", min_area=min_area, counts=report.counts):
             rle_counts = record.segmentation["counts"]
             if rle_counts in records:
-                counts["same_segment"] += 1
+                report.counts["same_segment"] += 1
             else:
                 records[rle_counts] = replace(record, id=len(records) + 1)
     return list(records.values())

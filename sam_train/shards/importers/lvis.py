@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from sam_train.errors import ShardError
-from sam_train.records import ImageRecord
 from sam_train.shards.importers.file_pairing import checked_relative_path
-from sam_train.shards.importers.instances_json import build_image_records, read_instances
+from sam_train.shards.importers.image_items import ImageItem
+from sam_train.shards.importers.importer import importer
+from sam_train.shards.importers.instances_json import instance_items, read_instances
+from sam_train.shards.importers.report import ImportReport
 
 
-def import_lvis(
-    images: Path,
-    annotations: Path,
-    *,
-    missing: Literal["error", "skip"] = "error",
-    counts: Counter[str] | None = None,
-) -> Iterator[tuple[ImageRecord, bytes]]:
+@importer(default_frame="stored")
+def import_lvis(images: Path, annotations: Path, *, report: ImportReport) -> list[ImageItem]:
     """Import an LVIS JSON, in the order of file names.
 
     The end of `coco_url`, such as val2017/000000266409.jpg, is the path of an image below --images; if the file does not exist,
@@ -30,7 +25,6 @@ def import_lvis(
     Args:
         images: Folder that holds train2017 and val2017, or the images themselves.
         annotations: LVIS JSON.
-        missing: Action for an image file that does not exist; "skip" counts them as picture_missing.
 
     Raises:
         ShardError: Names the file and the entry, as `import_coco` does.
@@ -39,14 +33,8 @@ def import_lvis(
     def path_of(name: str) -> Path:
         return images / name if (images / name).is_file() else images / PurePosixPath(name).name
 
-    return build_image_records(
-        read_instances(annotations, _name_in_url),
-        path_of,
-        annotator="lvis",
-        skip_missing=missing == "skip",
-        keep_crowd=True,
-        counts=Counter() if counts is None else counts,
-    )
+    found = read_instances(annotations, _name_in_url, report)
+    return instance_items(found, path_of, annotator="lvis", drop_crowd=False, report=report)
 
 
 def _name_in_url(image: dict[str, Any], place: str) -> str:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from sam_train.errors import ShardError
-from sam_train.records import ImageRecord
+from sam_train.records import MaskRecord
 from sam_train.shards.class_names import parse_category_names
-from sam_train.shards.importers.file_pairing import checked_relative_path, load_image_or_raise, pairs_by_stem
-from sam_train.shards.importers.instances_json import integer_field, read_json_object
-from sam_train.shards.importers.label_maps import check_matches_image_size, read_png
+from sam_train.shards.importers.file_pairing import PairedFolders, checked_relative_path
+from sam_train.shards.importers.image_items import DiskFile, ImageItem
+from sam_train.shards.importers.importer import importer
+from sam_train.shards.importers.json_values import flag, integer_field, read_json_object
+from sam_train.shards.importers.label_maps import check_matches_image_size
+from sam_train.shards.importers.mask_files import MASK_EXTENSIONS, drop_ignored, label_file_size, read_colours, read_label_map
 from sam_train.shards.importers.mask_records import mask_records_from_id_map
-from sam_train.shards.keys import image_id_from_path, keys_from_paths
+from sam_train.shards.importers.report import ImportReport
 
 _CITYSCAPES_FIRST_INSTANCE = 1000
 _CITYSCAPES_MAX_VOID = 3
@@ -36,70 +40,77 @@ class _Segment(NamedTuple):
     name: str
 
 
+@importer(default_frame="upright")
 def import_panoptic(
     images: Path,
     labels: Path,
     *,
     segments: Path | None = None,
+    ignore: tuple[int, ...] = (),
     image_suffix: str = "",
     label_suffix: str = "",
+    image_extension: str = "",
     keep_stuff: bool = False,
+    drop_crowd: bool = False,
     min_area: int = 1,
-    counts: Counter[str] | None = None,
-) -> Iterator[tuple[ImageRecord, bytes]]:
+    report: ImportReport,
+) -> list[ImageItem]:
     """Import pairs of an image and a panoptic map, images/STEM.* and labels/STEM.png, in the order of names.
 
-    The kind of PNG decides its meaning. RGB: id = R + 256 G + 65536 B, 0 is void (COCO, and ADE20K's _seg.png, where each
+    The kind of file decides its meaning. RGB: id = R + 256 G + 65536 B, 0 is void (COCO, and ADE20K's _seg.png, where each
     colour is one object). 16-bit gray: Cityscapes' instanceIds, class * 1000 + number; values below 1000 are stuff or groups,
     and 0 to 3 are void. The id of a segment becomes the id of its mask. --segments is COCO's panoptic JSON, which says for each
-    id whether it is a crowd (always dropped), whether its category is a thing or stuff, and the name of the category; the names
-    of Cityscapes' classes are built in. The class names of ADE20K's _seg.png are in no file beside it: convert it to COCO's
-    format to import names.
+    id whether it is a crowd, whether its category is a thing or stuff, and the name of the category; the names of Cityscapes'
+    classes are built in. The class names of ADE20K's _seg.png are in no file beside it: convert it to COCO's format to import
+    names. ADE20K has images and labels in one folder: --label-suffix _seg --image-extension .jpg.
 
-    Dropped and counted: "stuff", according to the JSON or Cityscapes' values, unless --keep-stuff is given; "crowd";
-    "below_min_area".
+    Dropped and counted: "stuff", according to the JSON or Cityscapes' values, unless --keep-stuff is given.
 
     Args:
         images: Folder of the images.
-        labels: Folder of the panoptic maps.
+        labels: Folder of the panoptic maps; it may be that of the images if --label-suffix tells them apart.
         segments: COCO's panoptic JSON.
-        image_suffix: End of the images' names between STEM and the extension.
-        label_suffix: End of the maps' names between STEM and .png.
         keep_stuff: Import stuff segments as masks as well.
-        min_area: Area in pixels below which a segment is dropped.
 
     Raises:
-        ShardError: Names the file, for an image without a map or the reverse, a pair of different sizes (the image upright),
-            another kind of PNG, an invalid JSON, and ids that the JSON does not list.
+        ShardError: Names the file, for an image without a map or the reverse, a pair of different sizes, another kind of file,
+            an invalid JSON, and ids that the JSON does not list.
     """
-    counts = Counter() if counts is None else counts
-    segments_by_file = None if segments is None else _read_segments(segments)
-    pairs = pairs_by_stem(images, labels, ".png", what="panoptic map", image_suffix=image_suffix, label_suffix=label_suffix)
-    keys = keys_from_paths([name for name, _, _ in pairs])
-    for key, (name, image, label) in zip(keys, pairs, strict=True):
-        decoded = load_image_or_raise(image, key=key)
-        height, width = decoded.image.shape[:2]
+    segments_by_file = None if segments is None else _read_segments(segments, report)
+    suffixes = {"image_suffix": image_suffix, "label_suffix": label_suffix, "image_extension": image_extension}
+    folders = PairedFolders(images, labels, what="panoptic map", extensions=MASK_EXTENSIONS, **suffixes)
+
+    def read(label: Path, height: int, width: int) -> list[MaskRecord]:
         ids, is_cityscapes = read_panoptic_map(label)
-        check_matches_image_size(label, ids, height=height, width=width, key=key)
+        check_matches_image_size(label, ids, height=height, width=width)
+        ids = drop_ignored(ids, label, ignore, report.counts)
         name_of: Callable[[int], str] | None = None
         if segments_by_file is not None:
-            name_of = _drop_by_json(ids, segments_by_file, label.relative_to(labels).as_posix(), keep_stuff, counts)
+            name = label.relative_to(labels).as_posix()
+            name_of = _drop_by_json(ids, segments_by_file, name, keep_stuff, drop_crowd, report.counts)
         elif is_cityscapes:
-            name_of = _drop_cityscapes_stuff(ids, keep_stuff, counts)
-        masks = mask_records_from_id_map(ids, annotator="panoptic", min_area=min_area, counts=counts, name_of=name_of)
-        yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=masks), decoded.jpeg
+            name_of = _drop_cityscapes_stuff(ids, keep_stuff, report.counts)
+        return mask_records_from_id_map(ids, annotator="panoptic", min_area=min_area, counts=report.counts, name_of=name_of)
+
+    return [
+        ImageItem(name=name, file=DiskFile(image), masks=partial(read, label), declared_size=partial(label_file_size, label))
+        for name, image, label in folders.pairs(report)
+    ]
 
 
 def read_panoptic_map(path: Path) -> tuple[np.ndarray, bool]:
-    """Read a panoptic PNG: H x W uint32 ids, and whether it is Cityscapes' format, 16-bit gray.
+    """Read a panoptic map: H x W uint32 ids, and whether it is Cityscapes' format, 16-bit gray.
 
     Raises ShardError, naming the file, for any other file.
     """
-    expected = "a panoptic map is an RGB PNG, or a 16-bit gray one as Cityscapes' instanceIds; see also kind label_maps"
-    values = read_png(path, ("RGB", "I;16"), expected=expected)
-    if values.ndim == 2:
+    try:
+        return read_colours(path).astype(np.uint32) @ np.array([1, 256, 65536], np.uint32), False
+    except ShardError as error:
+        values = read_label_map(path)
+        if values.dtype.itemsize == 1:
+            expected = "a panoptic map is RGB, or 16-bit gray as Cityscapes' instanceIds"
+            raise ShardError(f"{path} has 8-bit gray values: {expected}; see also kind label_maps") from error
         return values.astype(np.uint32), True
-    return values.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32), False
 
 
 def _drop_cityscapes_stuff(ids: np.ndarray, keep_stuff: bool, counts: Counter[str]) -> Callable[[int], str]:
@@ -118,7 +129,12 @@ def _cityscapes_name(segment: int) -> str:
 
 
 def _drop_by_json(
-    ids: np.ndarray, segments_by_file: dict[str, dict[int, _Segment]], name: str, keep_stuff: bool, counts: Counter[str]
+    ids: np.ndarray,
+    segments_by_file: dict[str, dict[int, _Segment]],
+    name: str,
+    keep_stuff: bool,
+    drop_crowd: bool,
+    counts: Counter[str],
 ) -> Callable[[int], str]:
     """Set dropped segments to 0 in `ids`; return the function from id to class name."""
     if name not in segments_by_file:
@@ -128,16 +144,17 @@ def _drop_by_json(
         if int(segment) not in segments:
             raise ShardError(f"{name} has the id {segment}, which the segments JSON does not list for it")
         kind = segments[int(segment)].kind
-        if kind == "crowd" or (kind == "stuff" and not keep_stuff):
+        if (kind == "crowd" and drop_crowd) or (kind == "stuff" and not keep_stuff):
             counts[kind] += 1
             ids[ids == segment] = 0
     return lambda segment: segments[segment].name
 
 
-def _read_segments(path: Path) -> dict[str, dict[int, _Segment]]:
+def _read_segments(path: Path, report: ImportReport) -> dict[str, dict[int, _Segment]]:
     """Return the segments by PNG file name and id."""
     document = read_json_object(path, ("annotations", "categories"))
     names = parse_category_names(document["categories"], place=str(path))
+    report.categories.update(names)
     stuff = {
         integer_field(entry, "id", place=f"{path}, categories") for entry in document["categories"] if not entry.get("isthing", 1)
     }
@@ -152,6 +169,6 @@ def _read_segments(path: Path) -> dict[str, dict[int, _Segment]]:
             category = integer_field(segment, "category_id", place=place)
             if category not in names:
                 raise ShardError(f"{place}: category {category} is not in the JSON's 'categories'")
-            kind = "crowd" if segment.get("iscrowd") else "stuff" if category in stuff else "thing"
+            kind = "crowd" if flag(segment.get("iscrowd"), place=place) else "stuff" if category in stuff else "thing"
             segments_by_id[integer_field(segment, "id", place=place)] = _Segment(kind, names[category])
     return segments_by_file

@@ -6,69 +6,90 @@ some tars are gzip files named .tar. So each tar is indexed first, and a pair is
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
 
-from sam_train.errors import ShardError
-from sam_train.records import ImageRecord, check_key
-from sam_train.shards.importers.file_pairing import decode_annotated_image
-from sam_train.shards.importers.mask_records import parse_rle
+from sam_train.errors import ShardError, SkipSampleError
+from sam_train.records import MaskRecord
+from sam_train.shards.image_io import open_image_header
+from sam_train.shards.importers.image_items import ImageItem
+from sam_train.shards.importers.importer import check_declared_size, importer
+from sam_train.shards.importers.report import ImportReport
+from sam_train.shards.importers.sa1b_json import parse_sa1b_json
 from sam_train.shards.importers.source_tars import SourceMember, SourceTars
-from sam_train.shards.tar_members import split_member_name
+from sam_train.shards.keys import keys_from_paths
+
+_IMAGES = (".jpg", ".jpeg", ".png")
+_TARS = (".tar", ".tar.gz", ".tgz")
 
 
-def import_sa1b(
-    source: Path, *, unpaired: Literal["error", "skip"] = "error", counts: Counter[str] | None = None
-) -> Iterator[tuple[ImageRecord, bytes]]:
+@importer(default_frame="stored")
+def import_sa1b(source: Path, *, report: ImportReport) -> Iterable[ImageItem]:
     """Import SA-1B: pairs KEY.jpg and KEY.json of a tar, or of a folder of tars, of single files or both.
 
-    Keys, ids, scores, boxes and RLEs stay as in the JSON. Images keep their stored pixels: an EXIF orientation is removed,
-    because masks refer to stored pixels. Folders are searched recursively; members and files that are neither .jpg nor .json
-    (licences, lists) are ignored. Images are in the order of file names, those of a tar in the order of its members, a pair at
-    the position of its second member. One pair is in memory at a time, besides the offsets of members without a partner so far;
-    a gzip tar is decompressed to a temporary file (TMPDIR) while it is read.
+    Keys, ids, scores, boxes and RLEs stay as in the JSON. A name with a dot or another character that a key cannot have, such as
+    IMG_1.rf.0123.jpg, gets a key of its own: webdataset would cut it at the first dot. Images may be .jpeg and .png too. A JSON
+    may also be a list of masks, as SAM's generator writes it, or have further keys ("key_dropped") or lack some
+    ("record_completed").
+
+    Folders are searched recursively; members and files that are neither images nor .json (licences, lists, manifests) are counted
+    as "other_file". Images are in the order of file names, those of a tar in the order of its members, a pair at the position of
+    its second member. One pair is in memory at a time, besides the offsets of members without a partner so far; a gzip tar is
+    decompressed to a temporary file (TMPDIR) while it is read. An image without JSON is counted as "label_missing", a JSON
+    without image as "image_missing", with --missing leave_out.
 
     Args:
         source: Tar, or folder with tars or pairs KEY.jpg and KEY.json.
-        unpaired: Action for a .jpg without .json or the reverse; "skip" counts them as unpaired_jpg and unpaired_json.
 
     Raises:
-        ShardError: Names the file, for a truncated or corrupt tar, a name that leads out of the folder or is not a valid key, a
-            duplicate key, JSON that is not SA-1B's, an image that cannot be read or has another size than the JSON says, masks
-            that do not fit it, and files without a partner unless `unpaired` is "skip".
+        ShardError: Names the file, for a truncated or corrupt tar, a name that leads out of the folder, a duplicate key, JSON
+            that is not SA-1B's, an image that cannot be read or has another size than the JSON says, masks that do not fit it,
+            and files without a partner.
     """
-    counts = Counter() if counts is None else counts
+    return _Pairs(source, report)
+
+
+class _Pairs:
+    """Items of a source. Only the first iteration reports: a later one looks for images that tell the frame of annotations."""
+
+    def __init__(self, source: Path, report: ImportReport) -> None:
+        self._source, self._report = source, report
+        self._is_first = True
+
+    def __iter__(self) -> Iterator[ImageItem]:
+        report = self._report if self._is_first else ImportReport(bad="leave_out", missing="leave_out")
+        self._is_first = False
+        with closing(SourceTars()) as tars:
+            yield from _items(self._source, tars, report)
+
+
+def _items(source: Path, tars: SourceTars, report: ImportReport) -> Iterator[ImageItem]:
     waiting: dict[str, dict[str, SourceMember]] = {}
     done: set[str] = set()
-    with closing(SourceTars()) as tars:
-        for member in _members(source, tars):
-            key, extension = split_member_name(member.name)
-            if key is None or extension is None:
-                continue
-            check_key(key, shard=str(member.file))
-            pair = waiting.setdefault(key, {})
-            if key in done or extension in pair:
-                raise ShardError(f"{member} is a duplicate: every image needs its own name", key=key)
-            pair[extension] = member
+    for member in _members(source, tars):
+        name = PurePosixPath(member.name).name
+        stem, dot, extension = name.rpartition(".")
+        kind = "json" if extension.lower() == "json" else "image" if dot + extension.lower() in _IMAGES else ""
+        if not kind or not stem or stem.startswith(".") or stem.endswith(".manifest"):
+            report.counts["other_file"] += 1
+            continue
+        pair = waiting.setdefault(stem, {})
+        with report.entry("image", str(member)):
+            if stem in done or kind in pair:
+                waiting.pop(stem) if stem in done else None
+                raise ShardError(f"{member} is a duplicate: every image needs its own name", key=stem)
+            pair[kind] = member
             if len(pair) == 2:
-                done.add(key)
-                yield _sample(key, waiting.pop(key))
+                done.add(stem)
+                yield _item(stem, waiting.pop(stem), report)
     if not done and not waiting:
         raise ShardError(f"no SA-1B files in {source}: expected .tar files, or KEY.jpg and KEY.json")
-    if waiting and unpaired == "error":
-        raise ShardError(_unpaired_message(waiting))
-    counts.update(f"unpaired_{extension}" for pair in waiting.values() for extension in pair)
-
-
-def _unpaired_message(waiting: dict[str, dict[str, SourceMember]]) -> str:
-    ((extension, member),) = next(iter(waiting.values())).items()
-    missing = "json" if extension == "jpg" else "jpg"
-    more = f", and {len(waiting) - 1} more files have no partner" if len(waiting) > 1 else ""
-    return f"{member} has no .{missing}{more}; '--unpaired skip' skips them"
+    for number, pair in enumerate(waiting.values()):
+        ((kind, member),) = pair.items()
+        more = f", and {len(waiting) - 1} more files have no partner" if len(waiting) > 1 and not number else ""
+        missing, reason = (".json", "label_missing") if kind == "image" else ("image (.jpg, .jpeg, .png)", "image_missing")
+        report.absent(reason, str(member), f"{member} has no {missing}{more}")
 
 
 def _members(source: Path, tars: SourceTars) -> Iterator[SourceMember]:
@@ -80,24 +101,37 @@ def _members(source: Path, tars: SourceTars) -> Iterator[SourceMember]:
     for path in sorted(source.rglob("*")):
         if any(part.startswith(".") for part in path.relative_to(source).parts) or not path.is_file():
             continue
-        if path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+        if path.name.lower().endswith(_TARS):
             yield from tars.members(path)
         else:
-            yield SourceMember.from_file(path)
+            yield SourceMember.from_file(path, source)
 
 
-def _sample(key: str, pair: dict[str, SourceMember]) -> tuple[ImageRecord, bytes]:
-    document, jpeg = pair["json"], pair["jpg"]
-    data = document.read()
-    record = ImageRecord.from_json(data, key=key, shard=str(document.file))
-    _check_document(record, data, str(document))
-    image = decode_annotated_image(jpeg.read(), width=record.width, height=record.height, name=str(jpeg), key=key)
-    return record, image.jpeg
+def _item(stem: str, pair: dict[str, SourceMember], report: ImportReport) -> ImageItem:
+    image, document = pair["image"], pair["json"]
+    name = PurePosixPath(image.name).name
+    (key,) = keys_from_paths([name])
+    record = parse_sa1b_json(
+        document.read(), file_name=name, key=key, size=_stored_size(image), place=str(document), report=report
+    )
+
+    def masks(height: int, width: int) -> list[MaskRecord]:
+        check_declared_size(str(image), (record.width, record.height), height=height, width=width)
+        return record.masks
+
+    return ImageItem(
+        name=image.name,
+        file=image,
+        masks=masks,
+        declared_size=lambda: (record.width, record.height),
+        image_id=record.image_id,
+        key=key,
+    )
 
 
-def _check_document(record: ImageRecord, document: bytes, place: str) -> None:
-    name = json.loads(document)["image"]["file_name"]
-    if name != f"{record.key}.jpg":
-        raise ShardError(f"{place} is for the image {name[:200]!r}, expected '{record.key}.jpg'")
-    for index, mask in enumerate(record.masks):
-        parse_rle(mask.segmentation, height=record.height, width=record.width, place=f"{place}, annotations[{index}]")
+def _stored_size(image: SourceMember) -> tuple[int, int] | None:
+    try:
+        width, height = open_image_header(image.read(), name=str(image)).size
+    except SkipSampleError:
+        return None  # decoding the image reports it
+    return width, height

@@ -34,15 +34,19 @@ class SourceMember:
     file: Path
     """The tar, or the single file."""
     name: str
-    """Path within the tar, or the file's name."""
+    """Path within the tar, or that of the file relative to the data set."""
     offset: int
     length: int
     tars: SourceTars | None = None
 
     @staticmethod
-    def from_file(path: Path) -> SourceMember:
-        """Return the entry of a file outside of tars."""
-        return SourceMember(file=path, name=path.name, offset=0, length=path.stat().st_size)
+    def from_file(path: Path, folder: Path) -> SourceMember:
+        """Return the entry of a file outside of tars; its name is relative to `folder`."""
+        return SourceMember(file=path, name=path.relative_to(folder).as_posix(), offset=0, length=path.stat().st_size)
+
+    def exists(self) -> bool:
+        """Return True: members are found in their tar."""
+        return True
 
     def __str__(self) -> str:
         return str(self.file) if self.tars is None else f"{self.name} in {self.file}"

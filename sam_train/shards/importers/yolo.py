@@ -3,39 +3,55 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from sam_train.errors import ShardError
-from sam_train.records import ImageRecord, MaskRecord
+from sam_train.records import MaskRecord
 from sam_train.shards.class_names import read_class_names
-from sam_train.shards.importers.file_pairing import files_by_stem, images_by_stem, load_image_or_raise
+from sam_train.shards.importers.file_pairing import PairedFolders, files_by_stem, images_by_stem
+from sam_train.shards.importers.image_items import DiskFile, ImageItem
+from sam_train.shards.importers.importer import importer
 from sam_train.shards.importers.mask_records import mask_record_from_rle
 from sam_train.shards.importers.polygons import polygons_to_rle
-from sam_train.shards.keys import image_id_from_path, keys_from_paths
+from sam_train.shards.importers.report import ImportReport
 
 _MAX_BYTES = 256 << 20
 _CLASS = re.compile(r"[0-9]{1,18}(\.0)?")
+_NO_LABELS = ("classes", "labels", "names", "obj", "train", "valid", "val", "test", "README", "README.roboflow", "README.dataset")
+"""Stems of text files that tools write beside the labels."""
 
 
+@importer(default_frame="upright")
 def import_yolo(
-    images: Path, labels: Path, *, names: Path | None = None, counts: Counter[str] | None = None
-) -> Iterator[tuple[ImageRecord, bytes]]:
+    images: Path,
+    labels: Path | None = None,
+    *,
+    names: Path | None = None,
+    image_suffix: str = "",
+    label_suffix: str = "",
+    image_extension: str = "",
+    report: ImportReport,
+) -> list[ImageItem]:
     """Import pairs of an image and YOLO segmentation labels, images/STEM.* and labels/STEM.txt, in the order of names.
 
-    A line is one object: "class x y x y ...", with x and y as fractions of the upright image's width and height. Its line number,
+    A line is one object: "class x y x y ...", with x and y as fractions of the image's width and height. Its line number,
     from 1, becomes the id of the mask. Several parts and holes that are joined by bridges (going forth and back on the same line)
-    are restored exactly. An image without a text file has no objects, as in YOLO, and is counted as "picture_without_labels".
+    are restored exactly. An image without a text file has no objects, as in YOLO, and is counted as "image_without_labels".
 
-    Dropped and counted: "box_without_polygon" (a line of four numbers, as for detection), "mask_without_pixels",
-    "polygon_below_3_points", "polygon_without_pixels". Polygons clipped at the border of the image are counted as
-    "polygon_clipped".
+    Without --labels, --images is the root of a data set with data.yaml: every images/**/STEM.* is paired with the file
+    labels/**/STEM.txt beside that folder, as in train/images and train/labels, or images/train and labels/train. Class names are
+    read from data.yaml. --split-folders writes a set of shards for each folder of the root.
+
+    Dropped and counted: "box_without_polygon" (a line of four numbers, as for detection), "duplicate_line",
+    "mask_without_pixels", "polygon_below_3_points", "polygon_without_pixels". Polygons clipped at the border of the image are
+    counted as "polygon_clipped".
 
     Args:
-        images: Folder of the images.
+        images: Folder of the images, or the root of the data set.
         labels: Folder of the text files.
         names: File of class names, data.yaml or text with one name per line; without it masks have no names.
 
@@ -43,50 +59,103 @@ def import_yolo(
         ShardError: Names the file and the line, for a text file without an image, an invalid line, fractions far outside 0 to
             1, a class that is not in `names`, and a file that cannot be read.
     """
-    counts = Counter() if counts is None else counts
-    classes = None if names is None else read_class_names(names)
-    image_paths, label_paths = images_by_stem(images), files_by_stem(labels, (".txt",))
-    for stem in label_paths:
-        if stem not in image_paths:
-            raise ShardError(f"{label_paths[stem]} has no image: expected {images / stem} with the extension of an image")
-    if not label_paths:
-        raise ShardError(f"no label files in {labels}: expected STEM.txt for the images in {images}")
-    files = [image_paths[stem].relative_to(images).as_posix() for stem in sorted(image_paths)]
-    for key, name, stem in zip(keys_from_paths(files), files, sorted(image_paths), strict=True):
-        decoded = load_image_or_raise(image_paths[stem], key=key)
-        height, width = decoded.image.shape[:2]
-        if stem not in label_paths:
-            counts["picture_without_labels"] += 1
-        masks = list(_masks(label_paths[stem], height, width, classes, counts)) if stem in label_paths else []
-        yield ImageRecord(key=key, image_id=image_id_from_path(name), width=width, height=height, masks=masks), decoded.jpeg
+    if labels is None:
+        names = _data_yaml(images) if names is None else names
+        image_paths, label_paths = _files_of_root(images, image_extension, report)
+    else:
+        suffixes = {"image_suffix": image_suffix, "label_suffix": label_suffix, "image_extension": image_extension}
+        folders = PairedFolders(images, labels, what="label file", extensions=(".txt",), **suffixes)
+        image_paths, label_paths = folders.files(report)
+    report.categories.update({} if names is None else read_class_names(names))
+    for stem in sorted(label_paths.keys() - image_paths.keys()):
+        if Path(stem).name in _NO_LABELS:
+            report.counts["other_file"] += 1
+        else:
+            expected = f"expected {images / stem}{image_suffix} with the extension of an image"
+            report.absent("image_missing", str(label_paths[stem]), f"{label_paths[stem]} has no image: {expected}")
+    if not image_paths.keys() & label_paths.keys():
+        raise ShardError(f"no label files in {labels or images}: expected STEM.txt for the images in {images}")
+    has_names = names is not None
+    return [
+        ImageItem(
+            name=path.relative_to(images).as_posix(),
+            file=DiskFile(path),
+            masks=partial(_masks, label_paths.get(stem), has_names=has_names, report=report),
+        )
+        for stem, path in sorted(image_paths.items())
+    ]
 
 
-def _masks(path: Path, height: int, width: int, classes: dict[int, str] | None, counts: Counter[str]) -> Iterator[MaskRecord]:
+def _data_yaml(root: Path) -> Path:
+    for name in ("data.yaml", "data.yml", "dataset.yaml"):
+        if (root / name).is_file():
+            return root / name
+    raise ShardError(f"{root} has no data.yaml: give the folder of the text files by --labels, or the root of a data set")
+
+
+def _files_of_root(root: Path, image_extension: str, report: ImportReport) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return images and label files by their stem without the folder 'images' or 'labels'."""
+    images = _without_folder(images_by_stem(root, extension=image_extension, report=report), "images", report)
+    return images, _without_folder(files_by_stem(root, (".txt",), report=report), "labels", report)
+
+
+def _without_folder(files: dict[str, Path], folder: str, report: ImportReport) -> dict[str, Path]:
+    found = {}
+    for stem, path in files.items():
+        parts = stem.split("/")
+        if folder not in parts[:-1]:
+            report.counts["other_file"] += 1
+            continue
+        at = len(parts) - 2 - parts[-2::-1].index(folder)
+        found["/".join(parts[:at] + parts[at + 1 :])] = path
+    return found
+
+
+def _masks(path: Path | None, height: int, width: int, *, has_names: bool, report: ImportReport) -> Iterator[MaskRecord]:
+    if path is None:
+        report.counts["image_without_labels"] += 1
+        return
+    seen: set[str] = set()
+    for number, line in enumerate(_lines(path), start=1):
+        record = None
+        with report.entry("annotation", f"{path}, line {number}"):
+            if line.strip() in seen:
+                report.counts["duplicate_line"] += 1
+            else:
+                record = _mask(line, number, f"{path}, line {number}", height, width, has_names=has_names, report=report)
+        seen.update([line.strip()] if line.strip() else [])
+        if record is not None:
+            yield record
+
+
+def _lines(path: Path) -> list[str]:
     if path.stat().st_size > _MAX_BYTES:
         raise ShardError(f"{path} has more than {_MAX_BYTES} bytes, the limit of a label file")
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("ascii").splitlines()
     except UnicodeDecodeError as error:
         raise ShardError(f"{path} is not an ASCII text file: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        place, fields = f"{path}, line {number}", line.split()
-        fractions = _fractions(fields, place=place)
-        if fractions is None:
-            continue
-        if len(fractions) == 2:
-            counts["box_without_polygon"] += 1
-            continue
-        name = _name(fields[0], classes, place)
-        rle = polygons_to_rle([fractions * [width, height]], height=height, width=width, counts=counts, place=place)
-        if rle is None:
-            counts["mask_without_pixels"] += 1
-        else:
-            yield mask_record_from_rle(rle, mask_id=number, annotator="yolo", name=name)
 
 
-def _name(number: str, classes: dict[int, str] | None, place: str) -> str:
-    if classes is None:
-        return ""
+def _mask(
+    line: str, number: int, place: str, height: int, width: int, *, has_names: bool, report: ImportReport
+) -> MaskRecord | None:
+    fields = line.split()
+    fractions = _fractions(fields, place=place)
+    if fractions is None:
+        return None
+    if len(fractions) == 2:
+        report.counts["box_without_polygon"] += 1
+        return None
+    name = _name(fields[0], report.categories, place) if has_names else ""
+    rle = polygons_to_rle([fractions * [width, height]], height=height, width=width, counts=report.counts, place=place)
+    if rle is None:
+        report.counts["mask_without_pixels"] += 1
+        return None
+    return mask_record_from_rle(rle, mask_id=number, annotator="yolo", name=name)
+
+
+def _name(number: str, classes: dict[int, str], place: str) -> str:
     if int(number.removesuffix(".0")) not in classes:
         raise ShardError(f"{place}: class {number[:20]} is not in the file of class names, which has {len(classes)}")
     return classes[int(number.removesuffix(".0"))]

@@ -24,6 +24,7 @@ from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import Sample, expand_shards, iterate_samples, write_shard
 from sam_train.shards.class_names import ClassNumbering, parse_category_names, read_class_names
 from sam_train.shards.importers import IMPORTERS
+from sam_train.shards.importers.report import ImportReport
 from sam_train.shards.mask_table import mask_table_path
 
 Pair = tuple[ImageRecord, bytes]
@@ -205,7 +206,7 @@ def test_categories_that_a_json_does_not_list_are_counted(tmp_path: Path) -> Non
     }
     (tmp_path / "a.json").write_text(json.dumps(document))
     counts: Counter[str] = Counter()
-    ((record, _),) = IMPORTERS["coco"](tmp_path, tmp_path / "a.json", counts=counts)
+    ((record, _),) = IMPORTERS["coco"](tmp_path, tmp_path / "a.json", report=ImportReport(counts=counts))
     assert [mask.name for mask in record.masks] == ["cat", "", ""]
     assert counts == {"category_unknown": 1}
 
@@ -283,7 +284,7 @@ def test_rejects_invalid_files_of_class_names(tmp_path: Path, name: str, text: s
 
 
 @pytest.mark.parametrize(
-    "categories", [{}, [3], [{"id": "1", "name": "a"}], [{"id": 1, "name": None}], [{"id": 1, "name": "a"}] * 2]
+    "categories", [{}, [3], [{"id": "x", "name": "a"}], [{"id": 1, "name": None}], [{"id": 1, "name": "a"}] * 2]
 )
 def test_rejects_invalid_categories(categories: object) -> None:
     with pytest.raises(ShardError, match=r"a\.json"):

@@ -19,6 +19,7 @@ from sam_train.shards import Sample, decode_jpeg, expand_shards, iterate_samples
 from sam_train.shards.exporters import EXPORTERS
 from sam_train.shards.importers import IMPORTERS, import_label_maps
 from sam_train.shards.importers.label_maps import read_label_map
+from sam_train.shards.importers.report import ImportReport
 from sam_train.shards.options import add_options
 from sam_train.shards.split_hash import is_held_out
 
@@ -90,7 +91,7 @@ def test_every_instance_becomes_a_mask(data_set: Path) -> None:
 
 def test_drops_and_counts_small_instances(data_set: Path) -> None:
     counts: Counter[str] = Counter()
-    samples = list(import_label_maps(data_set / "images", data_set / "labels", min_area=2, counts=counts))
+    samples = list(import_label_maps(data_set / "images", data_set / "labels", min_area=2, report=ImportReport(counts=counts)))
     assert [{mask.id for mask in record.masks} for record, _ in samples] == [{1, 700}] * 7
     assert counts == {"below_min_area": 7}
 
@@ -125,7 +126,7 @@ def break_size(data_set: Path) -> None:
 
 
 def break_colour_label(data_set: Path) -> None:
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(data_set / "labels" / "cell_4.png")
+    Image.fromarray(np.arange(1800).astype(np.uint8).reshape(20, 30, 3)).save(data_set / "labels" / "cell_4.png")
 
 
 def break_picture(data_set: Path) -> None:
@@ -263,7 +264,8 @@ def test_imports_real_nuclei(tmp_path: Path) -> None:
     [
         ("import bsds500 --images a --labels b --out c --person 1", "--person was renamed to --annotator"),
         ("export coco --shards a --out b --form polygons", "--form was renamed to --mask-format"),
-        ("import coco --images a --annotations b --out c --missing leave_out", "leave_out: renamed to skip"),
+        ("import coco --images a --annotations b --out c --missing skip", "skip: renamed to leave_out"),
+        ("import sa1b --source a --out c --unpaired skip", "--unpaired was renamed to --missing"),
     ],
 )
 def test_rejects_an_option_of_an_earlier_version_with_its_new_name(

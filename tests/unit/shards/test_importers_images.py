@@ -21,6 +21,7 @@ from sam_train.shards.importers import IMPORTERS
 from sam_train.shards.importers.binary_masks import import_binary_masks
 from sam_train.shards.importers.bsds500 import import_bsds500, read_bsds_segmentations
 from sam_train.shards.importers.panoptic import import_panoptic
+from sam_train.shards.importers.report import ImportReport
 from sam_train.shards.importers.yolo import import_yolo
 
 HEIGHT, WIDTH = 20, 30
@@ -75,10 +76,9 @@ def test_imports_binary_masks_in_the_format_of_dsb(tmp_path: Path) -> None:
             save(tmp_path / stem / "masks" / f"m{number}.png", box(number, 0, number + 2, 9).astype(np.uint8) * 255)
     save(tmp_path / "1b" / "masks" / "m1.png", np.zeros((HEIGHT, WIDTH), np.uint8))
     counts: Counter[str] = Counter()
-    found = [record for record, _ in import_binary_masks(tmp_path, counts=counts)]
+    found = [record for record, _ in import_binary_masks(tmp_path, report=ImportReport(counts=counts))]
     assert [(record.key, [mask.id for mask in record.masks]) for record in found] == [("0a", [1, 2, 3]), ("1b", [1, 3])]
     assert counts == {"mask_without_pixels": 1}
-    main(["import", "binary_masks", "--images", str(tmp_path), "--out", str(tmp_path / "out"), "--min-area", "100"])
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def binary(tmp_path: Path) -> Path:
 WRONG_BINARY: dict[str, tuple[Callable[[Path], object], str]] = {
     "size": (lambda p: save(p / "masks" / "a_0.png", np.zeros((30, 20), np.uint8)), "a_0.png is 20 x 30"),
     "values": (lambda p: save(p / "masks" / "a_0.png", np.arange(600, dtype=np.uint16).reshape(20, 30)), "label_maps"),
-    "colour": (lambda p: save(p / "masks" / "a_0.png"), "a_0.png is PNG with mode RGB"),
+    "colour": (lambda p: save(p / "masks" / "a_0.png", rgb(IDS)), "a_0.png has colours"),
     "no_picture": (lambda p: save(p / "masks" / "c_0.png", box(0, 0, 1, 1)), "c_0.png has no image"),
     "no_masks": (lambda p: save(p / "images" / "c.jpg"), "c.jpg has no masks"),
     "ambiguous": (lambda p: save(p / "images" / "a_0.jpg"), "may belong to a_0 and a"),
@@ -121,7 +121,9 @@ def yolo(tmp_path: Path, text: str) -> tuple[list[ImageRecord], Counter[str]]:
     (tmp_path / "labels").mkdir(exist_ok=True)
     (tmp_path / "labels" / "a.txt").write_text(text)
     counts: Counter[str] = Counter()
-    return [record for record, _ in import_yolo(tmp_path / "images", tmp_path / "labels", counts=counts)], counts
+    return [
+        record for record, _ in import_yolo(tmp_path / "images", tmp_path / "labels", report=ImportReport(counts=counts))
+    ], counts
 
 
 def test_imports_yolo_lines(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_imports_yolo_lines(tmp_path: Path) -> None:
     np.testing.assert_array_equal(masks[1], box(2, 3, 12, 12))
     np.testing.assert_array_equal(masks[4], box(18, 27, 20, 30))
     assert counts == {
-        "picture_without_labels": 1,
+        "image_without_labels": 1,
         "box_without_polygon": 1,
         "polygon_clipped": 1,
         "polygon_without_pixels": 1,
@@ -178,7 +180,7 @@ def test_imports_real_yolo_labels(shared_dir: Path) -> None:
     if not folder.is_dir():
         pytest.skip("COCO-128 is not in the folder `shared` beside the repository")
     counts: Counter[str] = Counter()
-    found = [record for record, _ in import_yolo(folder / "images", folder / "labels", counts=counts)]
+    found = [record for record, _ in import_yolo(folder / "images", folder / "labels", report=ImportReport(counts=counts))]
     lines = sum(len(path.read_text().splitlines()) for path in (folder / "labels").glob("*.txt"))
     assert (len(found), sum(len(record.masks) for record in found), dict(counts)) == (62, lines, {})
 
@@ -217,7 +219,7 @@ def panoptic(tmp_path: Path) -> Path:
 
 def panoptic_masks(folder: Path, **options: Any) -> tuple[dict[int, np.ndarray], Counter[str]]:
     counts: Counter[str] = Counter()
-    ((record, _),) = import_panoptic(folder / "images", folder / "labels", counts=counts, **options)
+    ((record, _),) = import_panoptic(folder / "images", folder / "labels", report=ImportReport(counts=counts), **options)
     return masks_of(record), counts
 
 
@@ -231,12 +233,12 @@ def test_panoptic_colours_become_ids(panoptic: Path) -> None:
 
 
 def test_panoptic_json_selects_segments(panoptic: Path) -> None:
-    masks, counts = panoptic_masks(panoptic, segments=panoptic / "segments.json")
+    masks, counts = panoptic_masks(panoptic, segments=panoptic / "segments.json", drop_crowd=True)
     assert set(masks) == {300, 16_000_000}
     assert counts == {"stuff": 1, "crowd": 1}
     masks, counts = panoptic_masks(panoptic, segments=panoptic / "segments.json", keep_stuff=True)
-    assert set(masks) == {7, 300, 16_000_000}
-    assert counts == {"crowd": 1}
+    assert set(masks) == {7, 300, 70_000, 16_000_000}
+    assert counts == {}
 
 
 def test_imports_cityscapes(tmp_path: Path) -> None:
@@ -249,10 +251,10 @@ def test_imports_cityscapes(tmp_path: Path) -> None:
     suffixes = {"image_suffix": "_leftImg8bit", "label_suffix": "_gtFine_instanceIds"}
     masks, counts = panoptic_masks(tmp_path, **suffixes)
     assert set(masks) == {26_000, 26_001}
-    assert counts == {"stuff": 2}
+    assert counts == {"stuff": 2, "other_file": 1}
     masks, counts = panoptic_masks(tmp_path, keep_stuff=True, **suffixes)
     assert set(masks) == {7, 24, 26_000, 26_001}
-    assert counts == {}
+    assert counts == {"other_file": 1}
 
 
 def listed(**changes: object) -> Callable[[Path], object]:
@@ -310,7 +312,7 @@ def bsds(tmp_path: Path) -> Path:
 
 def test_bsds_imports_all_annotators_and_equal_segments_once(bsds: Path) -> None:
     counts: Counter[str] = Counter()
-    ((record, _),) = import_bsds500(bsds / "images", bsds / "truth", counts=counts)
+    ((record, _),) = import_bsds500(bsds / "images", bsds / "truth", report=ImportReport(counts=counts))
     found = [(mask.id, mask.area, mask.provenance and mask.provenance.annotator) for mask in record.masks]
     assert found == [(1, 150, "bsds500/1"), (2, 150, "bsds500/1"), (3, 300, "bsds500/1"), (4, 450, "bsds500/2")]
     assert counts == {"same_segment": 1}
@@ -320,8 +322,8 @@ def test_bsds_imports_one_annotator(bsds: Path) -> None:
     ((record, _),) = import_bsds500(bsds / "images", bsds / "truth", annotator=2)
     assert [mask.area for mask in record.masks] == [150, 450]
     counts: Counter[str] = Counter()
-    assert list(import_bsds500(bsds / "images", bsds / "truth", annotator=3, counts=counts)) == []
-    assert counts == {"picture_without_person": 1}
+    assert list(import_bsds500(bsds / "images", bsds / "truth", annotator=3, report=ImportReport(counts=counts))) == []
+    assert counts == {"image_without_annotator": 1}
     with pytest.raises(ShardError, match="expected the number of an annotator from 1"):
         list(import_bsds500(bsds / "images", bsds / "truth", annotator=-1))
 
