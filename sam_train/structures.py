@@ -7,7 +7,8 @@ each image token along a side: a quarter of H W with 16-pixel patches).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
@@ -123,6 +124,8 @@ class Batch:
     """Class name or caption of each mask, empty where unknown; None unless the loader reads them (`data.load_names=true`)."""
     text_embeddings: Float[Tensor, "N E"] | None = None
     """Text embedding of each mask's name, unit norm; None if the run has no `text`."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Number of masks of the images that are not in the batch, by the option of `data` that dropped them."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device`. Lightning's transfer hook calls this method."""
@@ -138,7 +141,7 @@ class Batch:
     def split(self, num_images: int) -> list[Batch]:
         """Split into batches of `num_images` images, the last perhaps smaller, each with its masks.
 
-        `skipped` stays with the first batch.
+        `skipped` and `dropped` stay with the first batch.
         """
         if num_images >= len(self.keys):
             return [self]
@@ -154,6 +157,7 @@ class Batch:
                     image_index=self.image_index[masks] - start,
                     target_masks=self.target_masks[masks],
                     skipped=() if start else self.skipped,
+                    dropped={} if start else self.dropped,
                     names=self.names and tuple(self.names[i] for i in masks.nonzero()[:, 0].tolist()),
                     text_embeddings=None if self.text_embeddings is None else self.text_embeddings[masks],
                 )

@@ -25,12 +25,12 @@ from sam_train.checkpoint import checkpoint_hash, save_checkpoint
 from sam_train.cli.commands import TRAIN
 from sam_train.config import build, changed_keys, config_hash, save_resolved, to_plain
 from sam_train.data.datamodule import ShardDataModule
+from sam_train.data.mask_survey import describe_dropped_masks
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.files import atomic_write_bytes
 from sam_train.inference.box_mask_generator import save_proposer
 from sam_train.model import Sam
 from sam_train.model.tiny_vit import TinyViT
-from sam_train.training.callbacks import RunTimer
 from sam_train.training.factory import (
     build_inference_model,
     build_module,
@@ -38,8 +38,11 @@ from sam_train.training.factory import (
     log_rank_zero,
     with_text_encoder,
 )
+from sam_train.training.loggers import describe_loggers
 from sam_train.training.preemption import Preempted, requeue_sweep_job
 from sam_train.training.proposer_module import ProposerModule
+from sam_train.training.run_summary import describe_result
+from sam_train.training.run_timer import RunTimer
 from sam_train.training.step_module import StepModule
 from sam_train.training.trainer import build_trainer, silence_lightning
 
@@ -93,6 +96,8 @@ def train_model(cfg: DictConfig) -> dict[str, float]:
         log_rank_zero("resuming from %s", last)
     trainer = build_trainer(cfg, run_dir, timer)
     log_rank_zero("%s", describe_step_split(trainer, datamodule, module))
+    if dropped := describe_dropped_masks(datamodule.train_set):
+        log_rank_zero("%s", dropped)
     rank_zero_only(save_resolved)(cfg, run_dir / "config.yaml")
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
@@ -174,8 +179,25 @@ def write_results(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: Step
         else:
             save_checkpoint(path, trained_model(cfg, trainer, module), to_plain(cfg.model), provenance)
         atomic_write_bytes(run_dir / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-        log.info("%s: %s", path, ", ".join(f"{k} {v:.3f}" for k, v in sorted(metrics.items())))
+        log.info("%s", describe_run(cfg, path, trainer, module, metrics))
     return metrics
+
+
+def describe_run(cfg: DictConfig, path: Path, trainer: Trainer, module: StepModule, metrics: dict[str, float]) -> str:
+    """Return the closing message of a run whose model is at `path`."""
+    shards = cfg.data.val_shards if isinstance(cfg.data.val_shards, str) else "HELDOUT"
+    command = f"sam-evaluate checkpoint={path} shards={shards}"
+    if cfg.get("proposer"):
+        command = f"sam-evaluate protocol=prefill generator@protocol.generator=proposer protocol.generator.file={path}"
+        command += f" checkpoint={cfg.init_checkpoint} shards={shards}"
+    return describe_result(
+        metrics,
+        what=f"{cfg.name} ({sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6:.2f} million parameters)",
+        result=str(path),
+        max_steps=trainer.max_steps,
+        loggers=describe_loggers(trainer.loggers),
+        next_command=command,
+    )
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ class ShardDataset(Dataset[TrainingSample]):
     window: number of shards whose samples are mixed, see `SampleOrder`.
     text_store: adds one of its text embeddings to each mask, drawn at random; masks that have none are dropped.
 
-    `TrainingSample.skipped` holds the reasons for which samples were skipped: `no_mask`, `no_mask_left`, `undecodable_jpeg`,
-    `wrong_size`, `too_large`, `no_text_prompt`, or `bad_FIELD` for a field that violates the schema.
+    `TrainingSample.skipped` holds the reasons for which samples were skipped: `no_mask`, `masks_too_large`,
+    `masks_too_small`, `undecodable_jpeg`, `wrong_size`, `too_large`, `no_text_prompt`, or `bad_FIELD` for a field that violates the schema.
 
     Indexing raises ShardError after `max_consecutive_skips` unusable samples in a row, or after a whole epoch of them.
     """
@@ -135,7 +135,8 @@ class ShardDataset(Dataset[TrainingSample]):
         if len(self._logged) < _MAX_LOGGED_SKIPS and str(skip) not in self._logged:
             self._logged.add(str(skip))
             suffix = "; further skipped samples are only counted" if len(self._logged) == _MAX_LOGGED_SKIPS else ""
-            log.warning("skipped a sample, %s: %s%s", skip.reason, skip, suffix)
+            reason = "" if str(skip).startswith(skip.reason) else f"{skip.reason}: "
+            log.warning("skipped a sample, %s%s%s", reason, skip, suffix)
 
 
 def _too_many_skips(skipped: Sequence[str]) -> ShardError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,16 @@ class MaskCrops:
         areas = [np.count_nonzero(crop.pixels) for crop in crops]
         pixels = np.concatenate([np.zeros(0, bool), *(crop.pixels.reshape(-1) for crop in crops)])
         return MaskCrops(np.array(boxes, np.int64).reshape(-1, 4), np.array(areas, np.int64), pixels)
+
+    @staticmethod
+    def concatenate(parts: Sequence[MaskCrops]) -> MaskCrops:
+        """Join the crops of any number of parts in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return MaskCrops.from_crops([])
+        joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "areas", "pixels"))
+        return MaskCrops(*joined)
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -6,7 +6,8 @@ the full frames are written where they are used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -37,6 +38,7 @@ class PackedBatch:
     skipped: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
     text_embeddings: Float[Tensor, "N E"] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """Return the batch with its pixels on `device` (Lightning's transfer hook calls a method of this name)."""
@@ -55,6 +57,7 @@ class PackedBatch:
             skipped=self.skipped,
             names=self.names,
             text_embeddings=self.text_embeddings,
+            dropped=self.dropped,
         )
 
     @property

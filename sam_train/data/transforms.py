@@ -9,7 +9,8 @@ masks are decoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from sam_train.data.mask_targets import resize_rles
 from sam_train.data.record_parser import TargetRecord
 from sam_train.errors import SkipSampleError
 from sam_train.geometry import Resize, pad_to_square
-from sam_train.records import ImageRecord, Rle
+from sam_train.records import ImageRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class TrainingSample:
     """Name of each mask, "" if it has none; None if names are not loaded."""
     text_embeddings: np.ndarray | None = None
     """N x E text embeddings of the masks; None if the dataset has no `text_store`."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Number of masks of the image that are not among the N, by the option that dropped them (DROPPING_OPTIONS)."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -77,12 +80,16 @@ class TrainingSample:
         )
 
 
+DROPPING_OPTIONS = ("max_area_fraction", "min_area_px", "max_masks")
+"""Options of `Transform` that drop masks, in the order in which they apply."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformParams:
     """The random choices for one sample."""
 
-    rles: tuple[Rle, ...]
-    """The chosen masks."""
+    order: Sequence[int]
+    """Indices of the masks that are not too large, in the random order in which they are taken."""
     scaled_hw: tuple[int, int]
     """Height and width to which the image is resized, before it is rotated."""
     turns: int
@@ -91,19 +98,6 @@ class TransformParams:
     """True if the image is mirrored left to right, after the rotation."""
     window: tuple[int, int]
     """First row and column of the S x S crop window in the resized and rotated image."""
-    names: tuple[str, ...] | None = None
-    """Names of the masks, if they are loaded."""
-    text_embeddings: np.ndarray | None = None
-    """N x E text embeddings of the masks, if the record has them."""
-
-    def select_masks(self, keep: np.ndarray) -> TransformParams:
-        """Return the parameters for the masks for which `keep` (N bool) is true."""
-        if keep.all():
-            return self
-        rles = tuple(rle for rle, is_kept in zip(self.rles, keep, strict=True) if is_kept)
-        names = self.names and tuple(name for name, is_kept in zip(self.names, keep, strict=True) if is_kept)
-        text_embeddings = None if self.text_embeddings is None else self.text_embeddings[keep]
-        return replace(self, rles=rles, names=names, text_embeddings=text_embeddings)
 
     @property
     def rotated_hw(self) -> tuple[int, int]:
@@ -111,14 +105,21 @@ class TransformParams:
         return self.scaled_hw if self.turns % 2 == 0 else self.scaled_hw[::-1]
 
 
+@dataclass(frozen=True, slots=True)
+class _ChosenMasks:
+    indices: Sequence[int]
+    crops: MaskCrops
+    dropped: Mapping[str, int]
+
+
 class Transform:
     """Transforms an image and its record to a TrainingSample.
 
     image_size: side S of the model frame.
-    max_masks: number of masks drawn at random from each image (paper: 64 a GPU).
     max_area_fraction: masks that cover more of the image are dropped (paper: 0.9).
     min_area_px: masks with fewer pixels in the model frame are dropped: at least 1, because no click can be drawn in an empty
         target.
+    max_masks: number of masks drawn at random from those that are left (paper: 64 a GPU).
     scale_jitter: range of the factor on the scale that resizes the longest side to S; a factor above 1 crops a random window.
         (1, 1) is no jitter, (0.1, 2) the paper's large-scale jitter.
     flip, quarter_turns: random mirroring, random rotation by multiples of 90 degrees.
@@ -156,8 +157,10 @@ class Transform:
         Raises SkipSampleError if no mask is left, and ShardError for an RLE of another size than the record's.
         """
         target_record = TargetRecord.from_image_record(record, names=self.load_names)
-        params, crops = self._mask_crops(target_record, self.draw_params(target_record, rng))
-        return self._sample(image, target_record, params, crops, skipped)
+        params = self.draw_params(target_record, rng)
+        chosen = self._choose_masks(target_record, params)
+        self._check_not_empty(target_record, chosen)
+        return self._sample(image, target_record, params, chosen, skipped)
 
     def from_jpeg(
         self, jpeg: bytes, record: TargetRecord, rng: np.random.Generator, *, shard: str = "", skipped: tuple[str, ...] = ()
@@ -166,13 +169,19 @@ class Transform:
         params = self.draw_params(record, rng)
         read_jpeg_size(jpeg, record, shard=shard)
         # Before the image, while the record is still in the CPU's cache: decoding evicts it.
-        params, crops = self._mask_crops(record, params)
+        chosen = self._choose_masks(record, params)
+        self._check_not_empty(record, chosen)
         image = decode_jpeg_reduced(jpeg, record, *params.scaled_hw, shard=shard)
-        return self._sample(image, record, params, crops, skipped)
+        return self._sample(image, record, params, chosen, skipped)
+
+    def count_masks(self, record: TargetRecord, rng: np.random.Generator) -> tuple[int, Mapping[str, int]]:
+        """Return the number of masks that a sample of this record would have, and how many each option drops."""
+        chosen = self._choose_masks(record, self.draw_params(record, rng))
+        return len(chosen.indices), chosen.dropped
 
     def draw_params(self, record: TargetRecord, rng: np.random.Generator) -> TransformParams:
-        """Draw all random choices. Raises SkipSampleError("no_mask") if there is no mask to choose."""
-        indices = self._draw_masks(record, rng)
+        """Draw all random choices."""
+        order = self._draw_order(record, rng)
         turns = int(rng.integers(4)) if self.quarter_turns else 0
         flip = self.flip and rng.random() < 0.5
         low, high = self.scale_jitter
@@ -181,47 +190,65 @@ class Transform:
         rows, columns = (height, width) if turns % 2 == 0 else (width, height)
         top = int(rng.integers(max(0, rows - self.image_size) + 1))
         left = int(rng.integers(max(0, columns - self.image_size) + 1))
-        return TransformParams(
-            rles=tuple(record.rles[i] for i in indices),
-            names=None if record.names is None else tuple(record.names[i] for i in indices),
-            text_embeddings=None if record.text_embeddings is None else record.text_embeddings[indices],
-            scaled_hw=(height, width),
-            turns=turns,
-            flip=flip,
-            window=(top, left),
-        )
+        return TransformParams(order=order, scaled_hw=(height, width), turns=turns, flip=flip, window=(top, left))
 
-    def _draw_masks(self, record: TargetRecord, rng: np.random.Generator) -> list[int]:
-        """Return the indices of the chosen masks in the record."""
+    def _draw_order(self, record: TargetRecord, rng: np.random.Generator) -> list[int]:
         limit = self.max_area_fraction * record.width * record.height
         eligible = [i for i, area in enumerate(record.areas) if 0 < area <= limit]
-        if not eligible:
-            raise SkipSampleError("no_mask", key=record.key)
-        return [eligible[i] for i in rng.permutation(len(eligible))[: self.max_masks]]
+        return [eligible[i] for i in rng.permutation(len(eligible))]
 
-    def _mask_crops(self, record: TargetRecord, params: TransformParams) -> tuple[TransformParams, MaskCrops]:
-        """Return the masks that are large enough, as crops in the model frame, and the parameters for these alone."""
-        resized = resize_rles(params.rles, (record.height, record.width), params.scaled_hw, key=record.key)
-        crops = self._augment_masks(resized, params)
-        kept = crops.with_min_area(self.min_area_px)
-        if not len(kept):
-            raise SkipSampleError("no_mask_left", key=record.key)
-        return params.select_masks(crops.areas >= self.min_area_px), kept
+    def _choose_masks(self, record: TargetRecord, params: TransformParams) -> _ChosenMasks:
+        """Return the first `max_masks` masks of the drawn order that are large enough, as crops in the model frame.
+
+        The result is a random choice among all masks that are large enough; only as many masks are resized as that takes.
+        """
+        indices: list[int] = []
+        crops: list[MaskCrops] = []
+        num_small = start = 0
+        while len(indices) < self.max_masks and start < len(params.order):
+            part = params.order[start : start + self.max_masks - len(indices)]
+            rles = [record.rles[i] for i in part]
+            resized = resize_rles(rles, (record.height, record.width), params.scaled_hw, key=record.key)
+            augmented = self._augment_masks(resized, params)
+            large = [i for i, area in zip(part, augmented.areas, strict=True) if area >= self.min_area_px]
+            indices, num_small, start = indices + large, num_small + len(part) - len(large), start + len(part)
+            crops.append(augmented.with_min_area(self.min_area_px))
+        num_empty = sum(area <= 0 for area in record.areas)
+        num_large = len(record.areas) - len(params.order) - num_empty
+        counts = (num_large, num_small + num_empty, len(params.order) - start)
+        dropped = {option: num for option, num in zip(DROPPING_OPTIONS, counts, strict=True) if num}
+        return _ChosenMasks(indices, MaskCrops.concatenate(crops), dropped)
+
+    def _check_not_empty(self, record: TargetRecord, chosen: _ChosenMasks) -> None:
+        """Raise SkipSampleError if no mask is left."""
+        if chosen.indices:
+            return
+        num, num_large = len(record.areas), chosen.dropped.get("max_area_fraction", 0)
+        if not any(record.areas):
+            raise SkipSampleError("no_mask", "its masks are empty" if num else "the image has no masks", key=record.key)
+        if num == num_large:
+            problem = f"each of its {num} masks covers more than data.max_area_fraction={self.max_area_fraction} of the image"
+            raise SkipSampleError("masks_too_large", problem, key=record.key)
+        problem = f"none of its {num} masks has data.min_area_px={self.min_area_px} pixels in the model frame"
+        problem += f" (data.image_size={self.image_size})"
+        raise SkipSampleError("masks_too_small", problem, key=record.key)
 
     def _sample(
-        self, image: np.ndarray, record: TargetRecord, params: TransformParams, crops: MaskCrops, skipped: tuple[str, ...]
+        self, image: np.ndarray, record: TargetRecord, params: TransformParams, chosen: _ChosenMasks, skipped: tuple[str, ...]
     ) -> TrainingSample:
         rotated = np.rot90(resize_decoded(image, *params.scaled_hw), params.turns)
         flipped = rotated[:, ::-1] if params.flip else rotated
         top, left = params.window
+        names, text_embeddings = record.names, record.text_embeddings
         return TrainingSample(
             key=record.key,
             unpadded_image=np.ascontiguousarray(flipped[top : top + self.image_size, left : left + self.image_size]),
             image_size=self.image_size,
-            mask_crops=crops,
+            mask_crops=chosen.crops,
             skipped=skipped,
-            names=params.names,
-            text_embeddings=params.text_embeddings,
+            names=None if names is None else tuple(names[i] for i in chosen.indices),
+            text_embeddings=None if text_embeddings is None else text_embeddings[chosen.indices],
+            dropped=chosen.dropped,
         )
 
     def _augment_masks(self, crops: MaskCrops, params: TransformParams) -> MaskCrops:

@@ -1,96 +1,127 @@
-"""Callbacks that log mask images and measure the duration of a run."""
+"""Masks drawn on validation images, for the loggers that show images: wandb, TensorBoard and MLflow."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from sam_train.shards.drawing import OPACITY, draw_border, fill_mask, mask_colour
 from sam_train.structures import Batch
 from sam_train.training.click_validation import predicted_masks, validation_simulator
 
 
-class LogMaskImages(Callback):
-    """Logs validation images with their ground-truth masks and the masks predicted from one click to wandb.
+@dataclass(frozen=True, slots=True)
+class MaskImage:
+    """An image in the model frame (S x S x 3 uint8) with n target masks and the masks predicted from one click (n x S x S bool)."""
 
-    num_images: number of images, from the first validation batches. Without a wandb logger nothing is logged: other loggers do
-    not support mask overlays.
+    key: str
+    pixels: np.ndarray
+    targets: np.ndarray
+    predictions: np.ndarray
+
+    def draw(self) -> np.ndarray:
+        """Return the image twice side by side, S x 2S x 3 uint8: with the target masks, and with the predicted masks."""
+        return np.concatenate([_draw(self.pixels, masks) for masks in (self.targets, self.predictions)], axis=1)
+
+
+class LogMaskImages(Callback):
+    """Logs validation images with their target masks and the masks predicted from one click, to each logger that shows images.
+
+    num_images: number of images, from the first validation batches.
     """
 
     def __init__(self, num_images: int = 4) -> None:
         self.num_images = num_images
-        self._images: list[Any] = []
+        self._images: list[MaskImage] = []
         self._simulator = validation_simulator()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Collect images until there are `num_images`."""
-        if len(self._images) < self.num_images and _wandb_logger(trainer) is not None:
+        room = self.num_images - len(self._images)
+        if room > 0 and any(isinstance(logger, tuple(_LOG)) for logger in trainer.loggers):
             with_masks = batch.image_index.unique().tolist()  # a skipped image has no masks
-            room = self.num_images - len(self._images)
-            self._images += [self._overlay(pl_module, batch, image) for image in with_masks[:room]]
+            self._images += [self._predict(pl_module, batch, image) for image in with_masks[:room]]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the collected images."""
-        logger = _wandb_logger(trainer)
-        if logger is not None and self._images:
-            logger.experiment.log({"val/masks": self._images, "trainer/global_step": trainer.global_step})
+        for logger in trainer.loggers if self._images and trainer.is_global_zero else ():
+            for kind, log_images in _LOG.items():
+                if isinstance(logger, kind):
+                    log_images(logger, self._images, trainer.global_step)
         self._images = []
 
     @torch.inference_mode()
-    def _overlay(self, module: Any, batch: Batch, image: int) -> Any:
-        import wandb
-
+    def _predict(self, module: Any, batch: Batch, image: int) -> MaskImage:
         rows, model = (batch.image_index == image).nonzero()[:, 0], module.model
         embeddings = model.encode_images(batch.images[image : image + 1], batch.sizes_hw[image : image + 1])
         targets = batch.target_masks[rows]
         prompts = self._simulator.first_prompts(targets, torch.zeros_like(rows), torch.Generator().manual_seed(0))
-        best = model.decode(embeddings, prompts, multimask_output=True).best()
-        predictions = predicted_masks(best, model.image_size)
-        height, width = batch.sizes_hw[image].tolist()
-        layers = {
-            name: {"mask_data": _label_map(masks)[:height, :width].cpu().numpy()}
-            for name, masks in (("target", targets), ("one click", predictions))
-        }
-        pixels = batch.images[image, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-        return wandb.Image(pixels, masks=layers, caption=batch.keys[image])
+        predictions = predicted_masks(model.decode(embeddings, prompts, multimask_output=True).best(), model.image_size)
+        pixels = batch.images[image].permute(1, 2, 0).cpu().numpy()
+        return MaskImage(batch.keys[image], pixels, targets.cpu().numpy(), predictions.cpu().numpy())
 
 
-class RunTimer(Callback):
-    """Measures the duration of a run in seconds, summed over the processes that resumed it.
+def _log_to_wandb(logger: Any, images: list[MaskImage], step: int) -> None:
+    import wandb
 
-    The duration is stored in checkpoints, and a process that resumes a run adds to it. The time between the last checkpoint and a
-    kill is not counted; the steps that were lost are counted when they are repeated.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._start, self._earlier_seconds = clock, clock(), 0.0
-
-    def seconds(self) -> float:
-        """Return the duration until now: up to the checkpoint from which the run resumed, plus that of this process."""
-        return self._earlier_seconds + self._clock() - self._start
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the duration until now, for the checkpoint."""
-        return {"seconds": self.seconds()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the duration up to the checkpoint."""
-        self._earlier_seconds = float(state_dict["seconds"])
+    overlays = [
+        wandb.Image(
+            image.pixels,
+            masks={
+                name: {"mask_data": _label_map(masks)}
+                for name, masks in (("target", image.targets), ("one click", image.predictions))
+            },
+            caption=image.key,
+        )
+        for image in images
+    ]
+    logger.experiment.log({"val/masks": overlays, "trainer/global_step": step})
 
 
-def _label_map(masks: torch.Tensor) -> torch.Tensor:
-    """Return one H x W label map of N x H x W masks, with smaller masks drawn over larger ones."""
-    labels = torch.zeros(masks.shape[1:], dtype=torch.uint8, device=masks.device)
-    for label, index in enumerate(masks.sum((1, 2)).argsort(descending=True).tolist()[:254], start=1):
+def _log_to_tensorboard(logger: Any, images: list[MaskImage], step: int) -> None:
+    for image in images:
+        logger.experiment.add_image(f"val/masks/{image.key}", image.draw(), step, dataformats="HWC")
+
+
+def _log_to_mlflow(logger: Any, images: list[MaskImage], step: int) -> None:
+    for image in images:
+        logger.experiment.log_image(logger.run_id, image.draw(), artifact_file=f"val_masks/step_{step:07d}/{image.key}.png")
+
+
+_LOG: dict[type[Logger], Any] = {
+    WandbLogger: _log_to_wandb,
+    TensorBoardLogger: _log_to_tensorboard,
+    MLFlowLogger: _log_to_mlflow,
+}
+"""How each logger takes images."""
+
+
+def _largest_first(masks: np.ndarray) -> list[int]:
+    """Return the indices of N x H x W masks such that smaller masks are drawn over larger ones."""
+    order: list[int] = np.argsort(-masks.sum((1, 2)), kind="stable").tolist()
+    return order
+
+
+def _draw(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    canvas = pixels.astype(np.float32, order="C")  # OpenCV draws on contiguous pixels
+    for index in _largest_first(masks):
+        fill_mask(canvas, masks[index].astype(np.float32), mask_colour(index), opacity=OPACITY)
+    drawn = canvas.astype(np.uint8)
+    for index in _largest_first(masks):
+        draw_border(drawn, masks[index].astype(np.float32), mask_colour(index, bright=True), thickness=1)
+    return drawn
+
+
+def _label_map(masks: np.ndarray) -> np.ndarray:
+    """Return one H x W uint8 label map of N x H x W masks."""
+    labels = np.zeros(masks.shape[1:], np.uint8)
+    for label, index in enumerate(_largest_first(masks)[:254], start=1):
         labels[masks[index]] = label
     return labels
-
-
-def _wandb_logger(trainer: Trainer) -> WandbLogger | None:
-    return next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)

@@ -50,11 +50,11 @@ class ClickValidation(nn.Module):
         means = self.iou_from_clicks.compute()
         self.iou_from_clicks.reset()
         for clicks in VALIDATION_CLICKS:
-            module.log(f"val/miou_at_{clicks}", means[clicks - 1], prog_bar=True, sync_dist=True)
+            module.log(f"val/miou_at_{clicks}", means[clicks - 1], sync_dist=True)
         if has_text_prompts:
             from_text, after_click = self.iou_from_text.compute()
             self.iou_from_text.reset()
-            module.log("val/miou_from_text", from_text, prog_bar=True, sync_dist=True)
+            module.log("val/miou_from_text", from_text, sync_dist=True)
             module.log("val/miou_from_text_and_click", after_click, sync_dist=True)
 
     def _ious(

@@ -33,7 +33,7 @@ class DistillModule(StepModule):
     options: other parameters as in `StepModule`.
     """
 
-    progress_bar_metrics = (("loss", "loss"), ("cosine", "cosine"))
+    progress_metrics = (("loss", "loss"), ("cosine", "cosine"))
     metric_names = ("loss", "cosine")
     mean_over = "images"
 

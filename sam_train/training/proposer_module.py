@@ -30,7 +30,7 @@ class ProposerModule(StepModule):
     Raises ValueError if `ema_decay` is set.
     """
 
-    progress_bar_metrics = (("loss", "loss"), ("boxes", "boxes"))
+    progress_metrics = (("loss", "loss"), ("boxes", "boxes"))
     metric_names = ("loss", "focal", "boxes")
 
     def __init__(
@@ -88,5 +88,5 @@ class ProposerModule(StepModule):
         """Log precision and recall of the boxes."""
         precision, recall = self.val_matches.compute()
         self.val_matches.reset()
-        self.log("val/box_precision", precision, prog_bar=True, sync_dist=True)
-        self.log("val/box_recall", recall, prog_bar=True, sync_dist=True)
+        self.log("val/box_precision", precision, sync_dist=True)
+        self.log("val/box_recall", recall, sync_dist=True)

@@ -36,7 +36,7 @@ class SamModule(StepModule):
     Raises ValueError if loss_resolution is neither "grid" nor "full".
     """
 
-    progress_bar_metrics = (("loss", "loss"), ("iou", "iou_last_round"))
+    progress_metrics = (("loss", "loss"), ("IoU", "iou_last_round"))
     metric_names = TERMS_PER_ROUND
 
     def __init__(

@@ -8,10 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 
+from sam_train.data.transforms import DROPPING_OPTIONS
 from sam_train.losses import LossTerms
 from sam_train.structures import Batch
 
-COUNTS = ("masks", "images", "skipped", "preemption_requested")
+DROPPED_MASKS = tuple(f"masks_dropped_by_{option}" for option in DROPPING_OPTIONS)
+"""Logged names of the numbers of masks that the options of `data` dropped from the images of a step."""
+
+COUNTS = ("masks", "images", "skipped", "preemption_requested", *DROPPED_MASKS)
 """Names of the counts with which the vector of sums begins."""
 
 TERMS_PER_ROUND = ("loss", "focal", "dice", "iou_loss", "true_iou", "predicted_iou")
@@ -45,7 +49,7 @@ class StepMetricsAccumulator:
     def add_batch(self, batch: Batch, *, preemption_requested: bool = False) -> None:
         """Count the images and masks of a batch. preemption_requested: this process has received a preemption signal."""
         counts = [len(batch.image_index), len(batch.keys), len(batch.skipped), float(preemption_requested)]
-        self._counts += torch.tensor(counts)
+        self._counts += torch.tensor([*counts, *(batch.dropped.get(option, 0) for option in DROPPING_OPTIONS)])
 
     def add_terms(self, round_index: int, terms: LossTerms) -> None:
         """Add the losses of one round of a pass, as sums over its masks."""
@@ -101,14 +105,15 @@ class ReducedStepMetrics:
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the values to log: means over the step's masks and over its rounds, or of the round that the name states."""
-        masks, images, skipped, _ = self.sums[: len(COUNTS)].unbind()
+        counts = dict(zip(COUNTS, self.sums[: len(COUNTS)].unbind(), strict=True))
         terms = dict(zip(self.names, self.means_per_round().unbind(1), strict=True))
         values = {name: means.mean() for name, means in terms.items() if name not in FIRST_AND_LAST_ROUND}
         for name, logged in FIRST_AND_LAST_ROUND.items() if FIRST_AND_LAST_ROUND.keys() <= terms.keys() else ():
             values |= {f"{logged}_first_round": terms[name][0], f"{logged}_last_round": terms[name][-1]}
         if len(terms["loss"]) > 1:
             values |= {f"loss_round_{index}": loss for index, loss in enumerate(terms["loss"].unbind(), start=1)}
-        return values | {"masks_per_image": masks / images, "skipped": skipped}
+        values |= {"masks_per_image": counts["masks"] / counts["images"], "skipped": counts["skipped"]}
+        return values | {name: counts[name] for name in DROPPED_MASKS}
 
     def means_per_round(self) -> Float[Tensor, "R k"]:
         """Return the means over the step's masks for each round and name."""

@@ -42,8 +42,8 @@ class StepModule(LightningModule, ABC):
     Raises ValueError if images_per_pass is below 1 or ema_decay is outside (0, 1).
     """
 
-    progress_bar_metrics: ClassVar[tuple[tuple[str, str], ...]]
-    """(name on the progress bar, name of the logged metric)."""
+    progress_metrics: ClassVar[tuple[tuple[str, str], ...]]
+    """The metrics that are printed during training: (printed name, name in the log without "train/")."""
 
     metric_names: ClassVar[tuple[str, ...]]
     """Names of the sums that `backpropagate` adds to the step's metrics; the first is "loss"."""
@@ -151,8 +151,6 @@ class StepModule(LightningModule, ABC):
     def _log_step(self, step_metrics: ReducedStepMetrics, gradient_norm: Tensor) -> None:
         values, count = step_metrics.metrics(), int(step_metrics.count)
         self.log_dict({f"train/{k}": v for k, v in values.items()} | {"train/gradient_norm": gradient_norm}, batch_size=count)
-        for label, name in self.progress_bar_metrics:
-            self.log(label, values[name], prog_bar=True, logger=False, batch_size=count)
 
     def _run_dir(self) -> Path | None:
         return Path(self.trainer.default_root_dir) if self._trainer else None

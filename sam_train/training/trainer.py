@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from sam_train.config import build, to_plain
 from sam_train.errors import ConfigError
-from sam_train.files import atomic_write_bytes
 from sam_train.training.checkpoint_io import AtomicCheckpointIO
-from sam_train.training.csv_logger import ResumableCSVLogger
+from sam_train.training.loggers import build_loggers
 from sam_train.training.preemption import PreemptionCallback
+from sam_train.training.progress import RunProgress
 from sam_train.training.strategies import EncoderFSDP2Strategy
 
 IGNORED_WARNINGS = (
@@ -82,6 +78,9 @@ def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Train
         ),
     ]
     all_callbacks += [build(c) for c in (cfg.get("callbacks") or {}).values() if c is not None]
+    options: dict[str, Any] = {"enable_progress_bar": False, **to_plain(cfg.trainer)}
+    if "enable_progress_bar" in cfg.trainer and not cfg.trainer.enable_progress_bar:
+        all_callbacks = [callback for callback in all_callbacks if not isinstance(callback, RunProgress)]
     strategy = build_strategy(cfg)
     with raise_as_config_error("trainer"):
         return Trainer(
@@ -92,7 +91,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Train
             inference_mode=not isinstance(strategy, EncoderFSDP2Strategy),  # weights gathered in it could not be trained
             plugins=build_plugins(),
             use_distributed_sampler=False,  # ShardDataModule shards the positions over the ranks itself
-            **to_plain(cfg.trainer),
+            **options,
         )
 
 
@@ -105,34 +104,3 @@ def build_plugins() -> list[Any]:
 def build_strategy(cfg: DictConfig) -> Any:
     """Return the config's strategy, or "auto" for a single device, which needs none."""
     return "auto" if cfg.trainer.devices == 1 and cfg.trainer.get("num_nodes", 1) == 1 else build(cfg.strategy)
-
-
-def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
-    """Return the CSV logger and, if enabled, the wandb logger, which mode=auto sets offline unless the user is logged in."""
-    loggers: list[Logger] = [ResumableCSVLogger(run_dir / "csv")]
-    if cfg.wandb.enabled:
-        mode = ("online" if has_wandb_api_key() else "offline") if cfg.wandb.mode == "auto" else cfg.wandb.mode
-        run_id = wandb_run_id(cfg.name, run_dir)
-        loggers.append(WandbLogger(project=cfg.wandb.project, name=cfg.name, id=run_id, save_dir=run_dir, mode=mode))
-    return loggers
-
-
-def wandb_run_id(name: str, run_dir: Path) -> str:
-    """Return the wandb id that is stored in the run folder; at the first start, store a new one.
-
-    A resumed run continues its wandb run. The id ends in random digits, so a run of the same name in another folder, or after
-    the folder was removed, is another wandb run.
-    """
-    path = run_dir / "wandb_id"
-    if path.is_file():
-        return path.read_text().strip()
-    run_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:100]}-{token_hex(4)}"
-    rank_zero_only(atomic_write_bytes)(path, f"{run_id}\n".encode())  # the other ranks do not log
-    return run_id
-
-
-def has_wandb_api_key() -> bool:
-    """Return whether the user is logged in to wandb on this machine."""
-    import wandb
-
-    return bool(wandb.setup().settings.api_key)

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from sam_train.config import config_dir
 from sam_train.data.sampler import DistributedPositionSampler
 from sam_train.errors import ConfigError
-from sam_train.training.callbacks import RunTimer
-from sam_train.training.trainer import build_trainer, wandb_run_id
+from sam_train.training.loggers import wandb_run_id
+from sam_train.training.run_timer import RunTimer
+from sam_train.training.trainer import build_trainer
 
 
 def test_rejects_fp16_which_needs_loss_scaling(tmp_path: Path) -> None:

@@ -142,6 +142,29 @@ def test_drops_large_and_small_masks(mask_record: Record) -> None:
     assert target_areas(transform, record) == [64 * i for i in range(3, 33)]
 
 
+def test_small_masks_do_not_take_the_place_of_drawn_masks(mask_record: Record) -> None:
+    """Of twenty masks the last five are large enough: all five are drawn, whichever come first in the random order."""
+    record = image_record(vertical_bars(20), mask_record)
+    transform = Transform(image_size=64, max_masks=5, min_area_px=16 * 64)
+    for seed in range(10):
+        assert target_areas(transform, record, seed) == [64 * i for i in range(16, 21)]
+
+
+def test_dropped_masks_are_counted_by_option(mask_record: Record) -> None:
+    record = image_record(vertical_bars(64), mask_record)
+    transform = Transform(image_size=64, max_area_fraction=0.5, min_area_px=3 * 64, max_masks=10)
+    sample = transform(np.zeros((64, 64, 3), np.uint8), record, np.random.default_rng(0))
+    assert len(sample.masks) == 10
+    assert sample.dropped["max_area_fraction"] == 32
+    assert sum(sample.dropped.values()) == 54
+    assert sample.dropped["max_masks"] >= 20
+    everything = Transform(image_size=64, max_area_fraction=0.5, min_area_px=3 * 64)
+    assert everything(np.zeros((64, 64, 3), np.uint8), record, np.random.default_rng(0)).dropped == {
+        "max_area_fraction": 32,
+        "min_area_px": 2,
+    }
+
+
 def test_min_area_is_measured_in_the_model_frame(mask_record: Record) -> None:
     """Two and four columns of a 64 x 64 image have 32 and 64 pixels in a frame of 32 x 32."""
     record = image_record(vertical_bars(4)[1::2], mask_record)
@@ -152,9 +175,9 @@ def test_min_area_is_measured_in_the_model_frame(mask_record: Record) -> None:
 @pytest.mark.parametrize(
     ("masks", "values", "reason"),
     [
-        ([np.ones((64, 64), bool)], {}, "no_mask"),
+        ([np.ones((64, 64), bool)], {}, "masks_too_large"),
         ([np.zeros((64, 64), bool)], {}, "no_mask"),
-        (vertical_bars(2), {"min_area_px": 200}, "no_mask_left"),
+        (vertical_bars(2), {"min_area_px": 200}, "masks_too_small"),
     ],
     ids=["too large", "empty", "too small"],
 )
@@ -164,6 +187,7 @@ def test_skips_a_sample_without_a_usable_mask(
     with pytest.raises(SkipSampleError, match="key sa_1") as skip:
         target_areas(Transform(image_size=64, **values), image_record(masks, mask_record))
     assert skip.value.reason == reason
+    assert reason not in str(skip.value), "the message explains it"
 
 
 def test_skips_an_image_without_masks() -> None:
