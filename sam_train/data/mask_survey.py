@@ -38,4 +38,4 @@ def describe_dropped_masks(dataset: ShardDataset, max_images: int = MAX_IMAGES) 
         return ""
     parts = [f"{num} by data.{option}={getattr(dataset.transform, option)}" for option, num in dropped.items()]
     which = f"all {num_images}" if num_images == len(dataset) else f"{num_images} of {len(dataset)}"
-    return f"of the {num_masks} masks in {which} images, {', '.join(parts)} are not trained on"
+    return f"of the {num_masks} masks in {which} images, an epoch leaves out {', '.join(parts)}"

