@@ -37,7 +37,8 @@ class ShardDataset(Dataset[TrainingSample]):
     text_store: adds one of its text embeddings to each mask, drawn at random; masks that have none are dropped.
 
     `TrainingSample.skipped` holds the reasons for which samples were skipped: `no_mask`, `masks_too_large`,
-    `masks_too_small`, `undecodable_jpeg`, `wrong_size`, `too_large`, `no_text_prompt`, or `bad_FIELD` for a field that violates the schema.
+    `masks_too_small`, `undecodable_jpeg`, `wrong_size`, `too_large`, `no_text_prompt`, or `bad_FIELD` for a field that violates
+    the schema.
 
     Indexing raises ShardError after `max_consecutive_skips` unusable samples in a row, or after a whole epoch of them.
     """

@@ -17,7 +17,7 @@ from sam_train.training.click_validation import predicted_masks, validation_simu
 
 @dataclass(frozen=True, slots=True)
 class MaskImage:
-    """An image in the model frame (S x S x 3 uint8) with n target masks and the masks predicted from one click (n x S x S bool)."""
+    """An image in the model frame (S x S x 3 uint8) with n target masks and n masks predicted from one click (n x S x S bool)."""
 
     key: str
     pixels: np.ndarray
