@@ -76,10 +76,14 @@ def _mlflow_logger(cfg: DictConfig, run_dir: Path) -> Logger:
     tracking_uri = cfg.mlflow.tracking_uri or f"sqlite:///{run_dir.resolve()}/mlflow.db"
     run_id = path.read_text().strip() if path.is_file() else None
     logger = MLFlowLogger(experiment_name=cfg.mlflow.experiment, run_name=cfg.name, tracking_uri=tracking_uri, run_id=run_id)
-    if run_id is None and rank_zero_only.rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(path, f"{logger.run_id}\n".encode())
+    if run_id is None:
+        _store_mlflow_run(path, logger)
     return logger
+
+
+@rank_zero_only
+def _store_mlflow_run(path: Path, logger: MLFlowLogger) -> None:
+    atomic_write_bytes(path, f"{logger.run_id}\n".encode())
 
 
 def wandb_run_id(name: str, run_dir: Path) -> str:
