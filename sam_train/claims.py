@@ -1,4 +1,4 @@
-"""Claims give each slice one holder at a time, so that no slice is made twice. They are files in a folder that all workers share.
+"""Claims give a slice or a run folder one holder at a time, so that no work is done twice. They are files in a shared folder.
 
 A claim is a file `NAME.GENERATION`. The process that creates it with O_EXCL holds it; exactly one process can, whatever the
 number of processes and machines. The holder keeps it for as long as it lives and updates the file's modification time
@@ -33,6 +33,8 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from sam_train.errors import SamTrainError
@@ -43,6 +45,15 @@ _RELEASED = b"released"
 
 class ClaimLostError(SamTrainError):
     """Another process took over this process's claim, because its heartbeat was missing for longer than the expiry time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that wrote a claim: its machine (host name and boot id), its id, and when it began, as ISO local time."""
+
+    machine: str
+    pid: int
+    since: str
 
 
 class Claims:
@@ -69,6 +80,27 @@ class Claims:
                 generation += 1
             except FileNotFoundError:
                 return None
+
+    def holder(self, name: str) -> Holder | None:
+        """Return the holder of a claim; None if nobody holds it or it is not written yet."""
+        if (path := self._newest(name)) is None:
+            return None
+        try:
+            document = json.loads(path.read_bytes())
+            return Holder(str(document["machine"]), int(document["pid"]), str(document.get("since", "")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def has_heartbeat(self, name: str) -> bool:
+        """Return whether the holder of a claim has given a sign of life since `acquire` first looked at its file."""
+        path = self._newest(name)
+        if path is None or path not in self._last_changes:
+            return path is not None
+        return path.stat().st_mtime_ns != self._last_changes[path][0][0]
+
+    def _newest(self, name: str) -> Path | None:
+        found = {int(p.suffix[1:]): p for p in self.folder.glob(f"{name}.*") if p.suffix[1:].isdigit()}
+        return found[max(found)] if found else None
 
     def _holder_is_gone(self, path: Path) -> bool:
         try:
@@ -129,7 +161,9 @@ class Claim:
         with suppress(OSError):  # a file system without locks: other processes wait for the expiry
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         # Written after locking: a process that can read the holder must not be able to lock the file.
-        os.write(descriptor, json.dumps({"machine": MACHINE, "pid": os.getpid()}).encode())
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        os.write(descriptor, json.dumps({"machine": MACHINE, "pid": os.getpid(), "since": since}).encode())
+        _HELD.add(descriptor)
         self._path, self._descriptor = path, descriptor
 
     def _next_generation(self) -> Path:
@@ -142,7 +176,21 @@ class Claim:
                 os.utime(self._path)
 
 
+_HELD: set[int] = set()
+"""Open files of the claims of this process."""
+
+
+def _close_inherited() -> None:
+    """Close the files in a forked child: its copies would keep the locks after the death of the holder."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
 def _mark_released(descriptor: int) -> None:
+    _HELD.discard(descriptor)
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, _RELEASED, 0)

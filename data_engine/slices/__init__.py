@@ -3,7 +3,6 @@
 job.py             what a worker receives and reports
 worker.py          annotation of a slice, and its shard
 prefetch.py        image prefetching and background finishing
-claims.py          claims (leases with expiry) that give each slice one worker
 slice_listing.py   the source's images, divided into slices
 run_folder.py      the run folder on disk
 """

@@ -21,7 +21,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from data_engine.slices.claims import Claim, Claims
+from sam_train.claims import Claim, Claims
 from data_engine.slices.slice_listing import SliceListing, write_listing
 from data_engine.sources import Source
 from sam_train.errors import ConfigError

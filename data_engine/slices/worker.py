@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from data_engine.annotators import AnnotationResult
 from data_engine.ledger import Counts
 from data_engine.privacy import Privacy, RedactionAudit
-from data_engine.slices.claims import Claim, ClaimLostError
+from sam_train.claims import Claim, ClaimLostError
 from data_engine.slices.job import EngineJob, ProgressListener, SliceProgress, SliceResult, SliceStatus
 from data_engine.slices.mask_record import to_mask_record
 from data_engine.slices.prefetch import BackgroundFinisher, prefetch_images
@@ -117,7 +118,7 @@ class Worker:
     def model(self) -> Sam | None:
         """The checkpoint's model on this worker's device; None without a checkpoint."""
         checkpoint = self.job.config["checkpoint"]
-        return load_checkpoint(checkpoint, self.device) if checkpoint else None
+        return load_checkpoint(Path(checkpoint), self.device) if checkpoint else None
 
     @cached_property
     def _listing(self) -> SliceListing:

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from data_engine.slices.claims import ClaimLostError, Claims
 
-from data_engine.slices import claims
+from sam_train import claims
+from sam_train.claims import ClaimLostError, Claims
 
 # Fork, because there are many children that only hold files: importing torch in each would take minutes.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
