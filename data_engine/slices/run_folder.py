@@ -21,9 +21,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from sam_train.claims import Claim, Claims
 from data_engine.slices.slice_listing import SliceListing, write_listing
 from data_engine.sources import Source
+from sam_train.claims import Claim, Claims
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write_bytes
 from sam_train.shards import manifest_path

@@ -15,7 +15,6 @@ import torch
 from data_engine.annotators import AnnotationResult
 from data_engine.ledger import Counts
 from data_engine.privacy import Privacy, RedactionAudit
-from sam_train.claims import Claim, ClaimLostError
 from data_engine.slices.job import EngineJob, ProgressListener, SliceProgress, SliceResult, SliceStatus
 from data_engine.slices.mask_record import to_mask_record
 from data_engine.slices.prefetch import BackgroundFinisher, prefetch_images
@@ -24,6 +23,7 @@ from data_engine.slices.slice_listing import SliceListing
 from data_engine.stages import Stage
 from data_engine.structures import MASK_IDS_PER_IMAGE, RedactedBox, SourceImage
 from sam_train.checkpoint import load_checkpoint
+from sam_train.claims import Claim, ClaimLostError
 from sam_train.config import build
 from sam_train.errors import SamTrainError, SkipSampleError
 from sam_train.model import Sam
