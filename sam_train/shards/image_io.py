@@ -34,6 +34,8 @@ IMAGE_SKIP_REASONS = ("empty_file", "unreadable", "unsupported_format", "too_lar
 MIN_SIDE_PX = 8
 MAX_SIDE_PX = 65_500  # limit of libjpeg
 
+_TIFF_EXTRA_SAMPLES, _TIFF_ALPHA = 338, (1, 2)  # associated and unassociated alpha
+
 _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -82,7 +84,8 @@ def decode_image(
     - The EXIF orientation is applied, or removed if not `apply_orientation`; EXIF that cannot be parsed has none.
     - Images with 16 or 32 bits per channel (integer or float, gray or colour) are scaled linearly to 8 bits by the minimum and
       maximum over all channels of the image, so the brightness of two of them is not comparable; a constant one becomes black.
-    - Alpha is composited over white. CMYK is converted without its colour profile; no profile is applied to other images.
+    - Alpha is composited over white; a fourth channel of a TIFF is alpha only if the file declares it so, else it is dropped.
+      CMYK is converted without its colour profile; no profile is applied to other images.
     - Of an animation or a multi-page file the first frame is used.
 
     `name` is used in messages. Raises SkipSampleError with a `reason` of IMAGE_SKIP_REASONS. A JPEG for which the decoder only
@@ -91,10 +94,11 @@ def decode_image(
     header = open_image_header(data, key=key, name=name, max_pixels=max_pixels)
     try:
         stored = _pixels_of_storable_jpeg(header, data)
-        orientation = exif_orientation(header) if apply_orientation else 1
-        if stored is not None and orientation == 1:
+        if stored is not None and not (apply_orientation and exif_orientation(header) != 1):
             return DecodedImage(image=stored, jpeg=strip_metadata(data))
         pixels = _composite_over_white(_decode(header, data)) if stored is None else stored
+        # Only here: Pillow loads a PNG to read its EXIF, after which its bit depth is unknown.
+        orientation = exif_orientation(header) if apply_orientation else 1
         jpeg = encode_jpeg(_apply_orientation(pixels, orientation))
         return DecodedImage(image=decode_jpeg(jpeg, max_pixels=max_pixels), jpeg=jpeg)
     except _UnsupportedPixelsError as error:
@@ -124,6 +128,9 @@ def open_image_header(data: bytes, *, key: str = "", name: str = "", max_pixels:
     except MemoryError:
         raise
     except Exception as error:
+        if plugin is TiffImageFile and "unknown pixel mode" in str(error):
+            message = f"{name} is a TIFF whose bands are neither gray, RGB nor RGBA: write three of them as RGB"
+            raise SkipSampleError("unsupported_format", message, key=key) from error
         raise SkipSampleError("unreadable", f"{name} has no readable header: {error}", key=key) from error
     _check_size(*header.size, name=name, key=key, max_pixels=max_pixels)
     return header
@@ -150,6 +157,11 @@ def _pixels_of_storable_jpeg(header: ImageFile.ImageFile, data: bytes) -> np.nda
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
 
+def has_exif(data: bytes) -> bool:
+    """Return whether an image file may have EXIF. It saves decoding a PNG, which Pillow loads to read its EXIF."""
+    return not data.startswith(b"\x89PNG") or b"eXIf" in data or b"Raw profile type" in data
+
+
 def exif_orientation(header: ImageFile.ImageFile) -> int:
     """Return the EXIF orientation, 1 (stored upright) to 8; 1 if there is none or it cannot be read."""
     try:
@@ -162,10 +174,21 @@ def exif_orientation(header: ImageFile.ImageFile) -> int:
 def _decode(header: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """Decode to 8 bits per channel, in any Pillow mode."""
     deep_colour = header.mode in ("RGB", "RGBA", "LA") and _is_deep(header)  # before loading, which clears the tiles
+    has_alpha = _declares_alpha(header)
     header.load()  # also if cv2 decodes below: cv2 silently fills the missing part of a truncated file with black
     if header.mode in ("I", "F") or header.mode.startswith("I;16"):
         return Image.fromarray(_scale_to_8_bits(np.asarray(header)))
-    return _decode_deep_colour(data) if deep_colour else header
+    if deep_colour:
+        return _decode_deep_colour(data, has_alpha=has_alpha)
+    return header if has_alpha or header.mode != "RGBA" else header.convert("RGB")
+
+
+def _declares_alpha(header: ImageFile.ImageFile) -> bool:
+    """Return whether a fourth channel is alpha. A TIFF must say so; its extra channel may be near infrared or anything else."""
+    if not isinstance(header, TiffImageFile):
+        return True
+    extra = header.tag_v2.get(_TIFF_EXTRA_SAMPLES, ())
+    return any(kind in _TIFF_ALPHA for kind in (extra if isinstance(extra, tuple) else (extra,)))
 
 
 def _is_deep(header: ImageFile.ImageFile) -> bool:
@@ -174,12 +197,12 @@ def _is_deep(header: ImageFile.ImageFile) -> bool:
     return any(isinstance(raw_mode, str) and ";16" in raw_mode for raw_mode in raw_modes)
 
 
-def _decode_deep_colour(data: bytes) -> Image.Image:
+def _decode_deep_colour(data: bytes, *, has_alpha: bool) -> Image.Image:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
         raise _UnsupportedPixelsError("has 16-bit colours stored in a way that OpenCV does not read: save it with 8 bits")
     colours = _scale_to_8_bits(pixels[..., 2::-1])
-    if pixels.shape[2] == 3:
+    if pixels.shape[2] == 3 or not has_alpha:
         return Image.fromarray(colours)
     return Image.fromarray(np.dstack([colours, (pixels[..., 3] // 257).astype(np.uint8)]))
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_type_hints
 
 from sam_train.errors import ShardError, SkipSampleError
 from sam_train.records import ImageRecord, MaskRecord
-from sam_train.shards.image_io import DecodedImage, decode_image, open_image_header
+from sam_train.shards.image_io import DecodedImage, decode_image, has_exif, open_image_header
 from sam_train.shards.importers.frames import Frame, FrameDecision
 from sam_train.shards.importers.image_items import ImageItem
 from sam_train.shards.importers.report import ImportReport, Policy
@@ -112,7 +112,8 @@ def _record(item: ImageItem, decision: FrameDecision, report: ImportReport) -> t
 def _decode(item: ImageItem, decision: FrameDecision) -> DecodedImage:
     data = item.file.read()
     try:
-        is_upright = decision.is_upright(open_image_header(data, key=item.key, name=item.name))
+        header = open_image_header(data, key=item.key, name=item.name)
+        is_upright = not has_exif(data) or decision.is_upright(header)
         return decode_image(data, key=item.key, name=item.name, apply_orientation=is_upright)
     except SkipSampleError as error:
         raise ShardError(f"{item.file}: {error}; repair the file, or remove it and its masks") from error

@@ -182,6 +182,20 @@ def test_16_bit_alpha_is_composited_not_scaled(tmp_path: Path) -> None:
     assert_close(image[28:], np.full((20, WIDTH, 3), 255), 5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_fourth_channel_of_a_tiff_is_alpha_only_if_it_is_declared(tmp_path: Path, dtype: type) -> None:
+    """A near infrared band is no alpha: the image would become almost white."""
+    bands = np.zeros((HEIGHT, WIDTH, 4), dtype)
+    bands[..., :3] = photo()[..., ::-1]
+    bands[..., 3] = 40
+    data = cv2.imencode(".tif", bands, [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()
+    with Image.open(io.BytesIO(data)) as image:
+        assert not {1, 2} & set(np.atleast_1d(image.tag_v2.get(338, ())))
+    found = load(tmp_path, "a.tif", data).image
+    wanted = photo().astype(float)
+    assert_close(found, wanted if dtype is np.uint8 else (wanted - wanted.min()) * (255 / np.ptp(wanted)), 8)
+
+
 def test_constant_16_bit_and_float_images(tmp_path: Path) -> None:
     assert load(tmp_path, "a.png", saved(np.full((9, 9), 40000, np.uint16), "PNG")).image.max() == 0
     ramp = np.linspace(-1, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
