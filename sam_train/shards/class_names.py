@@ -93,23 +93,16 @@ def read_class_names(path: Path) -> dict[int, str]:
 
 
 class ClassNumbering:
-    """Numbers of classes: those of a file of class names, or consecutive ones from `first` in the order of first use."""
+    """Numbers of classes by name; masks without a name are the class `UNNAMED_CLASS`."""
 
-    def __init__(self, *, first: int, names_by_number: Mapping[int, str] | None = None) -> None:
-        self._numbers = {name or UNNAMED_CLASS: number for number, name in (names_by_number or {}).items()}
-        self._is_fixed, self._next = names_by_number is not None, first
+    def __init__(self, names_by_number: Mapping[int, str]) -> None:
+        self._numbers = {name or UNNAMED_CLASS: number for number, name in names_by_number.items()}
 
     def number_of(self, name: str, *, place: str) -> int:
-        """Return the class number of a name; masks without a name ("") are one class.
-
-        Raises ShardError, naming `place`, for a name that the file of class names lacks.
-        """
+        """Return the class number of a name. Raises ShardError, naming `place`, for a name that has none."""
         name = name or UNNAMED_CLASS
         if name not in self._numbers:
-            if self._is_fixed:
-                raise ShardError(f"{place}: the file of class names has no class {name!r}: add it there")
-            self._numbers[name] = self._next
-            self._next += 1
+            raise ShardError(f"{place}: the file of class names has no class {name!r}: add it there")
         return self._numbers[name]
 
     @property

@@ -22,7 +22,7 @@ class ShardSetWriter:
         self, folder: Path, images_per_shard: int, provenance: dict[str, Any], categories: Mapping[int, str] | None = None
     ) -> None:
         self.folder, self.images_per_shard, self.provenance = folder, images_per_shard, provenance
-        self.categories: Mapping[int, str] = categories or {}
+        self.categories: Mapping[int, str] = {} if categories is None else categories
         self.num_images = self.num_masks = self.num_shards = self.num_reused_shards = 0
         self._samples: list[tuple[ImageRecord, bytes]] = []
         self._counts: Counter[str] = Counter()

@@ -5,7 +5,8 @@ and add it to `EXPORTERS`; further parameters become options (see `sam_train.sha
 
     def export_label_maps(samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str]) -> None
 
-It counts by name in `counts` what the format cannot represent. `folder.ExportFolder` names and writes the files.
+It counts by name in `counts` what the format cannot represent. `folder.ExportFolder` names and writes the files. A parameter
+`shards` receives the paths of the shards, by which `classes.number_classes` numbers the classes.
 """
 
 from collections.abc import Callable

@@ -6,13 +6,14 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from sam_train.files import atomic_write
 from sam_train.records import MaskRecord, Rle
 from sam_train.rle import decode_rle
-from sam_train.shards.class_names import ClassNumbering
+from sam_train.shards.exporters.classes import number_classes
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.exporters.polygons import join_rings, mask_to_rings
 from sam_train.shards.importers.mask_records import parse_rle
@@ -46,7 +47,13 @@ class _JsonListWriter:
 
 
 def export_coco(
-    samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, mask_format: Literal["rle", "polygons"] = "rle"
+    samples: Iterable[Sample],
+    folder: ExportFolder,
+    counts: Counter[str],
+    *,
+    shards: Sequence[Path],
+    mask_format: Literal["rle", "polygons"] = "rle",
+    names: Path | None = None,
 ) -> None:
     """Write instances.json in COCO's format and the folder images.
 
@@ -55,26 +62,29 @@ def export_coco(
     as "mask_with_bridges": CVAT shows it as a polygon, and Label Studio's converter, which reads the first polygon of a mask and
     no RLE, accepts it. pycocotools and `sam-data import coco` restore the same pixels from it.
 
-    Each mask name becomes a category, numbered from 1 in the order of first use; masks without a name have the category "object".
-    Ids are those of the shard unless they are taken (or a mask's is 0); then a new one is assigned and counted as
-    "image_id_changed" or "mask_id_changed". predicted_iou and stability_score are added to COCO's keys. A mask without pixels is
-    written as RLE like any other; with polygons it is skipped and counted as "mask_without_pixels".
+    Each mask name becomes a category. Its id is that of the imported data set, whose unused categories are listed as well, or
+    that in --names; other names are numbered in alphabetical order. So exports of several splits of a data set agree. Masks
+    without a name have the category "object". Ids of images and masks are those of the shard unless they are taken (or a mask's
+    is 0); then a new one is assigned and counted as "image_id_changed" or "mask_id_changed". predicted_iou and stability_score
+    are added to COCO's keys. A mask without pixels is written as RLE like any other; with polygons it is skipped and counted as
+    "mask_without_pixels".
 
     One image is in memory at a time.
 
     Args:
         mask_format: Format of the masks, RLE or polygons.
+        names: File of class names (data.yaml, or text with one name per line from 0) whose numbers become category ids.
 
     Raises:
-        ShardError: An RLE does not have the size of its image.
+        ShardError: An RLE does not have the size of its image, or a mask has a name that is not in `names`.
     """
-    classes = ClassNumbering(first=1)
+    classes = number_classes(shards, first=1, names=names)
     image_ids, mask_ids = _UniqueIds(0), _UniqueIds(1)  # COCO's evaluation treats the mask id 0 as "no match"
     folder.out.mkdir(parents=True, exist_ok=True)
     # Both lists grow at the same time, but follow each other in the JSON: the second is kept in a temporary file.
     with atomic_write(folder.out / "instances.json") as stream, tempfile.TemporaryFile(dir=folder.out) as temporary:
         images, annotations = _JsonListWriter(stream), _JsonListWriter(temporary)
-        stream.write(b'{"images":[')
+        stream.write(b'{"info":{"description":"Exported by sam-data export coco"},"licenses":[],\n"images":[')
         for sample in samples:
             record = sample.record
             name = folder.add_image(record, sample.jpeg)

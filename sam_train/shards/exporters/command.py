@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from sam_train.shards.tar_members import Sample
 if TYPE_CHECKING:
     from sam_train.shards.options import Commands
 
-_NO_OPTIONS = ("samples", "folder", "counts")
+_NO_OPTIONS = ("samples", "folder", "counts", "shards")
 """Parameters of an exporter that the command passes itself."""
 
 
@@ -46,7 +47,8 @@ def run_export(arguments: argparse.Namespace) -> None:
     counts: Counter[str] = Counter()
     totals: Counter[str] = Counter()
     folder = ExportFolder(arguments.out, counts)
-    exporter(_samples_with_progress(shards, totals), folder, counts, **options)
+    given = {"shards": shards} if "shards" in inspect.signature(exporter).parameters else {}
+    exporter(_samples_with_progress(shards, totals), folder, counts, **given, **options)
     # The folder of a path varies by machine.
     reported = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
     sorted_counts = {name: counts[name] for name in sorted(counts)}

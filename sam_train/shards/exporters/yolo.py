@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from sam_train.rle import decode_rle
-from sam_train.shards.class_names import UNNAMED_CLASS, ClassNumbering, read_class_names
+from sam_train.shards.class_names import UNNAMED_CLASS, ClassNumbering
+from sam_train.shards.exporters.classes import number_classes
 from sam_train.shards.exporters.folder import ExportFolder
 from sam_train.shards.exporters.polygons import join_rings, mask_to_rings, simplify_ring
 from sam_train.shards.tar_members import Sample
 
 
 def export_yolo(
-    samples: Iterable[Sample], folder: ExportFolder, counts: Counter[str], *, tolerance_px: float = 0.0, names: Path | None = None
+    samples: Iterable[Sample],
+    folder: ExportFolder,
+    counts: Counter[str],
+    *,
+    shards: Sequence[Path],
+    tolerance_px: float = 0.0,
+    names: Path | None = None,
 ) -> None:
     """Write the folders images and labels, with one text file per image, and data.yaml, as YOLO reads them.
 
-    Each mask name becomes a class, numbered from 0 in the order of first use; masks without a name have the class "object".
+    Each mask name becomes a class. Classes have the order of the imported data set, unused ones included, numbered from 0, or
+    the numbers in --names; other names follow in alphabetical order. So exports of several splits of a data set agree. Masks
+    without a name have the class "object".
 
     A line is one mask. Its polygon follows the edges of the pixels, so that filling it by pixel centres (pycocotools,
     `sam-data import yolo`) restores the mask exactly; six decimals suffice for that up to the largest JPEG. A mask with several
@@ -39,7 +48,7 @@ def export_yolo(
     Raises:
         ShardError: A mask has a name that is not in `names`.
     """
-    classes = ClassNumbering(first=0, names_by_number=None if names is None else read_class_names(names))
+    classes = number_classes(shards, first=0, names=names, consecutive=True)
     for sample in samples:
         name = folder.add_image(sample.record, sample.jpeg)
         lines = [f"{number} {polygon}\n" for number, polygon in _polygons(sample, classes, tolerance_px, counts)]

@@ -157,8 +157,8 @@ def test_names_survive_a_coco_round_trip(shards: Path, tmp_path: Path) -> None:
     main(["export", "coco", "--shards", str(shards), "--out", str(out)])
     document = json.loads((out / "instances.json").read_text())
     assert [c["id"] for c in document["categories"]] == [1, 2, 3]
-    assert [c["name"] for c in document["categories"]] == ["cat", "object", "a dog: brown, 'wet' #1"]
-    assert [a["category_id"] for a in document["annotations"]] == [1, 2, 3, 1, 2]
+    assert [c["name"] for c in document["categories"]] == ["a dog: brown, 'wet' #1", "cat", "object"]
+    assert [a["category_id"] for a in document["annotations"]] == [2, 3, 1, 2, 3]
     paths = ["--images", f"{out}/images", "--annotations", f"{out}/instances.json"]
     main(["import", "coco", *paths, "--out", str(tmp_path / "back")])
     assert names_in(tmp_path / "back") == NAMES
@@ -167,7 +167,7 @@ def test_names_survive_a_coco_round_trip(shards: Path, tmp_path: Path) -> None:
 def test_names_survive_a_yolo_round_trip(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "yolo"
     main(["export", "yolo", "--shards", str(shards), "--out", str(out)])
-    assert read_class_names(out / "data.yaml") == {0: "cat", 1: "", 2: "a dog: brown, 'wet' #1"}
+    assert read_class_names(out / "data.yaml") == {0: "a dog: brown, 'wet' #1", 1: "cat", 2: ""}
     paths = ["--images", f"{out}/images", "--labels", f"{out}/labels"]
     main(["import", "yolo", *paths, "--names", f"{out}/data.yaml", "--out", str(tmp_path / "back")])
     assert names_in(tmp_path / "back") == NAMES
@@ -291,10 +291,12 @@ def test_rejects_invalid_categories(categories: object) -> None:
         parse_category_names(categories, place="a.json")
 
 
-def test_numbers_classes_in_order_of_first_use() -> None:
-    numbers = ClassNumbering(first=1)
+def test_numbers_classes_by_name() -> None:
+    numbers = ClassNumbering({3: "a", 1: "b", 2: ""})
     assert [numbers.number_of(name, place="") for name in ("b", "", "a", "b")] == [1, 2, 3, 1]
     assert numbers.names == {1: "b", 2: "object", 3: "a"}
+    with pytest.raises(ShardError, match="here: the file of class names has no class 'c'"):
+        numbers.number_of("c", place="here")
 
 
 def test_synthetic_masks_are_called_by_shape_and_material(tmp_path: Path) -> None:
