@@ -16,18 +16,20 @@ from sam_train.shards.manifest import read_source_files
 from sam_train.shards.tar_members import CORRUPT_TAR, Sample, locate_samples, open_local_shard, split_member_name
 
 
-def expand_shards(patterns: str | Sequence[str]) -> list[Path]:
+def expand_shards(patterns: str | Sequence[str], *, recursive: bool = False) -> list[Path]:
     """Expand paths, globs, brace ranges and folders to the tar files that they match, sorted, without duplicates.
 
-    Raises ConfigError if a pattern matches no file.
+    With `recursive`, folders are searched recursively. Raises ConfigError if a pattern matches no file.
     """
     paths: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for expanded in _expand_braces(str(pattern)):
-            matches = _match_files(expanded)
+            matches = _match_files(expanded, recursive=recursive)
             if not matches:
                 expected = "a .tar, a glob, a brace range or a folder of .tar files"
-                raise ConfigError(f"no shard matches {expanded!r}: expected {expected}")
+                below = sorted({path.parent for path in Path(expanded).glob("*/*.tar")}) if Path(expanded).is_dir() else []
+                hint = f"; name one of its folders with shards: {', '.join(map(str, below[:4]))}" if below else ""
+                raise ConfigError(f"no shard matches {expanded!r}: expected {expected}{hint}")
             paths.update(matches)
     if not paths:
         raise ConfigError("no shards given: name at least one .tar, glob, brace range or folder")
@@ -41,10 +43,10 @@ def _expand_braces(pattern: str) -> list[str]:
         raise ConfigError(f"{pattern!r} is not a valid brace range: {error}") from error
 
 
-def _match_files(name: str) -> list[Path]:
+def _match_files(name: str, *, recursive: bool) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        return list(path.glob("*.tar"))
+        return list(path.rglob("*.tar") if recursive else path.glob("*.tar"))
     # The name of an existing file may also be a valid pattern, such as run[1].tar.
     return [path] if path.is_file() else [Path(match) for match in glob.glob(name)]
 

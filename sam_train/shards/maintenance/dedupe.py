@@ -23,7 +23,7 @@ from sam_train.shards.maintenance.duplicate_groups import (
 from sam_train.shards.maintenance.parallel import add_workers
 from sam_train.shards.maintenance.perceptual_hash import ImageLocation, hash_images
 from sam_train.shards.maintenance.repair import check_output_folder
-from sam_train.shards.manifest import Manifest, load_manifest, manifest_path
+from sam_train.shards.manifest import Manifest, load_manifest, manifest_path, read_categories
 from sam_train.shards.reader import expand_shards, iterate_samples
 from sam_train.shards.writer import write_shard
 
@@ -183,7 +183,14 @@ def _write(shard: Path, target: Path, dropped: Mapping[str, str], threshold: int
                 yield sample.record, sample.jpeg
 
     skipped, counts = ({**old.skipped}, {**old.counts}) if old else ({}, {})
-    return write_shard(target, kept_samples(), skipped={**skipped, **dropped}, counts=counts, provenance=provenance)
+    return write_shard(
+        target,
+        kept_samples(),
+        skipped={**skipped, **dropped},
+        counts=counts,
+        provenance=provenance,
+        categories=read_categories([shard]),
+    )
 
 
 def _as_dict(location: ImageLocation) -> dict[str, str]:

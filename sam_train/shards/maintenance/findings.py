@@ -13,6 +13,7 @@ REASONS = {
     "duplicate_member": "two members have the same name",
     "missing_jpg": "a JSON without its JPEG",
     "missing_json": "a JPEG without its JSON",
+    "dotted_name": "an image or JSON with a dot in its name: readers cut the key at the first dot, so it is part of no sample",
     "not_adjacent": "JPEG and JSON are not adjacent, so they cannot be paired in one pass",
     "too_large": "a member larger than any sample",
     "undecodable_jpeg": "the JPEG does not decode completely",
@@ -37,6 +38,7 @@ REASONS = {
 
 NOTES = {
     "no_manifest": "there is no manifest beside the shard, as in Meta's release, so its content cannot be verified",
+    "other_member": "a member that is neither image nor JSON and part of no sample",
     "other_metadata": "comments, other application segments, or bytes after the end of the image in the JPEG",
 }
 """Reason of a note, which is not an error -> its meaning."""

@@ -23,7 +23,7 @@ def add_table(commands: Commands) -> None:
     about = "Write one Parquet table of all masks: ids, areas, boxes, scores, class names, provenance and shard."
     more = f"One row per mask, in the order of the shards and of the masks in them. Example: {_EXAMPLE}"
     parser = commands.add_parser("table", help=about, description=about, epilog=more)
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders (recursive)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table; an existing one is replaced")
     add_workers(parser)
     parser.set_defaults(run=run_table)
@@ -31,7 +31,7 @@ def add_table(commands: Commands) -> None:
 
 def run_table(arguments: argparse.Namespace) -> None:
     """Write the table for the parsed options. Raises ConfigError if no shard matches, ShardError for an invalid shard."""
-    shards = expand_shards(arguments.shards)
+    shards = expand_shards(arguments.shards, recursive=True)
     num_masks = write_table(arguments.out, shards, workers=arguments.workers)
     print(f"{arguments.out}: {num_masks} masks of {len(shards)} shards")
 

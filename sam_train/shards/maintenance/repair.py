@@ -20,7 +20,7 @@ from sam_train.shards.maintenance.parallel import Advance, map_shards
 from sam_train.shards.maintenance.repair_sample import repair_sample
 from sam_train.shards.maintenance.tar_recovery import read_span, scan_tar
 from sam_train.shards.maintenance.validate import MAX_MEMBER_BYTES
-from sam_train.shards.manifest import Manifest, load_manifest, manifest_path
+from sam_train.shards.manifest import Manifest, load_manifest, manifest_path, read_categories, read_source_files
 from sam_train.shards.reader import expand_shards
 from sam_train.shards.take_down import TAKEN_DOWN, TakeDownList, read_take_down_list
 from sam_train.shards.tar_members import ByteRange, open_local_shard
@@ -99,7 +99,8 @@ class Repairer:
         skipped = {**old.skipped} if old else {}
         counts: dict[str, float] = {**old.counts} if old else {}
         samples = self._samples(shard, advance, skipped, counts, old.keys if old else [])
-        return write_shard(target, samples, skipped=skipped, counts=counts, provenance=provenance)
+        categories = read_categories([shard]) if old else {}
+        return write_shard(target, samples, skipped=skipped, counts=counts, provenance=provenance, categories=categories)
 
     def _load_finished(self, target: Path, provenance: dict[str, Any]) -> Manifest:
         manifest = load_manifest(target)
@@ -115,6 +116,7 @@ class Repairer:
     ) -> Iterator[tuple[ImageRecord, bytes]]:
         """Yield the samples that can be kept, record the others in `skipped` and `counts`, and copy the privacy audit."""
         scanned, position, kept = scan_tar(shard), 0, dict[str, int]()
+        source_files = read_source_files(shard) if expected else {}
         done = Counter(tears=len(scanned.damaged_regions), pairs_joined=len(scanned.non_adjacent_keys()))
         skipped.update({key: "lost" for key in expected if key not in scanned.spans})
         with open_local_shard(shard) as stream:
@@ -122,7 +124,7 @@ class Repairer:
                 try:
                     record, jpeg = self._sample(stream, key, places, done)
                     kept[key] = record.image_id
-                    yield record, jpeg
+                    yield replace(record, source_file=source_files.get(key, "")), jpeg
                 except SkipSampleError as error:
                     skipped[printable(key)] = error.reason
                 end = max(span.offset + span.length for spans in places.values() for span in spans)

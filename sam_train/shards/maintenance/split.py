@@ -14,11 +14,13 @@ from rich.progress import Progress
 
 from sam_train.errors import ConfigError, ShardError
 from sam_train.records import KEY_PATTERN
+from sam_train.shards.groups import GROUP_BY_HELP, GroupBy
 from sam_train.shards.index import index_shard
 from sam_train.shards.maintenance.dedupe import add_threshold, check_threshold
 from sam_train.shards.maintenance.duplicate_groups import DuplicateGroups
 from sam_train.shards.maintenance.parallel import add_workers
 from sam_train.shards.maintenance.perceptual_hash import hash_images
+from sam_train.shards.manifest import read_categories, read_source_files
 from sam_train.shards.reader import expand_shards, iterate_samples
 from sam_train.shards.shard_set_writer import ShardSetWriter
 from sam_train.shards.split_hash import assign_split
@@ -41,6 +43,7 @@ def add_split(commands: Commands) -> None:
     parser.add_argument("--images-per-shard", type=int, default=50, metavar="N")
     together = "keep near-duplicate images in one split, that of the alphabetically first of their keys"
     parser.add_argument("--together", choices=("dedupe",), help=together)
+    parser.add_argument("--group-by", metavar="N|REGEX", help=f"{GROUP_BY_HELP} Without a recorded path it applies to the key.")
     add_threshold(parser)
     add_workers(parser)
     parser.set_defaults(run=run_split)
@@ -50,12 +53,14 @@ def run_split(arguments: argparse.Namespace) -> None:
     """Write the splits of the parsed options; finished shards of an earlier run are kept. Raises ConfigError and ShardError."""
     fractions = parse_fractions(arguments.fractions)
     check_threshold(arguments.threshold)
+    if arguments.together and arguments.group_by:
+        raise ConfigError("--together and --group-by exclude each other: give the rule by which images stay together")
     if arguments.images_per_shard < 1:
         raise ConfigError(f"--images-per-shard must be 1 or more, got {arguments.images_per_shard}")
     shards = expand_shards(arguments.shards)
     _check_output_folders(shards, [arguments.out / name for name in fractions])
     splits = _assign_splits(arguments, shards, fractions)
-    writers = _make_writers(arguments, fractions)
+    writers = _make_writers(arguments, fractions, read_categories(shards))
     _write_samples(writers, shards, splits)
     for writer in writers.values():
         kept = f" ({writer.num_reused_shards} already existed)" if writer.num_reused_shards else ""
@@ -98,18 +103,24 @@ def _assign_splits(arguments: argparse.Namespace, shards: Sequence[Path], fracti
     keys, hashed_keys = _all_keys(shards), {}
     if arguments.together:
         hashed_keys = duplicate_keys(shards, threshold=arguments.threshold, workers=arguments.workers)
+    elif arguments.group_by:
+        group_by, paths = GroupBy(arguments.group_by), {k: v for shard in shards for k, v in read_source_files(shard).items()}
+        hashed_keys = {key: group_by.group(paths.get(key) or key) for key in keys}
     splits = {key: assign_split(hashed_keys.get(key, key), fractions, seed=arguments.seed) for key in keys}
     if empty := set(fractions) - set(splits.values()):
         raise ConfigError(f"no image fell into {', '.join(sorted(empty))}: choose another --seed or larger fractions")
     return splits
 
 
-def _make_writers(arguments: argparse.Namespace, fractions: Mapping[str, float]) -> dict[str, ShardSetWriter]:
+def _make_writers(
+    arguments: argparse.Namespace, fractions: Mapping[str, float], categories: Mapping[int, str]
+) -> dict[str, ShardSetWriter]:
     provenance = {"stage": "split", "fractions": dict(fractions), "seed": arguments.seed}
     if arguments.together:
         provenance |= {"together": arguments.together, "threshold": arguments.threshold}
+    provenance |= {"group_by": arguments.group_by} if arguments.group_by else {}
     return {
-        name: ShardSetWriter(arguments.out / name, arguments.images_per_shard, {**provenance, "split": name})
+        name: ShardSetWriter(arguments.out / name, arguments.images_per_shard, {**provenance, "split": name}, categories)
         for name in fractions
     }
 

@@ -38,13 +38,17 @@ class TarScan:
     order: list[str] = field(default_factory=list)
     """Key of each JPEG and JSON member, in the order of the tar."""
     damaged_regions: list[TarDamage] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    """Names of the members that are part of no sample."""
 
     def add(self, name: str, span: ByteRange) -> None:
-        """Add a member, unless it is not a JPEG or JSON of a sample."""
+        """Add a member: a JPEG or JSON of a sample, or one that is part of none."""
         key, extension = split_member_name(name)
         if key is not None and extension is not None:
             self.spans.setdefault(key, {}).setdefault(extension, []).append(span)
             self.order.append(key)
+        else:
+            self.unused.append(name)
 
     def complete_keys(self) -> list[str]:
         """Return the valid keys that have both members, in the order of their first member."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from sam_train.errors import ShardError
@@ -42,7 +42,7 @@ def add_validate(commands: Commands) -> None:
     """Add the command `validate` and its options."""
     about = "Report all errors in shards; the exit code is 1 if there is one."
     parser = commands.add_parser("validate", help=about, description=about)
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders (recursive)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
     add_workers(parser)
     parser.set_defaults(run=run_validate)
@@ -50,7 +50,7 @@ def add_validate(commands: Commands) -> None:
 
 def run_validate(arguments: argparse.Namespace) -> None:
     """Validate shards, print a summary and write the report. Raises SystemExit(1) if there are errors, and ConfigError."""
-    shards = expand_shards(arguments.shards)
+    shards = expand_shards(arguments.shards, recursive=True)
     findings, num_samples, num_masks = validate(shards, workers=arguments.workers)
     wrong = [item for item in findings if item.reason in REASONS]
     notes = [item for item in findings if item.reason in NOTES]
@@ -125,6 +125,10 @@ def _member_findings(shard: str, scanned: TarScan) -> list[Finding]:
             "nothing after it can be read" if damage.resumed_at is None else f"the next member begins at byte {damage.resumed_at}"
         )
         found.append(finding(shard, "", "tar", "torn_tar", f"at byte {damage.offset}: {damage.message}; {rest}"))
+    for name in scanned.unused:
+        is_data = PurePosixPath(name).suffix.lower() in (".jpg", ".jpeg", ".png", ".json")
+        message = f"{name} is part of no sample" + (": sam-data import sa1b gives it a key without dots" if is_data else "")
+        found.append(finding(shard, "", "tar", "dotted_name" if is_data else "other_member", message))
     non_adjacent = scanned.non_adjacent_keys()
     for key, places in scanned.spans.items():
         try:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sam_train.records import ImageRecord, MaskRecord, Provenance
 from sam_train.shards import encode_jpeg, write_shard
 from sam_train.shards.maintenance.statistics.figures import draw_all, images_by_mask_bin
 from sam_train.shards.maintenance.statistics.measure import HEAT_SIDE, Statistics, measure_shard
+from sam_train.shards.maintenance.statistics.page import as_document, render
 
 FIGURES = ("mask_centres", "masks_per_image", "relative_size", "concavity", "predicted_iou", "stability_score")
 
@@ -121,3 +123,16 @@ def test_reports_invalid_samples(tiny_shard: Path, tmp_path: Path, capsys: pytes
 def test_rejects_shards_without_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stats(tmp_path / "out", shard_of(tmp_path / "a.tar", [])) == 1
     assert "no mask in 1 shards and 1 images" in capsys.readouterr().err
+
+
+def test_masks_that_no_model_rated_have_no_score_and_no_time(tmp_path: Path, sample: Callable[..., Any]) -> None:
+    record, jpeg = sample(0, num_masks=2)
+    imported = Provenance(stage="import", checkpoint="", annotator="coco", config="")
+    masks = [replace(m, predicted_iou=1.0, stability_score=1.0, provenance=imported) for m in record.masks]
+    write_shard(tmp_path / "a.tar", [(replace(record, masks=masks), jpeg)])
+    statistics = measure_shard(tmp_path / "a.tar", lambda _: None)
+    assert statistics.num_masks == 2
+    assert as_document(statistics)["means"]["predicted_iou"] is None
+    page = render(statistics, draw_all(statistics), name="set")
+    assert "mean 1.000" not in page
+    assert "<td>100.0%</td><td>-</td>" in page

@@ -36,7 +36,7 @@ def test_valid_shard_has_no_findings(tiny_shard: Path, capsys: pytest.CaptureFix
     assert "1 shards, 3 samples, 3 masks: no errors" in capsys.readouterr().out
 
 
-def test_released_tars_have_only_a_note(tiny_shard: Path, tmp_path: Path) -> None:
+def test_released_tars_have_only_notes(tiny_shard: Path, tmp_path: Path) -> None:
     """They have ./ before the names, no manifest, boxes one pixel less in width and height, and foreign files."""
 
     def as_released(document: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def test_released_tars_have_only_a_note(tiny_shard: Path, tmp_path: Path) -> Non
         members = edit_json(members, as_released, at)
     shard = write_members(tmp_path / "meta" / "sa_000020.tar", [("./LICENSE", b"x"), *members])
     assert reasons(shard) == set()
-    assert reasons(shard, notes=True) == {"no_manifest"}
+    assert reasons(shard, notes=True) == {"no_manifest", "other_member"}
     assert command(shard) == 0
 
 
@@ -153,3 +153,15 @@ def test_report_and_several_processes(tiny_shard: Path, tmp_path: Path) -> None:
 def test_texts_of_a_hostile_file_are_safe_to_print() -> None:
     assert printable("a\x1b[2J\ud800ä") == "a\\x1b[2J\\ud800ä"
     assert len(printable("a" * 10_000)) == 300
+
+
+def test_members_of_no_sample_are_reported(tmp_path: Path, tiny_samples: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+    record, jpeg = tiny_samples[0]
+    members = [(f"{record.key}.jpg", jpeg), (f"{record.key}.json", record.to_json())]
+    members += [("img.v2.jpg", jpeg), ("img.v2.json", record.to_json()), ("LICENSE", b"text")]
+    write_members(tmp_path / "sets" / "train" / "a.tar", members)
+    assert command(tmp_path / "sets") == 1
+    shown = capsys.readouterr().out
+    assert "2  dotted_name" in shown
+    assert "1  note, other_member" in shown
+    assert "img.v2.jpg is part of no sample: sam-data import sa1b gives it a key without dots" in shown

@@ -22,7 +22,7 @@ def add_stats(commands: Commands) -> None:
     """Add the command `stats` and its options."""
     about = "Draw masks per image, their sizes, shapes, centres and scores: DIR/stats.html, stats.json and a PNG per figure."
     parser = commands.add_parser("stats", help=about, description=about)
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders")
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace ranges or folders (recursive)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and the figures")
     parser.add_argument("--name", default="This set", metavar="TEXT", help="name of the data set on the page")
     add_workers(parser)
@@ -33,7 +33,7 @@ def run_stats(arguments: argparse.Namespace) -> None:
     """Measure the shards of the parsed options and draw the figures. Raises ConfigError; ShardError if there is no mask."""
     from sam_train.shards.maintenance.statistics.figures import draw_all  # matplotlib: the other commands start without it
 
-    shards, statistics = expand_shards(arguments.shards), Statistics()
+    shards, statistics = expand_shards(arguments.shards, recursive=True), Statistics()
     for _, part in map_shards(measure_shard, shards, workers=arguments.workers, what="measuring"):
         statistics.add(part)
     if not statistics.num_masks:

@@ -80,13 +80,18 @@ _AXES = {
 
 def _histogram(axes: Axes, statistics: Statistics, name: str) -> None:
     title, label, logarithmic, threshold = _AXES[name]
-    shares = 100 * statistics.histograms[name].reshape(NUM_BINS // 2, 2).sum(1) / statistics.num_masks
+    axes.set_title(title)
+    mean = statistics.mean(name)
+    if mean is None:
+        axes.text(0.5, 0.5, "-  no mask was rated by a model", ha="center", va="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return
+    shares = 100 * statistics.histograms[name].reshape(NUM_BINS // 2, 2).sum(1) / statistics.histograms[name].sum()
     axes.stairs(shares, np.linspace(0, 1, len(shares) + 1), color=BLUE, fill=True, alpha=0.85)
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylim(min(0.5 * float(shares[shares > 0].min()), 0.1), 200)
-    mean = statistics.totals[name] / statistics.num_masks
     axes.axvline(mean, color=INK, linewidth=1.2, linestyle=":", label=f"mean {mean:.3f}")
     if threshold is not None:
         axes.axvline(threshold, color=AMBER, linewidth=1.6, label=f"threshold of the paper, {threshold}")
@@ -94,7 +99,6 @@ def _histogram(axes: Axes, statistics: Statistics, name: str) -> None:
     axes.set_xlim(0, 1)
     axes.set_xlabel(label)
     axes.set_ylabel("% of masks")
-    axes.set_title(title)
 
 
 def images_by_mask_bin(statistics: Statistics) -> dict[str, int]:

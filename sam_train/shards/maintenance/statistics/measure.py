@@ -57,6 +57,11 @@ class Statistics:
         """Number of counted masks."""
         return int(self.centres.sum())
 
+    def mean(self, measure: str) -> float | None:
+        """Return the mean of a measure over the masks that have it, None if none has: imported masks are rated by no model."""
+        count = int(self.histograms[measure].sum())
+        return self.totals[measure] / count if count else None
+
     def add(self, other: Statistics) -> None:
         """Add the counts of `other`."""
         self.num_images += other.num_images
@@ -90,7 +95,8 @@ class Statistics:
             return False
         relative_size = float(np.sqrt(area / (record.width * record.height)))
         values = (relative_size, 1 - area / segments.hull_area(), mask.predicted_iou, mask.stability_score)
-        for measure, value in zip(MEASURES, values, strict=True):
+        measured = MEASURES if _is_rated(mask) else MEASURES[:2]
+        for measure, value in zip(measured, values, strict=False):
             self.histograms[measure][min(int(min(max(value, 0.0), 1.0) * NUM_BINS), NUM_BINS - 1)] += 1
             self.totals[measure] += value
         x, y = segments.centre_xy()
@@ -100,6 +106,12 @@ class Statistics:
         stage.num_masks += 1
         stage.seconds += mask.provenance.seconds if mask.provenance else 0.0
         return True
+
+
+def _is_rated(mask: MaskRecord) -> bool:
+    """Return whether a model rated the mask; an imported mask without scores has 1 for both."""
+    is_imported = mask.provenance is not None and mask.provenance.stage == "import"
+    return not is_imported or (mask.predicted_iou, mask.stability_score) != (1.0, 1.0)
 
 
 def measure_shard(shard: Path, advance: Advance) -> Statistics:

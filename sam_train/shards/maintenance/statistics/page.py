@@ -30,7 +30,6 @@ def render(statistics: Statistics, drawings: Sequence[Drawing], *, name: str) ->
 
 def as_document(statistics: Statistics) -> dict[str, Any]:
     """Return all counts as a JSON document. Histograms have equal bins over 0..1."""
-    masks = max(statistics.num_masks, 1)
     return {
         "num_images": statistics.num_images,
         "num_masks": statistics.num_masks,
@@ -39,7 +38,7 @@ def as_document(statistics: Statistics) -> dict[str, Any]:
         "mean_pixels_per_image": statistics.num_pixels / max(statistics.num_images, 1),
         "images_by_number_of_masks": {str(number): images for number, images in sorted(statistics.masks_per_image.items())},
         "images_by_bin_of_masks": images_by_mask_bin(statistics),
-        "means": {measure: statistics.totals[measure] / masks for measure in MEASURES},
+        "means": {measure: statistics.mean(measure) for measure in MEASURES},
         "num_bins": NUM_BINS,
         "histograms": {measure: statistics.histograms[measure].tolist() for measure in MEASURES},
         "mask_centres": statistics.centres.tolist(),
@@ -64,7 +63,7 @@ def median_masks(statistics: Statistics) -> int:
 def _tiles(statistics: Statistics) -> list[dict[str, str]]:
     images, masks, stages = statistics.num_images, statistics.num_masks, len(statistics.stages)
     megapixels = statistics.num_pixels / max(images, 1) / 1e6
-    size, concavity = (statistics.totals[name] / max(masks, 1) for name in ("relative_size", "concavity"))
+    size, concavity = (statistics.mean(name) or 0.0 for name in ("relative_size", "concavity"))
     return [
         {"title": "Images", "value": f"{images:,}", "from": f"{megapixels:.2f} megapixels on average"},
         {
@@ -88,9 +87,10 @@ def _sets(statistics: Statistics, name: str) -> list[tuple[str, str, str, str]]:
 
 
 def _stages(statistics: Statistics) -> list[tuple[str, str, str, str]]:
-    """Return rows of stage, masks, share and seconds per mask."""
+    """Return rows of stage, masks, share and seconds per mask, "-" where no annotator worked."""
     rows = []
     for stage, counts in sorted(statistics.stages.items(), key=lambda item: -item[1].num_masks):
         share = f"{counts.num_masks / statistics.num_masks:.1%}"
-        rows.append((stage.replace("_", " "), f"{counts.num_masks:,}", share, f"{counts.seconds / counts.num_masks:.2f}"))
+        seconds = f"{counts.seconds / counts.num_masks:.2f}" if counts.seconds else "-"
+        rows.append((stage.replace("_", " "), f"{counts.num_masks:,}", share, seconds))
     return rows
