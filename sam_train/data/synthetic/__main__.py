@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sam_train.data.synthetic.corpus import write_corpus
+from sam_train.data.synthetic.materials import MATERIALS
 from sam_train.errors import exit_with_message
 
 
@@ -25,6 +26,8 @@ def main() -> None:
         action="store_true",
         help="keep the photographs' colours, so that objects are recognisable",
     )
+    parser.add_argument("--material", choices=list(MATERIALS), default="photographs", help="what the scenes are made of")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
     arguments = parser.parse_args()
     write_corpus(
         arguments.out,
@@ -34,6 +37,8 @@ def main() -> None:
         width=arguments.longest_side,
         images_per_shard=arguments.images_per_shard,
         true_colours=arguments.true_colours,
+        material=arguments.material,
+        workers=arguments.workers,
         progress=True,
     )
 

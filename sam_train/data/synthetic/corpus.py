@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 
-from sam_train.data.synthetic.photographs import load_photographs
+from sam_train.data.synthetic.materials import MATERIALS
 from sam_train.data.synthetic.scene import MIN_SIDE_PX, SyntheticScene, compose_scene
 from sam_train.errors import ConfigError
 from sam_train.records import ImageRecord, MaskRecord, Provenance
@@ -35,40 +38,60 @@ def write_corpus(
     width: int,
     images_per_shard: int,
     true_colours: bool = False,
+    material: str = "photographs",
+    workers: int = 1,
     progress: bool = False,
 ) -> None:
     """Write `num_images` scenes to `folder` as shards `syn_{seed}_000000.tar`, ...
 
     height, width: largest size of an image. One of its sides is shorter by up to a quarter, so that padding occurs.
-    true_colours: as in `compose_scene`.
+    true_colours, material: as in `compose_scene`.
+    workers: number of processes; the scenes do not depend on it.
     progress: show a progress bar on the terminal.
 
     Finished shards are kept; a call with more images adds the missing shards. Keys and ids of corpora of different seeds are
     disjoint, so their shards may share a folder.
 
-    Raises ConfigError for numbers out of range, for a folder that contains other shards of this seed, and if the photographs
-    are not installed.
+    Raises ConfigError for numbers out of range or an unknown material, for a folder that contains other shards of this seed,
+    and if the photographs are not installed.
     """
     _check_arguments(num_images=num_images, seed=seed, height=height, width=width, images_per_shard=images_per_shard)
-    load_photographs()
-    settings = {
+    if material not in MATERIALS:
+        raise ConfigError(f"material is {material!r}: expected one of {', '.join(MATERIALS)}")
+    MATERIALS[material]()  # fails now if it is not installed, not after the first scenes
+    settings: dict[str, Any] = {
         "stage": "import",
         "annotator": "synthetic",
         "composer": _COMPOSER,
         "seed": seed,
         "height": height,
         "width": width,
-    } | ({"true_colours": True} if true_colours else {})
+    }
+    settings |= {"true_colours": True} if true_colours else {}
+    settings |= {"material": material} if material != "photographs" else {}
     shards = {
         folder / f"syn_{seed}_{number:06d}.tar": range(start, min(start + images_per_shard, num_images))
         for number, start in enumerate(range(0, num_images, images_per_shard))
     }
     _check_finished_shards(folder, shards, seed=seed, settings=settings)
-    for path, indices in track(shards.items(), description="composing scenes", total=len(shards), disable=not progress):
-        if not (path.is_file() and manifest_path(path).is_file()):
-            counts: Counter[str] = Counter()
-            samples = _samples(indices, seed=seed, height=height, width=width, true_colours=true_colours, counts=counts)
-            write_shard(path, samples, counts=counts, provenance=settings)
+    missing = {path: indices for path, indices in shards.items() if not (path.is_file() and manifest_path(path).is_file())}
+    scene_options = {"height": height, "width": width, "true_colours": true_colours, "material": material}
+    write = partial(_write_scenes, seed=seed, scene_options=scene_options, provenance=settings)
+    show = partial(track, description="composing scenes", total=len(missing), disable=not progress)
+    if not missing:
+        return
+    if workers == 1 or len(missing) == 1:
+        for _ in show(map(write, missing, missing.values())):
+            pass
+        return
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
+        for _ in show(pool.map(write, missing, missing.values())):
+            pass
+
+
+def _write_scenes(path: Path, indices: range, *, seed: int, scene_options: dict[str, Any], provenance: dict[str, Any]) -> None:
+    counts: Counter[str] = Counter()
+    write_shard(path, _samples(indices, seed=seed, counts=counts, **scene_options), counts=counts, provenance=provenance)
 
 
 def _check_arguments(*, num_images: int, seed: int, height: int, width: int, images_per_shard: int) -> None:
@@ -101,14 +124,16 @@ def _check_finished_shards(folder: Path, shards: dict[Path, range], *, seed: int
 
 
 def _samples(
-    indices: range, *, seed: int, height: int, width: int, true_colours: bool, counts: Counter[str]
+    indices: range, *, seed: int, height: int, width: int, true_colours: bool, material: str, counts: Counter[str]
 ) -> Iterator[tuple[ImageRecord, bytes]]:
     for index in indices:
         rng = np.random.default_rng([seed, index])
         sides = [height, width]
         shorter = rng.integers(2)
         sides[shorter] -= int(sides[shorter] * rng.uniform(0, _MAX_SHORTENING))
-        scene = compose_scene(int(rng.integers(2**63)), height=sides[0], width=sides[1], true_colours=true_colours)
+        scene = compose_scene(
+            int(rng.integers(2**63)), height=sides[0], width=sides[1], true_colours=true_colours, material=material
+        )
         counts.update(_LEVEL_NAMES[level] for level in scene.levels)
         yield _record(scene, key=_key(seed, index), image_id=seed * _MAX_IMAGES + index), encode_jpeg(scene.image)
 

@@ -1,4 +1,4 @@
-"""One synthetic scene: a photograph as backdrop, and objects over it, which consist of parts and sub-parts."""
+"""One synthetic scene: a backdrop, and objects over it, which consist of parts and sub-parts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sam_train.data.synthetic import compositing
-from sam_train.data.synthetic.photographs import PHOTOGRAPH_NAMES, load_photographs, random_crop
-from sam_train.data.synthetic.shapes import random_polygon, rasterize_polygon
+from sam_train.data.synthetic.materials import MATERIALS, Material, Texture
+from sam_train.data.synthetic.shapes import rasterize
 
 MIN_SIDE_PX = 64
 _MIN_AREA = 0.0015  # smallest area of a mask, as a share of the image
@@ -28,29 +28,36 @@ class SyntheticScene:
     levels: tuple[int, ...]
     """Level of each mask: 0 whole, 1 part, 2 sub-part."""
     names: tuple[str, ...]
-    """Name of each mask: its shape and the photograph that it shows, such as "round coffee" or "star-shaped cat".
+    """Name of each mask: its shape and what it shows, such as "round coffee", "star-shaped cat" or "hollow pattern".
 
     A part that shows its parent's texture in another colour has the second word of its parent. Shapes may be clipped by the
     frame or by the parent, and partly occluded.
     """
 
 
-def compose_scene(seed: int, *, height: int, width: int, true_colours: bool = False) -> SyntheticScene:
+def compose_scene(
+    seed: int, *, height: int, width: int, true_colours: bool = False, material: str = "photographs"
+) -> SyntheticScene:
     """Return the scene of a seed and size, the same at every call: about ten masks, in rare cases very few.
 
+    material: "photographs" or "patterns", see `materials`.
     true_colours: objects keep the colours of their photograph and show much of it, so that an object's name can be recognised
         in the image. Boundaries may then lack contrast, and a part shows a photograph of its own instead of its parent's in
         another colour.
 
-    Raises ValueError for a side under 64 pixels or a side more than four times the other, ConfigError if the photographs
-    are not installed.
+    Raises ValueError for a side under 64 pixels, a side more than four times the other or an unknown material, ConfigError if
+    the photographs are not installed, or for `true_colours` with patterns.
     """
     if min(height, width) < MIN_SIDE_PX or max(height, width) > 4 * min(height, width):
         raise ValueError(
             f"a scene of {height} x {width} has no room for its objects: "
             f"give sides of at least {MIN_SIDE_PX} pixels, neither more than four times the other"
         )
-    composer = _SceneComposer(np.random.default_rng(seed), height=height, width=width, true_colours=true_colours)
+    if material not in MATERIALS:
+        raise ValueError(f"material is {material!r}: expected one of {', '.join(MATERIALS)}")
+    composer = _SceneComposer(
+        np.random.default_rng(seed), MATERIALS[material](), height=height, width=width, true_colours=true_colours
+    )
     composer.add_objects()
     return composer.finish()
 
@@ -63,20 +70,12 @@ class _Silhouette:
     shape: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Texture:
-    """Pixels of the size of the image, and the subject of the photograph that they show."""
-
-    pixels: np.ndarray
-    subject: str
-
-
 @dataclass(slots=True, kw_only=True)
 class _Layer:
     level: int
     parent: _Layer | None
     coverage: np.ndarray
-    texture: _Texture
+    texture: Texture
     visible: np.ndarray
     area: int
     name: str
@@ -97,13 +96,12 @@ class _Layer:
 class _SceneComposer:
     """A scene under construction. Layers are in painting order."""
 
-    def __init__(self, rng: np.random.Generator, *, height: int, width: int, true_colours: bool) -> None:
-        self.rng, self.height, self.width, self.true_colours = rng, height, width, true_colours
-        self.photographs = load_photographs()
+    def __init__(self, rng: np.random.Generator, material: Material, *, height: int, width: int, true_colours: bool) -> None:
+        self.rng, self.material, self.height, self.width, self.true_colours = rng, material, height, width, true_colours
         self.unit = float(np.sqrt(height * width))
         angle = rng.uniform(np.pi, 2 * np.pi)  # image y points down: one light for all objects, from above
         self.light_xy = (float(np.cos(angle)), float(np.sin(angle)))
-        self.canvas = self._backdrop()
+        self.canvas = material.backdrop(rng, height=height, width=width)
         self.layers: list[_Layer] = []
 
     def add_objects(self) -> None:
@@ -127,14 +125,6 @@ class _SceneComposer:
             names=tuple(layer.name for layer in kept),
         )
 
-    def _backdrop(self) -> np.ndarray:
-        photograph = self.photographs[self.rng.integers(len(self.photographs))]
-        crop = random_crop(self.rng, photograph, height=self.height, width=self.width, zoom=(0.4, 1.2), rotate=False)
-        if self.rng.random() < 0.4:
-            mean = crop.mean((0, 1))
-            crop = mean + (crop - mean) * np.float32(self.rng.uniform(0.4, 0.9))
-        return crop
-
     def _add_object(self, radius: float) -> None:
         centre = self.rng.uniform(0.08, 0.92, 2) * (self.width, self.height)
         silhouette = self._random_silhouette(centre, radius)
@@ -157,15 +147,15 @@ class _SceneComposer:
                 return self._add_layer(_Silhouette(coverage, unclipped.shape), self._part_texture(parent), parent=parent)
         return None
 
-    def _part_texture(self, parent: _Layer) -> _Texture:
+    def _part_texture(self, parent: _Layer) -> Texture:
         """Return a photograph of its own or the parent's texture recoloured, with equal probability."""
         has_own_photograph = self.rng.random() < 0.5 or self.true_colours
         amount = self.rng.uniform(0.3, 0.7)
         if has_own_photograph:
             return self._random_texture()
-        return _Texture(compositing.recolour(self.rng, parent.texture.pixels, amount=amount), parent.texture.subject)
+        return Texture(compositing.recolour(self.rng, parent.texture.pixels, amount=amount), parent.texture.subject)
 
-    def _add_layer(self, silhouette: _Silhouette, texture: _Texture, *, parent: _Layer | None) -> _Layer:
+    def _add_layer(self, silhouette: _Silhouette, texture: Texture, *, parent: _Layer | None) -> _Layer:
         self._paint(silhouette.coverage, texture.pixels, parent_coverage=parent.coverage if parent else None)
         mask = silhouette.coverage > 0.5
         layer = _Layer(
@@ -207,11 +197,9 @@ class _SceneComposer:
         return self.unit * self.rng.uniform(*((0.003, 0.008) if is_part else (0.01, 0.03)))
 
     def _random_silhouette(self, centre_xy: np.ndarray, radius: float) -> _Silhouette:
-        polygon, shape = random_polygon(self.rng)
-        return _Silhouette(rasterize_polygon(polygon * radius + centre_xy, height=self.height, width=self.width), shape)
+        contours, shape = self.material.shape(self.rng)
+        placed = [contour * radius + centre_xy for contour in contours]
+        return _Silhouette(rasterize(placed, height=self.height, width=self.width), shape)
 
-    def _random_texture(self) -> _Texture:
-        pixels, index = compositing.random_texture(
-            self.rng, self.photographs, height=self.height, width=self.width, true_colours=self.true_colours
-        )
-        return _Texture(pixels, PHOTOGRAPH_NAMES[index])
+    def _random_texture(self) -> Texture:
+        return self.material.texture(self.rng, height=self.height, width=self.width, true_colours=self.true_colours)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -25,16 +27,16 @@ def random_polygon(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     return polygon @ rotation / np.linalg.norm(polygon, axis=1).max(), SHAPES[kind]
 
 
-def rasterize_polygon(polygon: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Return the share of each pixel inside a polygon (vertices x 2, in pixels): H x W float32 in [0, 1].
+def rasterize(contours: Sequence[np.ndarray], *, height: int, width: int) -> np.ndarray:
+    """Return the share of each pixel inside an odd number of contours (vertices x 2, in pixels): H x W float32 in [0, 1].
 
-    Pixel (row, column) covers [column, column + 1) x [row, row + 1); the polygon is clipped to the frame. It is enlarged by up
-    to a quarter of a pixel, because OpenCV also fills the supersampled pixels on the polygon's edge.
+    Pixel (row, column) covers [column, column + 1) x [row, row + 1); contours are clipped to the frame. A shape is enlarged by up
+    to a quarter of a pixel, because OpenCV also fills the supersampled pixels on its edge.
     """
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
     # fillPoly counts from pixel centres, hence the half.
-    vertices = np.round((polygon * _SUPERSAMPLING - 0.5) * 2**_FRACTION_BITS).astype(np.int32)
-    cv2.fillPoly(fine, [vertices], 255, shift=_FRACTION_BITS)
+    vertices = [np.round((contour * _SUPERSAMPLING - 0.5) * 2**_FRACTION_BITS).astype(np.int32) for contour in contours]
+    cv2.fillPoly(fine, vertices, 255, shift=_FRACTION_BITS)
     return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sam_train.data.synthetic import compose_scene, corpus, photographs, shapes, write_corpus
+from sam_train.data.synthetic import compose_scene, corpus, more_shapes, photographs, shapes, write_corpus
+from sam_train.data.synthetic.training_scenes import compose_training_scenes
 from sam_train.errors import ConfigError
 from sam_train.records import ImageRecord
 from sam_train.shards import load_manifest, manifest_path
@@ -100,7 +101,7 @@ def test_mask_boundaries_are_visible_in_the_image(scenes):
 
 def test_polygon_coverage_is_exact_to_a_quarter_of_a_pixel():
     square = np.array([[10.0, 20.0], [30.5, 20.0], [30.5, 40.25], [10.0, 40.25]])
-    coverage = shapes.rasterize_polygon(square, height=64, width=64)
+    coverage = shapes.rasterize([square], height=64, width=64)
     assert 20.5 * 20.25 - 1 <= coverage.sum() <= 20.75 * 20.5 + 1
     assert (coverage[20:40, 10:30] == 1).all()
     assert coverage[:20].max() <= 0.26
@@ -287,3 +288,72 @@ def test_command_error_is_one_line(tmp_path):
     assert process.returncode == 1
     assert process.stderr.startswith("error: seed -1")
     assert process.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def pattern_scenes():
+    return [compose_scene(seed, material="patterns", **SIZE) for seed in SEEDS]
+
+
+def test_scenes_of_patterns_have_masks_of_every_level(pattern_scenes):
+    for scene in pattern_scenes:
+        assert scene.image.shape == (160, 200, 3)
+        assert scene.masks.shape == (len(scene.levels), 160, 200)
+        levels = np.array(scene.levels)
+        assert scene.masks[levels == 0].sum(0).max(initial=0) <= 1
+    assert set(np.concatenate([scene.levels for scene in pattern_scenes])) == {0, 1, 2}
+    assert np.mean([len(scene.levels) for scene in pattern_scenes]) > 5
+    np.testing.assert_array_equal(compose_scene(SEEDS[3], material="patterns", **SIZE).image, pattern_scenes[3].image)
+
+
+def test_patterns_share_neither_photographs_nor_shapes_with_the_other_corpus(pattern_scenes, monkeypatch):
+    """The starter model is trained on patterns, so the corpus of photographs must be new to it."""
+    monkeypatch.setattr(photographs, "_read", lambda path: pytest.fail(f"{path} was read"))
+    photographs.load_photographs.cache_clear()
+    compose_scene(0, material="patterns", **SIZE)
+    names = {name for scene in pattern_scenes for name in scene.names}
+    assert {name.split()[0] for name in names} == set(more_shapes.MORE_SHAPES)
+    assert not set(more_shapes.MORE_SHAPES) & set(shapes.SHAPES)
+    assert {name.split()[1] for name in names} == {"pattern"}
+
+
+def test_some_objects_have_holes_and_some_are_thin(pattern_scenes):
+    holes, thickest = 0, []
+    for scene in pattern_scenes:
+        for mask in scene.masks:
+            contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            holes += any(parent >= 0 and len(contour) > 12 for contour, (*_, parent) in zip(contours, hierarchy[0], strict=True))
+            radius = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5).max()
+            thickest.append(2 * radius / np.sqrt(mask.sum()))
+    assert holes > 5
+    assert np.quantile(thickest, 0.1) < 0.6  # a disc has 1.13
+
+
+def test_unknown_material_is_named(tmp_path):
+    with pytest.raises(ValueError, match="material is 'wood': expected one of photographs, patterns"):
+        compose_scene(0, material="wood", **SIZE)
+    with pytest.raises(ConfigError, match="material is 'wood'"):
+        write_corpus(tmp_path, num_images=2, material="wood", **SMALL)
+    with pytest.raises(ConfigError, match="true colours are those of photographs"):
+        write_corpus(tmp_path, num_images=2, material="patterns", true_colours=True, **SMALL)
+
+
+def test_several_processes_write_the_same_shards(tmp_path):
+    write_corpus(tmp_path / "one", num_images=4, material="patterns", **SMALL)
+    compose_training_scenes(
+        {"folder": str(tmp_path / "two"), "num_images": 4, "seed": 3, "longest_side": 128, "images_per_shard": 2, "workers": 2}
+    )
+    for path in sorted((tmp_path / "one").glob("*.tar")):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "message"),
+    [
+        ({"num_images": 4}, "synthetic lacks folder: expected folder, num_images and"),
+        ({"folder": "x", "num_images": 4, "sides": 3}, "synthetic has the unknown keys sides"),
+    ],
+)
+def test_invalid_training_scenes_are_named(synthetic, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_training_scenes(synthetic)
