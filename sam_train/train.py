@@ -26,6 +26,7 @@ from sam_train.cli.commands import TRAIN
 from sam_train.config import build, changed_keys, config_hash, save_resolved, to_plain
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.mask_survey import describe_dropped_masks
+from sam_train.data.synthetic.training_scenes import compose_training_scenes
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.files import atomic_write_bytes
 from sam_train.inference.box_mask_generator import save_proposer
@@ -86,6 +87,8 @@ def train_model(cfg: DictConfig) -> dict[str, float]:
         torch.set_num_threads(cfg.threads)
     texts = build_text_embeddings(cfg)
     cfg = with_text_encoder(cfg, texts)
+    if cfg.synthetic:
+        compose_training_scenes(to_plain(cfg.synthetic))
     datamodule = build(cfg.data, text_store=texts)
     module = build_module(cfg)
     last = find_resume_checkpoint(cfg, run_dir)
