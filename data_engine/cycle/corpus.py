@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -22,7 +23,7 @@ def check_corpus(cfg: DictConfig, folder: CycleFolder, steps: Sequence[Step], lo
     Raises ConfigError, naming images, if a held-out image is in the corpus or in `initial_model.shards`, also resized or
     recompressed (`corpus.leak_bits` of 256 hash bits may differ), or if the steps need more images than there are.
     """
-    corpus, heldout = expand_shards(cfg.corpus.ground_truth), expand_shards(cfg.corpus.heldout)
+    corpus, heldout = expand_shards(cfg.corpus.ground_truth), _heldout_shards(cfg)
     initial = expand_shards(cfg.initial_model.shards) if cfg.initial_model.shards else []
     training = sorted({*corpus, *initial})
     if shared := {path.resolve() for path in training} & {path.resolve() for path in heldout}:
@@ -54,6 +55,12 @@ def check_corpus(cfg: DictConfig, folder: CycleFolder, steps: Sequence[Step], lo
     log(f"corpus: {num_images} images, none of them among the {num_heldout} held-out ones{unreadable}")
 
 
+def _heldout_shards(cfg: DictConfig) -> list[Path]:
+    """Return the shards that no model may be trained on: the held-out and the final ones."""
+    final = expand_shards(cfg.corpus.final) if cfg.corpus.get("final") else []
+    return [*expand_shards(cfg.corpus.heldout), *final]
+
+
 def is_corpus_checked(cfg: DictConfig, folder: CycleFolder) -> bool:
     """Return whether corpus.json describes the shards as they are now."""
     corpus = folder.read_corpus()
@@ -68,7 +75,8 @@ def is_corpus_checked(cfg: DictConfig, folder: CycleFolder) -> bool:
 def fingerprint(cfg: DictConfig) -> str:
     """Return the SHA-256 of the names, sizes and modification times of all shards that were compared."""
     digest = hashlib.sha256()
-    for shards in (cfg.corpus.ground_truth, cfg.corpus.heldout, cfg.initial_model.shards):
+    final = [cfg.corpus.final] if cfg.corpus.get("final") else []
+    for shards in (cfg.corpus.ground_truth, cfg.corpus.heldout, cfg.initial_model.shards, *final):
         for path in expand_shards(shards) if shards else []:
             stat = path.stat()
             digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())

@@ -34,9 +34,9 @@ class Action:
     """One action of a loop, which is at most one process."""
 
     kind: str
-    """corpus, annotate, train, evaluate or report."""
+    """corpus, annotate, train, evaluate, final or report."""
     step_name: str = ""
-    """Name of the step that it belongs to; empty for corpus and report."""
+    """Name of the step that it belongs to; empty for corpus, final and report."""
     step: Step | None = None
     """The step, None also for START_STEP."""
 
@@ -59,7 +59,8 @@ class Cycle:
         if self.cfg.initial_model.shards or self.cfg.initial_model.checkpoint:
             initial.append(Action("evaluate", START_STEP))
         actions = [Action(kind, step.name, step) for step in self.steps for kind in ("annotate", "train", "evaluate")]
-        return [Action("corpus"), *initial, *actions, Action("report")]
+        final = [Action("final")] if self.cfg.corpus.get("final") else []
+        return [Action("corpus"), *initial, *actions, *final, Action("report")]
 
     def is_done(self, action: Action) -> bool:
         """Return whether the files of the action exist. The report is never done: it is written again by every run."""
@@ -67,6 +68,8 @@ class Cycle:
             return is_corpus_checked(self.cfg, self.folder)
         if action.kind == "report":
             return False
+        if action.kind == "final":
+            return self.folder.final_evaluation("promoted").is_file()
         step = self.folder.step(action.step_name)
         if has_decision(self.folder, action.step_name) or step.is_skipped():
             return True
@@ -82,6 +85,8 @@ class Cycle:
             self.launcher.start("report", "data_engine.report", f"run={self.folder.path}")
         elif action.kind == "evaluate":
             self._evaluate(action)
+        elif action.kind == "final":
+            self._evaluate_finally()
         elif action.kind == "train":
             self.launcher.start(f"{action.step_name}: train", "sam_train.train", *self._train_overrides(action))
         elif action.step is not None:
@@ -90,10 +95,12 @@ class Cycle:
     def _prepare_corpus(self) -> None:
         corpus = self.cfg.corpus
         if (synthetic := corpus.synthetic) is not None:
-            for shards, num_images, seed in (
+            parts = [
                 (corpus.ground_truth, synthetic.num_images, synthetic.seed),
                 (corpus.heldout, synthetic.num_heldout, synthetic.seed + 1),
-            ):
+            ]
+            parts += [(corpus.final, synthetic.num_final, synthetic.seed + 2)] if corpus.get("final") else []
+            for shards, num_images, seed in parts:
                 arguments = {"out": shards, "num-images": num_images, "seed": seed, "longest-side": synthetic.longest_side}
                 options = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
                 self.launcher.start(f"corpus: {shards}", "sam_train.data.synthetic", *options)
@@ -184,6 +191,25 @@ class Cycle:
         )
         decision = "promoted" if better else "not better, the promoted model stays"
         console.print(f"{action.step_name}: {measure} {evaluation[measure]:.3f}, {decision}")
+
+    def _final_models(self) -> dict[str, Path]:
+        """Return the models that are measured on the final shards: the promoted one, and the initial one if it is another."""
+        models: dict[str, Path] = {}
+        if self.cfg.initial_model.shards or self.cfg.initial_model.checkpoint:
+            models["start"] = self._candidate(Action("evaluate", START_STEP))
+        promoted = promoted_checkpoint(self.folder)
+        return models | ({"promoted": promoted} if promoted else {})
+
+    def _evaluate_finally(self) -> None:
+        for model, checkpoint in self._final_models().items():
+            out = self.folder.final_evaluation(model)
+            if not out.is_file():
+                out.parent.mkdir(parents=True, exist_ok=True)
+                files = {"checkpoint": checkpoint, "shards": self.cfg.corpus.final, "out": out}
+                overrides = [f"{key}={hydra_quote(value)}" for key, value in files.items()]
+                self.launcher.start(f"final: {model}", "sam_train.evaluate", *overrides, *self.cfg.evaluation)
+        for model, means in self.folder.read_final_evaluations().items():
+            console.print(f"final shards, {model} model: {self.cfg.promote_by} {means[self.cfg.promote_by]:.3f}")
 
     def _candidate(self, action: Action) -> Path:
         """Return the model to evaluate. `initial_model.checkpoint` is copied, so that the run folder holds all its models."""

@@ -22,7 +22,7 @@ from data_engine.cycle_folder import CycleFolder
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write_bytes
 
-JOB_KINDS = ("all", "corpus", "annotate", "train", "evaluate", "report")
+JOB_KINDS = ("all", "corpus", "annotate", "train", "evaluate", "final", "report")
 """Keys of `sbatch`: options for all jobs, and for those of one kind of action."""
 
 SCRIPT = """#!/bin/bash

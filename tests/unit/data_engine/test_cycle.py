@@ -75,6 +75,8 @@ class FakeProcesses:
             raise SamTrainError(f"{title} ended with exit code 1")
         self.folder.add_process_time(title, 3600 * self.hours, devices=2)
         step, _, kind = title.partition(": ")
+        if step == "final":
+            self.folder.final_evaluation(kind).write_text(json.dumps({"miou_at_1": 0.5}))
         name = {"annotate": "shards/ledger.json", "train": "train/metrics.json", "evaluate": "evaluation.json"}.get(kind)
         if name is None:
             return
@@ -170,6 +172,31 @@ def test_composes_a_synthetic_corpus(config: DictConfig, processes: FakeProcesse
     assert processes.arguments[f"corpus: {config.corpus.heldout}"] == [
         "--out", config.corpus.heldout, "--num-images", "4", "--seed", "4", "--longest-side", "128"
     ]  # fmt: skip
+
+
+def test_measures_the_first_and_the_last_model_on_the_final_shards(
+    config: DictConfig, processes: FakeProcesses, tmp_path: Path
+) -> None:
+    write_shard(tmp_path / "final" / "sa_000000.tar", [sample(index) for index in range(200, 202)])
+    (tmp_path / "weak.pt").write_text("weak")
+    config.initial_model.checkpoint, config.corpus.final = str(tmp_path / "weak.pt"), str(tmp_path / "final")
+    run_cycle(config)
+    assert processes.started[-3:] == ["final: start", "final: promoted", "report"]
+    assert overrides(processes, "final: start")["checkpoint"] == f"{processes.run_dir}/0_start/weak.pt"
+    promoted = overrides(processes, "final: promoted")
+    assert promoted["checkpoint"] == f"{processes.run_dir}/3_fully_automatic/train/model.pt"
+    assert promoted["shards"] == config.corpus.final
+    processes.started = []
+    run_cycle(config)
+    assert processes.started == ["report"]
+
+
+def test_rejects_final_images_in_the_corpus(config: DictConfig, processes: FakeProcesses, tmp_path: Path) -> None:
+    write_shard(tmp_path / "final" / "sa_000000.tar", [sample(200), sample(5)])
+    config.corpus.final = str(tmp_path / "final")
+    with pytest.raises(ConfigError, match=r"1 held-out images are in the corpus"):
+        run_cycle(config)
+    assert processes.started == []
 
 
 @pytest.mark.parametrize(
