@@ -78,7 +78,14 @@ class SimulatedAnnotator:
             else:
                 taken.add(best)
                 verdicts.append(ReviewVerdict(kept=True))
-        return verdicts, Counts(masks_reviewed=len(prefilled), seconds=self.seconds_to_review * len(prefilled))
+        by_hand = len(taken) * self._seconds_by_hand
+        seconds = self.seconds_to_review * len(prefilled)
+        return verdicts, Counts(masks_reviewed=len(prefilled), seconds=seconds, seconds_by_hand=by_hand)
+
+    @property
+    def _seconds_by_hand(self) -> float:
+        """Seconds of finding an object and drawing its mask, without a model."""
+        return self.seconds_to_find + self.seconds_to_draw
 
     def annotate(
         self, image: SourceImage, predictor: PredictorLike | None, existing: Sequence[GeneratedMask]
@@ -97,6 +104,7 @@ class SimulatedAnnotator:
             masks_drawn=sum(m.origin is MaskOrigin.DRAWN for m in masks),
             masks_clicked=sum(m.origin is MaskOrigin.CLICKED for m in masks),
             seconds=sum(m.seconds for m in masks),
+            seconds_by_hand=len(masks) * self._seconds_by_hand,
         )
         return AnnotationResult(masks=masks, counts=counts)
 

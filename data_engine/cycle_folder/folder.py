@@ -5,13 +5,14 @@
       corpus.json                   size of the corpus, and the proof that no held-out image is in it
       0_start/                      the initial model, if the config names one
       1_assisted_manual/            a step: shards/, train/, evaluation.json, or left_out.json when it was skipped
+      final/                        measures of the first and the last model on the final shards, if the config names some
       promoted.json                 the promoted model and the history of all decisions (promotion.py)
       clock.json                    run time of each process
       jobs/, jobs.json              scripts, logs and numbers of SLURM jobs
       ablation/, ablation.json      trainings on the masks of some stages only, and their results
       masks.parquet                 provenance of each mask
       model.pt                      a copy of the promoted model
-      report.json, report.html      the report
+      report.json, report.html      the report, and overview.png
 
 Every JSON file is written atomically.
 """
@@ -147,9 +148,23 @@ class CycleFolder:
         """The report for people."""
         return self.path / "report.html"
 
+    @property
+    def overview(self) -> Path:
+        """Overview of the loop as one PNG: an image of each stage, predictions before and after, seconds per mask."""
+        return self.path / "overview.png"
+
     def step(self, name: str) -> StepFolder:
         """Return the folder of the step `name`."""
         return StepFolder(self.path / name)
+
+    def final_evaluation(self, model: str) -> Path:
+        """Return the path of the measures on the final shards: `model` is "start" (the initial model) or "promoted"."""
+        return self.path / "final" / f"{model}.json"
+
+    def read_final_evaluations(self) -> dict[str, dict[str, float]]:
+        """Return the means on the final shards by model, "start" and "promoted", as far as they exist."""
+        paths = {model: self.final_evaluation(model) for model in ("start", "promoted")}
+        return {model: finite_means(read_json_object(path), str(path)) for model, path in paths.items() if path.is_file()}
 
     def ablation(self, name: str) -> StepFolder:
         """Return the folder of the ablation's training on the set of masks `name`."""

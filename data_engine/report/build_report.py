@@ -1,4 +1,4 @@
-"""Write report.json and report.html for the run folder of a data-engine loop."""
+"""Write report.json, report.html and overview.png for the run folder of a data-engine loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 
 from data_engine.report.comparison import Comparison, compare_models
 from data_engine.report.cycle_run import CycleRun, read_run
+from data_engine.report.effort import Effort, compute_effort
 from data_engine.report.mask_distributions import MAX_SHARDS, measure_stage
+from data_engine.report.overview import draw_overview
 from data_engine.report.page import Page, render
 from data_engine.report.stage_statistics import (
     GroundTruth,
@@ -37,6 +39,9 @@ class Report:
     """A written report: the stage table, the notes and the two files."""
 
     stages: list[StageStatistics]
+    final: dict[str, dict[str, float]]
+    """Means of the initial ("start") and the promoted model on the final shards, as far as they were measured."""
+    effort: Effort | None
     notes: list[str]
     """Missing or unusual things, one sentence each."""
     json_path: Path
@@ -44,7 +49,7 @@ class Report:
 
 
 def write_report(path: Path, *, heldout_images: int = 24, device: torch.device | None = None) -> Report:
-    """Write report.json and report.html into the run folder `path`, whether its loop is finished or not.
+    """Write report.json, report.html and overview.png into the run folder `path`, whether its loop is finished or not.
 
     `heldout_images` is the number of images on which the models are compared; `device` is where they run, by default a GPU
     if there is one. Raises ConfigError if `path` is not the folder of a loop, ShardError for an invalid finished shard, and
@@ -58,17 +63,23 @@ def write_report(path: Path, *, heldout_images: int = 24, device: torch.device |
     comparison, reason = _compare_models(run, heldout_images, device or default_device())
     if reason:
         notes.append(f"No comparison of models: {reason}.")
+    final, effort = run.folder.read_final_evaluations(), compute_effort(stages)
     page = Page(
         run=run,
         stages=stages,
+        final=final,
+        effort=effort,
         galleries=galleries,
         logs=[read_log(stage.folder.training_log) for stage in run.stages],
         comparison=comparison,
         statistics=_measure_distributions(run, manifests, notes),
         notes=notes,
     )
-    report = Report(stages=stages, notes=notes, json_path=run.folder.report_json, html_path=run.folder.report_html)
+    paths = {"json_path": run.folder.report_json, "html_path": run.folder.report_html}
+    report = Report(stages=stages, final=final, effort=effort, notes=notes, **paths)
     atomic_write_bytes(report.html_path, render(page).encode())
+    if overview := draw_overview(stages, galleries, comparison):
+        atomic_write_bytes(run.folder.overview, overview)
     atomic_write_bytes(report.json_path, _to_json(report, comparison))
     return report
 
@@ -145,6 +156,7 @@ def _compare_models(run: CycleRun, num_images: int, device: torch.device) -> tup
 
 def _to_json(report: Report, comparison: Comparison | None) -> bytes:
     document: dict[str, Any] = {"stages": [asdict(row) for row in report.stages], "comparison": None, "notes": report.notes}
+    document |= {"final": report.final, "effort": asdict(report.effort) if report.effort else None}
     if comparison is not None:
         names = ("steps", "num_images", "num_objects", "num_better", "num_worse", "mean_ious")
         document["comparison"] = {name: getattr(comparison, name) for name in names}

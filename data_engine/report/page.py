@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_engine.report.comparison import MASKS_PER_IMAGE, MIN_AREA_PX, ComparedObject, Comparison
 from data_engine.report.curves import cost_svg, quality_svg, training_svg
-from data_engine.report.cycle_run import CycleRun
+from data_engine.report.cycle_run import MIOU_KEYS, CycleRun
+from data_engine.report.effort import Effort
 from data_engine.report.mask_distributions import distributions_svg
 from data_engine.report.mask_images import data_uri, decode_mask, draw_prediction, draw_sample, draw_target, window_around
 from data_engine.report.stage_statistics import StageStatistics
@@ -22,6 +23,7 @@ from sam_train.shards import Sample, decode_jpeg
 from sam_train.shards.maintenance.statistics.measure import Statistics
 
 IMAGES_PER_ROW = 3
+_FINAL_MODELS = {"start": "the initial model", "promoted": "the model in use after the last stage"}
 REASONS = {
     "predicted_iou": "the model predicted a low IoU for the mask",
     "stability": "the mask changes a lot with the threshold of the logits, so its edge is uncertain",
@@ -43,6 +45,9 @@ class Page:
 
     run: CycleRun
     stages: list[StageStatistics]
+    final: dict[str, dict[str, float]]
+    """Means on the final shards by model, "start" and "promoted"; empty if there are none."""
+    effort: Effort | None
     galleries: list[list[Sample]]
     """Images to show, one list per stage."""
     logs: list[dict[str, Series]]
@@ -60,7 +65,9 @@ def render(page: Page) -> str:
     return environment.get_template("report.html.j2").render(
         name=page.run.folder.path.resolve().name,
         notes=page.notes,
-        tiles=_tiles(page.stages, page.run.device_hours()),
+        tiles=_tiles(page.stages, page.run.device_hours(), page.effort),
+        final=[(_FINAL_MODELS[model], [f"{means[key]:.3f}" for key in MIOU_KEYS]) for model, means in page.final.items()],
+        effort=page.effort,
         columns=[("Stage", "")] + [(c.title, c.meaning) for c in COLUMNS] + [(MODEL_TITLE, MODEL_MEANING)],
         rows=[(_stage_name(s), [cell(s, column) for column in COLUMNS], model_cell(s)) for s in page.stages],
         figures={
@@ -86,7 +93,7 @@ def _stage_name(line: StageStatistics) -> str:
     return line.step.replace("_", " ")
 
 
-def _tiles(stages: list[StageStatistics], device_hours: float | None) -> list[dict[str, str]]:
+def _tiles(stages: list[StageStatistics], device_hours: float | None, effort: Effort | None) -> list[dict[str, str]]:
     """Return the most important numbers, each with a note on its context."""
     masks, images = (sum(getattr(line, key) or 0 for line in stages) for key in ("masks", "images"))
     tiles = [{"title": "Masks written", "value": f"{masks:,}", "from": f"in {images:,} images"}]
@@ -103,9 +110,10 @@ def _tiles(stages: list[StageStatistics], device_hours: float | None) -> list[di
         source = f"from {before:.{digits}f} in stage {first.step.split('_')[0]}" if first is not last else _stage_name(first)
         tiles.append({"title": title, "value": f"{after:.{digits}f}", "from": source})
     hours = [line.seconds_per_mask * line.masks / 3600 for line in stages if line.seconds_per_mask is not None and line.masks]
+    by_hand = f"instead of {effort.hours_by_hand:,.1f} by hand; " if effort else ""
     devices = f"and {device_hours:,.2g} device hours (GPUs, or 1 without)" if device_hours is not None else "over all stages"
     if hours:
-        tiles.append({"title": "Annotator hours", "value": f"{sum(hours):,.1f}", "from": devices})
+        tiles.append({"title": "Annotator hours", "value": f"{sum(hours):,.1f}", "from": by_hand + devices})
     return tiles
 
 

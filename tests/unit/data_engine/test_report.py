@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -574,3 +575,45 @@ def test_trainings_that_begin_close_to_each_other_are_numbered(first: int, shown
     svg = training_svg(["1_assisted_manual", "2_semi_automatic"], logs)
     assert all(svg.count(name) == 2 for name in shown), "above the plots of loss and IoU"
     assert ("assisted" in svg) == (first == 100)
+
+
+def test_account_of_the_annotators_time(finished: FakeRun) -> None:
+    """Two of the three stages have annotators; 4 and 2 masks, of which each takes 36 s by hand."""
+    write_report(finished.folder)
+    assert json.loads((finished.folder / "report.json").read_bytes())["effort"] is None, "the cost by hand was not counted"
+    for step, samples, masks in ((STEPS[0], WRITTEN[:2], 3), (STEPS[1], WRITTEN[:1], 2)):
+        finished.annotate(step, samples, 0, **COUNTS, seconds_by_hand=36.0 * masks)
+    finished.annotate(STEPS[0], WRITTEN[2:], 1, clicks=2.0, seconds=10.0, seconds_by_hand=36.0)
+    write_report(finished.folder)
+    effort = json.loads((finished.folder / "report.json").read_bytes())["effort"]
+    expected = {"masks": 6, "annotator_hours": 70 / 3600, "hours_by_hand": 6 * 36 / 3600, "miou_at_1": 0.5, "miou_at_5": 0.7}
+    assert effort == pytest.approx(expected, abs=1e-3)
+    assert "Annotators spent 0.02 hours on 6 masks." in Page((finished.folder / "report.html").read_text()).text
+
+
+def test_measures_on_the_final_shards(finished: FakeRun) -> None:
+    (finished.folder / "final").mkdir()
+    for model, miou in (("start", 0.31), ("promoted", 0.52)):
+        means = {"checkpoint": "a", "miou_at_1": miou, "miou_at_3": miou + 0.1, "miou_at_5": miou + 0.2}
+        (finished.folder / "final" / f"{model}.json").write_text(json.dumps(means))
+    write_report(finished.folder)
+    final = json.loads((finished.folder / "report.json").read_bytes())["final"]
+    assert [final[model]["miou_at_1"] for model in ("start", "promoted")] == [0.31, 0.52]
+    text = " ".join(Page((finished.folder / "report.html").read_text()).text.split())
+    assert "is 0.310, 0.410, 0.510 with the initial model, 0.520, 0.620, 0.720 with the model in use" in text
+
+
+def test_overview_shows_stages_and_predictions(finished: FakeRun) -> None:
+    write_report(finished.folder)
+    overview = cv2.imread(str(finished.folder / "overview.png"))
+    assert overview is not None
+    assert overview.shape[1] > 1000
+    above, below = np.array_split(overview, 2)
+    assert (above < 128).mean() > 0.05, "images of the stages"
+    assert (below < 128).mean() > 0.05, "predictions and bars"
+
+
+def test_no_overview_before_the_first_image(run: FakeRun) -> None:
+    run.begin()
+    write_report(run.folder)
+    assert not (run.folder / "overview.png").exists()

@@ -102,7 +102,7 @@ def test_without_a_model_all_masks_are_drawn_largest_first() -> None:
     work = annotator().annotate(image_of(OBJECTS), None, [])
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])
     assert [(c.prompt_points, c.seconds, c.crop) for c in work.masks] == [((), 36.0, Crop.whole_image(HEIGHT, WIDTH))] * 3
-    assert work.counts == {"clicks": 0, "masks_drawn": 3, "masks_clicked": 0, "seconds": 108.0}
+    assert work.counts == {"clicks": 0, "masks_drawn": 3, "masks_clicked": 0, "seconds": 108.0, "seconds_by_hand": 108.0}
 
 
 def test_clicks_until_the_prediction_is_accepted() -> None:
@@ -113,7 +113,7 @@ def test_clicks_until_the_prediction_is_accepted() -> None:
     assert [len(c.prompt_points) for c in work.masks] == [3, 2, 1]
     assert [c.seconds for c in work.masks] == [2 + 3 * 1.5, 2 + 2 * 1.5, 2 + 1.5]
     assert [c.predicted_iou for c in work.masks] == [0.75] * 3
-    assert work.counts == {"clicks": 6, "masks_drawn": 0, "masks_clicked": 3, "seconds": 6 + 6 * 1.5}
+    assert work.counts == {"clicks": 6, "masks_drawn": 0, "masks_clicked": 3, "seconds": 6 + 6 * 1.5, "seconds_by_hand": 108.0}
 
 
 def test_predicted_iou_of_one_does_not_count_as_drawn() -> None:
@@ -133,7 +133,7 @@ def test_draws_by_hand_after_max_clicks() -> None:
     np.testing.assert_array_equal([c.mask for c in work.masks], [LARGE, MIDDLE, SMALL])  # the brush draws the truth
     assert [c.predicted_iou for c in work.masks] == [0.75, 1.0, 1.0]
     assert [c.seconds for c in work.masks] == [2 + 3.0, 2 + 3.0 + 34, 2 + 3.0 + 34]
-    assert work.counts == {"clicks": 6, "masks_drawn": 2, "masks_clicked": 1, "seconds": 5 + 39 + 39}
+    assert work.counts == {"clicks": 6, "masks_drawn": 2, "masks_clicked": 1, "seconds": 5 + 39 + 39, "seconds_by_hand": 108.0}
 
 
 @pytest.mark.parametrize("max_clicks", [1, 4])
@@ -219,7 +219,7 @@ def test_no_new_masks_if_all_objects_are_covered() -> None:
     work = annotator().annotate(image_of(OBJECTS), predictor, [candidate(mask) for mask in OBJECTS])
     assert work.masks == []
     assert predictor.asked == []
-    assert work.counts == {"clicks": 0, "masks_drawn": 0, "masks_clicked": 0, "seconds": 0}
+    assert work.counts == {"clicks": 0, "masks_drawn": 0, "masks_clicked": 0, "seconds": 0, "seconds_by_hand": 0}
 
 
 def test_image_without_objects() -> None:
@@ -238,7 +238,7 @@ def test_review() -> None:
         (True, ""),
         (False, "no_object"),
     ]
-    assert counts == {"masks_reviewed": 5, "seconds": 7.5}
+    assert counts == {"masks_reviewed": 5, "seconds": 7.5, "seconds_by_hand": 72.0}
 
 
 def test_rejects_images_without_ground_truth() -> None:
