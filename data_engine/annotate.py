@@ -197,6 +197,8 @@ def build_privacy(cfg: DictConfig) -> Privacy:
     Raises ConfigError if images of `out` were shown with another filter, and the errors of `Privacy`.
     """
     privacy: Privacy = build(cfg.privacy)
+    if warning := privacy.warning():
+        console.print(f"privacy: {warning}")
     path, identity = Path(cfg.out) / "privacy.json", privacy.identity()
     if not path.with_name("store.sqlite").exists():
         atomic_write_bytes(path, (json.dumps({"privacy": identity}) + "\n").encode())

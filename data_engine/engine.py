@@ -120,7 +120,7 @@ def finish_run(cfg: DictConfig, folder: EngineRunFolder, listing: SliceListing, 
     if cfg.report and ledger.images and (changed or not report.is_dir()):
         console.print(f"report: {write_run_summary(folder.out, report, name=Path(cfg.out).name)}")
     review = folder.out / "privacy" / "review.html"
-    if cfg.privacy.detectors and (changed or not review.is_file()):
+    if ledger.counts.get("privacy/images_searched") and (changed or not review.is_file()):
         console.print(f"{format_privacy_summary(ledger)}; see {write_privacy_review(folder.out)}")
     write_ledger(folder.out, ledger)
     folder.remove_claims()
@@ -177,6 +177,8 @@ def run_provenance(cfg: DictConfig, stage: Stage) -> dict[str, str]:
     Raises ConfigError if a detector's weights or packages are missing, before anything is written.
     """
     privacy: Privacy = build(cfg.privacy)
+    if warning := privacy.warning():
+        console.print(f"privacy: {warning}")
     proposer = (cfg.stage.get("generator") or {}).get("file")
     return {
         "stage": stage.name,

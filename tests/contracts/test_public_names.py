@@ -25,6 +25,7 @@ PUBLIC: dict[str, list[str]] = {
         "RedactionAudit",
         "audit_path",
         "count_listed_images",
+        "face_detector_if_installed",
         "read_audit",
         "write_privacy_review",
     ],

