@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from data_engine.report.comparison import ComparedObject, Comparison
 from data_engine.report.mask_images import decode_mask, draw_prediction, draw_sample, draw_target, window_around
@@ -34,7 +35,7 @@ def draw_overview(
     style = {"font.size": 9, "axes.titlesize": 9, "axes.titlelocation": "left", "text.parse_math": False}
     with rc_context(style):  # type: ignore[arg-type]
         figure = Figure(figsize=(12, 6.2), dpi=110, layout="constrained", facecolor="white")
-        above, below = figure.subfigures(2, 1, height_ratios=(1, 0.85))
+        above, below = cast("tuple[SubFigure, SubFigure]", figure.subfigures(2, 1, height_ratios=(1, 0.85)))
         for axis, (stage, gallery) in zip(above.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             _show(axis, draw_sample(gallery[len(gallery) // 2]), _stage_title(stage))
         _draw_lower_row(list(below.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.3))), [stage for stage, _ in shown], comparison)

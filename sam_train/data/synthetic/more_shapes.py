@@ -86,7 +86,7 @@ def _union(rng: np.random.Generator) -> list[Contour]:
             cv2.circle(drawing, (int(centre[0]), int(centre[1])), int(radius), 1, -1)
         else:
             size, angle = (2 * radius, radius * rng.uniform(0.7, 2)), rng.uniform(0, 180) if rng.random() < 0.5 else 0.0
-            cv2.fillPoly(drawing, [cv2.boxPoints(((centre[0], centre[1]), size, angle)).astype(np.int32)], 1)  # type: ignore[arg-type]
+            cv2.fillPoly(drawing, [cv2.boxPoints(((centre[0], centre[1]), size, angle)).astype(np.int32)], 1)
         direction = rng.uniform(0, 2 * np.pi)
         centre = np.clip(centre + 0.9 * radius * np.array([np.cos(direction), np.sin(direction)]), 100, _DRAWING_SIDE - 100)
     return _outlines(drawing, rounding=int(rng.integers(0, 5)))

@@ -112,7 +112,7 @@ def _warp(rng: np.random.Generator, field: Field, *, strength_px: float) -> Fiel
     ys, xs = _coordinates(height, width)
     cells = rng.uniform(1.5, 6)
     maps = (grid + np.float32(strength_px) * _noise(rng, height, width, coarsest=cells) for grid in (xs, ys))
-    return cv2.remap(field, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)  # type: ignore[call-overload,no-any-return]
+    return cv2.remap(field, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)  # type: ignore[call-overload]
 
 
 def _grain(rng: np.random.Generator, height: int, width: int) -> Field:
