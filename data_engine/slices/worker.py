@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,14 @@ from sam_train.model import Sam
 from sam_train.records import ImageRecord
 from sam_train.shards import load_manifest, write_shard
 
+log = logging.getLogger(__name__)
+
 MAX_UNREACHABLE = 20
 """Number of consecutive unavailable images after which the run ends, because the network or a disk has probably failed."""
+MAX_FAILED = 20
+"""Number of consecutive images whose annotation raised an exception after which the run ends, because none will succeed."""
+FAILED = "annotation_failed"
+"""Reason under which an image is skipped that made the stage raise an exception."""
 _NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
@@ -45,6 +53,14 @@ class FinishedImage:
     redacted_boxes: tuple[RedactedBox, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SkippedImage:
+    """An image that is not written into a shard."""
+
+    origin: str
+    error: SkipSampleError
+
+
 class Worker:
     """Makes slices of a job, one after the other. Stage, model and detectors are loaded at their first use.
 
@@ -55,7 +71,7 @@ class Worker:
         if threads:
             torch.set_num_threads(threads)
         self.job, self.device, self.folder = job, device, job.folder
-        self._num_unreachable = 0
+        self._num_unreachable = self._num_failed = 0
 
     def process_slice(self, index: int, listener: ProgressListener) -> SliceResult:
         """Annotate slice `index` and write its shard, unless the shard exists or another process holds the slice.
@@ -78,10 +94,19 @@ class Worker:
                 return SliceResult(index=index, status=SliceStatus.HELD_ELSEWHERE)
 
     def infer_image(self, image: SourceImage) -> Callable[[], FinishedImage]:
-        """Run the model on an image now; the returned call does the rest, in any thread. Raises SkipSampleError."""
-        finish_masks = self.stage.infer(self.model, image)
+        """Run the model on an image now; the returned call does the rest, in any thread.
+
+        Both raise SkipSampleError if the image cannot be used, with reason `FAILED` if it made the stage raise an exception.
+        """
+        with _failures_as_skips(image.origin):
+            finish_masks = self.stage.infer(self.model, image)
         hw, without_pixels = image.image.shape[:2], replace(image, image=_NO_PIXELS)  # the returned call needs no pixels
-        return lambda: self._finish(without_pixels, hw, finish_masks())
+
+        def finish() -> FinishedImage:
+            with _failures_as_skips(image.origin):
+                return self._finish(without_pixels, hw, finish_masks())
+
+        return finish
 
     def _finish(self, image: SourceImage, hw: tuple[int, ...], annotations: AnnotationResult) -> FinishedImage:
         first_id = image.image_id * MASK_IDS_PER_IMAGE
@@ -150,19 +175,31 @@ class Worker:
     ) -> Iterator[tuple[ImageRecord, bytes]]:
         """Yield each sample when it is finished, so that memory is bounded by a few images, whatever the size of the slice."""
         source, audit = self.privacy.redact_source(self._listing.slice(index)), RedactionAudit()
-        with BackgroundFinisher[FinishedImage]() as finisher:
+
+        def add(result: FinishedImage | SkippedImage | None) -> Iterator[tuple[ImageRecord, bytes]]:
+            if isinstance(result, SkippedImage):
+                self._count_consecutive(result.error)
+                skipped[result.origin] = result.error.reason
+                listener.advance(images=0, masks=0, skipped=1)
+            elif result is not None:
+                self._num_failed = 0
+                counts.add(result.counts)
+                audit.add(result.record, result.redacted_boxes)
+                yield result.record, result.jpeg
+                listener.advance(images=1, masks=len(result.record.masks), skipped=0)
+
+        with BackgroundFinisher[FinishedImage | SkippedImage]() as finisher:
             for reference, load in prefetch_images(source, self.job.config["num_prefetch"]):
                 listener.start_image(reference.origin)
                 try:
-                    finished = finisher(self.infer_image(load()))
+                    with _failures_as_skips(reference.origin):
+                        finish = self.infer_image(load())
                 except SkipSampleError as skip:
-                    self._count_unreachable(skip)
-                    skipped[reference.origin] = skip.reason
-                    listener.advance(images=0, masks=0, skipped=1)
+                    yield from add(SkippedImage(reference.origin, skip))
                     continue
                 self._num_unreachable = 0
-                yield from _add_sample(finished, counts, audit, listener)
-            yield from _add_sample(finisher(None), counts, audit, listener)
+                yield from add(finisher(partial(_finished_or_skipped, reference.origin, finish)))
+            yield from add(finisher(None))
         sorted_counts = sorted(counts.items())
         counts.clear()
         counts.update(sorted_counts)
@@ -170,11 +207,15 @@ class Worker:
         if self.privacy.detectors:
             audit.write(self.folder.shard_path(index))
 
-    def _count_unreachable(self, skip: SkipSampleError) -> None:
+    def _count_consecutive(self, skip: SkipSampleError) -> None:
         self._num_unreachable = self._num_unreachable + 1 if skip.reason in ("missing", "unreachable") else 0
         if self._num_unreachable == MAX_UNREACHABLE:
             remedy = "check the disk or the network and start the same command again"
             raise SamTrainError(f"{MAX_UNREACHABLE} consecutive images are unavailable, the last one: {skip}; {remedy}")
+        self._num_failed += skip.reason == FAILED
+        if self._num_failed == MAX_FAILED:
+            message = f"{MAX_FAILED} images failed one after the other, the last one: {skip}"
+            raise SamTrainError(f"{message}; the log has the tracebacks") from skip
 
 
 def existing_result(folder: EngineRunFolder, index: int) -> SliceResult:
@@ -184,11 +225,23 @@ def existing_result(folder: EngineRunFolder, index: int) -> SliceResult:
     return SliceResult(index=index, status=SliceStatus.ALREADY_DONE, **totals)
 
 
-def _add_sample(
-    finished: FinishedImage | None, counts: Counts, audit: RedactionAudit, listener: ProgressListener
-) -> Iterator[tuple[ImageRecord, bytes]]:
-    if finished is not None:
-        counts.add(finished.counts)
-        audit.add(finished.record, finished.redacted_boxes)
-        yield finished.record, finished.jpeg
-        listener.advance(images=1, masks=len(finished.record.masks), skipped=0)
+def _finished_or_skipped(origin: str, finish: Callable[[], FinishedImage]) -> FinishedImage | SkippedImage:
+    try:
+        return finish()
+    except SkipSampleError as skip:
+        return SkippedImage(origin, skip)
+
+
+@contextmanager
+def _failures_as_skips(origin: str) -> Iterator[None]:
+    """Log an exception that concerns one image and raise SkipSampleError in its place, so that the slice continues.
+
+    What concerns the whole run is raised unchanged: errors of the configuration or the disk, and a lack of memory.
+    """
+    try:
+        yield
+    except (SamTrainError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        log.warning("%s is skipped, because its annotation failed", origin, exc_info=True)
+        raise SkipSampleError(FAILED, f"{origin}: {type(error).__name__}: {error}") from error

@@ -19,6 +19,7 @@ from data_engine.estimate import RunEstimate
 from data_engine.ledger import Ledger
 from data_engine.run_summary import iterate_evenly_spaced_samples
 from data_engine.sources import open_source
+from data_engine.stages import AssistedManual
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
 from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import ConfigError, SamTrainError, SkipSampleError
@@ -155,6 +156,43 @@ def test_manifest_lists_skipped_images_with_reason(
     manifest = load_manifest(tmp_path / "out" / "sa_000000.tar")
     assert (manifest.keys, manifest.skipped) == (["sa_000000"], {"sa_000000.tar/sa_000001.jpg": "too_dark"})
     assert (ledger.images, ledger.skipped) == (4, {"too_dark": 1})
+
+
+@pytest.mark.parametrize("phase", ["infer", "finish"])
+def test_an_exception_in_one_image_is_a_counted_skip(
+    config: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    phase: str,
+) -> None:
+    infer = AssistedManual.infer
+
+    def fails_on_the_second(self: AssistedManual, model: object, image: object) -> object:
+        def fail() -> object:
+            raise ValueError("an image of 0 x 6")
+
+        if image.key == "sa_000001":  # type: ignore[attr-defined]
+            return fail if phase == "finish" else fail()
+        return infer(self, model, image)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AssistedManual, "infer", fails_on_the_second)
+    ledger = run_stage(config())
+    manifest = load_manifest(tmp_path / "out" / "sa_000000.tar")
+    assert (manifest.keys, manifest.skipped) == (["sa_000000"], {"sa_000000.tar/sa_000001.jpg": "annotation_failed"})
+    assert (ledger.images, ledger.skipped) == (4, {"annotation_failed": 1})
+    assert "sa_000001.jpg is skipped, because its annotation failed" in caplog.text
+    assert "ValueError: an image of 0 x 6" in caplog.text
+
+
+def test_ends_if_every_image_fails(config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: AssistedManual, model: object, image: object) -> object:
+        raise ValueError("nothing works")
+
+    monkeypatch.setattr(AssistedManual, "infer", fail)
+    monkeypatch.setattr("data_engine.slices.worker.MAX_FAILED", 2)
+    with pytest.raises(SamTrainError, match=r"2 images failed one after the other, the last one: .*ValueError: nothing works"):
+        run_stage(config())
 
 
 @pytest.mark.parametrize(
