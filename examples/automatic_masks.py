@@ -28,11 +28,12 @@ def main() -> None:
 
     image = np.asarray(Image.open(arguments.image).convert("RGB"))
     generator = AutomaticMaskGenerator(
+        load_predictor(arguments.checkpoint).model,
         points_per_side=arguments.points_per_side,
         pred_iou_thresh=arguments.pred_iou_thresh,
         stability_score_thresh=arguments.stability_score_thresh,
     )
-    masks, dropped = generator.generate(load_predictor(arguments.checkpoint).model, image)
+    masks, dropped = generator.generate_with_counts(image)  # `generate` returns the masks as dictionaries
     print(f"{len(masks)} masks; candidates dropped by filter: {dict(dropped)}")
 
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -28,13 +28,13 @@ def main() -> None:
     predictor = load_predictor(arguments.checkpoint)
     predictor.set_image(image)
     if arguments.box:
-        masks, scores = predictor.segment(boxes_xyxy=[arguments.box], multimask_output=False)
+        masks, scores, _ = predictor.predict(box=arguments.box, multimask_output=False)
     else:
         point = arguments.point or [image.shape[1] / 2, image.shape[0] / 2]
-        masks, scores = predictor.segment(points_xy=[point])
-    for mask, score in zip(masks[0], scores[0], strict=True):
+        masks, scores, _ = predictor.predict(point_coords=[point], point_labels=[1])
+    for mask, score in zip(masks, scores, strict=True):
         print(f"{int(mask.sum())} pixels, predicted IoU {score:.3f}")
-    best = masks[0, scores[0].argmax()]
+    best = masks[scores.argmax()]
     drawn = np.where(best[..., None], (image // 2 + np.array([30, 144, 255]) // 2), image).astype(np.uint8)
     Image.fromarray(drawn).save(arguments.out)
     print(f"wrote {arguments.out}")

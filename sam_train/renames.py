@@ -68,6 +68,7 @@ TARGETS: Mapping[str, str] = {
     "data_engine.cycle.SlurmSteps": "data_engine.cycle.SlurmRunner",
     "sam_train.evaluation.noc.ClicksNeededProtocol": "sam_train.evaluation.clicks_needed.ClicksNeededProtocol",
     "sam_train.evaluation.suite.SuiteProtocol": "sam_train.evaluation.sa23.Sa23Protocol",
+    "sam_train.inference.AutomaticMaskGenerator": "sam_train.inference.GridMaskGenerator",
     "sam_train.inference.ProposedMasks": "sam_train.inference.BoxMaskGenerator",
     "sam_train.inference.WordMasks": "sam_train.inference.TextMaskGenerator",
     "sam_train.text.CropPrompts": "sam_train.text.CropEmbedder",

@@ -60,17 +60,23 @@ def decode_rle(rle: Rle, *, height: int, width: int, shard: str = "", key: str =
 
 
 def rle_total_pixels(counts: str) -> int:
-    """Return the sum of the runs of a COCO compressed count string, -1 if it is malformed (maskApi.c, rleFrString)."""
+    """Return the sum of the runs of a COCO compressed count string, -1 if it is malformed."""
+    runs = rle_run_lengths(counts)
+    return -1 if runs is None else sum(runs)
+
+
+def rle_run_lengths(counts: str) -> list[int] | None:
+    """Return the runs of a COCO compressed count string, None if it is malformed (maskApi.c, rleFrString)."""
     runs: list[int] = []
     position, length = 0, len(counts)
     while position < length:
         value, shift, more = 0, 0, True
         while more:
             if position >= length or shift > 30:
-                return -1
+                return None
             code = ord(counts[position]) - 48
             if not 0 <= code < 64:
-                return -1
+                return None
             value |= (code & 0x1F) << shift
             more = bool(code & 0x20)
             position += 1
@@ -80,9 +86,9 @@ def rle_total_pixels(counts: str) -> int:
         if len(runs) > 2:
             value += runs[-2]
         if value < 0:
-            return -1
+            return None
         runs.append(value)
-    return sum(runs)
+    return runs
 
 
 def mask_to_box_xywh(mask: np.ndarray) -> list[float]:

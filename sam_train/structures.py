@@ -7,7 +7,7 @@ each image token along a side: a quarter of H W with 16-pixel patches).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -89,6 +89,25 @@ class Prompts:
     def with_mask(self, mask_logits: Float[Tensor, "N 1 h w"]) -> Prompts:
         """Return the prompts with the previous prediction as mask prompt and no new point."""
         return replace(self, mask_logits=mask_logits)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Prompts]) -> Prompts:
+        """Return the rows of all parts, which have the same number of points and the same optional tensors."""
+        tensors: dict[str, Tensor | None] = {}
+        for name in ("image_index", "points_xy", "point_labels", "mask_logits", "text_embeddings"):
+            values = [getattr(part, name) for part in parts]
+            tensors[name] = None if values[0] is None else torch.cat(values)
+        return Prompts(**tensors)  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """Return the prompts with their tensors on `device`."""
+        return Prompts(
+            image_index=self.image_index.to(device),
+            points_xy=self.points_xy.to(device),
+            point_labels=self.point_labels.to(device),
+            mask_logits=None if self.mask_logits is None else self.mask_logits.to(device),
+            text_embeddings=None if self.text_embeddings is None else self.text_embeddings.to(device),
+        )
 
     def __len__(self) -> int:
         return len(self.image_index)

@@ -32,6 +32,10 @@ class ScriptedSam(Sam):
     def image_size(self) -> int:
         return SIZE
 
+    @property
+    def logits_size(self) -> int:
+        return SIZE
+
     def encode_images(self, images: Tensor, sizes_hw: Tensor) -> Tensor:
         return images.float()
 

@@ -116,7 +116,7 @@ class SimulatedAnnotator:
         prompts = self.simulator.first_prompts(targets, torch.zeros_like(pending), generator)
         masks: dict[int, GeneratedMask] = {}
         for round_ in self.simulator.draw_rounds(generator):
-            best = predictor.predict(prompts, multimask_output=round_.multimask_output).best()
+            best = predictor.predict_prompts(prompts, multimask_output=round_.multimask_output).best()
             predictions = predictor.masks_to_image(best.mask_logits)[:, 0]
             accepted = mask_iou(predictions, targets[pending]) >= self.accept_iou
             for i in accepted.nonzero()[:, 0].tolist():

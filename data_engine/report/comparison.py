@@ -151,7 +151,7 @@ def _predict_objects(predictor: Predictor, sample: Sample) -> Iterator[_Predicti
     simulator = PromptSimulator(num_corrections=0, num_mask_only_rounds=0, box_probability=0, click="center")
     index = torch.zeros(len(targets), dtype=torch.long, device=targets.device)
     prompts = simulator.first_prompts(targets, index, torch.Generator())
-    masks = predictor.masks_to_image(predictor.predict(prompts, multimask_output=True).best().mask_logits)[:, 0]
+    masks = predictor.masks_to_image(predictor.predict_prompts(prompts, multimask_output=True).best().mask_logits)[:, 0]
     ious = mask_iou(masks, targets).tolist()
     for click, mask, iou in zip(prompts.points_xy[:, 0].tolist(), masks.cpu().numpy(), ious, strict=True):
         yield _Prediction(click_xy=(click[0], click[1]), mask=encode_rle(mask), iou=iou)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from data_engine.annotators import AnnotationResult
 from data_engine.ledger import Counts
 from data_engine.structures import SourceImage
-from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskGenerator
+from sam_train.inference import GeneratedMask, GridMaskGenerator, MaskGenerator
 from sam_train.model import Sam
 
 
@@ -27,7 +27,7 @@ class FullyAutomatic:
         if model is None:
             raise ValueError("the fully automatic stage needs a model")
         generator = self.generator
-        if isinstance(generator, AutomaticMaskGenerator):
+        if isinstance(generator, GridMaskGenerator):
             candidates = generator.infer(model, image.image)
             return lambda: self._result(*generator.postprocess(*candidates))
         masks, dropped = generator.generate(model, image.image)

@@ -32,7 +32,7 @@ class SemiAutomatic:
             raise ValueError("the semi-automatic stage needs a model")
         predictor = Predictor(model)
         predictor.set_image(image.image)
-        prefilled, _ = generate_masks(self.generator, model, image.image, predictor.image_embeddings)
+        prefilled, _ = generate_masks(self.generator, model, image.image, predictor.get_image_embedding())
         verdicts, counts = self.annotator.review(image, prefilled)
         kept = [mask for mask, verdict in zip(prefilled, verdicts, strict=True) if verdict.kept]
         added = self.annotator.annotate(image, predictor, kept)

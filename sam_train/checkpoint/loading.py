@@ -11,6 +11,7 @@ from sam_train.checkpoint.reading import Checkpoint, is_image_encoder_only, read
 from sam_train.config import build
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.model import Sam
+from sam_train.model.devices import resolve_device
 from sam_train.model.mae import load_mae_encoder
 from sam_train.model.weights import check_state_dict, convert_released_state
 
@@ -22,12 +23,12 @@ def load_checkpoint(checkpoint: str | os.PathLike[str], device: str | torch.devi
 
     checkpoint: path, or a name such as "starter" (`sam_train.weights.NAMED_WEIGHTS`). `ACCEPTED_CHECKPOINTS` in
         model/weights.py lists the formats.
+    device: "cpu", "cuda", "cuda:1" and so on; "auto" is the first of cuda, mps and cpu that is available.
 
     Raises CheckpointError if the file is not a readable model, ConfigError if the device is unavailable.
     """
-    content = read_checkpoint(checkpoint)
-    _check_device(device)
-    return build_model(content, origin=str(checkpoint)).eval().to(device)
+    content, resolved = read_checkpoint(checkpoint), resolve_device(device)
+    return build_model(content, origin=str(checkpoint)).eval().to(resolved)
 
 
 def build_model(content: Checkpoint, *, origin: str) -> Sam:
@@ -73,11 +74,3 @@ def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) 
     hint = f" (it accepts text prompts: set model.text_dim={state[text_tensors[0]].shape[-1]})" if text_tensors else ""
     check_state_dict(expected, state, origin=origin, hint=hint)
     model.load_state_dict(dict(state))
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"device={device} is unavailable on this machine ({reason}): use device=cpu") from error

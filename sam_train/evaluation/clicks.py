@@ -151,7 +151,7 @@ class ClickProtocol(EvaluationProtocol):
         prompts = self.first.first_prompts(targets, torch.zeros(len(targets), dtype=torch.long, device=targets.device), generator)
         ious, boundary_ious_by_click = [], []
         for round_ in self.simulator.draw_rounds(generator):
-            prediction = predictor.predict(prompts, multimask_output=round_.multimask_output)
+            prediction = predictor.predict_prompts(prompts, multimask_output=round_.multimask_output)
             if round_.index == 0:
                 oracle = mask_iou(predictor.masks_to_image(prediction.mask_logits), targets[:, None]).amax(1)
             best = prediction.best()

@@ -140,7 +140,7 @@ class ClicksNeededProtocol(EvaluationProtocol):
         points = torch.tensor([[click[:2] for click in mask] for mask in clicks], dtype=torch.float32)
         labels = torch.tensor([[int(click[2]) for click in mask] for mask in clicks])
         prompts = make_prompts(points_xy=points, point_labels=labels, mask_logits=logits, device=predictor.device)
-        return predictor.predict(prompts, multimask_output=logits is None).best().mask_logits
+        return predictor.predict_prompts(prompts, multimask_output=logits is None).best().mask_logits
 
     def _load(self, image_entry: EvaluationImage) -> TargetImage:
         if isinstance(image_entry.source, tuple):

@@ -116,7 +116,7 @@ class EdgeProtocol(EvaluationProtocol):
         points = torch.from_numpy(point_grid(self.points_per_side) * [width, height]).float().to(predictor.device)
         logits, scores, boxes = [], [], []
         for batch in points.split(self.points_per_batch):
-            prediction = predictor.predict(click_prompts(batch), multimask_output=True)
+            prediction = predictor.predict_prompts(click_prompts(batch), multimask_output=True)
             logits.append(prediction.mask_logits.flatten(0, 1))
             scores.append(prediction.iou_scores.flatten())
             boxes += [masks_to_boxes_xyxy(part > 0) for part in upsample_logits(logits[-1], resize)]

@@ -138,9 +138,9 @@ class InstanceProtocol(EvaluationProtocol):
         corners[:, 2:] = corners[:, :2] + (boxes_xywh[:, 2:] - 1).clamp(min=0)
         for batch in corners.to(predictor.device).split(self.boxes_per_batch):
             prompts = make_prompts(boxes_xyxy=batch, device=predictor.device)
-            logits = predictor.predict(prompts, multimask_output=True).best().mask_logits
+            logits = predictor.predict_prompts(prompts, multimask_output=True).best().mask_logits
             if self.refine:
-                logits = predictor.predict(prompts.with_mask(logits), multimask_output=False).mask_logits
+                logits = predictor.predict_prompts(prompts.with_mask(logits), multimask_output=False).mask_logits
             masks += predictor.masks_to_image(logits)[:, 0].cpu()
         return masks
 

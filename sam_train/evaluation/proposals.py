@@ -22,7 +22,7 @@ from sam_train.evaluation.protocol import (
     list_shard_images,
     load_sample,
 )
-from sam_train.inference import AutomaticMaskGenerator, Predictor
+from sam_train.inference import GridMaskGenerator, Predictor
 from sam_train.metrics.recall import AREAS, average_recall, count_recalled_objects, proposal_ious
 from sam_train.records import ImageRecord, MaskRecord, Rle
 from sam_train.shards import decode_jpeg
@@ -73,7 +73,7 @@ class ProposalProtocol(EvaluationProtocol):
     def __init__(
         self,
         *,
-        generator: AutomaticMaskGenerator,
+        generator: GridMaskGenerator,
         max_proposals: int = 1000,
         annotations: str | None = None,
         min_area_px: int = 0,

@@ -160,7 +160,7 @@ class TextProtocol(EvaluationProtocol):
         """Predict a mask for each text and compare it with the ground-truth masks of its name (n x H x W)."""
         embeddings = self.encoder.embed_texts(texts).to(predictor.device)
         prompts = Prompts.from_text(torch.zeros(len(texts), dtype=torch.long, device=predictor.device), embeddings)
-        best = predictor.predict(prompts, multimask_output=True).best()
+        best = predictor.predict_prompts(prompts, multimask_output=True).best()
         masks = predictor.masks_to_image(best.mask_logits)[:, 0]
         ious = [mask_iou(mask.expand(len(named), -1, -1), named) for mask, named in zip(masks, targets, strict=True)]
         matched = torch.stack([named[int(iou.argmax())] for iou, named in zip(ious, targets, strict=True)])
@@ -171,7 +171,7 @@ class TextProtocol(EvaluationProtocol):
         round_ = PromptRound(0, NextStep.ERROR_CLICK)
         rng = torch.Generator()  # unused: a central click is not random
         prompts = self.click.next_prompts(round_, first.prompts, first.masks, first.targets, first.mask_logits, rng)
-        corrected = predictor.predict(prompts, multimask_output=False)
+        corrected = predictor.predict_prompts(prompts, multimask_output=False)
         return mask_iou(predictor.masks_to_image(corrected.mask_logits)[:, 0], first.targets).tolist()
 
     def _save_figure(

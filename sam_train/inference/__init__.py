@@ -1,12 +1,13 @@
 """Inference with a trained or released model.
 
-`Predictor` segments objects by prompts; `AutomaticMaskGenerator`, `BoxMaskGenerator` and `TextMaskGenerator` segment without
-an annotator, by a grid of points, the boxes of a proposer, or text prompts.
+`Predictor` segments objects by prompts, `AutomaticMaskGenerator` everything in an image; both have the interface of the released
+classes. The data engine segments without an annotator by a grid of points (`GridMaskGenerator`), the boxes of a proposer
+(`BoxMaskGenerator`) or text prompts (`TextMaskGenerator`).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from os import PathLike
 
 import torch
 
@@ -21,7 +22,10 @@ from sam_train.inference.generator_types import (
     MaskOrigin,
     generate_masks,
 )
-from sam_train.inference.predictor import Predictor, PredictorLike
+from sam_train.inference.grid_mask_generator import GridMaskGenerator
+from sam_train.inference.packed_predictor import PackedPredictor
+from sam_train.inference.predictor import Predictor
+from sam_train.inference.predictor_protocol import PredictorLike
 from sam_train.inference.prompt_arrays import click_prompts, make_prompts
 from sam_train.inference.text_mask_generator import TextMaskGenerator
 
@@ -31,8 +35,10 @@ __all__ = [
     "EmbeddingCache",
     "EmbeddingMaskGenerator",
     "GeneratedMask",
+    "GridMaskGenerator",
     "MaskGenerator",
     "MaskOrigin",
+    "PackedPredictor",
     "Predictor",
     "PredictorLike",
     "TextMaskGenerator",
@@ -43,19 +49,18 @@ __all__ = [
 ]
 
 
-def load_predictor(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
+def load_predictor(path: str | PathLike[str], device: str | torch.device = "cpu") -> Predictor:
     """Load a checkpoint and return a predictor with its model in eval mode.
 
     path: model.pt of a run, or released weights of SAM, MobileSAM (.pth, .safetensors) or of Hugging Face's SamModel (a folder).
-    device: "cpu", "cuda", "cuda:1" and so on.
+    device: "cpu", "cuda", "cuda:1" and so on; "auto" is the first of cuda, mps and cpu that is available.
 
     Raises CheckpointError if `path` is none of these, and ConfigError if the device is not available.
 
     Example:
 
-        predictor = load_predictor("model.pt", "cuda")
-        predictor.set_image(image)  # H x W x 3 uint8 RGB
-        prediction = predictor.predict(make_prompts(boxes_xyxy=boxes, device=predictor.device), multimask_output=False)
-        masks = predictor.masks_to_image(prediction.mask_logits)  # N x 1 x H x W bool
+        predictor = load_predictor("model.pt", "auto")
+        predictor.set_image("photo.jpg")
+        masks, scores, logits = predictor.predict(box=[10, 20, 200, 300], multimask_output=False)  # masks: 1 x H x W bool
     """
     return Predictor(load_checkpoint(path, device))

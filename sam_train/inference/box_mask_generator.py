@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_train.checkpoint import atomic_torch_save
-from sam_train.errors import CheckpointError, ConfigError
+from sam_train.errors import CheckpointError
 from sam_train.geometry import Resize
+from sam_train.inference.argument_checks import check_integer, check_number
 from sam_train.inference.generator_types import GeneratedMask, Point
-from sam_train.inference.mask_filters import filter_masks
+from sam_train.inference.mask_filters import check_mask_filters, filter_masks
 from sam_train.inference.predictor import Predictor
 from sam_train.masks import mask_nms
 from sam_train.model import Sam
@@ -32,11 +33,11 @@ class BoxMaskGenerator:
 
     file: proposer.pt, as `sam-train experiment=proposer` writes it.
     score_thresh, max_boxes, box_nms_thresh: filters of the boxes (`Proposer.propose`).
-    pred_iou_thresh, stability_score_thresh: filters of the masks, as in AutomaticMaskGenerator.
+    pred_iou_thresh, stability_score_thresh: filters of the masks, as in GridMaskGenerator.
     mask_nms_thresh: mask IoU above which the lower-scored of two masks is dropped.
-    min_region_area_px: as in AutomaticMaskGenerator.
+    min_region_area_px: as in GridMaskGenerator.
 
-    Raises ConfigError if max_boxes is less than 1, and CheckpointError if `file` is not a proposer.
+    Raises ValueError, with the argument's name, for a value out of range, and CheckpointError if `file` is not a proposer.
     """
 
     def __init__(
@@ -51,8 +52,11 @@ class BoxMaskGenerator:
         mask_nms_thresh: float = 0.7,
         min_region_area_px: int = 0,
     ) -> None:
-        if max_boxes < 1:
-            raise ConfigError(f"max_boxes is {max_boxes}: expected at least 1")
+        check_integer("max_boxes", max_boxes, minimum=1)
+        check_number("score_thresh", score_thresh, minimum=0, maximum=1)
+        check_number("box_nms_thresh", box_nms_thresh, minimum=0, maximum=1)
+        check_number("mask_nms_thresh", mask_nms_thresh, minimum=0, maximum=1)
+        check_mask_filters(pred_iou_thresh, stability_score_thresh, min_region_area_px)
         self.file, self.score_thresh, self.max_boxes, self.box_nms_thresh = file, score_thresh, max_boxes, box_nms_thresh
         self.pred_iou_thresh, self.stability_score_thresh = pred_iou_thresh, stability_score_thresh
         self.mask_nms_thresh, self.min_region_area_px = mask_nms_thresh, min_region_area_px
@@ -67,7 +71,7 @@ class BoxMaskGenerator:
         self.check_model(model)
         predictor = Predictor(model)
         predictor.set_image(image)
-        return self.generate_from_embedding(model, predictor.image_embeddings, (image.shape[0], image.shape[1]))
+        return self.generate_from_embedding(model, predictor.get_image_embedding(), (image.shape[0], image.shape[1]))
 
     def check_model(self, model: Sam) -> None:
         """Raise CheckpointError if the model's image encoder is not the one that the proposer was trained on."""

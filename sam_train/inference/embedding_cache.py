@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +35,14 @@ class EmbeddingCache:
     Raises ValueError for another dtype and if `checkpoint_sha256` is not 64 hexadecimal digits.
     """
 
-    def __init__(self, folder: Path, *, checkpoint_sha256: str, dtype: str = "float16") -> None:
+    def __init__(self, folder: str | PathLike[str], *, checkpoint_sha256: str, dtype: str = "float16") -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if len(checkpoint_sha256) != 64 or set(checkpoint_sha256) - set("0123456789abcdef"):
             raise ValueError(
                 f"checkpoint_sha256 must be 64 hexadecimal digits, as checkpoint_hash returns them, got {checkpoint_sha256!r}"
             )
-        self.folder = folder / checkpoint_sha256 / dtype
+        self.folder = Path(folder) / checkpoint_sha256 / dtype
         self.checkpoint_sha256, self.dtype = checkpoint_sha256, dtype
         self.rejected: Counter[str] = Counter()
         """Number of files that existed but did not match, by reason."""

@@ -120,7 +120,7 @@ class GeneratedMask:
 class MaskGenerator(Protocol):
     """A method that segments an image without an annotator.
 
-    Implementations: `AutomaticMaskGenerator` (a grid of points), `BoxMaskGenerator` (boxes of a proposer),
+    Implementations: `GridMaskGenerator` (a grid of points), `BoxMaskGenerator` (boxes of a proposer),
     `TextMaskGenerator` (text prompts).
     """
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_train.geometry import Resize
+from sam_train.inference.argument_checks import check_integer, check_number
 from sam_train.inference.generator_types import GeneratedMask, Point
 from sam_train.inference.grids import Crop
 from sam_train.inference.mask_rasterizer import CellMasks, MaskRasterizer
@@ -28,7 +29,7 @@ LOGITS_PER_CHUNK_ACCELERATOR = 1 << 26
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Thresholds of the filters; `AutomaticMaskGenerator` documents them."""
+    """Thresholds of the filters; `GridMaskGenerator` documents them."""
 
     pred_iou_thresh: float
     stability_score_thresh: float
@@ -126,6 +127,13 @@ class CropFilter:
         """Return the points of a prompt in the image frame, without padding."""
         points = zip(self.prompts.points_xy[row].tolist(), self.prompts.point_labels[row].tolist(), strict=True)
         return tuple((x + self.crop.x, y + self.crop.y, label) for (x, y), label in points if label != PointLabel.PADDING)
+
+
+def check_mask_filters(pred_iou_thresh: float, stability_score_thresh: float, min_region_area_px: int) -> None:
+    """Raise ValueError, with the argument's name, for a threshold of `filter_masks` out of range."""
+    check_number("pred_iou_thresh", pred_iou_thresh, maximum=1)
+    check_number("stability_score_thresh", stability_score_thresh, maximum=1)
+    check_integer("min_region_area_px", min_region_area_px, minimum=0)
 
 
 @torch.inference_mode()

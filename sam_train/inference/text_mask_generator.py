@@ -15,7 +15,7 @@ from torch import Tensor
 from sam_train.errors import ConfigError
 from sam_train.geometry import Resize
 from sam_train.inference.generator_types import GeneratedMask
-from sam_train.inference.mask_filters import filter_masks
+from sam_train.inference.mask_filters import check_mask_filters, filter_masks
 from sam_train.inference.predictor import Predictor
 from sam_train.inference.prompt_arrays import make_prompts
 from sam_train.model import Sam
@@ -29,9 +29,9 @@ class TextMaskGenerator:
     may get the same mask.
 
     text_prompts: class names or captions. encoder: the text encoder with which the model was trained.
-    pred_iou_thresh, stability_score_thresh, min_region_area_px: as in AutomaticMaskGenerator.
+    pred_iou_thresh, stability_score_thresh, min_region_area_px: as in GridMaskGenerator.
 
-    Raises ConfigError if the list is empty or has an empty text.
+    Raises ConfigError if the list is empty or has an empty text, and ValueError for a threshold out of range.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class TextMaskGenerator:
             raise ConfigError(
                 f"text_prompts is {text_prompts!r}: expected a list of texts, for example text_prompts=[cat,'red car']"
             )
+        check_mask_filters(pred_iou_thresh, stability_score_thresh, min_region_area_px)
         self.text_prompts, self.encoder = tuple(map(str, text_prompts)), encoder
         self.pred_iou_thresh, self.stability_score_thresh = pred_iou_thresh, stability_score_thresh
         self.min_region_area_px = min_region_area_px
@@ -59,7 +60,7 @@ class TextMaskGenerator:
         self.check_model(model)
         predictor = Predictor(model)
         predictor.set_image(image)
-        return self.generate_from_embedding(model, predictor.image_embeddings, (image.shape[0], image.shape[1]))
+        return self.generate_from_embedding(model, predictor.get_image_embedding(), (image.shape[0], image.shape[1]))
 
     def check_model(self, model: Sam) -> None:
         """Raise ConfigError if the model takes no text prompts or was trained with another text encoder."""

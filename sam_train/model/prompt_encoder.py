@@ -91,11 +91,11 @@ class PromptEncoder(nn.Module):
         if prompts.mask_logits is None:
             return sparse, DensePromptEmbedding(None, (), self.no_mask_embed.weight[0])
         *downscaling, last = self.mask_downscaling
-        features = prompts.mask_logits
-        for layer in downscaling:
-            features = layer(features)
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
+        features = prompts.mask_logits.to(last.weight.dtype)
+        for layer in downscaling:
+            features = layer(features)
         return sparse, DensePromptEmbedding(features.flatten(2), (last.weight[:, :, 0, 0].mT,), last.bias)
 
     def embed_text(self, text_embeddings: Float[Tensor, "N E"]) -> Float[Tensor, "N C"]:

@@ -46,6 +46,11 @@ class Sam(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(3, 1, 1), persistent=False)
 
     @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.pixel_mean.device
+
+    @property
     def image_size(self) -> int:
         """Side of the model frame in pixels."""
         return self.image_encoder.image_size

@@ -7,6 +7,8 @@ fits the training image to the pixel.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -58,7 +60,7 @@ class DecodedImage:
     """JPEG that decodes to exactly `image`."""
 
 
-class _UnsupportedPixelsError(Exception):
+class _UnsupportedPixelsError(ValueError):
     """The file is intact, but its kind of pixels cannot be converted to RGB."""
 
 
@@ -92,15 +94,29 @@ def decode_image(
     warns (trailing bytes, a premature end) is "unreadable", because no decoder can tell how many of its pixels are garbage.
     """
     header = open_image_header(data, key=key, name=name, max_pixels=max_pixels)
-    try:
+    with _decoding_errors(name=name, key=key):
         stored = _pixels_of_storable_jpeg(header, data)
         if stored is not None and not (apply_orientation and exif_orientation(header) != 1):
             return DecodedImage(image=stored, jpeg=strip_metadata(data))
-        pixels = _composite_over_white(_decode(header, data)) if stored is None else stored
-        # Only here: Pillow loads a PNG to read its EXIF, after which its bit depth is unknown.
-        orientation = exif_orientation(header) if apply_orientation else 1
-        jpeg = encode_jpeg(_apply_orientation(pixels, orientation))
+        jpeg = encode_jpeg(_rgb_pixels(header, data, stored, apply_orientation=apply_orientation))
         return DecodedImage(image=decode_jpeg(jpeg, max_pixels=max_pixels), jpeg=jpeg)
+
+
+def decode_pixels(data: bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a file to upright HWC uint8 RGB as `decode_image` does, but without re-encoding: the pixels are the file's own.
+
+    Raises SkipSampleError with a `reason` of IMAGE_SKIP_REASONS.
+    """
+    header = open_image_header(data, name=name, max_pixels=max_pixels)
+    with _decoding_errors(name=name, key=""):
+        return _rgb_pixels(header, data, _pixels_of_storable_jpeg(header, data), apply_orientation=True)
+
+
+@contextmanager
+def _decoding_errors(*, name: str, key: str) -> Iterator[None]:
+    """Raise SkipSampleError for an exception of a decoder."""
+    try:
+        yield
     except _UnsupportedPixelsError as error:
         raise SkipSampleError("unsupported_format", f"{name or 'the image'} {error}", key=key) from error
     except MemoryError:
@@ -172,12 +188,10 @@ def exif_orientation(header: ImageFile.ImageFile) -> int:
 
 
 def _decode(header: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """Decode to 8 bits per channel, in any Pillow mode."""
+    """Decode to any Pillow mode; colours to 8 bits per channel."""
     deep_colour = header.mode in ("RGB", "RGBA", "LA") and _is_deep(header)  # before loading, which clears the tiles
     has_alpha = _declares_alpha(header)
     header.load()  # also if cv2 decodes below: cv2 silently fills the missing part of a truncated file with black
-    if header.mode in ("I", "F") or header.mode.startswith("I;16"):
-        return Image.fromarray(_scale_to_8_bits(np.asarray(header)))
     if deep_colour:
         return _decode_deep_colour(data, has_alpha=has_alpha)
     return header if has_alpha or header.mode != "RGBA" else header.convert("RGB")
@@ -217,8 +231,23 @@ def _scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     return np.rint(np.multiply(np.subtract(values.astype(dtype), offset), factor)).astype(np.uint8)
 
 
-def _composite_over_white(image: Image.Image) -> np.ndarray:
-    """Convert an image of any Pillow mode to HWC uint8 RGB."""
+def _rgb_pixels(
+    header: ImageFile.ImageFile, data: bytes, stored: np.ndarray | None, *, apply_orientation: bool
+) -> np.ndarray:
+    """Return the pixels of a file, which `stored` already holds if it is a common JPEG."""
+    pixels = pillow_to_rgb(_decode(header, data)) if stored is None else stored
+    # Only here: Pillow loads a PNG to read its EXIF, after which its bit depth is unknown.
+    orientation = exif_orientation(header) if apply_orientation else 1
+    return pixels if orientation == 1 else _apply_orientation(pixels, orientation)
+
+
+def pillow_to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert a Pillow image of any mode to HWC uint8 RGB: alpha over white, deep gray scaled as in `decode_image`.
+
+    Raises ValueError for a mode that Pillow does not convert.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_scale_to_8_bits(np.asarray(image)))
     try:
         if not image.has_transparency_data:
             return np.asarray(image.convert("RGB"))

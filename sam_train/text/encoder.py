@@ -46,7 +46,12 @@ class TextEncoder(ABC):
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "N E"]:
-        """Return embeddings of unit norm, on the CPU. Raises ValueError for a text without a letter or digit."""
+        """Return embeddings of unit norm, on the CPU.
+
+        Raises ValueError for a str in place of a list of texts, and for a text without a letter or digit.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"texts must be a list of texts, got the str {texts!r}: pass [{texts!r}]")
         if empty := [text for text in texts if not any(map(str.isalnum, text))]:
             raise ValueError(f"a text prompt needs a letter or a digit, got {empty[0]!r}")
         parts = [self._embed(list(texts[i : i + CHUNK_SIZE])) for i in range(0, len(texts), CHUNK_SIZE)]

@@ -31,7 +31,7 @@ from reference_models import reference_mobile_sam, segment_anything
 
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build, config_dir
-from sam_train.inference import AutomaticMaskGenerator, Predictor
+from sam_train.inference import GridMaskGenerator, Predictor
 from sam_train.inference.mask_rasterizer import MaskRasterizer
 from sam_train.model.mask_decoder import MaskDecoder
 
@@ -108,7 +108,7 @@ def ours(weights: Path, parts: dict[str, float]) -> Generate:
         (MaskRasterizer, "boxes", "boxes", threads),
         (MaskRasterizer, "crop_logits", "patches", threads),
         (MaskRasterizer, "run_lengths", "rle", 1),
-        (AutomaticMaskGenerator, "_nms", "nms", 1),
+        (GridMaskGenerator, "_nms", "nms", 1),
     ):
         watch(place, name, part, parts, num_threads)
     generator = build(OmegaConf.load(Path(config_dir()) / "generator" / "released.yaml"))

@@ -19,7 +19,7 @@ from sam_train.checkpoint import load_checkpoint
 
 @cache
 def segment_anything() -> SimpleNamespace:
-    """Return segment_anything's modules `modeling`, `onnx`, `amg` and `automatic_mask_generator`, with torchvision stubbed.
+    """Return segment_anything's modules modeling, onnx, amg, predictor and automatic_mask_generator, with torchvision stubbed.
 
     The stubs and modules are removed from sys.modules again, so that other code imports the real packages.
     Raises ImportError that states what to install.
@@ -31,7 +31,7 @@ def segment_anything() -> SimpleNamespace:
     package.__path__ = list(spec.submodule_search_locations)
     before = dict(sys.modules)
     sys.modules.update(_torchvision() | {"segment_anything": package})
-    names = ("modeling", "utils.onnx", "utils.amg", "automatic_mask_generator")
+    names = ("modeling", "utils.onnx", "utils.amg", "predictor", "automatic_mask_generator")
     modules = {name.rpartition(".")[2]: import_module(f"segment_anything.{name}") for name in names}
     for name in [name for name in sys.modules if name.partition(".")[0] in ("segment_anything", "torchvision")]:
         del sys.modules[name]

@@ -73,7 +73,7 @@ def test_mask_equals_the_prediction_of_torch(annotator: Any, checkpoint: Path) -
     predictor = load_predictor(checkpoint)
     predictor.set_image(decode_jpeg(jpeg, shard="", key=""))
     point = np.array([mask["prompts"][0][:2]])
-    prediction = predictor.predict(make_prompts(points_xy=point), multimask_output=True).best()
+    prediction = predictor.predict_prompts(make_prompts(points_xy=point), multimask_output=True).best()
     expected = predictor.masks_to_image(prediction.mask_logits)[0, 0].numpy()
     assert (decode_mask(mask) != expected).mean() < 2e-3
     assert mask["predicted_iou"] == pytest.approx(float(prediction.iou_scores[0, 0]), abs=2e-3)

@@ -20,7 +20,7 @@ from PIL import Image
 from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint, save_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.errors import CheckpointError, ConfigError
-from sam_train.inference import AutomaticMaskGenerator, load_predictor
+from sam_train.inference import GridMaskGenerator, load_predictor
 from sam_train.model import Sam
 from sam_train.shards import write_shard
 from sam_train.structures import PointLabel, Prompts
@@ -131,8 +131,8 @@ def test_lora_training_writes_a_plain_model(numbers: dict[str, Any], shards: Pat
     predictor.set_image(image)
     one = torch.zeros(1, dtype=torch.long)
     prompts = Prompts.from_points(one, torch.tensor([[[20.0, 20.0]]]), torch.full((1, 1), PointLabel.FOREGROUND))
-    assert predictor.predict(prompts, multimask_output=True).mask_logits.shape == (1, 3, 16, 16)
-    everything = AutomaticMaskGenerator(
+    assert predictor.predict_prompts(prompts, multimask_output=True).mask_logits.shape == (1, 3, 16, 16)
+    everything = GridMaskGenerator(
         points_per_side=4, pred_iou_thresh=-10, stability_score_thresh=0, box_nms_thresh=1.0, min_region_area_px=0
     )
     assert everything.generate(after, image)[0]

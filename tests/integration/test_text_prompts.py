@@ -197,12 +197,12 @@ def test_predicts_from_text_alone_and_with_a_click(trained: Path, clip: str) -> 
     predictor, encoder = load_predictor(str(trained)), ClipEncoder(clip, "cpu")
     predictor.set_image(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     text_embeddings = encoder.embed_texts(["round coffee", "square cat"])
-    prediction = predictor.predict(make_prompts(text_embeddings=text_embeddings), multimask_output=True)
+    prediction = predictor.predict_prompts(make_prompts(text_embeddings=text_embeddings), multimask_output=True)
     assert predictor.masks_to_image(prediction.mask_logits).shape == (2, 3, 48, 64)
     first, second = prediction.mask_logits
     assert (first - second).abs().max() > 1e-4, "different texts give different predictions"
     both = make_prompts(text_embeddings=text_embeddings, points_xy=np.array([[3, 4], [5, 6]]))
-    assert predictor.predict(both, multimask_output=False).mask_logits.shape == (2, 1, 32, 32)
+    assert predictor.predict_prompts(both, multimask_output=False).mask_logits.shape == (2, 1, 32, 32)
 
 
 def test_evaluates_names_against_a_control_of_other_names(trained: Path, shards: Path, clip: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sam_train.checkpoint import load_checkpoint
 from sam_train.config import build, config_dir
-from sam_train.inference import AutomaticMaskGenerator, GeneratedMask
+from sam_train.inference import GeneratedMask, GridMaskGenerator
 from sam_train.inference.grids import generate_crops, point_grid
 from sam_train.inference.mask_filters import touches_inner_edge
 from sam_train.masks import stability_score
@@ -149,9 +149,9 @@ def random_image(height: int, width: int) -> np.ndarray:
     return image
 
 
-def released(**values: Any) -> AutomaticMaskGenerator:
+def released(**values: Any) -> GridMaskGenerator:
     preset = OmegaConf.load(Path(config_dir()) / "generator" / "released.yaml")
-    generator: AutomaticMaskGenerator = build(OmegaConf.merge(preset, values))
+    generator: GridMaskGenerator = build(OmegaConf.merge(preset, values))
     return generator
 
 

@@ -63,9 +63,7 @@ def ten_prompts(height: int, width: int) -> tuple[Tensor, Tensor]:
 def disagreement(predictor: Predictor, reference: tuple[Any, Any], prompts: Prompts, **parts: Any) -> tuple[float, float]:
     """The share of pixels whose masks differ, and the largest difference of a score, over three masks each prompt."""
     prompt_encoder, decoder = reference
-    embedding, resize = predictor._embeddings, predictor._resizes[0]
-    assert embedding is not None
-    assert resize is not None
+    embedding = predictor.get_image_embedding()
     with torch.inference_mode():
         sparse, dense = prompt_encoder(**({"points": None, "boxes": None, "masks": None} | parts))
         logits, scores = decoder(
@@ -75,7 +73,7 @@ def disagreement(predictor: Predictor, reference: tuple[Any, Any], prompts: Prom
             dense_prompt_embeddings=dense,
             multimask_output=True,
         )
-        answer = predictor.predict(prompts, multimask_output=True)
+        answer = predictor.predict_prompts(prompts, multimask_output=True)
         differs = predictor.masks_to_image(answer.mask_logits) != predictor.masks_to_image(logits)
     return differs.float().mean().item(), (answer.iou_scores - scores).abs().max().item()
 
@@ -92,10 +90,9 @@ def test_masks_of_more_images(shared_dir: Path, predictor: Predictor, reference:
 
 
 def check_ten_prompts(predictor: Predictor, reference: tuple[Any, Any], name: str) -> None:
-    assert predictor._resizes
-    points, boxes = ten_prompts(predictor._resizes[0].height, predictor._resizes[0].width)
+    points, boxes = ten_prompts(*predictor.original_size)
     index, labels = torch.zeros(5, dtype=torch.long), torch.ones(5, 1, dtype=torch.long)
-    to_model = predictor._resizes[0].points_to_model
+    to_model = predictor.images.resizes[0].points_to_model
     clicks = Prompts.from_points(index, points[:, None], labels)
     of_points = disagreement(predictor, reference, clicks, points=(to_model(points)[:, None], labels))
     of_boxes = disagreement(
@@ -110,7 +107,7 @@ def test_a_click_on_the_dog_is_the_dog(on_dog: Predictor) -> None:
     click = Prompts.from_points(
         torch.zeros(1, dtype=torch.long), torch.tensor([[[300.0, 400.0]]]), torch.ones(1, 1, dtype=torch.long)
     )
-    best = on_dog.predict(click, multimask_output=True).best()
+    best = on_dog.predict_prompts(click, multimask_output=True).best()
     mask = on_dog.masks_to_image(best.mask_logits)[0, 0]
     assert best.iou_scores.item() > 0.95
     assert 0.16 < mask.float().mean().item() < 0.19

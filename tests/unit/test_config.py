@@ -162,13 +162,13 @@ def test_config_dir_is_that_of_the_checkout(repo_root: Path) -> None:
         ("pred_iou_thresh", "high", "pred_iou_thresh is 'high': expected float"),
         ("inclusive_boxes", 1, "inclusive_boxes is 1: expected bool"),
         ("max_area_fraction", "much", "max_area_fraction is 'much': expected float or null"),
-        ("points_per_side", -1, "points_per_side=-1"),
+        ("points_per_side", -1, "points_per_side must be an integer of at least 0, got -1"),
     ],
 )
 def test_a_value_of_another_type_or_range_is_named(key: str, value: object, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        build({"_target_": "sam_train.inference.AutomaticMaskGenerator", key: value})
+        build({"_target_": "sam_train.inference.GridMaskGenerator", key: value})
 
 
 def test_an_integer_is_a_float_and_null_is_none() -> None:
-    build({"_target_": "sam_train.inference.AutomaticMaskGenerator", "pred_iou_thresh": 1, "max_area_fraction": None})
+    build({"_target_": "sam_train.inference.GridMaskGenerator", "pred_iou_thresh": 1, "max_area_fraction": None})

@@ -168,8 +168,8 @@ class RemotePredictor:
         """Device of the predictions: always the CPU."""
         return torch.device("cpu")
 
-    def predict(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> Prediction:
-        """Predict as `Predictor.predict` does, for the task's image. `min_iou` has no effect."""
+    def predict_prompts(self, prompts: Prompts, *, multimask_output: bool, min_iou: float | None = None) -> Prediction:
+        """Predict as `Predictor.predict_prompts` does, for the task's image. `min_iou` has no effect."""
         logits, scores = zip(*(self._decode(prompts[i : i + 1], multimask_output) for i in range(len(prompts))), strict=True)
         return Prediction(mask_logits=torch.from_numpy(np.stack(logits)), iou_scores=torch.from_numpy(np.stack(scores)))
 

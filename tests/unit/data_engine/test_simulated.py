@@ -68,7 +68,7 @@ class FixedPredictor(Predictor):
         half[:, int(columns[0]) + (len(columns) + 1) // 2 :] = False
         return half
 
-    def predict(self, prompts: Prompts, *, multimask_output: bool) -> Prediction:
+    def predict_prompts(self, prompts: Prompts, *, multimask_output: bool) -> Prediction:
         asked, answers = {}, []
         for points, labels in zip(prompts.points_xy, prompts.point_labels, strict=True):
             clicks = tuple((*xy, label) for xy, label in zip(points.tolist(), labels.tolist(), strict=True) if label >= 0)

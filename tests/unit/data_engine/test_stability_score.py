@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from data_engine.annotation_tool.backend.client import AnnotationClient, RemotePredictor
 from data_engine.annotators.simulated import SimulatedAnnotator
 from data_engine.structures import SourceImage
-from sam_train.inference import AutomaticMaskGenerator, BoxMaskGenerator, GeneratedMask, Predictor, TextMaskGenerator
+from sam_train.inference import BoxMaskGenerator, GeneratedMask, GridMaskGenerator, Predictor, TextMaskGenerator
 from sam_train.inference.box_mask_generator import save_proposer
 from sam_train.masks import mask_iou, stability_score
 from sam_train.model import Sam
@@ -117,7 +117,7 @@ def check(masks: Sequence[GeneratedMask], decoder: Decoder, predictor: Predictor
 @pytest.mark.parametrize("offset", [0.5, 1.0])
 def test_automatic_masks(decoder: Decoder, predictor: Predictor, image: np.ndarray, offset: float) -> None:
     thresholds = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0, "min_region_area_px": 0}
-    generator = AutomaticMaskGenerator(points_per_side=2, stability_score_offset=offset, **thresholds)  # type: ignore[arg-type]
+    generator = GridMaskGenerator(points_per_side=2, stability_score_offset=offset, **thresholds)  # type: ignore[arg-type]
     check(generator.generate(predictor.model, image)[0], decoder, predictor, offset)
 
 

@@ -14,7 +14,7 @@ from data_engine.annotators import SimulatedAnnotator
 from data_engine.stages import AssistedManual, FullyAutomatic, SemiAutomatic, Stage
 from data_engine.structures import SourceImage
 from sam_train.config import build, config_dir
-from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, MaskOrigin
+from sam_train.inference import GeneratedMask, GridMaskGenerator, MaskOrigin
 from sam_train.inference.grids import Crop
 from sam_train.model import Sam
 from sam_train.records import ImageRecord
@@ -33,7 +33,7 @@ def rectangle(left: int, top: int, width: int, height: int) -> np.ndarray:
 SMALL, LARGE, MIDDLE = rectangle(2, 2, 8, 8), rectangle(20, 4, 20, 20), rectangle(2, 20, 12, 12)
 
 
-class KnownMasks(AutomaticMaskGenerator):
+class KnownMasks(GridMaskGenerator):
     def __init__(self, masks: list[np.ndarray]) -> None:
         super().__init__()
         self.masks = masks

@@ -36,6 +36,10 @@ class ScriptedSam(Sam):
     def image_size(self) -> int:
         return SIZE
 
+    @property
+    def logits_size(self) -> int:
+        return SIZE
+
     def encode_images(self, images: Tensor, sizes_hw: Tensor) -> Tensor:
         return images.float()
 

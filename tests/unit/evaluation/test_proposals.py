@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from sam_train.config import build, config_dir
 from sam_train.errors import ConfigError, ShardError
 from sam_train.evaluation.proposals import PAPER, ProposalProtocol
-from sam_train.inference import AutomaticMaskGenerator, GeneratedMask, Predictor
+from sam_train.inference import GeneratedMask, GridMaskGenerator, Predictor
 from sam_train.rle import encode_rle
 from sam_train.shards import write_shard
 
@@ -34,7 +34,7 @@ TRUTHS = [rectangle(2, 2, 20, 20), rectangle(30, 2, 20, 30), rectangle(2, 30, 34
 """400, 600, 1156 and 25 pixels: small, small, medium, small."""
 
 
-class Known(AutomaticMaskGenerator):
+class Known(GridMaskGenerator):
     """A generator that returns given masks."""
 
     def __init__(self, *found: tuple[np.ndarray, float, float]) -> None:

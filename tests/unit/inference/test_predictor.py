@@ -27,13 +27,13 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("function", ["predict", "logits_to_image", "masks_to_image", "stability_scores"])
+@pytest.mark.parametrize("function", ["predict_prompts", "logits_to_image", "masks_to_image", "stability_scores"])
 def test_rejects_calls_before_set_image(model: Sam, function: str) -> None:
     predictor = Predictor(model)
     call = getattr(predictor, function)
-    arguments = {"prompts": click_prompts(torch.zeros(1, 2)), "multimask_output": True} if function == "predict" else {}
+    arguments = {"prompts": click_prompts(torch.zeros(1, 2)), "multimask_output": True} if function == "predict_prompts" else {}
     logits = () if arguments else (torch.zeros(1, 1, 16, 16),)
-    with pytest.raises(ValueError, match="no image was set: call set_image first"):
+    with pytest.raises(RuntimeError, match="no image was set: call set_image first"):
         call(*logits, **arguments)
 
 
@@ -53,7 +53,7 @@ def test_prediction_equals_the_models(model: Sam) -> None:
     assert not model.training
     predictor.set_image(image)
     points = torch.tensor([[10.0, 20.0], [50.0, 40.0]])
-    answer = predictor.predict(click_prompts(points), multimask_output=True)
+    answer = predictor.predict_prompts(click_prompts(points), multimask_output=True)
     padded = torch.full((1, 3, 64, 64), 99, dtype=torch.uint8)
     padded[0, :, :48] = torch.from_numpy(image).permute(2, 0, 1)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_points_are_scaled_into_the_model_frame(model: Sam) -> None:
         predictor = Predictor(model)
         predictor.set_image(image)
         box = Prompts.from_boxes(torch.zeros(1, dtype=torch.long), torch.tensor([[4.0, 6, 50, 45]]) * scale)
-        answers.append(predictor.predict(box, multimask_output=False))
+        answers.append(predictor.predict_prompts(box, multimask_output=False))
         assert predictor.masks_to_image(answers[-1].mask_logits).shape[2:] == image.shape[:2]
     assert torch.allclose(answers[0].mask_logits, answers[1].mask_logits, atol=1e-4)
 
@@ -86,7 +86,7 @@ def test_predicts_on_the_last_image_set(model: Sam) -> None:
     answers = []
     for image in (noise(64, 64), noise(32, 64), noise(64, 64)):
         predictor.set_image(image)
-        answers.append(predictor.predict(click_prompts(torch.tensor([[5.0, 5.0]])), multimask_output=False).mask_logits)
+        answers.append(predictor.predict_prompts(click_prompts(torch.tensor([[5.0, 5.0]])), multimask_output=False).mask_logits)
     assert torch.equal(answers[0], answers[2])
     assert not torch.equal(answers[0], answers[1])
 
@@ -94,7 +94,7 @@ def test_predicts_on_the_last_image_set(model: Sam) -> None:
 def test_keeps_no_gradients(model: Sam) -> None:
     predictor = Predictor(model)
     predictor.set_image(noise(20, 20))
-    answer = predictor.predict(click_prompts(torch.tensor([[5.0, 5.0]])), multimask_output=False)
+    answer = predictor.predict_prompts(click_prompts(torch.tensor([[5.0, 5.0]])), multimask_output=False)
     assert not answer.mask_logits.requires_grad
     assert not predictor.logits_to_image(answer.mask_logits).requires_grad
 
@@ -105,14 +105,14 @@ def test_batch_of_images_equals_single_images(model: Sam) -> None:
     index = torch.tensor([2, 0, 1, 0])
     points = torch.tensor([[60.0, 5.0], [10.0, 20.0], [25.0, 90.0], [50.0, 40.0]])
     together = Predictor(model)
-    together.set_images(images)
-    answer = together.predict(make_prompts(points_xy=points, image_index=index), multimask_output=True)
+    together.set_image_batch(images)
+    answer = together.predict_prompts(make_prompts(points_xy=points, image_index=index), multimask_output=True)
     masks = together.masks_to_images(answer.mask_logits, index)
     assert [tuple(m.shape) for m in masks] == [(2, 3, 48, 64), (1, 3, 100, 30), (1, 3, 64, 64)]
     for i, image in enumerate(images):
         alone = Predictor(model)
         alone.set_image(image)
-        expected = alone.predict(click_prompts(points[index == i]), multimask_output=True)
+        expected = alone.predict_prompts(click_prompts(points[index == i]), multimask_output=True)
         assert torch.allclose(answer.mask_logits[index == i], expected.mask_logits, atol=1e-5)
         logits = together.logits_to_image(answer.mask_logits[index == i], i)
         assert torch.allclose(logits, alone.logits_to_image(expected.mask_logits), atol=1e-5)
@@ -122,11 +122,11 @@ def test_batch_of_images_equals_single_images(model: Sam) -> None:
 def test_rejects_image_index_out_of_range(model: Sam) -> None:
     predictor = Predictor(model)
     with pytest.raises(ValueError, match="at least one image"):
-        predictor.set_images([])
-    predictor.set_images([noise(20, 20), noise(30, 20)])
+        predictor.set_image_batch([])
+    predictor.set_image_batch([noise(20, 20), noise(30, 20)])
     with pytest.raises(ValueError, match="from 0 to 2, but 2 images were set"):
-        predictor.predict(make_prompts(points_xy=np.zeros((2, 2)), image_index=np.array([0, 2])), multimask_output=True)
-    with pytest.raises(ValueError, match="2 images were set: pass image_index"):
+        predictor.predict_prompts(make_prompts(points_xy=np.zeros((2, 2)), image_index=np.array([0, 2])), multimask_output=True)
+    with pytest.raises(RuntimeError, match="2 images were set: pass image_index"):
         predictor.masks_to_image(torch.zeros(1, 1, 16, 16))
 
 
@@ -164,14 +164,14 @@ def test_cached_embedding_gives_the_same_prediction(
     answers = []
     for chosen in (images[:1], images, images):
         predictor = Predictor(model, cache)
-        predictor.set_images(chosen)
+        predictor.set_image_batch(chosen)
         if len(chosen) == 2:
-            answers.append(predictor.predict(prompts, multimask_output=False).mask_logits)
+            answers.append(predictor.predict_prompts(prompts, multimask_output=False).mask_logits)
     assert encoded == [1, 1]  # the first image, then only the one that was new
     assert torch.equal(answers[0], answers[1])
     plain = Predictor(model)
-    plain.set_images(images)
-    expected = plain.predict(prompts, multimask_output=False).mask_logits
+    plain.set_image_batch(images)
+    expected = plain.predict_prompts(prompts, multimask_output=False).mask_logits
     assert torch.allclose(answers[0], expected, atol={"float32": 1e-5, "float16": 0.05, "bfloat16": 0.5}[dtype])
 
 
@@ -183,21 +183,5 @@ def test_rejects_a_cache_with_another_resampling(model: Sam, tmp_path: Path) -> 
     for resampling in ("area", "bilinear"):
         predictor = Predictor(model, resampling=resampling)
         predictor.set_image(noise(200, 200))
-        answers.append(predictor.predict(click_prompts(torch.tensor([[50.0, 50.0]])), multimask_output=True).mask_logits)
+        answers.append(predictor.predict_prompts(click_prompts(torch.tensor([[50.0, 50.0]])), multimask_output=True).mask_logits)
     assert not torch.equal(*answers)
-
-
-def test_segment_returns_what_predict_and_masks_to_image_return(model: Sam) -> None:
-    predictor = Predictor(model)
-    predictor.set_image(noise(48, 80))
-    masks, scores = predictor.segment(points_xy=[[10, 20], [50, 40]], point_labels=[1, 0])
-    prompts = make_prompts(points_xy=np.array([[10, 20], [50, 40]]), point_labels=np.array([1, 0]))
-    prediction = predictor.predict(prompts, multimask_output=True)
-    assert masks.shape == (2, 3, 48, 80)
-    assert masks.dtype == bool
-    assert np.array_equal(masks, predictor.masks_to_image(prediction.mask_logits).numpy())
-    assert np.array_equal(scores, prediction.iou_scores.numpy())
-    masks, scores = predictor.segment(boxes_xyxy=[[5, 5, 40, 30]], multimask_output=False)
-    assert (masks.shape, scores.shape) == ((1, 1, 48, 80), (1, 1))
-    with pytest.raises(ValueError, match="points_xy"):
-        predictor.segment()

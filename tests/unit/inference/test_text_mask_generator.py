@@ -47,7 +47,7 @@ def test_every_text_prompt_has_its_mask(image: np.ndarray) -> None:
     found, dropped = TextMaskGenerator(text_prompts=TEXTS, encoder=encoder, **ALL).generate(model, image)
     predictor = Predictor(model)
     predictor.set_image(image)
-    best = predictor.predict(make_prompts(text_embeddings=encoder.embed_texts(TEXTS)), multimask_output=True).best()
+    best = predictor.predict_prompts(make_prompts(text_embeddings=encoder.embed_texts(TEXTS)), multimask_output=True).best()
     masks = predictor.masks_to_image(best.mask_logits)[:, 0].numpy()
     expected = {word: mask for word, mask in zip(TEXTS, masks, strict=True) if mask.any()}
     assert {mask.name for mask in found} == expected.keys()
@@ -63,9 +63,9 @@ def test_every_text_prompt_has_its_mask(image: np.ndarray) -> None:
 
 def test_drops_and_counts_unconfident_masks(image: np.ndarray) -> None:
     model = small_sam(text_dim=DIM).eval()
-    unsure = TextMaskGenerator(text_prompts=TEXTS, encoder=Letters(), pred_iou_thresh=100, stability_score_thresh=-1)
+    unsure = TextMaskGenerator(text_prompts=TEXTS, encoder=Letters(), pred_iou_thresh=1.0, stability_score_thresh=-1)
     assert unsure.generate(model, image) == ([], Counter(predicted_iou=3, stability=0))
-    shaky = TextMaskGenerator(text_prompts=TEXTS, encoder=Letters(), pred_iou_thresh=-100, stability_score_thresh=1.1)
+    shaky = TextMaskGenerator(text_prompts=TEXTS, encoder=Letters(), pred_iou_thresh=-100, stability_score_thresh=1.0)
     assert shaky.generate(model, image) == ([], Counter(predicted_iou=0, stability=3))
 
 

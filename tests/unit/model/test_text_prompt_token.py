@@ -147,11 +147,11 @@ def test_student_copies_the_teachers_text_projection(model: Sam) -> None:
 def test_predictor_accepts_text_prompts(model: Sam) -> None:
     predictor, embeddings = Predictor(model), words(2)
     predictor.set_image(torch.randint(0, 256, (24, 30, 3), dtype=torch.uint8).numpy())
-    by_words = predictor.predict(make_prompts(text_embeddings=embeddings), multimask_output=True)
+    by_words = predictor.predict_prompts(make_prompts(text_embeddings=embeddings), multimask_output=True)
     assert by_words.mask_logits.shape == (2, 3, 8, 8)
     point = make_prompts(text_embeddings=embeddings, points_xy=torch.rand(2, 2) * 20)
     assert point.point_labels.tolist() == [[1, -1]] * 2
-    both = predictor.predict(point, multimask_output=True)
+    both = predictor.predict_prompts(point, multimask_output=True)
     assert (both.mask_logits - by_words.mask_logits).abs().max() > 1e-3
     with pytest.raises(ValueError, match="one row per prompt"):
         make_prompts(text_embeddings=embeddings, points_xy=torch.rand(3, 2))

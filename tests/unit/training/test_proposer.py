@@ -174,7 +174,7 @@ def test_from_sam_train_to_masks_of_an_image(
     summary = protocol.summarize([measured, {"found": 4, "there": 2, "matched": [2, 1, 0]}]).measures
     assert summary["recall_at_0.5"] == (measured["matched"][0] + 2) / 4
     assert summary["precision_at_0.75"] == (measured["matched"][1] + 1) / (len(masks) + 4)
-    strict, dropped = BoxMaskGenerator(file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=100).generate(model, image)
+    strict, dropped = BoxMaskGenerator(file=str(file), score_thresh=0.0, max_boxes=5, pred_iou_thresh=1.0).generate(model, image)
     assert (strict, dropped["predicted_iou"]) == ([], 5)
 
 

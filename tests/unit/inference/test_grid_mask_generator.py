@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sam_train.errors import ConfigError
-from sam_train.inference import AutomaticMaskGenerator
+from sam_train.inference import GridMaskGenerator
 from sam_train.inference.grids import Crop
 from sam_train.inference.mask_filters import touches_inner_edge
 from sam_train.inference.prompt_arrays import click_prompts, make_prompts
@@ -91,8 +91,8 @@ def looks_like(pixels: Tensor, point: Tensor) -> tuple[list[Tensor], list[float]
     return [alike, torch.full_like(alike, 20), torch.full_like(alike, -20)], [0.9 + float(clicked) / 100, 0.95, 0.95]
 
 
-def generator(**values: Any) -> AutomaticMaskGenerator:
-    return AutomaticMaskGenerator(**{"points_per_side": 2, "min_region_area_px": 30} | values)
+def generator(**values: Any) -> GridMaskGenerator:
+    return GridMaskGenerator(**{"points_per_side": 2, "min_region_area_px": 30} | values)
 
 
 BLANK = np.zeros((SIZE, SIZE, 3), np.uint8)
