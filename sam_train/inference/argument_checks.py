@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 
-def invalid(name: str, expected: str, value: object) -> ValueError:
-    """Return the error of an argument; a long value is shortened."""
-    shown = " ".join(repr(value).split())
+def invalid(name: str, expected: str, value: object = None, *, got: str = "") -> ValueError:
+    """Return the error of an argument. got: description of the value, in place of the value itself, which is shortened."""
+    shown = got or " ".join(repr(value).split())
     return ValueError(f"{name} must be {expected}, got {shown if len(shown) <= 100 else shown[:97] + '...'}")
 
 

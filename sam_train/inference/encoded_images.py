@@ -100,5 +100,5 @@ class EncodedImages:
             size = model.logits_size
             if logits.shape[2:] != (size, size):
                 expected = f"logits of {size} x {size}, the decoder's grid (mask_to_logits makes them from a mask)"
-                raise invalid("mask_input", expected, f"{logits.shape[2]} x {logits.shape[3]}")
+                raise invalid("mask_input", expected, got=f"{logits.shape[2]} x {logits.shape[3]}")
         return model.decode(self.embeddings, prompts, multimask_output=multimask_output, min_iou=min_iou)

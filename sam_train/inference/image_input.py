@@ -52,7 +52,7 @@ def _read_file(path: Path, name: str) -> np.ndarray:
 
 def _convert_pillow(image: object, name: str) -> np.ndarray:
     if not isinstance(image, Image):
-        raise invalid(name, _EXPECTED, type(image).__name__)
+        raise invalid(name, _EXPECTED, got=f"a {type(image).__name__}")
     try:
         return pillow_to_rgb(image)
     except ValueError as error:

@@ -41,7 +41,7 @@ def encode_rles(mask_logits: Float[Tensor, "N M h w"], resize: Resize) -> list[l
     logits = mask_logits.flatten(0, 1)
     cells, on_cpu = (MaskRasterizer.for_image(resize, logits.shape[1], d) for d in (logits.device, torch.device("cpu")))
     rles = []
-    for chunk in logits.split(MASKS_PER_CHUNK):
+    for chunk in logits.split(MASKS_PER_CHUNK) if len(logits) else ():
         padded = cells.pad(chunk.float())
         cut = cells.cut(padded, 0.0)
         for i in range(len(chunk)):

@@ -174,6 +174,7 @@ class PackedPredictor:
         """
         resize, array = self.images.resize(image_index), np.asarray(mask)
         if array.shape != (resize.height, resize.width) or not np.isin(array, (0, 1)).all():
+            values = f" with values {array.min()} to {array.max()}" if array.size else ""
             expected = f"a binary mask of the image's size, {resize.height} x {resize.width}"
-            raise invalid("mask", expected, f"shape {array.shape} of {array.dtype} with values {array.min()} to {array.max()}")
+            raise invalid("mask", expected, got=f"shape {array.shape} of {array.dtype}{values}")
         return downsample_mask(array.astype(bool), resize, self.model.logits_size)

@@ -144,7 +144,7 @@ def parse_labels(name: str, value: Array, shape: tuple[int, ...]) -> Int[Tensor,
         raise invalid(name, f"one label for each point, of shape {' x '.join(map(str, shape))}", _shape(labels))
     wrong = labels[(labels != labels.round()) | (labels < min(PointLabel)) | (labels > max(PointLabel))]
     if len(wrong):
-        raise invalid(name, _LABELS, float(wrong[0]))
+        raise invalid(name, _LABELS, round(float(wrong[0]), 6))
     return labels.long()
 
 
@@ -164,7 +164,7 @@ def parse_mask_logits(name: str, value: Array) -> Float[Tensor, "N 1 h w"]:
     """Return mask prompts as float32. Raises ValueError for another shape and for binary masks."""
     array = value if isinstance(value, Tensor) else np.asarray(value)
     if "float" not in str(array.dtype):
-        raise invalid(name, "logits of float, which Predictor.mask_to_logits makes from a binary mask", str(array.dtype))
+        raise invalid(name, "logits of float, which Predictor.mask_to_logits makes from a binary mask", got=str(array.dtype))
     logits = _parse_numbers(name, value)
     if logits.ndim != 4 or logits.shape[1] != 1 or logits.shape[2] != logits.shape[3]:
         raise invalid(name, "logits of shape N x 1 x h x h on the decoder's grid", _shape(logits))

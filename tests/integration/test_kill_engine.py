@@ -24,7 +24,7 @@ PERMISSIVE = [  # thresholds that masks of random weights pass
     "stage.generator.points_per_side=2",
     "stage.generator.pred_iou_thresh=-100",
     "stage.generator.stability_score_thresh=0",
-    "stage.generator.max_area_fraction=1.1",
+    "stage.generator.max_area_fraction=null",
     "stage.generator.min_region_area_px=0",
 ]
 

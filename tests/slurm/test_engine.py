@@ -28,7 +28,7 @@ EASY = [  # thresholds that random weights pass
     "stage.generator.points_per_side=3",
     "stage.generator.pred_iou_thresh=-100",
     "stage.generator.stability_score_thresh=0",
-    "stage.generator.max_area_fraction=1.1",
+    "stage.generator.max_area_fraction=null",
     "stage.generator.min_region_area_px=0",
 ]
 TASK = ["driver.partition=low", "driver.cpus_per_task=1", "driver.time_limit_min=10"]
