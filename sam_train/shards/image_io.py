@@ -231,9 +231,7 @@ def _scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     return np.rint(np.multiply(np.subtract(values.astype(dtype), offset), factor)).astype(np.uint8)
 
 
-def _rgb_pixels(
-    header: ImageFile.ImageFile, data: bytes, stored: np.ndarray | None, *, apply_orientation: bool
-) -> np.ndarray:
+def _rgb_pixels(header: ImageFile.ImageFile, data: bytes, stored: np.ndarray | None, *, apply_orientation: bool) -> np.ndarray:
     """Return the pixels of a file, which `stored` already holds if it is a common JPEG."""
     pixels = pillow_to_rgb(_decode(header, data)) if stored is None else stored
     # Only here: Pillow loads a PNG to read its EXIF, after which its bit depth is unknown.
