@@ -3,7 +3,7 @@
     sam-export checkpoint=runs/nuclei/model.pt out=runs/nuclei/onnx
     sam-export checkpoint=model.pt out=FOLDER format=huggingface
     sam-export checkpoint=model.pt out=FOLDER format=safetensors half=true
-    sam-export checkpoint=runs/nuclei out=FOLDER format=pt       # the last checkpoint of an unfinished run
+    sam-export checkpoint=runs/nuclei out=FOLDER format=pt       # the folder of a run, also of an unfinished one
 
 `format=onnx` writes encoder.onnx and decoder.onnx. Both are compared with torch on random prompts; the differences are printed,
 and nothing is written if they are too large. pth and huggingface are the bare weights under released names; safetensors also
@@ -14,7 +14,6 @@ huggingface are read back and their predictions are compared with the model's be
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -25,15 +24,14 @@ from sam_train.checkpoint import (
     build_model,
     checkpoint_hash,
     export_weights,
+    load_checkpoint,
     read_checkpoint,
     save_checkpoint,
     save_safetensors,
 )
 from sam_train.cli.commands import EXPORT
 from sam_train.errors import ConfigError, install_extra
-from sam_train.model import Sam
 
-LAST_CHECKPOINT = "checkpoints/last.ckpt"
 FORMATS = ("onnx", "pt", "pth", "safetensors", "huggingface")
 
 
@@ -62,31 +60,17 @@ def run(cfg: DictConfig) -> list[Path]:
         torch.set_num_threads(cfg.threads)
     if cfg.format == "onnx":
         return _export_onnx(cfg)
-    model, config, provenance = _load(cfg.checkpoint)
+    content = read_checkpoint(cfg.checkpoint)
+    model = build_model(content, origin=cfg.checkpoint).eval()
     path = Path(cfg.out) / ("huggingface" if cfg.format == "huggingface" else f"model.{cfg.format}")
     if cfg.format == "pt":
-        save_checkpoint(path, model, config, provenance)
+        save_checkpoint(path, model, content.config, content.provenance)
     elif cfg.format == "safetensors":
-        save_safetensors(path, model, config, provenance, half=cfg.half)
+        save_safetensors(path, model, content.config, content.provenance, half=cfg.half)
     else:
         export_weights(model, path)
     Console().print(f"wrote {path}", soft_wrap=True)
     return [path]
-
-
-def _is_run(checkpoint: Path) -> bool:
-    return (checkpoint / LAST_CHECKPOINT).is_file()
-
-
-def _load(checkpoint: str) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
-    """Return the model of a checkpoint, or of the last checkpoint of an unfinished run, with its config and provenance."""
-    if _is_run(Path(checkpoint)):
-        from sam_train.training.factory import load_run_model  # imports the trainer
-
-        model, config, provenance = load_run_model(Path(checkpoint))
-        return model.eval(), config, provenance
-    content = read_checkpoint(checkpoint)
-    return build_model(content, origin=checkpoint).eval(), content.config, content.provenance
 
 
 def _export_onnx(cfg: DictConfig) -> list[Path]:
@@ -94,14 +78,13 @@ def _export_onnx(cfg: DictConfig) -> list[Path]:
         from sam_train.inference.export import ExportOptions, export_onnx
     except ModuleNotFoundError as error:
         raise ConfigError(f"format=onnx needs {error.name}: {install_extra('onnx')}") from error
-    checkpoint = Path(cfg.checkpoint)
     exported = export_onnx(
-        _load(cfg.checkpoint)[0],
+        load_checkpoint(cfg.checkpoint),
         Path(cfg.out),
         options=ExportOptions(**cfg.options),
         precisions=list(cfg.precisions),
         encoder=cfg.encoder,
-        checkpoint_sha256=checkpoint_hash(checkpoint / LAST_CHECKPOINT if _is_run(checkpoint) else cfg.checkpoint),
+        checkpoint_sha256=checkpoint_hash(cfg.checkpoint),
     )
     table = Table(
         "file", "MB", "values", "scores", "pixels", title="Largest difference from torch, relative to its largest value"

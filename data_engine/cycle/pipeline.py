@@ -17,7 +17,7 @@ from data_engine.cycle.overrides import hydra_quote, training_data_overrides
 from data_engine.cycle_folder import START_STEP, CycleFolder, Step, parse_steps
 from data_engine.cycle_folder.promotion import export_promoted_model, has_decision, promote_if_better, promoted_checkpoint
 from sam_train.files import atomic_write
-from sam_train.weights import resolve_checkpoint
+from sam_train.weights import checkpoint_files, resolve_checkpoint
 
 
 @runtime_checkable  # the type checks of the tests need it
@@ -215,13 +215,29 @@ class Cycle:
         """Return the model to evaluate. `initial_model.checkpoint` is copied, so that the run folder holds all its models."""
         if action.step is not None or self.cfg.initial_model.shards:
             return self.folder.step(action.step_name).model
-        checkpoint = resolve_checkpoint(self.cfg.initial_model.checkpoint)
-        copy = self.folder.step(action.step_name).path / checkpoint.name
+        return copy_checkpoint(self.cfg.initial_model.checkpoint, self.folder.step(action.step_name).path)
+
+
+def copy_checkpoint(checkpoint: str, folder: Path) -> Path:
+    """Copy a checkpoint into a folder, unless that is done, and return the copy: the file itself, or model.pt for other forms.
+
+    Raises CheckpointError if there is no such checkpoint, or if it is not a model.
+    """
+    files = checkpoint_files(checkpoint)
+    if len(files) == 1 and files[0].suffix in (".pt", ".pth", ".safetensors") and resolve_checkpoint(checkpoint).is_file():
+        copy = folder / files[0].name
         if not copy.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(copy) as target, checkpoint.open("rb") as original:
+            with atomic_write(copy) as target, files[0].open("rb") as original:
                 shutil.copyfileobj(original, target)
         return copy
+    copy = folder / "model.pt"
+    if not copy.is_file():
+        from sam_train.checkpoint import build_model, checkpoint_hash, read_checkpoint, save_checkpoint  # imports torch
+
+        content = read_checkpoint(checkpoint)
+        provenance = {**content.provenance, "copied_from": checkpoint_hash(checkpoint)}
+        save_checkpoint(copy, build_model(content, origin=checkpoint), content.config, provenance)
+    return copy
 
 
 def split_shard_folders(steps: Sequence[Step], folder: CycleFolder) -> tuple[list[Path], list[Path]]:

@@ -13,9 +13,9 @@ from data_engine.cycle.subprocess_runner import CycleRunner, ProcessLauncher
 from data_engine.cycle_folder import CycleFolder, parse_steps
 from data_engine.cycle_folder.promotion import check_promotion_measure
 from sam_train.config import build, changed_keys, config_dir, save_resolved
-from sam_train.errors import ConfigError
+from sam_train.errors import CheckpointError, ConfigError
 from sam_train.shards.maintenance.duplicate_groups import MAX_THRESHOLD
-from sam_train.weights import resolve_checkpoint
+from sam_train.weights import checkpoint_files
 
 RESUME_KEYS = (
     "corpus", "initial_model", "stages", "images_per_shard", "engine", "training", "evaluation", "promote_by", "min_gain",
@@ -79,8 +79,11 @@ def check_config(cfg: DictConfig) -> None:
         raise ConfigError(f"min_gain is {cfg.min_gain!r}, expected 0 or more: a model that is worse is never promoted")
     if not isinstance(cfg.corpus.leak_bits, int) or not 0 <= cfg.corpus.leak_bits <= MAX_THRESHOLD:
         raise ConfigError(f"corpus.leak_bits is {cfg.corpus.leak_bits!r}, expected 0 to {MAX_THRESHOLD}")
-    if (checkpoint := cfg.initial_model.checkpoint) and not resolve_checkpoint(checkpoint).is_file():
-        raise ConfigError(f"initial_model.checkpoint is {checkpoint}: expected a file, model.pt or released weights")
+    if checkpoint := cfg.initial_model.checkpoint:
+        try:
+            checkpoint_files(checkpoint)
+        except CheckpointError as error:
+            raise ConfigError(f"initial_model.checkpoint is {checkpoint}: {error}") from error
     stages = sorted(path.stem for path in (Path(config_dir()) / "stage").glob("*.yaml"))
     for step in parse_steps(cfg.stages):
         if step.stage not in stages:

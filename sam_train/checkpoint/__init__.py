@@ -10,12 +10,15 @@ its metadata. A stored config may build only a model. Released weights are read 
 dict, from whose shapes the config is inferred.
 """
 
-from sam_train.checkpoint.loading import build_model, initialize_from_checkpoint, load_checkpoint, load_weights
+from sam_train.checkpoint.loading import build_model, initialize_from_checkpoint, load_checkpoint
 from sam_train.checkpoint.reading import FORMAT, Checkpoint, checkpoint_hash, read_checkpoint
+from sam_train.checkpoint.run_checkpoint import RUN_KEY, merged_model, run_description
 from sam_train.checkpoint.writing import atomic_torch_save, export_weights, save_checkpoint, save_safetensors
+from sam_train.model.weights import load_weights
 
 __all__ = [
     "FORMAT",
+    "RUN_KEY",
     "Checkpoint",
     "atomic_torch_save",
     "build_model",
@@ -24,7 +27,9 @@ __all__ = [
     "initialize_from_checkpoint",
     "load_checkpoint",
     "load_weights",
+    "merged_model",
     "read_checkpoint",
+    "run_description",
     "save_checkpoint",
     "save_safetensors",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 import torch
 
@@ -13,16 +12,13 @@ from sam_train.errors import CheckpointError, ConfigError
 from sam_train.model import Sam
 from sam_train.model.devices import resolve_device
 from sam_train.model.mae import load_mae_encoder
-from sam_train.model.weights import check_state_dict, convert_released_state
-
-TEXT_PREFIX = "prompt_encoder.text_projection."
+from sam_train.model.weights import TEXT_PREFIX, convert_released_state, load_weights
 
 
 def load_checkpoint(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Sam:
     """Load the model of a checkpoint of this project or of released weights, in eval mode on `device`.
 
-    checkpoint: path, or a name such as "starter" (`sam_train.weights.NAMED_WEIGHTS`). `ACCEPTED_CHECKPOINTS` in
-        model/weights.py lists the formats.
+    checkpoint: path of a file or folder, or a name such as "starter"; `sam_train.weights.ACCEPTED_CHECKPOINTS` lists the formats.
     device: "cpu", "cuda", "cuda:1" and so on; "auto" is the first of cuda, mps and cpu that is available.
 
     Raises CheckpointError if the file is not a readable model, ConfigError if the device is unavailable.
@@ -61,16 +57,3 @@ def initialize_from_checkpoint(model: Sam, checkpoint: str | os.PathLike[str]) -
     new = {name: value for name, value in model.state_dict().items() if name.startswith(TEXT_PREFIX) and name not in state}
     load_weights(model, {**state, **new}, origin=origin)
     return f"{origin}: all {len(state)} tensors loaded" + (", text projection initialized randomly" if new else "")
-
-
-def load_weights(model: Sam, state: Mapping[str, torch.Tensor], *, origin: str) -> None:
-    """Load `state` strictly.
-
-    origin: source of the weights, for messages. Raises CheckpointError, which names the tensors that are missing, unexpected
-    or of another shape.
-    """
-    expected = model.state_dict()
-    text_tensors = [name for name in state if name.startswith(TEXT_PREFIX) and name not in expected]
-    hint = f" (it accepts text prompts: set model.text_dim={state[text_tensors[0]].shape[-1]})" if text_tensors else ""
-    check_state_dict(expected, state, origin=origin, hint=hint)
-    model.load_state_dict(dict(state))

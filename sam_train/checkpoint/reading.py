@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -14,24 +17,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sam_train.checkpoint.run_checkpoint import is_run_checkpoint, read_run_checkpoint
+from sam_train.checkpoint.unwrapping import check_all_tensors, extract_state_dict
 from sam_train.errors import CheckpointError
 from sam_train.files import file_sha256
 from sam_train.model import huggingface
-from sam_train.model.weights import (
-    ACCEPTED_CHECKPOINTS,
-    RELEASED_WEIGHTS,
-    NamingScheme,
-    convert_released_state,
-    detect_naming_scheme,
-    infer_config,
-)
+from sam_train.model.weights import NamingScheme, convert_released_state, detect_naming_scheme, infer_config
 from sam_train.renames import upgrade_config
-from sam_train.weights import resolve_checkpoint
+from sam_train.weights import ACCEPTED_CHECKPOINTS, checkpoint_files, resolve_checkpoint
 
 FORMAT = "sam-train/1"
 METADATA_KEY = "sam_train"
 """Key of a safetensors file's metadata that holds format, config and provenance as JSON."""
-HUGGING_FACE_WEIGHTS = "model.safetensors"
+_ANSI_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +59,14 @@ class Checkpoint:
 
 
 def checkpoint_hash(checkpoint: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the checkpoint file as hex digits; for a Hugging Face folder, that of its weights file.
+    """Return the SHA-256 of the checkpoint's file as hex digits; of several files, that of the list of their names and hashes.
 
     Raises CheckpointError if there is no such checkpoint.
     """
-    return file_sha256(_weights_file(resolve_checkpoint(checkpoint)))
+    files = checkpoint_files(checkpoint)
+    if len(files) == 1:
+        return file_sha256(files[0])
+    return hashlib.sha256("".join(f"{file_sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
 
 def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Checkpoint:
@@ -90,23 +91,20 @@ def read_stored_weights(checkpoint: str | os.PathLike[str]) -> StoredWeights:
     Raises CheckpointError if there is no readable checkpoint.
     """
     path = resolve_checkpoint(checkpoint)
-    file = _weights_file(path)
-    try:
-        document = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch and safetensors raise different exception types for different kinds of invalid files
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckpointError(f"{path} is not a checkpoint ({reason}): give {ACCEPTED_CHECKPOINTS}") from error
-    if not isinstance(document, dict) or "format" not in document:
-        return StoredWeights(state=_extract_state_dict(document, path), config=None, provenance={}, path=path)
-    _check_project_document(document, path)
-    return StoredWeights(
-        state=document["model"],
-        config=upgrade_config(document["config"]),
-        provenance=dict(document.get("provenance") or {}),
-        path=path,
-    )
+    files = checkpoint_files(checkpoint)
+    documents = [_read_file(file) for file in files]
+    if len(files) > 1:
+        state = {name: tensor for document in documents for name, tensor in extract_state_dict(document, path).items()}
+        return StoredWeights(state=state, config=None, provenance={}, path=path)
+    (document,) = documents
+    if isinstance(document, dict) and "format" in document:
+        _check_project_document(document, path)
+        config, provenance = upgrade_config(document["config"]), dict(document.get("provenance") or {})
+        return StoredWeights(state=document["model"], config=config, provenance=provenance, path=path)
+    if is_run_checkpoint(document, files[0]):
+        state, config, provenance = read_run_checkpoint(document, files[0])
+        return StoredWeights(state=state, config=config, provenance=provenance, path=path)
+    return StoredWeights(state=extract_state_dict(document, path), config=None, provenance={}, path=path)
 
 
 def is_image_encoder_only(stored: StoredWeights) -> bool:
@@ -114,8 +112,22 @@ def is_image_encoder_only(stored: StoredWeights) -> bool:
     return stored.config is None and detect_naming_scheme(stored.state) is NamingScheme.MAE
 
 
-def _read_torch(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True)
+def _read_file(file: Path) -> Any:
+    try:
+        if file.suffix == ".safetensors":
+            return _read_safetensors(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch and safetensors raise different exception types for different kinds of invalid files
+        text = _ANSI_CODE.sub("", str(error))
+        reason = f"{type(error).__name__}: {text}".partition("\n")[0]
+        if isinstance(error, UnpicklingError) and "Unsupported" in text:
+            reason = (
+                "it holds Python objects beside tensors, which are not loaded because they can run code; in the program that "
+                "wrote it, save the model alone: torch.save(model.state_dict(), FILE)"
+            )
+        raise CheckpointError(f"{file} is not a checkpoint ({reason}): give {ACCEPTED_CHECKPOINTS}") from error
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
@@ -139,24 +151,7 @@ def _check_project_document(document: Mapping[str, Any], path: Path) -> None:
     for part in ("model", "config"):
         if not isinstance(document.get(part), dict):
             raise CheckpointError(f"{path}: its {part!r} is missing or not a dictionary; give the model.pt that sam-train wrote")
-    _check_all_tensors(document["model"], path)
-
-
-def _extract_state_dict(document: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a file of another program: the document itself, or its "model" (MAE) or "state_dict"."""
-    state = document
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected weights: give {ACCEPTED_CHECKPOINTS}")
-    _check_all_tensors(state, path)
-    return state
-
-
-def _check_all_tensors(state: Mapping[Any, Any], path: Path) -> None:
-    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{path}: these entries of its weights are not tensors: {others[:5]}")
+    check_all_tensors(document["model"], path)
 
 
 def _decoder_heads(path: Path) -> int:
@@ -169,12 +164,3 @@ def _decoder_heads(path: Path) -> int:
     except ValueError as error:
         raise CheckpointError(f"{config} is not JSON ({error}): give {ACCEPTED_CHECKPOINTS}") from error
     return huggingface.read_decoder_heads(document, origin=str(config))
-
-
-def _weights_file(path: Path) -> Path:
-    file = path / HUGGING_FACE_WEIGHTS if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(
-            f"no checkpoint at {path}: give the model.pt of a run, for example runs/<name>/model.pt, or {RELEASED_WEIGHTS}"
-        )
-    return file

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from sam_train.checkpoint.comparison import HALF_TOLERANCE, TOLERANCE, check_same_predictions
-from sam_train.checkpoint.loading import TEXT_PREFIX, load_checkpoint
-from sam_train.checkpoint.reading import FORMAT, HUGGING_FACE_WEIGHTS, METADATA_KEY
+from sam_train.checkpoint.loading import load_checkpoint
+from sam_train.checkpoint.reading import FORMAT, METADATA_KEY
 from sam_train.errors import CheckpointError
 from sam_train.files import atomic_write, move_file
 from sam_train.model import Sam, huggingface
 from sam_train.model.sam import PIXEL_MEAN, PIXEL_STD
 from sam_train.model.transformer import TwoWayBlock
-from sam_train.model.weights import NamingScheme, detect_naming_scheme, infer_config
+from sam_train.model.weights import TEXT_PREFIX, NamingScheme, detect_naming_scheme, infer_config
+
+HUGGING_FACE_WEIGHTS = "model.safetensors"
 
 
 def save_checkpoint(path: Path, model: Sam, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:

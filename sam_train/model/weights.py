@@ -18,15 +18,13 @@ from torch import Tensor
 
 from sam_train.errors import CheckpointError
 from sam_train.model import huggingface
+from sam_train.model.sam import Sam
+from sam_train.weights import ACCEPTED_CHECKPOINTS
 
 StateDict = Mapping[str, Tensor]
 
-RELEASED_WEIGHTS = (
-    "released weights (.pth or .safetensors of Meta's sam_vit_b, _l, _h or of MobileSAM, a folder of Hugging Face's SamModel)"
-)
-"""Released weights that can be read, for messages."""
-ACCEPTED_CHECKPOINTS = f"the model.pt that sam-train wrote, or {RELEASED_WEIGHTS}"
-"""Checkpoints that can be read, for messages."""
+TEXT_PREFIX = "prompt_encoder.text_projection."
+"""Prefix of the tensors that only a model with text prompts has."""
 
 
 class NamingScheme(Enum):
@@ -134,6 +132,19 @@ def _count(state: StateDict, prefix: str) -> int:
     if not numbers:
         raise KeyError(f"{prefix}0")
     return len(numbers)
+
+
+def load_weights(model: Sam, state: StateDict, *, origin: str) -> None:
+    """Load `state` strictly.
+
+    origin: source of the weights, for messages. Raises CheckpointError, which names the tensors that are missing, unexpected
+    or of another shape.
+    """
+    expected = model.state_dict()
+    text_tensors = [name for name in state if name.startswith(TEXT_PREFIX) and name not in expected]
+    hint = f" (it accepts text prompts: set model.text_dim={state[text_tensors[0]].shape[-1]})" if text_tensors else ""
+    check_state_dict(expected, state, origin=origin, hint=hint)
+    model.load_state_dict(dict(state))
 
 
 def check_state_dict(expected: StateDict, state: StateDict, *, origin: str, hint: str = "") -> None:

@@ -8,13 +8,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from sam_train.checkpoint import checkpoint_hash, initialize_from_checkpoint, load_checkpoint, load_weights
-from sam_train.config import build, config_hash, load_stored, to_plain
-from sam_train.errors import CheckpointError, ConfigError
+from sam_train.checkpoint import checkpoint_hash, initialize_from_checkpoint, load_checkpoint, merged_model, run_description
+from sam_train.config import build, config_hash, to_plain
+from sam_train.errors import ConfigError
 from sam_train.inference import EmbeddingCache
 from sam_train.losses.box_loss import BoxLoss
 from sam_train.model import Sam
@@ -22,9 +22,7 @@ from sam_train.model.lora import Lora
 from sam_train.model.proposer import Proposer
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.text import TextEmbeddingStore
-from sam_train.training.checkpoint_io import AtomicCheckpointIO
 from sam_train.training.distillation import DistillModule, copy_teacher_decoder
-from sam_train.training.ema import WeightEMA
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.proposer_module import ProposerModule
 from sam_train.training.sam_module import SamModule, check_loss_resolution
@@ -72,6 +70,7 @@ def build_module(cfg: DictConfig) -> StepModule:
         lora.inject(model)
     with raise_as_config_error("training"):
         module = _build_step_module(cfg, model)
+    module.run_description = run_description(to_plain(cfg), {"config": config_hash(cfg), "run": cfg.name})
     all_parameters = list(module.parameters())
     num_trained, num_total = (sum(p.numel() for p in all_parameters if p.requires_grad), sum(p.numel() for p in all_parameters))
     if num_trained < num_total:
@@ -156,28 +155,5 @@ def embedding_cache(cfg: DictConfig, checkpoint: str) -> EmbeddingCache | None:
 
 def build_inference_model(cfg: DictConfig, weights: Mapping[str, Tensor]) -> Sam:
     """Return a model of the config with a trained module's weights, with LoRA adapters merged into them."""
-    model: Sam = build(cfg.model)
-    lora = build_lora(cfg)
-    if lora:
-        lora.inject(model)
-    load_weights(model, weights, origin="the trained model")
-    if lora:
-        lora.merge(model)
-    return model
-
-
-def load_run_model(run_dir: Path) -> tuple[Sam, dict[str, Any], dict[str, Any]]:
-    """Return the model at the last checkpoint of a run (its EMA if there is one), and the config and provenance for model.pt.
-
-    Raises CheckpointError if the folder has no checkpoint or no config.
-    """
-    path, saved = run_dir / "checkpoints" / "last.ckpt", run_dir / "config.yaml"
-    if not path.is_file() or not saved.is_file():
-        missing = saved if path.is_file() else path
-        raise CheckpointError(f"{run_dir} is not a run folder: it has no {missing.name}; give the folder of a sam-train run")
-    cfg = OmegaConf.create(load_stored(saved))
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
-    weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    means = checkpoint["callbacks"].get(WeightEMA.__name__, {}).get("means", {})
-    provenance = {"config": config_hash(cfg), "steps": checkpoint["global_step"], "run": cfg.name}
-    return build_inference_model(cfg, {**weights, **means}), to_plain(cfg.model), provenance
+    lora = to_plain(cfg.lora) if cfg.get("lora") else None
+    return merged_model(to_plain(cfg.model), lora, weights, origin="the trained model")

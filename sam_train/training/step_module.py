@@ -13,6 +13,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from sam_train.checkpoint import RUN_KEY
 from sam_train.model import Sam
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts.rng import hash_seed
@@ -71,6 +72,8 @@ class StepModule(LightningModule, ABC):
         self.gradient_clip, self.images_per_pass, self.seed = gradient_clip, images_per_pass, seed
         self.ema = WeightEMA(ema_decay) if ema_decay is not None else None
         self.preemption_requested = self.is_preempted = False
+        self.run_description: dict[str, Any] | None = None
+        """What a checkpoint must hold to be read without its run folder (`sam_train.checkpoint.run_description`)."""
         if compile_encoder:
             model.image_encoder.compile()  # in place: the names of the weights do not change
 
@@ -130,7 +133,12 @@ class StepModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the run's only epoch as unfinished: a run that resumes with more max_steps would otherwise end at once."""
+        """Add the run's description, and mark the run's only epoch as unfinished.
+
+        A run that resumes with more max_steps would otherwise end at once.
+        """
+        if self.run_description is not None:
+            checkpoint[RUN_KEY] = self.run_description
         for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
             progress["processed"] = progress["completed"] = 0
 

@@ -23,16 +23,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from sam_train.checkpoint.run_checkpoint import upgrade_callback_names
+from sam_train.checkpoint.sharded import TENSOR_FOLDER_KEY, is_sharded, load_sharded_tensors
 from sam_train.errors import ConfigError
 from sam_train.model.image_encoder import ImageEncoder
-from sam_train.training.checkpoint_io import (
-    TENSOR_FOLDER_KEY,
-    is_sharded,
-    load_sharded_tensors,
-    map_tensors,
-    save_sharded,
-    upgrade_callback_names,
-)
+from sam_train.training.checkpoint_io import map_tensors, save_sharded
 
 
 class SamDDPStrategy(DDPStrategy):

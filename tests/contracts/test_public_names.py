@@ -48,6 +48,7 @@ PUBLIC: dict[str, list[str]] = {
     "sam_train.checkpoint": [
         "Checkpoint",
         "FORMAT",
+        "RUN_KEY",
         "atomic_torch_save",
         "build_model",
         "checkpoint_hash",
@@ -55,7 +56,9 @@ PUBLIC: dict[str, list[str]] = {
         "initialize_from_checkpoint",
         "load_checkpoint",
         "load_weights",
+        "merged_model",
         "read_checkpoint",
+        "run_description",
         "save_checkpoint",
         "save_safetensors",
     ],
@@ -128,7 +131,7 @@ PUBLIC: dict[str, list[str]] = {
         "check_text_encoder",
     ],
     "sam_train.training": ["SamModule"],
-    "sam_train.weights": ["NAMED_WEIGHTS", "is_weights_name", "resolve_checkpoint"],
+    "sam_train.weights": ["ACCEPTED_CHECKPOINTS", "NAMED_WEIGHTS", "checkpoint_files", "is_weights_name", "resolve_checkpoint"],
 }
 
 

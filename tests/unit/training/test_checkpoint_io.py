@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from sam_train.checkpoint.sharded import TENSOR_FOLDER_KEY
 from sam_train.errors import CheckpointError
-from sam_train.training.checkpoint_io import TENSOR_FOLDER_KEY, AtomicCheckpointIO, save_sharded
+from sam_train.training.checkpoint_io import AtomicCheckpointIO, save_sharded
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process writes
 
