@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from sam_train.cli.hydra_command import HydraCommand
 from sam_train.errors import exit_with_message
+from sam_train.weights import NAMED_WEIGHTS
 
 CHECKPOINT = (
     "the model.pt of a run, for example runs/<name>/model.pt, released weights (.pth, .safetensors, a Hugging Face folder), or a "
-    "name (starter)"
+    f"name ({', '.join(NAMED_WEIGHTS)})"
 )
 SHARDS = "a folder, a glob or a brace range of .tar files, here or at a URL"
 

@@ -42,7 +42,8 @@ def export_onnx(
 
     options: switches of the decoder. precisions: the decoders to write, of fp32, fp16 (half the file size, computes in fp32)
     and uint8 (onnxruntime's dynamic quantisation). encoder: write encoder.onnx, too.
-    checkpoint_sha256: stored in the metadata of the decoders, so that a program can reject an embedding of another checkpoint.
+    checkpoint_sha256: stored in the metadata of all files, with image_size and precision, so that a program can reject an
+        embedding of another checkpoint.
 
     Files are written to a temporary folder and moved once all of them agree with torch. Raises ConfigError for an unknown
     precision and for `text_input` with a model without text prompts, and CheckpointError if an output differs from torch's
@@ -64,7 +65,7 @@ def export_onnx(
             _write_decoder(sam, path, options, precision, metadata)
             parities[path.name] = check_decoder(path, sam, options, precision)
         if encoder:
-            write_encoder(sam, temporary / "encoder.onnx")
+            write_encoder(sam, temporary / "encoder.onnx", metadata | {"precision": "fp32"})
             parities["encoder.onnx"] = check_encoder(temporary / "encoder.onnx", sam)
         folder.mkdir(exist_ok=True)
         for path in sorted(temporary.iterdir(), key=lambda path: path.name in parities):  # external weights before their graph

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from sam_train.inference.export.graph import IR_VERSION, OPSET
 from sam_train.model import Sam
 
-OPSET = 18  # the lowest that torch's exporter writes without conversion
 PROTOBUF_LIMIT = 2**31  # largest size of one file in bytes
 
 
@@ -29,8 +31,11 @@ class _Encoder(nn.Module):
         return self.sam.encode_images(image, size_hw)
 
 
-def write_encoder(sam: Sam, path: Path) -> None:
-    """Write encoder.onnx; weights that are too large for one file are written to `<name>.data` in the same folder."""
+def write_encoder(sam: Sam, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write encoder.onnx; weights that are too large for one file are written to `<name>.data` in the same folder.
+
+    metadata: key-value pairs that are stored in the model.
+    """
     image = torch.zeros(1, 3, sam.image_size, sam.image_size, dtype=torch.uint8)
     size_hw = torch.tensor([[sam.image_size, sam.image_size]])
     weights = sum(p.numel() * p.element_size() for p in sam.image_encoder.parameters())
@@ -49,3 +54,7 @@ def write_encoder(sam: Sam, path: Path) -> None:
             external_data=weights > 0.9 * PROTOBUF_LIMIT,
             verbose=False,
         )
+    model = onnx.load(path, load_external_data=False)
+    model.ir_version = IR_VERSION
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)

@@ -1,7 +1,7 @@
 """A small writer of ONNX graphs: each call appends one operation, and operands that are not names become constants.
 
 The decoder's graph is written by hand, not traced: which of two equivalent forms is faster depends on the runtime's kernels,
-which a tracer does not consider. Opset 17, as released; GELU and attention are left to the runtime's own fusions.
+which a tracer does not consider. GELU and attention are left to the runtime's own fusions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-OPSET, IR_VERSION = 17, 8
+OPSET, IR_VERSION = 18, 10
+"""Versions of operators and file format, also of encoder.onnx: the lowest that torch's exporter writes without conversion."""
 HALF_MIN_SIZE = 1024  # constants with fewer elements stay in single precision
 
 Value = str | Tensor | np.ndarray | np.float32

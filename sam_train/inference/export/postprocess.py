@@ -35,7 +35,7 @@ def _sizes(g: Graph, size: int) -> tuple[list[str], list[str]]:
     scaled = g.op("Cast", g.op("Floor", g.op("Add", g.op("Mul", image, scale), half)), to=TensorProto.INT64)
     scaled = g.op("Max", scaled, integers(1))
     parts = [
-        g.ops("Split", x, names=[g.unique_name("rows"), g.unique_name("columns")], axis=0)
+        g.ops("Split", x, names=[g.unique_name("rows"), g.unique_name("columns")], axis=0, num_outputs=2)
         for x in (scaled, g.op("Cast", image, to=TensorProto.INT64))
     ]
     return parts[0], parts[1]

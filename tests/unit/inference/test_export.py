@@ -180,8 +180,11 @@ def test_command_writes_encoder_and_decoder(tmp_path: Path, capsys: pytest.Captu
     assert "decoder.onnx" in printed
     assert " of 185856" not in printed  # one mask, not four
     assert " of 46464" in printed
-    metadata = {entry.key: entry.value for entry in onnx.load(folder / "decoder.onnx").metadata_props}
-    assert metadata == {"checkpoint_sha256": checkpoint_hash(checkpoint), "image_size": "64", "precision": "fp32"}
+    for name in ("encoder.onnx", "decoder.onnx"):
+        model = onnx.load(folder / name)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        assert metadata == {"checkpoint_sha256": checkpoint_hash(checkpoint), "image_size": "64", "precision": "fp32"}
+        assert (model.ir_version, [(opset.domain, opset.version) for opset in model.opset_import]) == (10, [("", 18)])
     sam, image = load_checkpoint(checkpoint), torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     size_hw = torch.tensor([[64, 48]])
     (embeddings,) = open_session(folder / "encoder.onnx").run(None, {"image": image.numpy(), "size_hw": size_hw.numpy()})

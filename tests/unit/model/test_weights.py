@@ -213,7 +213,7 @@ def test_names_missing_and_unexpected_tensors(model: Sam, tmp_path: Path) -> Non
     encoder = {k: v for k, v in state.items() if k.startswith("image_encoder.")}
     torch.save(encoder, tmp_path / "b.pth")
     with pytest.raises(
-        CheckpointError, match=r"b\.pth lacks mask_decoder\.transformer\.layers\.0\.mlp\.lin1\.weight: give the model\.pt"
+        CheckpointError, match=r"b\.pth lacks mask_decoder\.transformer\.layers\.0\.mlp\.lin1\.weight: give a run"
     ):
         load_checkpoint(tmp_path / "b.pth")
 
@@ -222,9 +222,7 @@ def test_rejects_a_truncated_safetensors_file(model: Sam, tmp_path: Path) -> Non
     path = tmp_path / "truncated.safetensors"
     safetensors.torch.save_file(dict(model.state_dict()), path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(
-        CheckpointError, match=r"truncated\.safetensors is not a checkpoint \(SafetensorError.*give the model\.pt"
-    ):
+    with pytest.raises(CheckpointError, match=r"truncated\.safetensors is not a checkpoint \(SafetensorError.*give a run"):
         load_checkpoint(path)
 
 
