@@ -130,12 +130,12 @@ def test_a_misspelled_name_gets_a_suggestion(fails: Callable[..., str], line: st
         # a checkpoint that is not there, or none
         (EVALUATE.replace("model.pt", "no.pt"), "checkpoint={world}/no.pt: no such file or folder: give the model.pt of a run"),
         (EVALUATE.replace("model.pt", "text.pt"), "text.pt is not a checkpoint"),
-        (EVALUATE.replace("model.pt", "half.pt"), "give the model.pt that sam-train wrote"),
-        (EVALUATE.replace("/model.pt", ""), "no checkpoint at {world}: give"),
-        (ENGINE + " checkpoint={world}/text.pt", "give the model.pt that sam-train wrote"),
+        (EVALUATE.replace("model.pt", "half.pt"), "give a run (its folder, model.pt or .ckpt)"),
+        (EVALUATE.replace("/model.pt", "/empty"), "the folder {world}/empty holds no weights: give a run"),
+        (ENGINE + " checkpoint={world}/text.pt", "give a run (its folder, model.pt or .ckpt)"),
         (ENGINE.replace("assisted_manual", "fully_automatic"), "stage fully_automatic needs a model: add checkpoint=FILE"),
         (TRAINABLE + " init_checkpoint={world}/no.pt", "init_checkpoint={world}/no.pt: no such file or folder: give"),
-        (TRAINABLE + " init_checkpoint={world}/text.pt", "give the model.pt that sam-train wrote"),
+        (TRAINABLE + " init_checkpoint={world}/text.pt", "give a run (its folder, model.pt or .ckpt)"),
         (TRAINABLE + " init_checkpoint={world}/model.pt model.embed_dim=64", "pos_embed has shape (1, 8, 8, 32), expected"),
         # sources and shards
         (ENGINE.replace("{world}/shards", "{world}/empty"), "empty' is empty: expected a folder of images"),
