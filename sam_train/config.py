@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,6 @@ from sam_train.files import atomic_write_bytes
 from sam_train.renames import upgrade_config
 
 ALLOWED_PACKAGES = ("sam_train", "data_engine", "pytorch_lightning.callbacks")
-
-HASH_IGNORED_KEYS = (("data", "num_workers"), ("training", "images_per_pass"))
-"""Keys inside compared groups that change the speed or the memory of a run, not its result."""
 
 
 def config_dir() -> str:
@@ -152,13 +150,53 @@ def load_stored(path: Path) -> Any:
 
 def changed_keys(cfg: DictConfig, saved: Path, keys: Sequence[str]) -> list[str]:
     """Return those of the top-level `keys` whose values differ from the config that `save_resolved` wrote."""
-    before = load_stored(saved)
-    now = to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
-    for config in (before, now):
-        for group, key in HASH_IGNORED_KEYS:
-            if isinstance(config.get(group), dict):  # another command's `training` is a list
-                config[group].pop(key, None)
+    before, now = load_stored(saved), to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
     return [key for key in keys if before.get(key) != now.get(key)]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedValue:
+    """A config key whose value differs from the stored one. Its text is `key (was BEFORE, now NOW)`."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} (was {_shown(self.before)}, now {_shown(self.now)})"
+
+
+def changed_values(cfg: DictConfig, saved: Path, keys: Sequence[str], free: Sequence[str] = ()) -> list[ChangedValue]:
+    """Return the values that differ from the config that `save_resolved` wrote.
+
+    keys: dotted keys and groups to compare. free: dotted keys inside them that are not compared.
+    """
+    before, now = load_stored(saved), to_plain(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))  # both have been YAML
+    changes: list[ChangedValue] = []
+    for key in keys:
+        _compare(key, _select(before, key), _select(now, key), free, changes)
+    return changes
+
+
+def _compare(key: str, before: Any, now: Any, free: Sequence[str], changes: list[ChangedValue]) -> None:
+    if key in free or before == now:
+        return
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in (*before, *(name for name in now if name not in before)):
+            _compare(f"{key}.{name}", before.get(name), now.get(name), free, changes)
+    else:
+        changes.append(ChangedValue(key, before, now))
+
+
+def _select(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def save_resolved(cfg: DictConfig, path: Path) -> None:

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.utilities import rank_zero_only
 
-from sam_train.checkpoint import checkpoint_hash, save_checkpoint
+from sam_train.checkpoint import run_description, save_checkpoint
 from sam_train.cli.commands import TRAIN
-from sam_train.config import build, changed_keys, config_hash, save_resolved, to_plain
+from sam_train.config import build, config_hash, save_resolved, to_plain
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.mask_survey import describe_dropped_masks
 from sam_train.data.synthetic.training_scenes import compose_training_scenes
@@ -42,18 +42,13 @@ from sam_train.training.factory import (
 from sam_train.training.loggers import describe_loggers
 from sam_train.training.preemption import Preempted, requeue_sweep_job
 from sam_train.training.proposer_module import ProposerModule
+from sam_train.training.run_identity import Identity, check_same_run, provenance_of, run_identity, write_identity
 from sam_train.training.run_summary import describe_result
 from sam_train.training.run_timer import RunTimer
 from sam_train.training.step_module import StepModule
 from sam_train.training.trainer import build_trainer, silence_lightning
 
 log = logging.getLogger("sam_train")
-
-RESUME_KEYS = (
-    *("model", "data", "prompts", "losses", "optim", "training", "seed", "proposer"),
-    *("init_checkpoint", "freeze_image_encoder", "lora", "teacher", "text"),
-)
-"""Config keys that must not change when a run resumes. Steps, devices, loader processes and loggers may change."""
 
 
 def main() -> None:
@@ -90,8 +85,10 @@ def train_model(cfg: DictConfig) -> dict[str, float]:
     if cfg.synthetic:
         compose_training_scenes(to_plain(cfg.synthetic))
     datamodule = build(cfg.data, text_store=texts)
+    identity = run_identity(cfg, datamodule.train_set.shards)
+    last = find_resume_checkpoint(cfg, run_dir, identity)
     module = build_module(cfg)
-    last = find_resume_checkpoint(cfg, run_dir)
+    module.run_description = run_description(to_plain(cfg), run_provenance(cfg, identity))
     if metrics := read_finished_metrics(cfg, run_dir):
         log_rank_zero("%s is finished: raise trainer.max_steps to continue it, or set another name=...", run_dir)
         return metrics
@@ -101,6 +98,7 @@ def train_model(cfg: DictConfig) -> dict[str, float]:
     log_rank_zero("%s", describe_step_split(trainer, datamodule, module))
     if dropped := describe_dropped_masks(datamodule.train_set):
         log_rank_zero("%s", dropped)
+    rank_zero_only(write_identity)(run_dir, identity)
     rank_zero_only(save_resolved)(cfg, run_dir / "config.yaml")
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
@@ -108,6 +106,11 @@ def train_model(cfg: DictConfig) -> dict[str, float]:
         remedy = "lower data.images_per_step or data.max_masks, or set +model.activation_checkpointing=torch"
         raise ConfigError(f"the accelerator ran out of memory in a training step: {remedy}") from error
     return write_results(cfg, run_dir, trainer, module, seconds=timer.seconds())
+
+
+def run_provenance(cfg: DictConfig, identity: Identity) -> dict[str, Any]:
+    """Return the origin of a run's weights, for its checkpoints: its config, its name, and the hashes of what it started from."""
+    return {"config": config_hash(cfg), "run": cfg.name, **provenance_of(identity)}
 
 
 def describe_step_split(trainer: Trainer, datamodule: ShardDataModule, module: StepModule) -> str:
@@ -127,19 +130,18 @@ def describe_step_split(trainer: Trainer, datamodule: ShardDataModule, module: S
     return f"a step is {datamodule.images_per_step} images: {where}, in {passes} pass{'es' * (passes > 1)}"
 
 
-def find_resume_checkpoint(cfg: DictConfig, run_dir: Path) -> Path | None:
+def find_resume_checkpoint(cfg: DictConfig, run_dir: Path, identity: Identity) -> Path | None:
     """Return the checkpoint to resume from, or None for a new or a finished run.
 
-    Raises ConfigError if the folder holds a run with another config, and CheckpointError if the checkpoint is truncated.
+    Raises ConfigError if the folder holds a run with another config or other content of its files, and CheckpointError if the
+    checkpoint is truncated.
     """
     last = run_dir / "checkpoints" / "last.ckpt"
     if not last.is_file() and not (run_dir / "metrics.json").is_file():
         return None
     if last.is_file() and not zipfile.is_zipfile(last):  # torch writes zip files, whose directory is at the end
         raise CheckpointError(f"{last} is truncated or corrupt: remove the folder {run_dir} to start again")
-    if changed := changed_keys(cfg, run_dir / "config.yaml", RESUME_KEYS):
-        remedy = "set another name=..., or remove the folder to start again"
-        raise ConfigError(f"{run_dir} holds a run with another {', '.join(changed)}: {remedy}")
+    check_same_run(cfg, identity, run_dir)
     return last if last.is_file() else None
 
 
@@ -173,10 +175,8 @@ def write_results(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: Step
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics |= {"steps": float(trainer.global_step), "seconds": seconds}
     if trainer.is_global_zero:
-        provenance: dict[str, Any] = {"config": config_hash(cfg), "steps": trainer.global_step, "run": cfg.name}
-        for name, checkpoint in (("init", cfg.init_checkpoint), ("teacher", cfg.teacher)):
-            if checkpoint:
-                provenance[name] = checkpoint_hash(checkpoint)
+        assert module.run_description is not None, "train_model sets it"
+        provenance = {**module.run_description["provenance"], "steps": trainer.global_step}
         if isinstance(module, ProposerModule):
             save_proposer(path, module.proposer, module.model, provenance)
         else:

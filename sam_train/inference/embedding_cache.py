@@ -1,8 +1,9 @@
 """Cache of image embeddings on disk: encoding an image takes seconds, reading its embedding milliseconds.
 
-The path `<folder>/<checkpoint>/<dtype>/<image>.safetensors` consists of the SHA-256 hashes of checkpoint and image. The file
-holds both hashes and the hash of its own tensor. A file that does not match (another checkpoint, another image, truncated or
-foreign) is treated as missing, counted by reason, and overwritten.
+The path `<folder>/<model>/<dtype>/<image>.safetensors` consists of two hashes: `embedding_hash` of the model that encodes, and
+that of the image. The file holds both and the hash of its own tensor. A file that does not match (another model, another image,
+truncated or foreign) is treated as missing, counted by reason, and overwritten. Files of earlier versions, which were named by
+the hash of a checkpoint's file, are not read: the checkpoint may have been replaced while they were written.
 """
 
 from __future__ import annotations
@@ -20,30 +21,28 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sam_train.files import atomic_write_bytes
+from sam_train.model import Sam
+from sam_train.model.embedding_hash import embedding_hash
 
-FORMAT = "sam-train/embedding-1"
+FORMAT = "sam-train/embedding-2"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class EmbeddingCache:
-    """Embeddings of one checkpoint in one precision.
+    """Embeddings of one model in one precision.
 
-    folder: created when the first embedding is saved; may hold embeddings of many checkpoints.
-    checkpoint_sha256: `checkpoint_hash` of the file from which the model was loaded; the caller guarantees that they match.
+    folder: created when the first embedding is saved; may hold embeddings of many models.
+    model: the model that encodes. Its image encoder must not change afterwards.
     dtype: float32, float16 (half the space) or bfloat16; `load` returns float32 for all of them.
 
-    Raises ValueError for another dtype and if `checkpoint_sha256` is not 64 hexadecimal digits.
+    Raises ValueError for another dtype.
     """
 
-    def __init__(self, folder: str | PathLike[str], *, checkpoint_sha256: str, dtype: str = "float16") -> None:
+    def __init__(self, folder: str | PathLike[str], model: Sam, *, dtype: str = "float16") -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if len(checkpoint_sha256) != 64 or set(checkpoint_sha256) - set("0123456789abcdef"):
-            raise ValueError(
-                f"checkpoint_sha256 must be 64 hexadecimal digits, as checkpoint_hash returns them, got {checkpoint_sha256!r}"
-            )
-        self.folder = Path(folder) / checkpoint_sha256 / dtype
-        self.checkpoint_sha256, self.dtype = checkpoint_sha256, dtype
+        self.model_hash, self.dtype = embedding_hash(model), dtype
+        self.folder = Path(folder) / self.model_hash / dtype
         self.rejected: Counter[str] = Counter()
         """Number of files that existed but did not match, by reason."""
 
@@ -84,14 +83,14 @@ class EmbeddingCache:
         return stored.float()
 
     def _metadata(self, image_hash: str, stored: Tensor) -> dict[str, str]:
-        return {"format": FORMAT, "checkpoint": self.checkpoint_sha256, "image": image_hash, "sha256": hash_tensor(stored)}
+        return {"format": FORMAT, "model": self.model_hash, "image": image_hash, "sha256": hash_tensor(stored)}
 
     def _mismatch(self, metadata: dict[str, str], embedding: Tensor | None, image_hash: str) -> str:
         """Return why a file must not be used, "" if it may."""
         if metadata.get("format") != FORMAT or embedding is None:
             return "not an embedding file"
-        if metadata.get("checkpoint") != self.checkpoint_sha256:
-            return "of another checkpoint"
+        if metadata.get("model") != self.model_hash:
+            return "of another model"
         if metadata.get("image") != image_hash:
             return "of another image"
         if embedding.dtype != DTYPES[self.dtype] or metadata.get("sha256") != hash_tensor(embedding):

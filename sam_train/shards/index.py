@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tarfile
@@ -36,10 +37,16 @@ class ShardIndex(Sequence[IndexedSample]):
     """The samples of one tar in its order, as two arrays: a million samples take 60 MB, which forked processes share.
 
     keys: n ASCII strings; columns: n x 5 int64, image id, offset and bytes of the JPEG, offset and bytes of the JSON.
+    sha256: SHA-256 of the tar from its manifest; None without a manifest.
     """
 
-    def __init__(self, shard: Path, keys: np.ndarray, columns: np.ndarray) -> None:
-        self.shard, self.keys, self.columns = shard, keys, columns
+    def __init__(self, shard: Path, keys: np.ndarray, columns: np.ndarray, sha256: str | None = None) -> None:
+        self.shard, self.keys, self.columns, self.sha256 = shard, keys, columns, sha256
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the tar as its manifest states it; without a manifest, that of its keys, image ids and byte ranges."""
+        return self.sha256 or hashlib.sha256(b"\0".join(self.keys.tolist()) + self.columns.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -69,8 +76,10 @@ def index_shard(shard: Path) -> ShardIndex:
     Raises ShardError for a tar whose size is not the manifest's; without `places`, also for everything that `locate_samples`
     rejects and for JSON without an image id.
     """
+    sha256 = None
     if manifest_path(shard).is_file():
         manifest = load_manifest(shard)
+        sha256 = manifest.sha256
         if manifest.places is not None:
             with open_local_shard(shard) as stream:
                 index = index_from_manifest(shard, manifest, num_bytes=stream.seek(0, 2))
@@ -82,7 +91,8 @@ def index_shard(shard: Path) -> ShardIndex:
             (_image_id(stream, w.json, shard, key), w.jpeg.offset, w.jpeg.length, w.json.offset, w.json.length)
             for key, w in locations.items()
         ]
-    return ShardIndex(shard, np.array(list(locations), dtype="S"), np.array(rows, dtype=np.int64).reshape(-1, len(_COLUMNS)))
+    columns = np.array(rows, dtype=np.int64).reshape(-1, len(_COLUMNS))
+    return ShardIndex(shard, np.array(list(locations), dtype="S"), columns, sha256)
 
 
 def index_from_manifest(shard: Path, manifest: Manifest, *, num_bytes: int) -> ShardIndex:
@@ -108,7 +118,7 @@ def index_from_manifest(shard: Path, manifest: Manifest, *, num_bytes: int) -> S
         raise ShardError(
             "byte ranges outside the tar, or a duplicate key: write the shard again", shard=str(shard), field="places"
         )
-    return ShardIndex(shard, np.array(manifest.keys, dtype="S"), np.ascontiguousarray(columns))
+    return ShardIndex(shard, np.array(manifest.keys, dtype="S"), np.ascontiguousarray(columns), manifest.sha256)
 
 
 def read_sample_bytes(sample: IndexedSample, open_shard: Callable[[Path], BinaryIO] = open_local_shard) -> tuple[bytes, bytes]:

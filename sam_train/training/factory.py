@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from sam_train.checkpoint import checkpoint_hash, initialize_from_checkpoint, load_checkpoint, merged_model, run_description
-from sam_train.config import build, config_hash, to_plain
+from sam_train.checkpoint import initialize_from_checkpoint, load_checkpoint, merged_model
+from sam_train.config import build, to_plain
 from sam_train.errors import ConfigError
-from sam_train.inference import EmbeddingCache
 from sam_train.losses.box_loss import BoxLoss
 from sam_train.model import Sam
 from sam_train.model.lora import Lora
@@ -70,7 +68,6 @@ def build_module(cfg: DictConfig) -> StepModule:
         lora.inject(model)
     with raise_as_config_error("training"):
         module = _build_step_module(cfg, model)
-    module.run_description = run_description(to_plain(cfg), {"config": config_hash(cfg), "run": cfg.name})
     all_parameters = list(module.parameters())
     num_trained, num_total = (sum(p.numel() for p in all_parameters if p.requires_grad), sum(p.numel() for p in all_parameters))
     if num_trained < num_total:
@@ -82,7 +79,7 @@ def _build_step_module(cfg: DictConfig, model: Sam) -> StepModule:
     simulator, loss, optimizer = build(cfg.prompts), build(cfg.losses), build(cfg.optim)
     options = {**to_plain(cfg.training), "seed": cfg.seed}
     if not cfg.teacher and not cfg.get("proposer"):
-        frozen = FrozenEncoder(model, embedding_cache(cfg, cfg.init_checkpoint)) if cfg.freeze_image_encoder else None
+        frozen = FrozenEncoder(model, cfg.embedding_cache) if cfg.freeze_image_encoder else None
         return SamModule(model, simulator, loss, optimizer, frozen_encoder=frozen, **options)
     check_loss_resolution(options.pop("loss_resolution", "grid"))  # without effect here, as text_alignment_weight
     options.pop("text_alignment_weight", None)
@@ -129,7 +126,7 @@ def build_teacher(cfg: DictConfig, student: Sam) -> FrozenEncoder:
     """Return the teacher's image encoder, and copy the teacher's prompt encoder and mask decoder into the student."""
     teacher = load_checkpoint(cfg.teacher)
     copy_teacher_decoder(student, teacher, origin=cfg.teacher)
-    return FrozenEncoder(teacher, embedding_cache(cfg, cfg.teacher))
+    return FrozenEncoder(teacher, cfg.embedding_cache)
 
 
 def build_proposer_module(cfg: DictConfig, model: Sam, loss: Any, optimizer: Any, options: dict[str, Any]) -> ProposerModule:
@@ -142,15 +139,8 @@ def build_proposer_module(cfg: DictConfig, model: Sam, loss: Any, optimizer: Any
     if not isinstance(loss, BoxLoss):
         raise ConfigError(f"proposer= needs a box loss, but losses= is {type(loss).__name__}: set losses=boxes")
     proposer: Proposer = build(cfg.proposer, embedding_dim=model.image_embedding_dim)
-    frozen = FrozenEncoder(model, embedding_cache(cfg, cfg.init_checkpoint))
+    frozen = FrozenEncoder(model, cfg.embedding_cache)
     return ProposerModule(model, loss, optimizer, proposer=proposer, frozen_encoder=frozen, **options)
-
-
-def embedding_cache(cfg: DictConfig, checkpoint: str) -> EmbeddingCache | None:
-    """Return the cache of the embeddings of the image encoder in `checkpoint`, or None if the config names no folder."""
-    if not cfg.embedding_cache:
-        return None
-    return EmbeddingCache(Path(cfg.embedding_cache), checkpoint_sha256=checkpoint_hash(checkpoint))
 
 
 def build_inference_model(cfg: DictConfig, weights: Mapping[str, Tensor]) -> Sam:

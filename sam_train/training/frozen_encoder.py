@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from os import PathLike
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -15,14 +18,21 @@ from sam_train.structures import Batch
 class FrozenEncoder:
     """Computes the image embeddings of a model whose image encoder is not trained, and disables the encoder's gradients.
 
-    cache: where embeddings are stored; None computes them anew each time. The cache key is the image in the model frame, so each
-        augmented version is stored on its own: flips and quarter turns make eight of each image, and with random scale no two
-        versions are equal.
+    cache_folder: where embeddings are stored (`EmbeddingCache`); None computes them anew each time. They are stored by the
+        weights that encode, those of the first call: the weights of a resumed run are loaded after this object was made. The
+        other part of the key is the image in the model frame, so each augmented version is stored on its own: flips and quarter
+        turns make eight of each image, and with random scale no two versions are equal.
+    cache_dtype: precision of the stored embeddings.
     """
 
-    def __init__(self, model: Sam, cache: EmbeddingCache | None) -> None:
-        self.model, self.cache = model, cache
+    def __init__(self, model: Sam, cache_folder: str | PathLike[str] | None = None, *, cache_dtype: str = "float16") -> None:
+        self.model, self.cache_folder, self.cache_dtype = model, cache_folder, cache_dtype
         model.image_encoder.requires_grad_(requires_grad=False)
+
+    @cached_property
+    def cache(self) -> EmbeddingCache | None:
+        """The cache of the model's embeddings, None without a folder. It is opened when the first image is encoded."""
+        return None if self.cache_folder is None else EmbeddingCache(self.cache_folder, self.model, dtype=self.cache_dtype)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Float[Tensor, "B E h w"]:

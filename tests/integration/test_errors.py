@@ -224,7 +224,10 @@ def test_rejects_the_run_folder_of_another_config(
     monkeypatch.setattr(sys, "argv", [*line, "checkpoint_every_n_steps=1"])
     sam_train.train.main()
     message = fails(TRAINABLE + " model.depth=3 model.global_attn_indexes=[2] optim.lr=1")
-    assert "holds a run with another model, optim: set another name=..." in message
+    assert (
+        "holds a run with another model.depth (was 2, now 3), model.global_attn_indexes (was [1], now [2]), optim.lr (was"
+        in message
+    )
     monkeypatch.setattr(sys, "argv", [*line, "trainer.max_steps=3"])
     sam_train.train.main()  # a longer run with the same config resumes
 

@@ -54,7 +54,7 @@ class EmbeddingService:
         if isinstance(mask_generator, EmbeddingMaskGenerator):
             mask_generator.check_model(self.model)
         self._proposals: dict[str, list[GeneratedMask]] = {}
-        self._cache = EmbeddingCache(folder / "embeddings", checkpoint_sha256=self.checkpoint)
+        self._cache = EmbeddingCache(folder / "embeddings", self.model)
         self._predictor = Predictor(self.model, self._cache)
         self._checkpoint_path = checkpoint
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()

@@ -159,7 +159,7 @@ def test_cached_embedding_gives_the_same_prediction(
     images, encoded = [noise(48, 64), noise(20, 30)], []
     encode = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda pixels, sizes: encoded.append(len(pixels)) or encode(pixels, sizes))
-    cache = EmbeddingCache(tmp_path, checkpoint_sha256="a" * 64, dtype=dtype)
+    cache = EmbeddingCache(tmp_path, model, dtype=dtype)
     prompts = make_prompts(points_xy=np.array([[5.0, 5.0], [9.0, 7.0]]), image_index=np.array([1, 0]))
     answers = []
     for chosen in (images[:1], images, images):
@@ -178,7 +178,7 @@ def test_cached_embedding_gives_the_same_prediction(
 def test_rejects_a_cache_with_another_resampling(model: Sam, tmp_path: Path) -> None:
     """The cache identifies an image by its pixels alone."""
     with pytest.raises(ValueError, match="omit the cache with resampling='bilinear'"):
-        Predictor(model, EmbeddingCache(tmp_path, checkpoint_sha256="a" * 64, dtype="float32"), resampling="bilinear")
+        Predictor(model, EmbeddingCache(tmp_path, model, dtype="float32"), resampling="bilinear")
     answers = []
     for resampling in ("area", "bilinear"):
         predictor = Predictor(model, resampling=resampling)

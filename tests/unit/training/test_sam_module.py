@@ -13,10 +13,10 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sam_train.inference import EmbeddingCache
 from sam_train.losses import SamLoss, text_alignment_loss
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
+from sam_train.model.embedding_hash import embedding_hash
 from sam_train.model.layers import DropPath
 from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.optim import OptimizerFactory
@@ -186,8 +186,8 @@ def test_frozen_encoder_has_no_gradients_and_encodes_each_image_once(
     model, batch = tiny_sam(drop_path_rate=0.9), make_batch()
     with torch.no_grad():
         expected = model.eval().encode_images(batch.images, batch.sizes_hw)
-    cache = EmbeddingCache(tmp_path, checkpoint_sha256="0" * 64, dtype="float32") if cached else None
-    module = step_only(model=model, frozen_encoder=FrozenEncoder(model, cache)).train()
+    frozen = FrozenEncoder(model, tmp_path if cached else None, cache_dtype="float32")
+    module = step_only(model=model, frozen_encoder=frozen).train()
     encoded: list[int] = []
     encode = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda images, sizes: encoded.append(len(images)) or encode(images, sizes))
@@ -203,11 +203,21 @@ def test_frozen_encoder_has_no_gradients_and_encodes_each_image_once(
 def test_embedding_cache_distinguishes_padding_from_black_margins(tmp_path: Path) -> None:
     """The same pixels have another embedding if the black rows are padding instead of part of the image."""
     model, batch = tiny_sam(), make_batch()
-    frozen = FrozenEncoder(model, EmbeddingCache(tmp_path, checkpoint_sha256="0" * 64))
+    frozen = FrozenEncoder(model, tmp_path)
     images = torch.zeros_like(batch.images)
     images[:, :, :24] = 100
     embeddings = frozen(replace(batch, images=images))  # 32 and 24 rows high
     assert not torch.equal(embeddings[0], embeddings[1])
+
+
+def test_embeddings_are_stored_by_the_weights_that_encode(tmp_path: Path) -> None:
+    """The weights of a resumed run are loaded after the frozen encoder was made, from another file than the initial ones."""
+    first, second, batch = tiny_sam(), tiny_sam(), make_batch()
+    second.load_state_dict({name: tensor + 0.1 for name, tensor in first.state_dict().items()})
+    frozen = FrozenEncoder(first, tmp_path)
+    first.load_state_dict(second.state_dict())
+    frozen(batch)
+    assert [path.name for path in tmp_path.iterdir()] == [embedding_hash(second)]
 
 
 def first_points(module: StepOnly, *, step: int, offset: int = 0) -> Tensor:
