@@ -17,7 +17,7 @@ from conftest import make_sample
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint, save_checkpoint
+from sam_train.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint
 from sam_train.config import build, config_dir
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.inference import GridMaskGenerator, load_predictor
@@ -109,8 +109,8 @@ def check_same(resumed: Path, uninterrupted: Path) -> None:
 @pytest.mark.parametrize("numbers", [MOBILE_SAM, VIT], ids=["mobile_sam", "vit"])
 def test_lora_training_writes_a_plain_model(numbers: dict[str, Any], shards: Path, samples: list[Any], tmp_path: Path) -> None:
     before: Sam = build(numbers)
-    export_weights(before, tmp_path / "sam.pth")
-    options = ["lora=attention", "lora.rank=2", f"init_checkpoint={tmp_path / 'sam.pth'}", "optim.warmup_steps=1"]
+    save_checkpoint(tmp_path / "sam.pt", before, numbers, {})
+    options = ["lora=attention", "lora.rank=2", f"init_checkpoint={tmp_path / 'sam.pt'}", "optim.warmup_steps=1"]
     train(shards, tmp_path / "run", numbers, *options)
 
     after = load_checkpoint(tmp_path / "run" / "model.pt")
