@@ -56,8 +56,9 @@ def run(cfg: DictConfig) -> Mapping[str, float]:
     protocol: EvaluationProtocol = build(cfg.protocol)
     all_images = protocol.list_images(cfg.shards)
     images = _subsample(all_images, cfg.max_images)
+    sha256 = checkpoint_hash(cfg.checkpoint)  # before hours of measuring, in which the file may be replaced
     predictor = Predictor(load_checkpoint(cfg.checkpoint, cfg.device))
-    result_cache = ResultCache(Path(cfg.result_cache), _settings(cfg, all_images)) if cfg.result_cache else None
+    result_cache = ResultCache(Path(cfg.result_cache), _settings(cfg, sha256, all_images)) if cfg.result_cache else None
     measurements = _measure(protocol, predictor, _slice(images, cfg.slice, result_cache), result_cache)
     if result_cache:
         measurements = [m for m in map(result_cache.load, images) if m is not None]
@@ -66,7 +67,7 @@ def run(cfg: DictConfig) -> Mapping[str, float]:
         return {}
     summary = protocol.summarize(measurements)
     if cfg.out:
-        document = _document(checkpoint_hash(cfg.checkpoint), summary)
+        document = _document(sha256, summary)
         atomic_write_bytes(Path(cfg.out), (json.dumps(document, indent=1) + "\n").encode())
     _print_summary(summary)
     return summary.measures
@@ -90,10 +91,10 @@ def _slice(images: Sequence[EvaluationImage], part: str | None, result_cache: Re
     return images[selection]
 
 
-def _settings(cfg: DictConfig, images: Sequence[EvaluationImage]) -> dict[str, Any]:
+def _settings(cfg: DictConfig, checkpoint_sha256: str, images: Sequence[EvaluationImage]) -> dict[str, Any]:
     """Return everything that measurements depend on; of the data, a hash of the image names, as pixels are assumed constant."""
     names = hashlib.sha256("\n".join(f"{image.number} {image.name}" for image in images).encode()).hexdigest()
-    return {"checkpoint": checkpoint_hash(cfg.checkpoint), "protocol": to_plain(cfg.protocol), "images": names}
+    return {"checkpoint": checkpoint_sha256, "protocol": to_plain(cfg.protocol), "images": names}
 
 
 def _measure(

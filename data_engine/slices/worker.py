@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from data_engine.slices.run_folder import EngineRunFolder
 from data_engine.slices.slice_listing import SliceListing
 from data_engine.stages import Stage
 from data_engine.structures import MASK_IDS_PER_IMAGE, RedactedBox, SourceImage
-from sam_train.checkpoint import load_checkpoint
+from sam_train.checkpoint import checkpoint_hash, load_checkpoint
 from sam_train.claims import Claim, ClaimLostError
 from sam_train.config import build
 from sam_train.errors import ConfigError, SamTrainError, SkipSampleError
@@ -148,9 +147,17 @@ class Worker:
 
     @cached_property
     def model(self) -> Sam | None:
-        """The checkpoint's model on this worker's device; None without a checkpoint."""
-        checkpoint = self.job.config["checkpoint"]
-        return load_checkpoint(Path(checkpoint), self.device) if checkpoint else None
+        """The checkpoint's model on this worker's device; None without a checkpoint.
+
+        Raises ConfigError if the file is not the one whose hash the provenance of the masks states.
+        """
+        checkpoint, expected = self.job.config["checkpoint"], self.job.provenance["checkpoint"]
+        if not checkpoint:
+            return None
+        if (found := checkpoint_hash(checkpoint)) != expected:
+            changed = f"{checkpoint} has SHA-256 {found[:12]}, but it had {expected[:12]} when the run started"
+            raise ConfigError(f"{changed}: restore it, or start the command again with another out=")
+        return load_checkpoint(checkpoint, self.device)
 
     @cached_property
     def _listing(self) -> SliceListing:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,7 +57,6 @@ class EmbeddingService:
         self._proposals: dict[str, list[GeneratedMask]] = {}
         self._cache = EmbeddingCache(folder / "embeddings", self.model)
         self._predictor = Predictor(self.model, self._cache)
-        self._checkpoint_path = checkpoint
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
         self._errors: dict[str, str] = {}
         self._pending: deque[str] = deque(maxlen=_MAX_PENDING)
@@ -147,7 +147,7 @@ class EmbeddingService:
         except ModuleNotFoundError as error:
             log.warning("%s is not installed (%s): the server decodes for the pages", error.name, install_extra("onnx"))
             return None
-        sam = self.model if self.device == "cpu" else load_checkpoint(self._checkpoint_path)
+        sam = self.model if self.device == "cpu" else deepcopy(self.model).cpu()
         metadata = {"checkpoint_sha256": self.checkpoint, "image_size": str(sam.image_size)}
         data = decoder_model(sam, ExportOptions(), full_size=False, metadata=metadata).SerializeToString()
         _check_parity(data, sam)

@@ -14,10 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from data_engine.annotators import SimulatedAnnotator
-from data_engine.engine import format_summary, hash_config, print_estimate, run_stage
+from data_engine.engine import check_config, format_summary, hash_config, print_estimate, run_provenance, run_stage
 from data_engine.estimate import RunEstimate
 from data_engine.ledger import Ledger
 from data_engine.run_summary import iterate_evenly_spaced_samples
+from data_engine.slices import EngineJob, Worker, with_absolute_paths
 from data_engine.sources import open_source
 from data_engine.stages import AssistedManual
 from sam_train.checkpoint import checkpoint_hash, save_checkpoint
@@ -214,6 +215,20 @@ def test_rejects_another_model_in_the_same_folder(config: Callable[..., DictConf
     run_stage(config())
     with pytest.raises(ConfigError, match="made with another checkpoint"):
         run_stage(config(f"checkpoint={checkpoint}"))
+
+
+def test_a_worker_rejects_another_file_behind_the_checkpoint(
+    config: Callable[..., DictConfig], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its masks would carry the hash of a model that did not predict them."""
+    replaced = tmp_path / "model.pt"
+    replaced.write_bytes(checkpoint.read_bytes())
+    cfg = config(f"checkpoint={replaced}")
+    job = EngineJob(config=with_absolute_paths(to_plain(cfg)), provenance=run_provenance(cfg, check_config(cfg)))
+    assert Worker(job, device="cpu", threads=None).model is not None
+    save_checkpoint(replaced, build(model := to_plain(OmegaConf.load(f"{config_dir()}/model/vit_nano.yaml"))), model, {})
+    with pytest.raises(ConfigError, match=r"model\.pt has SHA-256 .*, but it had .* when the run started: restore it"):
+        _ = Worker(job, device="cpu", threads=None).model
 
 
 def test_rejects_folder_with_foreign_tars(config: Callable[..., DictConfig], source: Path) -> None:
