@@ -22,7 +22,7 @@ CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "weights
 PREFIXES = ("model.", "sam.", "sam_model.", "net.", "network.")
 """Names of the model inside another module."""
 _WRAPPER_NAMES = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What DataParallel and DDP, torch.compile, FSDP and activation checkpointing add to the names of tensors, at any place."""
+"""Parts of tensor names that DataParallel, DDP, torch.compile, FSDP and activation checkpointing add, at any place."""
 
 
 def extract_state_dict(document: Any, path: Path) -> dict[str, Tensor]:

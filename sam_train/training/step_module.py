@@ -73,7 +73,7 @@ class StepModule(LightningModule, ABC):
         self.ema = WeightEMA(ema_decay) if ema_decay is not None else None
         self.preemption_requested = self.is_preempted = False
         self.run_description: dict[str, Any] | None = None
-        """What a checkpoint must hold to be read without its run folder (`sam_train.checkpoint.run_description`)."""
+        """Content of a checkpoint with which it can be read without its run folder (`sam_train.checkpoint.run_description`)."""
         if compile_encoder:
             model.image_encoder.compile()  # in place: the names of the weights do not change
 

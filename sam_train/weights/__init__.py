@@ -6,7 +6,7 @@
 This package does not import torch, so that a command can check its arguments before anything heavy is imported.
 """
 
-from sam_train.weights.checkpoint_files import ACCEPTED_CHECKPOINTS, checkpoint_files
+from sam_train.weights.location import ACCEPTED_CHECKPOINTS, checkpoint_files
 from sam_train.weights.names import NAMED_WEIGHTS, is_weights_name, resolve_checkpoint
 
 __all__ = ["ACCEPTED_CHECKPOINTS", "NAMED_WEIGHTS", "checkpoint_files", "is_weights_name", "resolve_checkpoint"]

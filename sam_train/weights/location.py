@@ -1,4 +1,4 @@
-"""Which files hold the weights of a checkpoint: a file, the folder of a run, or a folder of Hugging Face's."""
+"""The files that hold the weights of a checkpoint: one file, the folder of a run, or a folder of Hugging Face."""
 
 from __future__ import annotations
 
