@@ -243,5 +243,5 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_paths_may_be_str(tmp_path: Any) -> None:
-    cache = EmbeddingCache(str(tmp_path), checkpoint_sha256="a" * 64)
+    cache = EmbeddingCache(str(tmp_path), small_sam())
     assert cache.load(IMAGE) is None
