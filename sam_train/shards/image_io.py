@@ -125,7 +125,9 @@ def _decoding_errors(*, name: str, key: str) -> Iterator[None]:
         raise SkipSampleError("unreadable", f"{name or 'the image'} does not decode: {error}", key=key) from error
 
 
-def open_image_header(data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+def open_image_header(
+    data: bytes, *, key: str = "", name: str = "", max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE_PX
+) -> ImageFile.ImageFile:
     """Open an image as a Pillow image of which only the header has been read and checked; `load` decodes the pixels.
 
     Raises SkipSampleError with a `reason` of IMAGE_SKIP_REASONS.
@@ -148,18 +150,18 @@ def open_image_header(data: bytes, *, key: str = "", name: str = "", max_pixels:
             message = f"{name} is a TIFF whose bands are neither gray, RGB nor RGBA: write three of them as RGB"
             raise SkipSampleError("unsupported_format", message, key=key) from error
         raise SkipSampleError("unreadable", f"{name} has no readable header: {error}", key=key) from error
-    _check_size(*header.size, name=name, key=key, max_pixels=max_pixels)
+    _check_size(*header.size, name=name, key=key, max_pixels=max_pixels, min_side=min_side)
     return header
 
 
-def _check_size(width: int, height: int, *, name: str, key: str, max_pixels: int) -> None:
+def _check_size(width: int, height: int, *, name: str, key: str, max_pixels: int, min_side: int) -> None:
     if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
         limits = f"{max_pixels} pixels and sides of {MAX_SIDE_PX}"
         raise SkipSampleError(
             "too_large", f"{name} is {width} x {height}, at most {limits} are accepted: scale or crop it", key=key
         )
-    if min(width, height) < MIN_SIDE_PX:
-        raise SkipSampleError("too_small", f"{name} is {width} x {height}: no side may be below {MIN_SIDE_PX} pixels", key=key)
+    if min(width, height) < min_side:
+        raise SkipSampleError("too_small", f"{name} is {width} x {height}: no side may be below {min_side} pixels", key=key)
 
 
 def _pixels_of_storable_jpeg(header: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:

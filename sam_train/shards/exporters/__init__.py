@@ -12,14 +12,22 @@ It counts by name in `counts` what the format cannot represent. `folder.ExportFo
 from collections.abc import Callable
 
 from sam_train.shards.exporters.coco import export_coco
+from sam_train.shards.exporters.cvat import export_cvat
 from sam_train.shards.exporters.label_maps import export_label_maps
+from sam_train.shards.exporters.label_studio import export_label_studio
+from sam_train.shards.exporters.labelme import export_labelme
 from sam_train.shards.exporters.overlays import export_overlays
+from sam_train.shards.exporters.pascal_voc import export_voc
 from sam_train.shards.exporters.yolo import export_yolo
 
 EXPORTERS: dict[str, Callable[..., None]] = {
     "coco": export_coco,
     "yolo": export_yolo,
     "label_maps": export_label_maps,
+    "labelme": export_labelme,
+    "cvat": export_cvat,
+    "voc": export_voc,
+    "label_studio": export_label_studio,
     "overlays": export_overlays,
 }
 """Kind on the command line -> function."""

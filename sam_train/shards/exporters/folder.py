@@ -29,8 +29,8 @@ class ExportFolder:
         self._names: set[str] = set()
         self._written: set[Path] = set()
 
-    def add_image(self, record: ImageRecord, jpeg: bytes) -> str:
-        """Write images/NAME.jpg and return NAME: the record's key, or KEY_2, KEY_3, ... if another image has this name.
+    def add_image(self, record: ImageRecord, jpeg: bytes, *, folder: str = "images") -> str:
+        """Write {folder}/NAME.jpg and return NAME: the record's key, or KEY_2, KEY_3, ... if another image has this name.
 
         Names are compared ignoring case, for case-insensitive file systems. Changed names are counted as "renamed".
         """
@@ -40,7 +40,7 @@ class ExportFolder:
             name = f"{record.key}_{number}"
         self._counts.update(["renamed"] if number > 1 else [])
         self._names.add(name.lower())
-        self.write(f"images/{name}.jpg", jpeg)
+        self.write(f"{folder}/{name}.jpg", jpeg)
         return name
 
     def write(self, name: str, data: bytes) -> None:

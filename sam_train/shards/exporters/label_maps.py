@@ -39,10 +39,13 @@ def export_label_maps(samples: Iterable[Sample], folder: ExportFolder, counts: C
         folder.write(f"labels/{name}.png", stream.getvalue())
 
 
-def draw_label_map(sample: Sample, counts: Counter[str]) -> np.ndarray:
-    """Draw the label map of a sample, H x W uint16, and count in `counts` what it hides."""
+def draw_label_map(sample: Sample, counts: Counter[str], *, labels: list[int] | None = None) -> np.ndarray:
+    """Draw the label map of a sample, H x W uint16, and count in `counts` what it hides.
+
+    `labels` are the values of the masks, their ids where possible by default.
+    """
     record = sample.record
-    labels = _labels(sample, counts)
+    labels = _labels(sample, counts) if labels is None else labels
     label_map = np.zeros((record.height, record.width), np.uint16)
     areas = {}
     masks = sorted(zip(labels, record.masks, strict=True), key=_area, reverse=True)

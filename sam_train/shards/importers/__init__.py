@@ -17,12 +17,18 @@ reads masks from images, and `json_values` reads numbers as tools write them.
 from collections.abc import Callable, Iterator
 
 from sam_train.records import ImageRecord
+from sam_train.shards.importers.amg import import_amg
 from sam_train.shards.importers.binary_masks import import_binary_masks
 from sam_train.shards.importers.bsds500 import import_bsds500
 from sam_train.shards.importers.coco import import_coco
+from sam_train.shards.importers.colour_masks import import_colour_masks
+from sam_train.shards.importers.cvat import import_cvat
 from sam_train.shards.importers.label_maps import import_label_maps
+from sam_train.shards.importers.label_studio import import_label_studio
+from sam_train.shards.importers.labelme import import_labelme
 from sam_train.shards.importers.lvis import import_lvis
 from sam_train.shards.importers.panoptic import import_panoptic
+from sam_train.shards.importers.pascal_voc import import_voc
 from sam_train.shards.importers.sa1b import import_sa1b
 from sam_train.shards.importers.yolo import import_yolo
 
@@ -35,6 +41,12 @@ IMPORTERS: dict[str, Callable[..., Iterator[tuple[ImageRecord, bytes]]]] = {
     "yolo": import_yolo,
     "panoptic": import_panoptic,
     "bsds500": import_bsds500,
+    "labelme": import_labelme,
+    "cvat": import_cvat,
+    "amg": import_amg,
+    "voc": import_voc,
+    "label_studio": import_label_studio,
+    "colour_masks": import_colour_masks,
 }
 """Kind on the command line -> generator."""
 

@@ -44,6 +44,25 @@ class DiskFile:
         return self.path.read_bytes()
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """An image that an annotation file holds."""
+
+    data: bytes
+    place: str
+
+    def __str__(self) -> str:
+        return self.place
+
+    def exists(self) -> bool:
+        """Return True: the bytes are there."""
+        return True
+
+    def read(self) -> bytes:
+        """Return the bytes."""
+        return self.data
+
+
 def _no_size() -> tuple[int, int] | None:
     return None
 

@@ -95,7 +95,7 @@ def _complete(annotation: Any, index: int, image: Mapping[str, Any], place: str,
         "point_coords": [],
     }
     known = {name: annotation[name] for name in (*MASK_KEYS, "provenance") if annotation.get(name) is not None}
-    report.counts.update(["record_completed"] if defaults.keys() - known.keys() else [])
+    report.counts.update(["record_completed"] if defaults.keys() - known.keys() - {"id"} else [])
     report.counts.update(["key_dropped"] if annotation.keys() - {*MASK_KEYS, "provenance"} else [])
     mask_id, area = as_integer(known.get("id")), as_integer(known.get("area"))
     known |= {"id": index + 1 if mask_id is None else mask_id, "area": defaults["area"] if area is None else area}

@@ -406,6 +406,12 @@ FOLDERS = {
     "yolo": {"images": "nothing", "labels": "nothing"},
     "panoptic": {"images": "nothing", "labels": "nothing"},
     "bsds500": {"images": "nothing", "labels": "nothing"},
+    "labelme": {"images": "nothing"},
+    "cvat": {"images": "nothing", "annotations": "file"},
+    "amg": {"images": "nothing", "labels": "nothing"},
+    "voc": {"source": "nothing"},
+    "label_studio": {"images": "nothing", "annotations": "file"},
+    "colour_masks": {"images": "nothing", "labels": "nothing"},
 }
 
 
