@@ -37,7 +37,9 @@ def released_prompts(
     mask_input: 1 x h x h for one object, B x 1 x h x h. scale_xy: factors that make pixels of all coordinates.
     box_name: name of the argument `box`, for messages.
 
-    Raises ValueError, with the argument's name, for other shapes and values, and without any prompt.
+    Without any of them there is one prompt without points, for which the released decoder predicts a mask, too.
+
+    Raises ValueError, with the argument's name, for other shapes and values.
     """
     parts: dict[str, Tensor] = {}
     if point_coords is not None:
@@ -56,10 +58,8 @@ def released_prompts(
         parts["box"] = parse_boxes(box_name, _with_batch_axis(box, 2))
     if mask_input is not None:
         parts["mask_input"] = parse_mask_logits("mask_input", _with_batch_axis(mask_input, 4))
-    if not parts:
-        raise ValueError(f"a prompt is missing: give point_coords with point_labels, {box_name} or mask_input")
-    num = check_lengths(parts)
-    device = next(iter(parts.values())).device
+    num = check_lengths(parts) if parts else 1
+    device = next((tensor.device for tensor in parts.values()), torch.device("cpu"))
     scale = torch.tensor(scale_xy, device=device)
     moved = {name: tensor.to(device) for name, tensor in parts.items()}
     return combine_prompts(

@@ -54,6 +54,7 @@ def assert_equal(ours: tuple[Any, ...], released: tuple[Any, ...]) -> None:
 
 CLICK = {"point_coords": np.array([[300, 400]]), "point_labels": np.array([1])}
 FORMS: dict[str, dict[str, Any]] = {
+    "nothing": {},
     "point": CLICK,
     "points": {"point_coords": np.array([[300.0, 400.0], [560.0, 220.0]]), "point_labels": np.array([1, 0])},
     "box": {"box": np.array([90, 60, 500, 520])},

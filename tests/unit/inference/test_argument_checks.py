@@ -54,7 +54,6 @@ def predictor(model: Sam) -> Predictor:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "a prompt is missing: give point_coords with point_labels, box or mask_input"),
         ({"point_coords": [[5, 6]]}, "point_labels must be given with point_coords"),
         ({"point_labels": [1]}, "point_labels was given without point_coords"),
         ({"point_coords": [5, 6], "point_labels": [1]}, r"point_coords must be of shape N x 2 or N x P x 2.*got \(2,\)"),

@@ -47,3 +47,18 @@ def test_crops_cover_the_image_and_overlap(height: int, width: int) -> None:
         xs = sorted({(c.x, c.width) for c in own})
         for (left, crop_width), (right, _) in pairwise(xs):
             assert left + crop_width - right == overlap
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (6, 200), (8, 8)])
+def test_crops_of_small_images_have_pixels_and_cover_the_image(height: int, width: int) -> None:
+    crops = generate_crops(height, width, 4, 512 / 1500)
+    for crop in crops:
+        assert min(crop.width, crop.height) >= 1
+        assert crop.x + crop.width <= width
+        assert crop.y + crop.height <= height
+    for layer in range(5):
+        covered = np.zeros((height, width), bool)
+        for crop in crops:
+            if crop.layer == layer:
+                covered[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width] = True
+        assert covered.all(), layer

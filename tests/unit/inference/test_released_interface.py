@@ -125,6 +125,7 @@ POINT, POINTS = [[5, 6]], [[5, 6], [20, 11]]
 BOX, BOXES = [2, 3, 18, 15], [[2, 3, 18, 15], [8, 1, 25, 19]]
 MASK = np.linspace(-3, 3, GRID * GRID, dtype=np.float32).reshape(1, GRID, GRID)
 FORMS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "nothing": ({}, ()),
     "point": ({"point_coords": POINT, "point_labels": [1]}, ()),
     "points": ({"point_coords": POINTS, "point_labels": [1, 0]}, ()),
     "points of floats": ({"point_coords": np.array(POINTS, float), "point_labels": np.array([1.0, 0.0])}, ()),
