@@ -70,7 +70,7 @@ class PairedFolders:
 
     def files(self, report: ImportReport) -> tuple[dict[str, Path], dict[str, Path]]:
         """Return images and label files by stem; every other file in the folders is counted as "other_file"."""
-        is_same = self.images.resolve() == self.labels.resolve()
+        is_same = self.images.is_dir() and self.images.resolve() == self.labels.resolve()
         if is_same and self.image_suffix == self.label_suffix and set(self.extensions) & set(IMAGE_EXTENSIONS):
             raise ShardError(f"{self.images} holds images and labels: tell them apart by --label-suffix, such as _mask")
         labels = files_by_stem(self.labels, self.extensions, suffix=self.label_suffix, report=report)
