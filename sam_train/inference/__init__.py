@@ -52,7 +52,8 @@ __all__ = [
 def load_predictor(path: str | PathLike[str], device: str | torch.device = "cpu") -> Predictor:
     """Load a checkpoint and return a predictor with its model in eval mode.
 
-    path: model.pt of a run, or released weights of SAM, MobileSAM (.pth, .safetensors) or of Hugging Face's SamModel (a folder).
+    path: a run (its folder, model.pt or .ckpt), released weights (.pth, .safetensors, a Hugging Face folder), or a name such as
+        "starter" or "mobile_sam", which is downloaded on first use.
     device: "cpu", "cuda", "cuda:1" and so on; "auto" is the first of cuda, mps and cpu that is available.
 
     Raises CheckpointError if `path` is none of these, and ConfigError if the device is not available.
