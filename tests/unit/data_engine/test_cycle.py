@@ -339,7 +339,7 @@ def test_initial_checkpoint_is_copied_and_evaluated(config: DictConfig, processe
     history = json.loads((processes.run_dir / "promoted.json").read_bytes())["history"]
     assert [(e["step"], e["promoted"]) for e in history[:2]] == [("0_start", True), ("1_assisted_manual", False)]
     config.initial_model.checkpoint = str(tmp_path / "gone.pt")
-    with pytest.raises(ConfigError, match=r"gone\.pt: expected a file"):
+    with pytest.raises(ConfigError, match=r"gone\.pt: no checkpoint at"):
         run_cycle(config)
 
 
