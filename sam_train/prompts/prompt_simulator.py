@@ -5,6 +5,7 @@ The simulator reads only what an annotator sees: the target mask, and the mask t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -54,7 +55,8 @@ class PromptSimulator:
         noise, as a share of the longer side of the frame. The paper's 20 px are taken to be in the 1024 frame.
     text_probability: share of the training steps whose first prompt is a text prompt, if the masks have one (paper, D.5: all).
     click: "uniform" draws points uniformly from the target and the error region (training); "center" takes the pixel
-        farthest from the boundary (the evaluation protocol, and a careful annotator).
+        farthest from the boundary (the evaluation protocol, and a careful annotator); "mixed" takes either with equal
+        probability, for each click of each mask.
 
     Raises ValueError for values out of range.
     """
@@ -70,8 +72,8 @@ class PromptSimulator:
         text_probability: float = 1.0,
         click: str = "uniform",
     ) -> None:
-        if click not in ("uniform", "center"):
-            raise ValueError(f"click must be 'uniform' or 'center', got {click!r}")
+        if click not in ("uniform", "center", "mixed"):
+            raise ValueError(f"click must be 'uniform', 'center' or 'mixed', got {click!r}")
         if num_mask_only_rounds not in (0, 1, 2):
             raise ValueError(f"num_mask_only_rounds must be 0, 1 or 2, got {num_mask_only_rounds}")
         if num_corrections < 0:
@@ -99,7 +101,7 @@ class PromptSimulator:
 
         Raises ValueError if points are drawn and a target is empty.
         """
-        points = sample_uniform_points(targets, rng) if self.click == "uniform" else central_points(targets)[0]
+        points = self._choose(rng, lambda: (sample_uniform_points(targets, rng),), lambda: (central_points(targets)[0],))[0]
         labels = torch.full((len(targets), 1), PointLabel.FOREGROUND, device=targets.device)
         point_prompts = Prompts.from_points(image_index, points[:, None], labels)
         if self.box_probability == 0:
@@ -132,8 +134,21 @@ class PromptSimulator:
             return prompts
         if round_.next_step is NextStep.MASK_ONLY:
             return prompts.with_mask(mask_logits)
-        if self.click == "uniform":
-            points, labels = sample_error_region_clicks(predictions, targets, rng)
-        else:
-            points, labels = central_error_region_clicks(predictions, targets)
+        points, labels = self._choose(
+            rng,
+            lambda: sample_error_region_clicks(predictions, targets, rng),
+            lambda: central_error_region_clicks(predictions, targets),
+        )
         return prompts.with_point(points, labels, mask_logits)
+
+    def _choose(
+        self, rng: PromptRng, uniform_clicks: Callable[[], tuple[Tensor, ...]], central_clicks: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Return the clicks of one kind, or those of either kind for each mask."""
+        if self.click != "mixed":
+            return uniform_clicks() if self.click == "uniform" else central_clicks()
+        drawn, central = uniform_clicks(), central_clicks()
+        is_central = (uniform(rng, len(drawn[0])) < 0.5).to(drawn[0].device)
+        return tuple(
+            torch.where(is_central.view(-1, *[1] * (c.ndim - 1)), c.to(d.dtype), d) for d, c in zip(drawn, central, strict=True)
+        )

@@ -48,7 +48,7 @@ def test_rounds_of_few_corrections(corrections: int, empty: int, next_steps: lis
     assert [r.next_step for r in simulator.draw_rounds(torch.Generator())] == next_steps
 
 
-@pytest.mark.parametrize("click", ["uniform", "center"])
+@pytest.mark.parametrize("click", ["uniform", "center", "mixed"])
 def test_perfect_prediction_gets_a_click_inside_the_target(click: str) -> None:
     targets = square_targets(20)
     points, labels = correction_clicks(PromptSimulator(click=click), targets.clone(), targets)
@@ -56,7 +56,7 @@ def test_perfect_prediction_gets_a_click_inside_the_target(click: str) -> None:
     assert all(targets[0, int(y), int(x)] for x, y in points)
 
 
-@pytest.mark.parametrize("click", ["uniform", "center"])
+@pytest.mark.parametrize("click", ["uniform", "center", "mixed"])
 def test_error_clicks_for_perfect_and_wrong_predictions_in_one_call(click: str) -> None:
     targets = square_targets(3)
     predictions = targets.clone()
@@ -84,6 +84,19 @@ def test_central_first_clicks_are_deterministic() -> None:
     one, other = (simulator.first_prompts(square_targets(4), index, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert torch.equal(one.points_xy, other.points_xy)
     assert one.point_labels.tolist() == [[PointLabel.FOREGROUND, PointLabel.PADDING]] * 4
+
+
+def test_half_of_the_mixed_clicks_are_central() -> None:
+    number = 400
+    targets, index = square_targets(number), torch.zeros(number, dtype=torch.long)
+    simulator = PromptSimulator(box_probability=0, click="mixed")
+    central = PromptSimulator(box_probability=0, click="center").first_prompts(targets[:1], index[:1], torch.Generator())
+    points = simulator.first_prompts(targets, index, torch.Generator().manual_seed(0)).points_xy[:, 0]
+    is_central = (points == central.points_xy[0, 0]).all(1)
+    assert 0.4 < is_central.float().mean() < 0.65
+    assert len(points[~is_central].unique(dim=0)) > 20
+    corrections = torch.tensor(correction_clicks(simulator, torch.zeros_like(targets), targets)[0])
+    assert 0.4 < (corrections == central.points_xy[0, 0]).all(1).float().mean() < 0.65
 
 
 def test_equal_generators_draw_equal_prompts() -> None:
@@ -133,7 +146,7 @@ def test_rejects_an_empty_region() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"click": "centre"}, "click must be 'uniform' or 'center', got 'centre'"),
+        ({"click": "centre"}, "click must be 'uniform', 'center' or 'mixed', got 'centre'"),
         ({"num_mask_only_rounds": 3}, "num_mask_only_rounds must be 0, 1 or 2, got 3"),
         ({"num_corrections": -1}, "num_corrections must be at least 0, got -1"),
     ],
