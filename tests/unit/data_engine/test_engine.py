@@ -94,7 +94,7 @@ def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path)
         ["sa_000004"],
     ]
     assert (ledger.shards, ledger.images, ledger.masks, ledger.skipped) == (3, 5, 10, {})
-    assert ledger.counts == {"clicks": 0, "masks_clicked": 0, "masks_drawn": 10, "seconds": 360}
+    assert ledger.counts == {"clicks": 0, "masks_clicked": 0, "masks_drawn": 10, "seconds": 360, "seconds_by_hand": 360}
 
 
 def test_first_image_and_num_images_select_part_of_a_source(config: Callable[..., DictConfig], tmp_path: Path) -> None:

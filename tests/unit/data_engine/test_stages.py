@@ -112,6 +112,7 @@ def test_semi_automatic_keeps_accepted_masks_and_adds_the_others(image: SourceIm
         "masks_prefilled": 2,
         "masks_reviewed": 4,
         "seconds": 4 * 1.0 + 37.5,
+        "seconds_by_hand": 3 * 36.0,
         "dropped/review_duplicate": 1,
         "dropped/review_no_object": 1,
     }
