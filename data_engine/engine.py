@@ -29,6 +29,7 @@ from data_engine.run_summary import write_run_summary
 from data_engine.slices import EngineJob, EngineRunFolder, SliceListing, with_absolute_paths
 from data_engine.sources import Source, open_source
 from data_engine.stages import Stage
+from data_engine.thresholds import with_checkpoint_thresholds
 from sam_train.checkpoint import checkpoint_hash
 from sam_train.config import build, config_hash, to_plain
 from sam_train.errors import ConfigError, SamTrainError
@@ -62,6 +63,7 @@ def run_stage(cfg: DictConfig) -> Ledger:
 
     Raises SamTrainError if slices failed, ConfigError if the config or the folder `out` cannot be used.
     """
+    cfg = with_checkpoint_thresholds(cfg)
     stage = check_config(cfg)
     driver: Driver = build(cfg.driver)
     job = EngineJob(config=with_absolute_paths(to_plain(cfg)), provenance=run_provenance(cfg, stage))
@@ -129,6 +131,7 @@ def finish_run(cfg: DictConfig, folder: EngineRunFolder, listing: SliceListing, 
 
 def print_estimate(cfg: DictConfig) -> None:
     """Print an estimate of the time and size of the run from a sample of its images. Writes nothing into `out`."""
+    cfg = with_checkpoint_thresholds(cfg)
     stage = check_config(cfg)
     driver: Driver = build(cfg.driver)
     job = EngineJob(config=with_absolute_paths(to_plain(cfg)), provenance=run_provenance(cfg, stage))

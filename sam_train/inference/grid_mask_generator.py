@@ -29,6 +29,9 @@ from sam_train.masks import find_parent_masks, mask_nms, nms
 from sam_train.model import Sam
 from sam_train.structures import Prompts
 
+PAPER_THRESHOLDS = {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}
+"""Thresholds of the paper (section B), which suit a model that was trained as long as the paper's."""
+
 
 class GridMaskGenerator:
     """Segments everything in an image from a grid of points: the generator of the data engine.
@@ -46,8 +49,8 @@ class GridMaskGenerator:
     points_per_side: side of the point grid over the whole image; layer i of the crops has
         points_per_side / crop_points_downscale ** i. With 0 there is no grid, only the prompts that `generate` receives.
     points_per_batch: prompts decoded at once; halved if they do not fit into GPU memory.
-    pred_iou_thresh, stability_score_thresh, stability_score_offset: 0.88, 0.95, 1.0 (paper); fractions of at most 1. A
-        threshold of 0 or less disables its filter.
+    pred_iou_thresh, stability_score_thresh, stability_score_offset: 0.88, 0.95, 1.0 (paper, as is None); fractions of at most 1.
+        A threshold of 0 or less disables its filter.
     box_nms_thresh, crop_nms_thresh: box IoU above which the lower-ranked of two masks is dropped, within and across crops;
         0.7 (paper).
     crop_layers: layers of zoomed-in crops, 0 in the released code. SA-1B was made with 2 and crop_points_downscale 2.
@@ -74,8 +77,8 @@ class GridMaskGenerator:
         *,
         points_per_side: int = 32,
         points_per_batch: int = 64,
-        pred_iou_thresh: float = 0.88,
-        stability_score_thresh: float = 0.95,
+        pred_iou_thresh: float | None = PAPER_THRESHOLDS["pred_iou_thresh"],
+        stability_score_thresh: float | None = PAPER_THRESHOLDS["stability_score_thresh"],
         stability_score_offset: float = 1.0,
         box_nms_thresh: float = 0.7,
         crop_nms_thresh: float = 0.7,
@@ -97,6 +100,10 @@ class GridMaskGenerator:
         check_integer("crop_layers", crop_layers, minimum=0, maximum=MAX_CROP_LAYERS)
         check_integer("crop_points_downscale", crop_points_downscale, minimum=1)
         check_number("crop_overlap_ratio", crop_overlap_ratio, minimum=0, maximum=1)
+        if pred_iou_thresh is None:
+            pred_iou_thresh = PAPER_THRESHOLDS["pred_iou_thresh"]
+        if stability_score_thresh is None:
+            stability_score_thresh = PAPER_THRESHOLDS["stability_score_thresh"]
         check_number("pred_iou_thresh", pred_iou_thresh, maximum=1)
         check_number("stability_score_thresh", stability_score_thresh, maximum=1)
         check_number("stability_score_offset", stability_score_offset, minimum=0)
