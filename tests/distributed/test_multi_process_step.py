@@ -13,6 +13,7 @@ import pytest
 import torch
 from dist_runner import SMALL, STEPS, RankProcesses, rows, run_forked, run_in_process, weights
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
 
 from sam_train.config import config_dir
 from sam_train.errors import ConfigError
@@ -126,15 +127,15 @@ def test_exports_a_sharded_checkpoint_like_a_single_file(two_ranks: RankProcesse
     for name, strategy in (("sharded", SHARDED_CHECKPOINTS), ("one", "fsdp2")):
         options = ["training.ema_decay=0.5", "checkpoint_every_n_steps=1", *f"strategy={strategy}".split()]
         assert two_ranks.run(overrides(shards, tmp_path / name, *options), kill_at=4) == [{"killed": True}] * 2
-        for kind in ("pt", "pth"):
+        for kind in ("pt", "safetensors"):
             export_to([f"checkpoint={tmp_path / name}", f"out={tmp_path / name}", f"format={kind}"])
     assert (tmp_path / "sharded" / "checkpoints" / "last.ckpt").stat().st_size < 200_000, "it holds no tensors"
     checkpoint = torch.load(tmp_path / "one" / "checkpoints" / "last.ckpt", weights_only=True)
     expected = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
     expected |= checkpoint["callbacks"]["WeightEMA"]["means"]
-    for file in ("one/model.pt", "one/model.pth", "sharded/model.pt", "sharded/model.pth"):
-        found = torch.load(tmp_path / file, weights_only=True)
-        state = found["model"] if file.endswith(".pt") else found
+    for file in ("one/model.pt", "one/model.safetensors", "sharded/model.pt", "sharded/model.safetensors"):
+        path = tmp_path / file
+        state = torch.load(path, weights_only=True)["model"] if path.suffix == ".pt" else load_file(path)
         assert state.keys() == expected.keys()
         assert [name for name in expected if not torch.equal(state[name], expected[name])] == [], file
     assert torch.load(tmp_path / "sharded" / "model.pt", weights_only=True)["provenance"]["steps"] == 4

@@ -239,7 +239,11 @@ def test_resumed_distillation_ends_as_the_uninterrupted_one(teacher: Path, shard
         (["training.text_alignment_weight=1"], ConfigError, "text_alignment_weight is set"),
         (["teacher={teacher}", "freeze_image_encoder=true"], ConfigError, "freeze_image_encoder=true excludes"),
         (["lora=attention"], ConfigError, "give init_checkpoint="),
-        (["lora=attention", "freeze_image_encoder=true", "init_checkpoint=x"], ConfigError, "freeze_image_encoder=true excludes"),
+        (
+            ["lora=attention", "freeze_image_encoder=true", "init_checkpoint={teacher}"],
+            ConfigError,
+            "freeze_image_encoder=true excludes",
+        ),
     ],
 )
 def test_rejects_options_that_exclude_each_other(
