@@ -24,6 +24,7 @@ from data_engine.drivers import Driver
 from data_engine.drivers.progress import ProgressBar
 from data_engine.estimate import estimate_run
 from data_engine.ledger import Ledger, read_ledger, write_ledger
+from data_engine.overlays import write_overlays
 from data_engine.privacy import Privacy, count_listed_images, write_privacy_review
 from data_engine.run_summary import write_run_summary
 from data_engine.slices import EngineJob, EngineRunFolder, SliceListing, with_absolute_paths
@@ -39,7 +40,7 @@ from sam_train.subsets import parse_slice
 
 HASH_IGNORED_KEYS = (
     "device", "threads", "out", "checkpoint", "driver", "slice", "dry_run", "num_prefetch", "claim_expires_s", "report",
-    "privacy",
+    "privacy", "overlays",
 )  # fmt: skip
 """Config keys that are not hashed, because they do not affect the bytes of the shards, or because the provenance contains them in
 another form (the hash of the checkpoint, `Privacy.identity`)."""
@@ -121,6 +122,8 @@ def finish_run(cfg: DictConfig, folder: EngineRunFolder, listing: SliceListing, 
     report = folder.out / "report"
     if cfg.report and ledger.images and (changed or not report.is_dir()):
         console.print(f"report: {write_run_summary(folder.out, report, name=Path(cfg.out).name)}")
+    if cfg.overlays:
+        console.print(f"overlays: {write_overlays(folder.out, Path(cfg.overlays))} images with their masks in {cfg.overlays}")
     review = folder.out / "privacy" / "review.html"
     if ledger.counts.get("privacy/images_searched") and (changed or not review.is_file()):
         console.print(f"{format_privacy_summary(ledger)}; see {write_privacy_review(folder.out)}")

@@ -5,11 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from sam_train.checkpoint import read_checkpoint
-from sam_train.errors import CheckpointError
-from sam_train.inference.grid_mask_generator import PAPER_THRESHOLDS
-
-PROVENANCE_KEY = "generator"
-"""Key of a checkpoint's provenance under which its thresholds are stored."""
+from sam_train.inference.grid_mask_generator import PAPER_THRESHOLDS, THRESHOLDS_KEY, checked_thresholds
 
 
 def with_checkpoint_thresholds(cfg: DictConfig) -> DictConfig:
@@ -22,8 +18,6 @@ def with_checkpoint_thresholds(cfg: DictConfig) -> DictConfig:
     missing = [key for key in PAPER_THRESHOLDS if key in generator and generator[key] is None]
     if not missing or not cfg.checkpoint:
         return cfg
-    carried = read_checkpoint(cfg.checkpoint).provenance.get(PROVENANCE_KEY) or {}
+    carried = checked_thresholds(read_checkpoint(cfg.checkpoint).provenance.get(THRESHOLDS_KEY) or {}, origin=cfg.checkpoint)
     thresholds = {key: carried.get(key, PAPER_THRESHOLDS[key]) for key in missing}
-    if invalid := [key for key, value in thresholds.items() if not isinstance(value, (int, float)) or not value <= 1]:
-        raise CheckpointError(f"{cfg.checkpoint} carries {invalid[0]} {carried[invalid[0]]!r}: expected a number of at most 1")
     return OmegaConf.merge(cfg, {"stage": {"generator": thresholds}})  # type: ignore[return-value]

@@ -30,7 +30,9 @@ from sam_train.checkpoint import (
     save_safetensors,
 )
 from sam_train.cli.commands import EXPORT
+from sam_train.config import to_plain
 from sam_train.errors import ConfigError, install_extra
+from sam_train.inference.grid_mask_generator import THRESHOLDS_KEY, checked_thresholds
 
 FORMATS = ("onnx", "pt", "pth", "safetensors", "huggingface")
 
@@ -56,17 +58,22 @@ def run(cfg: DictConfig) -> list[Path]:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {cfg.format!r}")
     if cfg.half and cfg.format != "safetensors":
         raise ConfigError(f"half=true is for format=safetensors, got format={cfg.format}: ONNX decoders have precisions=[fp16]")
+    if cfg.thresholds and cfg.format not in ("safetensors", "pt"):
+        raise ConfigError(f"thresholds are stored with format=safetensors and format=pt, got format={cfg.format}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.format == "onnx":
         return _export_onnx(cfg)
     content = read_checkpoint(cfg.checkpoint)
     model = build_model(content, origin=cfg.checkpoint).eval()
+    provenance = dict(content.provenance)
+    if cfg.thresholds:
+        provenance[THRESHOLDS_KEY] = checked_thresholds(to_plain(cfg.thresholds), origin="sam-export")
     path = Path(cfg.out) / ("huggingface" if cfg.format == "huggingface" else f"model.{cfg.format}")
     if cfg.format == "pt":
-        save_checkpoint(path, model, content.config, content.provenance)
+        save_checkpoint(path, model, content.config, provenance)
     elif cfg.format == "safetensors":
-        save_safetensors(path, model, content.config, content.provenance, half=cfg.half)
+        save_safetensors(path, model, content.config, provenance, half=cfg.half)
     else:
         export_weights(model, path)
     Console().print(f"wrote {path}", soft_wrap=True)

@@ -9,14 +9,14 @@ holes are filled and small islands removed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sam_train.errors import ConfigError
+from sam_train.errors import CheckpointError, ConfigError
 from sam_train.geometry import Resampling, Resize
 from sam_train.inference.argument_checks import check_choice, check_integer, check_number
 from sam_train.inference.generator_types import GeneratedMask
@@ -31,6 +31,19 @@ from sam_train.structures import Prompts
 
 PAPER_THRESHOLDS = {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}
 """Thresholds of the paper (section B), which suit a model that was trained as long as the paper's."""
+
+
+THRESHOLDS_KEY = "generator"
+"""Key of a checkpoint's provenance under which its thresholds are stored."""
+
+
+def checked_thresholds(thresholds: Mapping[str, Any], *, origin: str) -> dict[str, float]:
+    """Return the thresholds that a checkpoint carries. Raises CheckpointError for another name or a value above 1."""
+    for name, value in thresholds.items():
+        if name not in PAPER_THRESHOLDS or not isinstance(value, (int, float)) or not value <= 1:
+            expected = f"{' and '.join(PAPER_THRESHOLDS)}, numbers of at most 1"
+            raise CheckpointError(f"{origin}: the threshold {name} is {value!r}, expected {expected}")
+    return dict(thresholds)
 
 
 class GridMaskGenerator:

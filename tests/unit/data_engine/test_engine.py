@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_sample
@@ -95,6 +96,20 @@ def test_slices_become_shards(config: Callable[..., DictConfig], tmp_path: Path)
     ]
     assert (ledger.shards, ledger.images, ledger.masks, ledger.skipped) == (3, 5, 10, {})
     assert ledger.counts == {"clicks": 0, "masks_clicked": 0, "masks_drawn": 10, "seconds": 360, "seconds_by_hand": 360}
+
+
+def test_overlays_show_the_masks_of_each_image(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    folder = tmp_path / "overlays"
+    run_stage(config(f"overlays={folder}"))
+    assert sorted(path.name for path in folder.iterdir()) == [f"sa_{number:06d}.jpg" for number in range(5)]
+    for sample in iterate_samples(sorted((tmp_path / "out").glob("*.tar"))):
+        plain, drawn = decode_jpeg(sample.jpeg), decode_jpeg((folder / f"{sample.record.key}.jpg").read_bytes())
+        assert drawn.shape == plain.shape
+        inside = decode_rle(sample.record.masks[0].segmentation, height=plain.shape[0], width=plain.shape[1])
+        assert np.abs(drawn.astype(int) - plain)[inside].mean() > 10
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    run_stage(config(f"overlays={folder}"))
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_first_image_and_num_images_select_part_of_a_source(config: Callable[..., DictConfig], tmp_path: Path) -> None:

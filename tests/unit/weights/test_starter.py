@@ -105,6 +105,9 @@ def test_export_and_evaluation(starter: Path, shards: Path, tmp_path: Path) -> N
     assert read_checkpoint(path).config == CONFIG
     (path,) = export.run(composed("export", "checkpoint=starter", f"out={tmp_path / 'out'}", "format=pt"))
     assert read_checkpoint(path).provenance == {"steps": 7}
+    thresholds = ["format=pt", "thresholds={pred_iou_thresh: 0.5}"]
+    (path,) = export.run(composed("export", "checkpoint=starter", f"out={tmp_path / 'out'}", *thresholds))
+    assert read_checkpoint(path).provenance == {"steps": 7, "generator": {"pred_iou_thresh": 0.5}}
     results = tmp_path / "results.json"
     assert evaluate.run(composed("evaluate", "checkpoint=starter", f"shards={shards}", f"out={results}"))
     assert json.loads(results.read_bytes())["checkpoint"] == file_sha256(starter)
