@@ -55,7 +55,7 @@ def test_it_segments_scenes_of_photographs_that_it_never_saw(tmp_path: Path) -> 
 
 
 def test_its_thresholds_keep_masks() -> None:
-    """The paper's thresholds keep nothing of a model that was trained for an hour; its own keep masks of a part of the objects."""
+    """The paper's thresholds keep nothing of a model that was trained for an hour; its own find a part of the objects."""
     model, thresholds = load_checkpoint("starter"), read_checkpoint("starter").provenance["generator"]
     found, kept_by_the_paper = [], 0
     for seed in range(1001, 1005):
