@@ -16,8 +16,9 @@ def with_checkpoint_thresholds(cfg: DictConfig) -> DictConfig:
     """
     generator = cfg.stage.get("generator") or {}
     missing = [key for key in PAPER_THRESHOLDS if key in generator and generator[key] is None]
-    if not missing or not cfg.checkpoint:
+    if not missing:
         return cfg
-    carried = checked_thresholds(read_checkpoint(cfg.checkpoint).provenance.get(THRESHOLDS_KEY) or {}, origin=cfg.checkpoint)
+    stored = read_checkpoint(cfg.checkpoint).provenance.get(THRESHOLDS_KEY) if cfg.checkpoint else None
+    carried = checked_thresholds(stored or {}, origin=str(cfg.checkpoint))
     thresholds = {key: carried.get(key, PAPER_THRESHOLDS[key]) for key in missing}
     return OmegaConf.merge(cfg, {"stage": {"generator": thresholds}})  # type: ignore[return-value]
