@@ -50,12 +50,17 @@ def draw_target(image: np.ndarray, target: np.ndarray, click_xy: tuple[float, fl
     """Draw the border of the target mask and the click on the window of an image."""
     canvas = to_thumbnail(_crop(image, window))
     draw_border(canvas, resize_mask(_crop(target, window), canvas.shape), TARGET_COLOUR, thickness=2, shadow=True)
+    draw_click(canvas, click_xy, window)
+    return canvas
+
+
+def draw_click(canvas: np.ndarray, click_xy: tuple[float, float], window: Window) -> None:
+    """Draw a click (x, y in pixels of the image) on the thumbnail of a window, in place."""
     scale = canvas.shape[1] / (window.right - window.left)
     centre = (round((click_xy[0] + 0.5 - window.left) * scale), round((click_xy[1] + 0.5 - window.top) * scale))
     cv2.circle(canvas, centre, 8, SHADOW_COLOUR, -1, cv2.LINE_AA)
     cv2.circle(canvas, centre, 7, (255, 255, 255), -1, cv2.LINE_AA)
     cv2.circle(canvas, centre, 5, CLICK_COLOUR, -1, cv2.LINE_AA)
-    return canvas
 
 
 def draw_prediction(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, window: Window) -> np.ndarray:

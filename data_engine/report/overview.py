@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from data_engine.report.comparison import ComparedObject, Comparison
-from data_engine.report.mask_images import decode_mask, draw_prediction, draw_sample, draw_target, window_around
+from data_engine.report.mask_images import decode_mask, draw_click, draw_prediction, draw_sample, window_around
 from data_engine.report.stage_statistics import StageStatistics
 from sam_train.shards import Sample, decode_jpeg
 
@@ -62,16 +62,16 @@ def _draw_lower_row(axes: Sequence[Axes], stages: Sequence[StageStatistics], com
 
 
 def _predictions(item: ComparedObject) -> tuple[np.ndarray, np.ndarray]:
-    """Return the predictions of the first and the last model for the same click, which the first image shows."""
+    """Return the predictions of the first and the last model, each with the click that both received."""
     record = item.sample.record
     image = decode_jpeg(item.sample.jpeg, shard=item.sample.shard, key=record.key)
     target = decode_mask(item.sample, item.target)
-    masks = [decode_mask(item.sample, prediction) for prediction in item.predictions]
+    masks = [decode_mask(item.sample, prediction) for prediction in (item.predictions[0], item.predictions[-1])]
     window = window_around([target, *masks])
-    marked = draw_target(image, target, item.click_xy, window)
-    before, after = (draw_prediction(image, target, mask, window) for mask in (masks[0], masks[-1]))
-    is_click = np.abs(marked.astype(int) - draw_prediction(image, target, np.zeros_like(target), window)).sum(2) > 0
-    return np.where(is_click[..., None], marked, before), np.where(is_click[..., None], marked, after)
+    before, after = (draw_prediction(image, target, mask, window) for mask in masks)
+    for thumbnail in (before, after):
+        draw_click(thumbnail, item.click_xy, window)
+    return before, after
 
 
 def _stage_title(stage: StageStatistics) -> str:
