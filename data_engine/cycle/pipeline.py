@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from omegaconf import DictConfig
 
@@ -174,12 +174,7 @@ class Cycle:
         """Measure the candidate on the held-out images, unless that is done, and promote it if it is better."""
         step_folder, candidate = self.folder.step(action.step_name), self._candidate(action)
         if not step_folder.evaluation.is_file():
-            overrides = [
-                f"checkpoint={hydra_quote(candidate)}",
-                f"shards={hydra_quote(self.cfg.corpus.heldout)}",
-                f"out={hydra_quote(step_folder.evaluation)}",
-            ]
-            self.launcher.start(f"{action.step_name}: evaluate", "sam_train.evaluate", *overrides, *self.cfg.evaluation)
+            self._start_evaluation(f"{action.step_name}: evaluate", candidate, self.cfg.corpus.heldout, step_folder.evaluation)
         evaluation, measure = step_folder.read_evaluation(), self.cfg.promote_by
         better = promote_if_better(
             self.folder,
@@ -194,22 +189,26 @@ class Cycle:
 
     def _final_models(self) -> dict[str, Path]:
         """Return the models that are measured on the final shards: the promoted one, and the initial one if it is another."""
-        models: dict[str, Path] = {}
-        if self.cfg.initial_model.shards or self.cfg.initial_model.checkpoint:
-            models["start"] = self._candidate(Action("evaluate", START_STEP))
         promoted = promoted_checkpoint(self.folder)
-        return models | ({"promoted": promoted} if promoted else {})
+        models = {"promoted": promoted} if promoted else {}
+        if self.cfg.initial_model.shards or self.cfg.initial_model.checkpoint:
+            initial = self._candidate(Action("evaluate", START_STEP))
+            models = models if initial == promoted else {"start": initial, **models}
+        return models
 
     def _evaluate_finally(self) -> None:
         for model, checkpoint in self._final_models().items():
             out = self.folder.final_evaluation(model)
             if not out.is_file():
                 out.parent.mkdir(parents=True, exist_ok=True)
-                files = {"checkpoint": checkpoint, "shards": self.cfg.corpus.final, "out": out}
-                overrides = [f"{key}={hydra_quote(value)}" for key, value in files.items()]
-                self.launcher.start(f"final: {model}", "sam_train.evaluate", *overrides, *self.cfg.evaluation)
+                self._start_evaluation(f"final: {model}", checkpoint, self.cfg.corpus.final, out)
         for model, means in self.folder.read_final_evaluations().items():
             console.print(f"final shards, {model} model: {self.cfg.promote_by} {means[self.cfg.promote_by]:.3f}")
+
+    def _start_evaluation(self, title: str, checkpoint: Path, shards: Any, out: Path) -> None:
+        files = {"checkpoint": checkpoint, "shards": shards, "out": out}
+        overrides = [f"{key}={hydra_quote(value)}" for key, value in files.items()]
+        self.launcher.start(title, "sam_train.evaluate", *overrides, *self.cfg.evaluation)
 
     def _candidate(self, action: Action) -> Path:
         """Return the model to evaluate. `initial_model.checkpoint` is copied, so that the run folder holds all its models."""
