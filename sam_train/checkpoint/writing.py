@@ -80,6 +80,8 @@ def export_weights(model: Sam, path: Path) -> None:
     remedy = "readers of other programs do not support that; use format=safetensors, onnx or pt"
     if model.mask_decoder.iou_sigmoid:
         raise CheckpointError(f"the model applies a sigmoid to its IoU scores: {remedy}")
+    if model.mask_decoder.iou_from_masks:
+        raise CheckpointError(f"the model computes its IoU scores also from statistics of the masks: {remedy}")
     if model.pixel_statistics != "released":
         raise CheckpointError(f"the model normalises pixels by each image's own mean and standard deviation: {remedy}")
     if path.suffix not in ("", ".pth"):

@@ -29,6 +29,7 @@ def build_sam(
     decoder_heads: int = 8,
     decoder_dropout: float = 0.0,
     iou_sigmoid: bool = False,
+    iou_from_masks: bool = False,
     use_rel_pos: bool = True,
     stem: str = "linear",
     high_res_features: bool = False,
@@ -41,7 +42,7 @@ def build_sam(
     """Build a SAM with a ViT encoder.
 
     high_res_features: pass the features of the convolutional stem to the decoder, see `ImageEncoder`.
-    iou_sigmoid: apply a sigmoid to IoU scores as SAM 2 does, see `MaskDecoder`.
+    iou_sigmoid, iou_from_masks: apply a sigmoid to IoU scores as SAM 2 does; read them also off the masks, see `MaskDecoder`.
     pixel_statistics: pixel normalization, "released" or "image", see `Sam`.
     activation_checkpointing: library that recomputes the encoder blocks' activations in the backward pass instead of storing
         them: "torch", "fairscale", or "none" to store them.
@@ -84,6 +85,7 @@ def build_sam(
         heads=decoder_heads,
         dropout=decoder_dropout,
         iou_sigmoid=iou_sigmoid,
+        iou_from_masks=iou_from_masks,
         activation_checkpointing=activation_checkpointing,
         pixel_statistics=pixel_statistics,
         text_dim=text_dim,
@@ -104,6 +106,7 @@ def build_mobile_sam(
     decoder_heads: int = 8,
     decoder_dropout: float = 0.0,
     iou_sigmoid: bool = False,
+    iou_from_masks: bool = False,
     drop_path_rate: float = 0.0,
     freeze_batch_norm: bool = False,
     activation_checkpointing: str = "none",
@@ -143,6 +146,7 @@ def build_mobile_sam(
         heads=decoder_heads,
         dropout=decoder_dropout,
         iou_sigmoid=iou_sigmoid,
+        iou_from_masks=iou_from_masks,
         activation_checkpointing=activation_checkpointing,
         text_dim=text_dim,
         text_encoder=text_encoder,
@@ -159,6 +163,7 @@ def _assemble(
     heads: int,
     dropout: float,
     iou_sigmoid: bool,
+    iou_from_masks: bool,
     activation_checkpointing: str,
     text_dim: int | None,
     text_encoder: str | None,
@@ -178,6 +183,6 @@ def _assemble(
             text_dim=text_dim,
             text_encoder=text_encoder,
         ),
-        MaskDecoder(dim=prompt_dim, transformer=transformer, iou_sigmoid=iou_sigmoid),
+        MaskDecoder(dim=prompt_dim, transformer=transformer, iou_sigmoid=iou_sigmoid, iou_from_masks=iou_from_masks),
         pixel_statistics=pixel_statistics,
     )

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from sam_train.model.chunk_sizes import chunk_sizes_for
 from sam_train.model.layers import MLP, LayerNorm2d
 from sam_train.model.low_rank_image_tokens import DenseImageTokens, ImageTokenProjection, LowRankImageTokens, SharedImageTokens
+from sam_train.model.mask_statistics import MaskStatisticsHead
 from sam_train.model.prompt_encoder import DensePromptEmbedding
 from sam_train.model.transformer import ImageProjections, TwoWayTransformer
 from sam_train.structures import Prediction
@@ -72,11 +73,15 @@ class MaskDecoder(nn.Module):
     """Decodes image embeddings and prompt embeddings to mask logits and IoU scores.
 
     iou_sigmoid: apply a sigmoid to IoU scores, as SAM 2 does; the scores of SAM may lie outside [0, 1].
+    iou_from_masks: add to each score a value computed from statistics of its mask (`MaskStatisticsHead`), which a model trained
+        from scratch learns much sooner than to read the quality of a mask off the IoU token.
     """
 
-    def __init__(self, *, dim: int, transformer: TwoWayTransformer, iou_sigmoid: bool = False) -> None:
+    def __init__(
+        self, *, dim: int, transformer: TwoWayTransformer, iou_sigmoid: bool = False, iou_from_masks: bool = False
+    ) -> None:
         super().__init__()
-        self.iou_sigmoid = iou_sigmoid
+        self.iou_sigmoid, self.iou_from_masks = iou_sigmoid, iou_from_masks
         num_masks = NUM_MULTIMASK_OUTPUTS + 1
         self.transformer = transformer
         self.iou_token = nn.Embedding(1, dim)
@@ -90,6 +95,7 @@ class MaskDecoder(nn.Module):
         )
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(num_masks))
         self.iou_prediction_head = MLP(dim, 256, num_masks, 3)
+        self.mask_statistics_head = MaskStatisticsHead() if iou_from_masks else None
         self._init_outputs(upscaled_dim=dim // 8)
 
     def _init_outputs(self, *, upscaled_dim: int) -> None:
@@ -119,7 +125,8 @@ class MaskDecoder(nn.Module):
 
         image_embeddings: E is C or, with the encoder's `high_res_features`, 4 C.
         image_pe: positional encoding of the image tokens. sparse, dense: embeddings of N prompts by the prompt encoder.
-        min_iou: prompts none of whose scores reach it are not upscaled and get logits of -inf. None upscales all.
+        min_iou: prompts none of whose scores reach it are not upscaled and get logits of -inf. None upscales all. With
+            `iou_from_masks` all are upscaled, because the scores depend on the masks.
 
         Images are decoded one by one, so a prediction does not depend on the other images of the batch. Raises ValueError if
         E is neither C nor 4 C.
@@ -201,9 +208,12 @@ class MaskDecoder(nn.Module):
         image_tokens = tokens_type(dense.select_features(rows))
         tokens = self.transformer(all_tokens[rows], image_tokens, image.projections)
         outputs = range(1) if num_masks == 1 else range(1, 1 + num_masks)
-        iou = self.iou_prediction_head(tokens[:, 0])[:, outputs.start : outputs.stop]
-        iou = iou.sigmoid() if self.iou_sigmoid else iou
+        scores = self.iou_prediction_head(tokens[:, 0])[:, outputs.start : outputs.stop]
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in outputs], 1)
+        if self.mask_statistics_head is not None:
+            logits = self._mask_logits(image_tokens, image, weights, grid_hw)
+            return logits, self._iou(scores + self.mask_statistics_head(logits))
+        iou = self._iou(scores)
         if min_iou is None:
             return self._mask_logits(image_tokens, image, weights, grid_hw), iou
         passing = (iou >= min_iou).any(1).nonzero()[:, 0]
@@ -214,6 +224,9 @@ class MaskDecoder(nn.Module):
             selected = image_tokens.select(passing)
             logits[passing] = self._mask_logits(selected, image, weights[passing], grid_hw).to(logits.dtype)
         return logits, iou
+
+    def _iou(self, scores: Float[Tensor, "n M"]) -> Float[Tensor, "n M"]:
+        return scores.sigmoid() if self.iou_sigmoid else scores
 
     def _mask_logits(
         self, image_tokens: LowRankImageTokens, image: _PreparedImage, weights: Float[Tensor, "N M D"], grid_hw: tuple[int, int]

@@ -73,6 +73,7 @@ def copy_teacher_decoder(student: Sam, teacher: Sam, *, origin: str) -> None:
         ("image_size", teacher.image_size, student.image_size),
         ("decoder_heads", _decoder_heads(teacher), _decoder_heads(student)),
         ("iou_sigmoid", teacher.mask_decoder.iou_sigmoid, student.mask_decoder.iou_sigmoid),
+        ("iou_from_masks", teacher.mask_decoder.iou_from_masks, student.mask_decoder.iou_from_masks),
         ("high_res_features", teacher.has_high_res_features, student.has_high_res_features),
         ("text_dim", teacher.prompt_encoder.text_dim, student.prompt_encoder.text_dim),
     ):

@@ -23,6 +23,7 @@ import torch
 from onnx import TensorProto
 
 from sam_train.inference.export.graph import Graph, Weights, info, integers, stacked
+from sam_train.inference.export.mask_statistics import mask_statistics_head
 from sam_train.inference.export.mask_upscaler import MAP_NORM_EPS, MaskUpscaler
 from sam_train.inference.export.onnx_transformer import OnnxTransformer
 from sam_train.inference.export.postprocess import postprocess_masks
@@ -78,7 +79,7 @@ class _Decoder:
         self.g, self.options = graph, options
         self.prompts = Weights(sam.state_dict(), "prompt_encoder.")
         self.decoder = Weights(sam.state_dict(), "mask_decoder.")
-        self.iou_sigmoid = sam.mask_decoder.iou_sigmoid
+        self.iou_sigmoid, self.iou_from_masks = sam.mask_decoder.iou_sigmoid, sam.mask_decoder.iou_from_masks
         self.size, self.grid = sam.image_size, sam.prompt_encoder.grid_size
         self.length, self.channels = self.grid**2, self.decoder["iou_token.weight"].shape[1]
         self.embedding_channels = embedding_channels(sam)
@@ -188,21 +189,30 @@ class _Decoder:
         """Write low-resolution masks, 1 x M x 4h x 4w, and their scores, 1 x M, selected by the options."""
         g, options = self.g, self.options
         scores = self._perceptron([self.decoder.part("iou_prediction_head")], g.slice(queries, 0, 1, axis=0))
-        scores = g.op("Sigmoid", scores) if self.iou_sigmoid else scores
         heads = [self.decoder.part(f"output_hypernetworks_mlps.{i}") for i in range(NUM_MASKS)]
         maps = self._perceptron(heads, g.reshape(g.slice(queries, 1, 1 + NUM_MASKS, axis=0), NUM_MASKS, 1, self.channels))
         maps, scores = g.reshape(maps, NUM_MASKS, -1), g.reshape(scores, 1, NUM_MASKS)
-        if not options.use_stability_score:
+        if not options.use_stability_score and not self.iou_from_masks:
+            scores = self._iou(scores)
             if options.return_single_mask:  # select before upscaling, so that only one mask is upscaled
                 best = self._best(scores)
                 maps, scores = g.op("Gather", maps, best, axis=0), g.op("Gather", scores, best, axis=1)
             return self._upscaled(image, maps, self.num_masks), scores
         low = self._upscaled(image, maps, NUM_MASKS)
-        scores = self._stability(low)
+        if options.use_stability_score:
+            scores = self._stability(low)
+        else:
+            correction = mask_statistics_head(
+                g, self.decoder.part("mask_statistics_head"), low, num_masks=NUM_MASKS, side=4 * self.grid
+            )
+            scores = self._iou(g.op("Add", scores, correction))
         if options.return_single_mask:
             best = self._best(scores)
             low, scores = g.op("Gather", low, best, axis=1), g.op("Gather", scores, best, axis=1)
         return low, scores
+
+    def _iou(self, scores: str) -> str:
+        return self.g.op("Sigmoid", scores) if self.iou_sigmoid else scores
 
     def _perceptron(self, heads: list[Weights], x: str) -> str:
         """Write MLPs in parallel, one row each."""

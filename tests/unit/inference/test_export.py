@@ -54,6 +54,22 @@ def test_exports_scores_with_sigmoid(tmp_path: Path, single: bool) -> None:
     assert scores == pytest.approx(1 / (1 + np.exp(-3)), abs=0.02)
 
 
+@pytest.mark.parametrize(("single", "sigmoid"), [(False, False), (True, False), (False, True)])
+def test_exports_scores_from_masks(tmp_path: Path, single: bool, sigmoid: bool) -> None:
+    sam = build_sam(**NUMBERS | {"iou_from_masks": True, "iou_sigmoid": sigmoid}).eval()
+    for parameter in sam.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    (file,) = export_onnx(sam, tmp_path / "out", options=ExportOptions(return_single_mask=single), encoder=False)
+    assert file.parity.score_difference < 1e-5
+    assert file.parity.mask_difference < 1e-5
+    case, session = next(random_inputs(sam)), open_session(tmp_path / "out" / "decoder.onnx")
+    (scores,) = session.run(["iou_predictions"], case)
+    sam.mask_decoder.mask_statistics_head, sam.mask_decoder.iou_from_masks = None, False
+    (without,) = export_onnx(sam, tmp_path / "without", options=ExportOptions(return_single_mask=single), encoder=False)
+    (other,) = open_session(without.path).run(["iou_predictions"], case)
+    assert np.abs(scores - other).max() > 1e-3
+
+
 @pytest.mark.parametrize("single", [False, True])
 def test_details_reach_the_masks(tmp_path: Path, single: bool) -> None:
     """An encoder that shows the decoder what its convolutions saw: four times the channels, and they matter."""

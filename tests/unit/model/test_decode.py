@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from sam_train.model.build import build_sam
 from sam_train.model.image_encoder import HighResFeatures
 from sam_train.model.layers import MLP, LayerNorm2d
 from sam_train.model.mask_decoder import _conv_transpose_2x2, _to_pixel_order
+from sam_train.model.mask_statistics import MaskStatisticsHead, mask_statistics
 from sam_train.model.prompt_encoder import PositionEmbeddingRandom
 from sam_train.structures import Prompts
 
@@ -272,6 +274,44 @@ def test_iou_sigmoid_applies_to_scores() -> None:
         expected, found = (m.decode(images, prompts, multimask_output=multimask_output) for m in (plain, squashed))
         assert torch.allclose(found.iou_scores, expected.iou_scores.sigmoid())
         assert torch.equal(found.mask_logits, expected.mask_logits)
+
+
+@pytest.mark.parametrize("multimask_output", [False, True])
+def test_scores_from_masks_add_a_value_for_each_mask(multimask_output: bool) -> None:
+    model, plain = small_sam(iou_from_masks=True).eval(), small_sam().eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    missing, unexpected = plain.load_state_dict(model.state_dict(), strict=False)
+    assert not missing
+    assert {name.rsplit(".", 4)[0] for name in unexpected} == {"mask_decoder.mask_statistics_head"}
+    images = torch.randn(2, 16, 2, 2)
+    prompts = Prompts.from_points(torch.tensor([0, 1]), torch.full((2, 1, 2), 9.0), torch.ones(2, 1, dtype=torch.long))
+    found, expected = (m.decode(images, prompts, multimask_output=multimask_output) for m in (model, plain))
+    assert torch.equal(found.mask_logits, expected.mask_logits)
+    head = model.mask_decoder.mask_statistics_head
+    assert head is not None
+    assert torch.allclose(found.iou_scores, expected.iou_scores + head(found.mask_logits))
+    filtered = model.decode(images, prompts, multimask_output=multimask_output, min_iou=float("inf"))
+    assert torch.equal(filtered.mask_logits, found.mask_logits)  # the scores are known only after upscaling
+
+
+def test_scores_from_masks_carry_no_gradient_into_the_masks() -> None:
+    head = MaskStatisticsHead()
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    head(logits).sum().backward()
+    assert logits.grad is None
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+def test_mask_statistics_agree_with_their_definitions() -> None:
+    logits = torch.tensor([[[[2.0, -3.0], [0.5, -9.0]], [[-100.0, -100.0], [-100.0, -100.0]]]])
+    p = [1 / (1 + math.exp(-x)) for x in (2.0, -3.0, 0.5, -9.0)]
+    area = sum(p) + 1
+    mean_logit = sum(x * q for x, q in zip((2.0, -3.0, 0.5, -9.0), p, strict=True)) / area
+    expected = torch.tensor(
+        [[sum(q * q for q in p) / area, mean_logit / 10, math.log(area / 4) / 10], [0, 0, math.log(1 / 4) / 10]]
+    )
+    assert torch.allclose(mask_statistics(logits)[0], expected)
 
 
 def test_layer_norm_2d_is_over_the_channels() -> None:

@@ -64,6 +64,8 @@ def shaken(model: Sam) -> Sam:
 def test_export_rejects_models_that_others_cannot_represent(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="applies a sigmoid"):
         export_weights(build_sam(**VIT, iou_sigmoid=True), tmp_path / name)
+    with pytest.raises(CheckpointError, match="from statistics of the masks"):
+        export_weights(build_sam(**VIT, iou_from_masks=True), tmp_path / name)
     with pytest.raises(CheckpointError, match="each image's own mean"):
         export_weights(build_sam(**VIT, pixel_statistics="image"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
