@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sam_train.cli.config_files import read_experiments, read_groups, read_keys
+from sam_train.cli.run_folders import check_run_name, check_sweep_folders
 from sam_train.cli.suggestions import did_you_mean
 from sam_train.errors import ConfigError
 from sam_train.renames import check_overrides
@@ -54,7 +55,8 @@ def readable(override: str) -> str:
 def checked_config(command: HydraCommand, overrides: Sequence[str], configs: Path, *, multirun: bool) -> DictConfig:
     """Return the composed config of a command line; of a sweep, that of its first run.
 
-    Raises ConfigError for renamed and misspelled names, with suggestions, and for values that do not compose.
+    Raises ConfigError for renamed and misspelled names, with suggestions, for values that do not compose, for a name that leads
+    out of the folder of runs, and for a run folder that jobs of a sweep share.
     """
     check_overrides(overrides, _top_level_names(command, configs))
     parsed = [_parsed(override) for override in overrides]
@@ -64,9 +66,13 @@ def checked_config(command: HydraCommand, overrides: Sequence[str], configs: Pat
     first = [_first_of_sweep(override) for override in parsed]
     with initialize_config_dir(version_base="1.3", config_dir=str(configs)):
         try:
-            return compose(command.config, overrides=first)
+            cfg = compose(command.config, overrides=first)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_explained(error, command, parsed, configs)) from error
+    check_run_name(cfg)
+    if multirun:
+        check_sweep_folders(command, parsed, configs)
+    return cfg
 
 
 def check_required(cfg: DictConfig, required: Mapping[str, str], name: str) -> None:
