@@ -31,7 +31,7 @@ class OptimizerFactory:
         exempts them, and so does the default here.
     muon_lr: learning rate of the weight matrices of linear layers, which Muon then updates instead of AdamW, with the same layer
         decay and schedule. None (paper) uses AdamW for all parameters.
-    Raises ValueError for an unknown schedule, timescale < 1 or cooldown_steps < 0.
+    Raises ValueError for a learning rate below 0, an unknown schedule, timescale < 1 or cooldown_steps < 0.
     """
 
     def __init__(
@@ -49,6 +49,8 @@ class OptimizerFactory:
         decay_norms_and_biases: bool = False,
         muon_lr: float | None = None,
     ) -> None:
+        if lr < 0 or (muon_lr or 0) < 0:
+            raise ValueError(f"lr and muon_lr must be at least 0, got {lr} and {muon_lr}")
         if schedule not in ("step", "cosine", "rsqrt"):
             raise ValueError(f"schedule must be 'step', 'cosine' or 'rsqrt', got {schedule!r}")
         if timescale < 1 or cooldown_steps < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -22,8 +24,12 @@ from sam_train.training.ema import WeightEMA
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.gradients import clip_gradients, divide_gradients, sum_gradients
 from sam_train.training.nan_guard import check_finite
+from sam_train.training.schedule_change import ScheduleChange, change_of_length, stored_schedule
 from sam_train.training.step_metrics import ReducedStepMetrics, StepMetricsAccumulator, rank_and_world_size
 from sam_train.training.step_rng import RngStream, draw_drop_paths, image_seeds
+
+log_rank_zero = rank_zero_only(logging.getLogger("sam_train").info)
+"""Logs a message in the process of rank 0 only."""
 
 
 class StepModule(LightningModule, ABC):
@@ -45,6 +51,9 @@ class StepModule(LightningModule, ABC):
 
     progress_metrics: ClassVar[tuple[tuple[str, str], ...]]
     """The metrics that are printed during training: (printed name, name in the log without "train/")."""
+
+    default_monitor: ClassVar[str] = "val/miou_at_1"
+    """The validation metric by which models are compared; higher is better."""
 
     metric_names: ClassVar[tuple[str, ...]]
     """Names of the sums that `backpropagate` adds to the step's metrics; the first is "loss"."""
@@ -74,6 +83,7 @@ class StepModule(LightningModule, ABC):
         self.preemption_requested = self.is_preempted = False
         self.run_description: dict[str, Any] | None = None
         """Content of a checkpoint with which it can be read without its run folder (`sam_train.checkpoint.run_description`)."""
+        self._schedule_change: ScheduleChange | None = None
         if compile_encoder:
             model.image_encoder.compile()  # in place: the names of the weights do not change
 
@@ -130,15 +140,30 @@ class StepModule(LightningModule, ABC):
         """Return the optimiser of `trained_module` and its schedule over the trainer's `max_steps`."""
         make = getattr(self.trainer.strategy, "build_optimizer", None)  # a single process runs Lightning's own strategy
         optimizer, schedule = self.optimizer_factory.build(self.trained_module, self.trainer.max_steps, make)
+        if self._schedule_change:
+            self._schedule_change.apply(schedule)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the schedule smooth if the run resumes with another number of max_steps, and say so."""
+        stored = checkpoint.get("schedule")  # checkpoints of earlier versions have none
+        if not stored:
+            return
+        before, after = stored["max_steps"], self.trainer.max_steps
+        earlier = ScheduleChange(**stored["change"]) if stored["change"] else None
+        change = change_of_length(self.optimizer_factory, checkpoint["global_step"], before, after, earlier)
+        if change:
+            log_rank_zero("%s", change.describe(self.optimizer_factory, before, after))
+        self._schedule_change = change or earlier
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's description, and mark the run's only epoch as unfinished.
+        """Add the run's description and the length of the schedule, and mark the run's only epoch as unfinished.
 
         A run that resumes with more max_steps would otherwise end at once.
         """
         if self.run_description is not None:
             checkpoint[RUN_KEY] = self.run_description
+        checkpoint["schedule"] = stored_schedule(self.trainer.max_steps, self._schedule_change)
         for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
             progress["processed"] = progress["completed"] = 0
 
