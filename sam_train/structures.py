@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -143,6 +144,8 @@ class Batch:
     """Class name or caption of each mask, empty where unknown; None unless the loader reads them (`data.load_names=true`)."""
     text_embeddings: Float[Tensor, "N E"] | None = None
     """Text embedding of each mask's name, unit norm; None if the run has no `text`."""
+    sources: tuple[Any, ...] = ()
+    """Number and stored sample (`shards.Sample`) of each readable image, in validation; empty in training."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Number of masks of the images that are not in the batch, by the option of `data` that dropped them."""
 

@@ -28,6 +28,7 @@ def collate(samples: Sequence[TrainingSample]) -> PackedBatch:
         skipped=tuple(reason for s in samples for reason in s.skipped),
         names=tuple(name for sample_names in names for name in sample_names) if len(names) == len(samples) else None,
         text_embeddings=_text_embeddings(samples),
+        sources=tuple(s.source for s in samples if s.source is not None),
         dropped=sum((Counter(s.dropped) for s in samples), Counter()),
     )
 

@@ -86,7 +86,7 @@ class ShardDataModule(LightningDataModule):
         self.val_set = None
         if validation_shards:
             val = index_shards(validation_shards, weights=None, cache=cache, strict=strict)
-            options = {"seed": seed, "shuffle": False, "replace_unusable": False, "text_store": text_store}
+            options = {"seed": seed, "shuffle": False, "replace_unusable": False, "keep_sources": True, "text_store": text_store}
             self.val_set = ShardDataset(val, val_transform, **options)  # type: ignore[arg-type]
         self._text_store, self._shards = text_store, (train_shards, validation_shards)
         self.images_per_step, self.num_workers = images_per_step, num_workers
@@ -165,12 +165,12 @@ def init_worker(worker: int) -> None:
 
 
 def ignore_job_signals() -> None:
-    """Ignore SIGTERM, SIGUSR1 and SIGUSR2 in this process.
+    """Ignore SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 in this process.
 
-    A cluster sends its signals to all processes of a job, and only the training process may act on them: if a loader process
-    died of one, the training process would fail before it has written its checkpoint.
+    Ctrl-C and a cluster send their signals to all processes of a job, and only the training process may act on them: if a loader
+    process died of one, the training process would fail before it has written its checkpoint.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

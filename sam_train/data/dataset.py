@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -19,7 +20,8 @@ from sam_train.data.sampler import SampleOrder
 from sam_train.data.sources import ShardSet
 from sam_train.data.transforms import TrainingSample, Transform
 from sam_train.errors import ShardError, SkipSampleError
-from sam_train.shards.index import IndexedSample, read_sample_bytes
+from sam_train.shards import Sample
+from sam_train.shards.index import IndexedSample, read_sample, read_sample_bytes
 from sam_train.text import TextEmbeddingStore
 
 log = logging.getLogger(__name__)
@@ -28,9 +30,14 @@ _MAX_LOGGED_SKIPS = 20
 """Number of skipped samples that a process logs with their reason; all of them are counted in the metrics."""
 
 
+_VALID_SAMPLES = ("no_mask", "masks_too_large", "masks_too_small", "no_text_prompt")
+"""Reasons for which a sample is skipped although image and record are valid."""
+
+
 class ShardDataset(Dataset[TrainingSample]):
     """Map-style dataset over shards, indexed by position in the endless order.
 
+    keep_sources: fill `TrainingSample.source`, for a measurement at the resolution of the stored image.
     replace_unusable: return the next usable sample of the order in place of an unusable one, as training needs it. If False,
         return a sample without masks, because a measurement must not count the next sample twice.
     window: number of shards whose samples are mixed, see `SampleOrder`.
@@ -52,13 +59,14 @@ class ShardDataset(Dataset[TrainingSample]):
         shuffle: bool,
         window: int = 16,
         replace_unusable: bool = True,
+        keep_sources: bool = False,
         max_consecutive_skips: int = 100,
         text_store: TextEmbeddingStore | None = None,
     ) -> None:
         sizes = [len(index) for index in shards.indexes]
         self.order = SampleOrder(sizes, weights=shards.weights, seed=seed, shuffle=shuffle, window=window)
         self.shards, self.transform, self.seed, self.text_store = shards, transform, seed, text_store
-        self.replace_unusable = replace_unusable
+        self.replace_unusable, self.keep_sources = replace_unusable, keep_sources
         self.max_skips = min(max_consecutive_skips, len(self.order))
         self._consecutive_skips: dict[str, str] = {}
         """Reasons of the samples skipped since the last usable one; by key, because validation reads the same ones repeatedly."""
@@ -88,6 +96,7 @@ class ShardDataset(Dataset[TrainingSample]):
 
     def _usable_or_empty(self, position: int) -> TrainingSample:
         entry = self.entry(position)
+        source = self._source(entry, position) if self.keep_sources else None
         try:
             sample = self._load(entry, position, ())
         except SkipSampleError as skip:
@@ -95,9 +104,16 @@ class ShardDataset(Dataset[TrainingSample]):
             self._consecutive_skips[f"{entry.shard}/{entry.key}"] = skip.reason
             if len(self._consecutive_skips) == self.max_skips:
                 raise _too_many_skips([*self._consecutive_skips.values()]) from skip
-            return TrainingSample.empty(entry.key, self.transform.image_size, skip.reason, names=self.transform.load_names)
+            empty = TrainingSample.empty(entry.key, self.transform.image_size, skip.reason, names=self.transform.load_names)
+            return replace(empty, source=source if skip.reason in _VALID_SAMPLES else None)
         self._consecutive_skips = {}
-        return sample
+        return replace(sample, source=source)
+
+    def _source(self, entry: IndexedSample, position: int) -> tuple[int, Sample] | None:
+        try:
+            return position % len(self) + 1, read_sample(entry, self.shards.open_shard)
+        except ShardError:  # `_load` counts it
+            return None
 
     def _load(self, entry: IndexedSample, position: int, skipped: tuple[str, ...]) -> TrainingSample:
         """Read and transform one sample. Raises SkipSampleError for anything that is wrong with it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,6 +39,7 @@ class PackedBatch:
     skipped: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
     text_embeddings: Float[Tensor, "N E"] | None = None
+    sources: tuple[Any, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
@@ -57,6 +59,7 @@ class PackedBatch:
             skipped=self.skipped,
             names=self.names,
             text_embeddings=self.text_embeddings,
+            sources=self.sources,
             dropped=self.dropped,
         )
 

@@ -21,6 +21,7 @@ from sam_train.data.record_parser import TargetRecord
 from sam_train.errors import SkipSampleError
 from sam_train.geometry import Resize, pad_to_square
 from sam_train.records import ImageRecord
+from sam_train.shards import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class TrainingSample:
     """Name of each mask, "" if it has none; None if names are not loaded."""
     text_embeddings: np.ndarray | None = None
     """N x E text embeddings of the masks; None if the dataset has no `text_store`."""
+    source: tuple[int, Sample] | None = None
+    """The stored sample and its number from 1, in validation; None in training and if it cannot be read."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Number of masks of the image that are not among the N, by the option that dropped them (DROPPING_OPTIONS)."""
 

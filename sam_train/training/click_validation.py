@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,47 +11,74 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam_train.inference import EmbeddingCache, Predictor
 from sam_train.masks import mask_iou
 from sam_train.metrics import ClickIoU
 from sam_train.model import Sam
 from sam_train.prompts import NextStep, PromptRound, PromptSimulator
+from sam_train.shards import Sample
 from sam_train.structures import Batch, Prediction, Prompts
-
-VALIDATION_CLICKS = (1, 3, 5)
-"""The numbers of clicks after which mIoU is logged."""
 
 TEXT_THEN_CLICK = (PromptRound(0, NextStep.ERROR_CLICK), PromptRound(1, NextStep.END))
 """Rounds of the validation of text prompts: one prediction from the text, one more after a click."""
 
 
-class ClickValidation(nn.Module):
-    """Validation metrics of a `Sam`: IoU after each of five clicks and, if the masks have text embeddings, from text prompts.
+@runtime_checkable  # the type checks of the tests need it
+class ClickMeasure(Protocol):
+    """The protocol by which clicks are measured: that of `sam-evaluate` (`evaluation.ClickProtocol`)."""
 
-    The clicks are deterministic: at the centre of the object, then at the centre of the largest error.
+    num_clicks: int
+    report: tuple[int, ...]
+
+    def measure_sample(self, predictor: Predictor, sample: Sample, number: int) -> dict[str, Any]:
+        """Return "ious", one row per mask and one column per click; `number` seeds the random choices."""
+        ...
+
+
+class ClickValidation(nn.Module):
+    """Validation metrics of a `Sam`: IoU after each click and, if the masks have text embeddings, from text prompts.
+
+    protocol: measures the clicks at the resolution of the image, exactly as `sam-evaluate` does. None measures no clicks.
+    Text prompts are measured in the model frame.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: ClickMeasure | None = None) -> None:
         super().__init__()
-        self.simulator = validation_simulator()
-        self.iou_from_clicks, self.iou_from_text = ClickIoU(max(VALIDATION_CLICKS)), ClickIoU(len(TEXT_THEN_CLICK))
+        self.protocol, self.simulator = protocol, validation_simulator()
+        self.iou_from_clicks = ClickIoU(protocol.num_clicks if protocol else 1)
+        self.iou_from_text = ClickIoU(len(TEXT_THEN_CLICK))
 
-    def update(self, model: Sam, batch: Batch, embeddings: Float[Tensor, "B E h w"]) -> None:
-        """Add the IoUs of a batch, in the model frame."""
-        generator = torch.Generator().manual_seed(0)
-        clicks = self.simulator.first_prompts(batch.target_masks, batch.image_index, generator)
-        self.iou_from_clicks.update(
-            self._ious(model, batch, embeddings, clicks, self.simulator.draw_rounds(generator), generator)
-        )
+    def update(
+        self,
+        model: Sam,
+        batch: Batch,
+        encode: Callable[[Batch], Float[Tensor, "B E h w"]],
+        cache: EmbeddingCache | None = None,
+    ) -> None:
+        """Add the IoUs of a batch.
+
+        encode: returns its image embeddings, for text prompts. cache: stores the embeddings of a frozen image encoder.
+        """
+        device = batch.images.device
+        if self.protocol:
+            predictor = Predictor(model, cache)
+            with torch.autocast(device.type, enabled=False):  # in the precision of sam-evaluate
+                measured = [self.protocol.measure_sample(predictor, sample, number) for number, sample in batch.sources]
+            ious = torch.tensor([row for measurement in measured for row in measurement["ious"]], device=device)
+            self.iou_from_clicks.update(ious.reshape(-1, self.protocol.num_clicks))
         if batch.text_embeddings is not None:
             text_prompts = Prompts.from_text(batch.image_index, batch.text_embeddings)
-            self.iou_from_text.update(self._ious(model, batch, embeddings, text_prompts, TEXT_THEN_CLICK, generator))
+            generator = torch.Generator().manual_seed(0)
+            self.iou_from_text.update(self._ious(model, batch, encode(batch), text_prompts, TEXT_THEN_CLICK, generator))
 
     def log_and_reset(self, module: LightningModule, *, has_text_prompts: bool) -> None:
-        """Log mIoU@1, @3 and @5 and, with text prompts, mIoU from text and after one more click. Reset the metrics."""
-        means = self.iou_from_clicks.compute()
-        self.iou_from_clicks.reset()
-        for clicks in VALIDATION_CLICKS:
-            module.log(f"val/miou_at_{clicks}", means[clicks - 1], sync_dist=True)
+        """Log mIoU after the protocol's numbers of clicks and, with text prompts, from text and after one more click; reset."""
+        if self.protocol:
+            means = self.iou_from_clicks.compute()
+            self.iou_from_clicks.reset()
+            for clicks in self.protocol.report:
+                if clicks <= len(means):
+                    module.log(f"val/miou_at_{clicks}", means[clicks - 1], sync_dist=True)
         if has_text_prompts:
             from_text, after_click = self.iou_from_text.compute()
             self.iou_from_text.reset()
@@ -77,8 +105,8 @@ class ClickValidation(nn.Module):
 
 
 def validation_simulator() -> PromptSimulator:
-    """Return the simulator of validation: up to five clicks at centres, no boxes, no rounds without a new prompt."""
-    return PromptSimulator(num_corrections=max(VALIDATION_CLICKS) - 1, num_mask_only_rounds=0, box_probability=0, click="center")
+    """Return the simulator of clicks at centres, without boxes and rounds without a new prompt."""
+    return PromptSimulator(num_corrections=4, num_mask_only_rounds=0, box_probability=0, click="center")
 
 
 def predicted_masks(best: Prediction, image_size: int) -> Bool[Tensor, "N H W"]:

@@ -17,7 +17,7 @@ from sam_train.model import Sam
 from sam_train.model.transformer import TwoWayBlock
 from sam_train.optim import OptimizerFactory
 from sam_train.structures import Batch
-from sam_train.training.click_validation import ClickValidation
+from sam_train.training.click_validation import ClickMeasure, ClickValidation
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.step_metrics import StepMetricsAccumulator
 from sam_train.training.step_module import StepModule
@@ -30,6 +30,7 @@ class DistillModule(StepModule):
     the teacher's decoder. Padding is part of the loss, because the decoder sees it.
 
     teacher: computes the target embeddings; call `copy_teacher_decoder` on the student first.
+    validation: as in `SamModule`.
     options: other parameters as in `StepModule`.
     """
 
@@ -37,12 +38,20 @@ class DistillModule(StepModule):
     metric_names = ("loss", "cosine")
     mean_over = "images"
 
-    def __init__(self, model: Sam, optimizer: OptimizerFactory, *, teacher: FrozenEncoder, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Sam,
+        optimizer: OptimizerFactory,
+        *,
+        teacher: FrozenEncoder,
+        validation: ClickMeasure | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(model, optimizer, **options)
         self.teacher = teacher
         self.model.prompt_encoder.requires_grad_(requires_grad=False)
         self.model.mask_decoder.requires_grad_(requires_grad=False)
-        self.click_validation = ClickValidation()
+        self.click_validation = ClickValidation(validation)
 
     def backpropagate(self, batch: Batch, metrics: StepMetricsAccumulator, *, offset: int) -> None:
         """Accumulate the gradients of the summed embedding losses of a pass."""
@@ -53,8 +62,8 @@ class DistillModule(StepModule):
         metrics.add(0, torch.stack([losses.detach().sum(), cosines.sum()]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the IoU of the student with the teacher's decoder after each of five clicks; model frame."""
-        self.click_validation.update(self.model, batch, self.encode(batch))
+        """Update the IoU of the student with the teacher's decoder after each click."""
+        self.click_validation.update(self.model, batch, self.encode)
         self.log("val/skipped", float(len(batch.skipped)), reduce_fx="sum", sync_dist=True, batch_size=len(batch.keys))
 
     def on_validation_epoch_end(self) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from sam_train.checkpoint import initialize_from_checkpoint, load_checkpoint, merged_model
@@ -20,15 +18,13 @@ from sam_train.model.lora import Lora
 from sam_train.model.proposer import Proposer
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.text import TextEmbeddingStore
+from sam_train.training.click_validation import ClickMeasure
 from sam_train.training.distillation import DistillModule, copy_teacher_decoder
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.proposer_module import ProposerModule
 from sam_train.training.sam_module import SamModule, check_loss_resolution
-from sam_train.training.step_module import StepModule
+from sam_train.training.step_module import StepModule, log_rank_zero
 from sam_train.training.trainer import raise_as_config_error
-
-log_rank_zero = rank_zero_only(logging.getLogger("sam_train").info)
-"""Logs a message in the process of rank 0 only."""
 
 
 def build_text_embeddings(cfg: DictConfig) -> TextEmbeddingStore | None:
@@ -78,13 +74,14 @@ def build_module(cfg: DictConfig) -> StepModule:
 def _build_step_module(cfg: DictConfig, model: Sam) -> StepModule:
     simulator, loss, optimizer = build(cfg.prompts), build(cfg.losses), build(cfg.optim)
     options = {**to_plain(cfg.training), "seed": cfg.seed}
+    validation: ClickMeasure = build(cfg.validation)
     if not cfg.teacher and not cfg.get("proposer"):
         frozen = FrozenEncoder(model, cfg.embedding_cache) if cfg.freeze_image_encoder else None
-        return SamModule(model, simulator, loss, optimizer, frozen_encoder=frozen, **options)
+        return SamModule(model, simulator, loss, optimizer, frozen_encoder=frozen, validation=validation, **options)
     check_loss_resolution(options.pop("loss_resolution", "grid"))  # without effect here, as text_alignment_weight
     options.pop("text_alignment_weight", None)
     if cfg.teacher:
-        return DistillModule(model, optimizer, teacher=build_teacher(cfg, model), **options)
+        return DistillModule(model, optimizer, teacher=build_teacher(cfg, model), validation=validation, **options)
     return build_proposer_module(cfg, model, loss, optimizer, options)
 
 

@@ -14,7 +14,7 @@ from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.prompts.rng import PerImageRng, seeded_generator
 from sam_train.structures import Batch, Prediction, Prompts
-from sam_train.training.click_validation import ClickValidation, predicted_masks, upsample_mask_logits
+from sam_train.training.click_validation import ClickMeasure, ClickValidation, predicted_masks, upsample_mask_logits
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.step_metrics import TERMS_PER_ROUND, StepMetricsAccumulator
 from sam_train.training.step_module import StepModule
@@ -32,6 +32,7 @@ class SamModule(StepModule):
         code does, at four to sixteen times the cost.
     text_alignment_weight: weight of the loss that aligns text embeddings with image embeddings in a step that begins with text
         prompts (`text_alignment_loss`). 0 is the paper; a model from random weights does not learn text prompts without it.
+    validation: measures the validation images; None measures no clicks.
     Other parameters as in `StepModule`.
     Raises ValueError if loss_resolution is neither "grid" nor "full".
     """
@@ -54,6 +55,7 @@ class SamModule(StepModule):
         ema_decay: float | None = None,
         images_per_pass: int | None = None,
         seed: int = 0,
+        validation: ClickMeasure | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -68,7 +70,7 @@ class SamModule(StepModule):
         check_loss_resolution(loss_resolution)
         self.simulator, self.loss = simulator, loss
         self.loss_resolution, self.text_alignment_weight = loss_resolution, text_alignment_weight
-        self.click_validation = ClickValidation()
+        self.click_validation = ClickValidation(validation)
 
     def backpropagate(self, batch: Batch, metrics: StepMetricsAccumulator, *, offset: int) -> None:
         """Accumulate the gradients of the summed losses of all rounds of a pass."""
@@ -91,12 +93,12 @@ class SamModule(StepModule):
             self.manual_backward(encoded, gradient=embeddings.grad)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the IoU after each of five clicks and, where masks have text embeddings, from text prompts; model frame."""
-        self.click_validation.update(self.model, batch, self.encode(batch))
+        """Update the IoU after each click and, where masks have text embeddings, from text prompts."""
+        self.click_validation.update(self.model, batch, self.encode, self.frozen_encoder.cache if self.frozen_encoder else None)
         self.log("val/skipped", float(len(batch.skipped)), reduce_fx="sum", sync_dist=True, batch_size=len(batch.keys))
 
     def on_validation_epoch_end(self) -> None:
-        """Log mIoU@1, @3, @5 and, for a model with text prompts, mIoU from text and after one more click."""
+        """Log mIoU after 1, 3 and 5 clicks and, for a model with text prompts, mIoU from text and after one more click."""
         self.click_validation.log_and_reset(self, has_text_prompts=self.model.prompt_encoder.text_dim is not None)
 
     def prompt_rng(self, batch: Batch, offset: int) -> PerImageRng:

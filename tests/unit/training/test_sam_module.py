@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from conftest import make_sample
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from sam_train.inference import Predictor
 from sam_train.losses import SamLoss, text_alignment_loss
 from sam_train.model import Sam
 from sam_train.model.build import build_sam
 from sam_train.model.embedding_hash import embedding_hash
 from sam_train.model.layers import DropPath
-from sam_train.model.prompt_encoder import PromptEncoder
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
 from sam_train.prompts.rng import seeded_generator
-from sam_train.structures import Batch, Prediction, Prompts
+from sam_train.shards import Sample
+from sam_train.structures import Batch, Prediction
 from sam_train.training import SamModule
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.step_metrics import ReducedStepMetrics
@@ -348,40 +350,26 @@ def test_the_learning_rate_follows_the_schedule(quiet_trainer: Callable[..., Tra
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-3 / 4)
 
 
-class PerfectSam(Sam):
-    """Predicts the targets; if `late`, the first prediction is wrong."""
+class ListedIous:
+    """Stands for the protocol of an evaluation: has the IoUs of each sample, by its number."""
 
-    def __init__(self, targets: Tensor, *, late: bool) -> None:
-        nn.Module.__init__(self)
-        self.targets, self.late = targets, late
-        self.prompt_encoder = PromptEncoder(embed_dim=8, image_size=SIZE, grid_size=4)  # validation reads its text_dim
-        self.anything = nn.Parameter(torch.zeros(()))
+    num_clicks, report = 3, (1, 3, 9)
+    ious: ClassVar = {1: [[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]], 2: [], 3: [[0.9, 1.0, 1.0]]}
 
-    @property
-    def image_size(self) -> int:
-        return SIZE
-
-    def encode_images(self, images: Tensor, sizes_hw: Tensor) -> Tensor:
-        return images.float()
-
-    def decode(self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool) -> Prediction:
-        correct = self.targets.float()[:, None] * 20 - 10
-        if not multimask_output:
-            return Prediction(mask_logits=correct, iou_scores=torch.ones(len(correct), 1))
-        logits = torch.cat([-correct, correct, torch.full_like(correct, -10)], 1)
-        scores = torch.tensor([0.1, 0.2, 0.9] if self.late else [0.1, 0.9, 0.2])
-        return Prediction(mask_logits=logits, iou_scores=scores.expand(len(correct), 3))
+    def measure_sample(self, predictor: Predictor, sample: Sample, number: int) -> dict[str, Any]:
+        return {"ious": self.ious[number]}
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_validation_scores_a_perfect_model_1(late: bool, quiet_trainer: Callable[..., Trainer]) -> None:
-    batch = make_batch()
-    module = make_module(PerfectSam(batch.target_masks, late=late))
-    trainer = quiet_trainer(max_steps=1)
-    (metrics,) = trainer.validate(module, loader(batch, 2), verbose=False)
-    assert metrics == {"val/miou_at_1": 0 if late else 1, "val/miou_at_3": 1, "val/miou_at_5": 1, "val/skipped": 0}
-    (again,) = trainer.validate(module, loader(batch, 1), verbose=False)
-    assert again == metrics, "metrics must be reset"
+def test_validation_measures_by_its_protocol_and_resets(quiet_trainer: Callable[..., Trainer]) -> None:
+    """The mean over masks, of the reported numbers of clicks that are made; an image may have no mask, a batch no image."""
+    sample = make_sample(0)
+    batches = [replace(make_batch(), sources=tuple((i, sample) for i in numbers)) for numbers in ([1, 2], [], [3])]
+    module, trainer = make_module(validation=ListedIous()), quiet_trainer(max_steps=1)
+    for batches_, expected in ((batches, (0.5, 2 / 3)), (batches[2:], (0.9, 1.0)), (batches[1:2], (0, 0))):
+        loader_ = DataLoader(batches_, batch_size=None)  # type: ignore[arg-type]
+        (metrics,) = trainer.validate(module, loader_, verbose=False)
+        values = dict(zip(("val/miou_at_1", "val/miou_at_3", "val/skipped"), (*expected, 0), strict=True))
+        assert metrics == pytest.approx(values), "metrics must be reset"
 
 
 def test_grid_targets_are_cells_covered_by_more_than_half() -> None:
