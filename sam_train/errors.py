@@ -5,7 +5,8 @@
     ├── ShardError             a shard or record violates the schema (shard, key, field)
     │   └── SkipSampleError    one sample is unusable; counted by reason, fatal after N in a row
     ├── CheckpointError        a file is not a readable model, or lacks weights (names them)
-    └── TrainingError          a loss is NaN or inf
+    └── TrainingError          a run cannot continue
+        └── NonFiniteError     a loss or a gradient is NaN or inf
 
 A message states what was found, what was expected and what to do. `ValueError` keeps its Python meaning: an invalid
 argument of a plain function.
@@ -50,7 +51,11 @@ class CheckpointError(SamTrainError):
 
 
 class TrainingError(SamTrainError):
-    """A training run cannot continue, because its loss is NaN or inf."""
+    """A training run cannot continue."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or a gradient of a training step is NaN or inf."""
 
 
 _RERUN = "and run the same command again: it keeps its finished results"

@@ -4,13 +4,11 @@
     sam-train data.shards='FOLDER/*.tar' data.val_shards='HELDOUT/*.tar' name=mine
 
 The run folder is runs/<name>, without a timestamp: the same command resumes a killed run from its last checkpoint. A finished
-run holds model.pt (or proposer.pt), metrics.json, csv/metrics.csv and config.yaml.
+run holds model.pt (or proposer.pt), metrics.json, csv/metrics.csv, config.yaml, and in ended.json why it ended.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import zipfile
 from pathlib import Path
@@ -18,37 +16,29 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.utilities import rank_zero_only
 
-from sam_train.checkpoint import run_description, save_checkpoint
+from sam_train.checkpoint import run_description
 from sam_train.cli.commands import TRAIN
+from sam_train.cli.run_folders import check_run_name
 from sam_train.config import build, config_hash, save_resolved, to_plain
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.mask_survey import describe_dropped_masks
 from sam_train.data.synthetic.training_scenes import compose_training_scenes
-from sam_train.errors import CheckpointError, ConfigError
-from sam_train.files import atomic_write_bytes
-from sam_train.inference.box_mask_generator import save_proposer
-from sam_train.model import Sam
+from sam_train.errors import CheckpointError, ConfigError, NonFiniteError, TrainingError
 from sam_train.model.tiny_vit import TinyViT
-from sam_train.training.factory import (
-    build_inference_model,
-    build_module,
-    build_text_embeddings,
-    log_rank_zero,
-    with_text_encoder,
-)
-from sam_train.training.loggers import describe_loggers
-from sam_train.training.preemption import Preempted, requeue_sweep_job
-from sam_train.training.proposer_module import ProposerModule
+from sam_train.training.continuation import ContinueFrom, lower_lr_command
+from sam_train.training.factory import build_module, build_text_embeddings, with_text_encoder
+from sam_train.training.preemption import INTERRUPTED_EXIT_CODE, Preempted, requeue_sweep_job
+from sam_train.training.results import build_validations, read_finished_metrics, write_results
+from sam_train.training.run_end import EndReason, clear_end, write_end
 from sam_train.training.run_identity import Identity, check_same_run, provenance_of, run_identity, write_identity
-from sam_train.training.run_summary import describe_result
+from sam_train.training.run_lock import lock_run_folder
 from sam_train.training.run_timer import RunTimer
-from sam_train.training.step_module import StepModule
+from sam_train.training.step_module import StepModule, log_rank_zero
 from sam_train.training.trainer import build_trainer, silence_lightning
-
-log = logging.getLogger("sam_train")
+from sam_train.training.trainer_options import explain_fit_errors
 
 
 def main() -> None:
@@ -57,24 +47,32 @@ def main() -> None:
 
 
 def command(cfg: DictConfig) -> None:
-    """Train as the composed config says. The first process of a preempted run exits with code 75 (EX_TEMPFAIL)."""
+    """Train as the composed config says.
+
+    The first process of a preempted run exits with code 75 (EX_TEMPFAIL), that of a run that Ctrl-C ended with 130.
+    """
     try:
         train_model(cfg)
     except Preempted as error:
         log_rank_zero("%s", error)
-        if error.is_rank_zero:
+        if error.is_rank_zero and not error.is_interrupt:
             requeue_sweep_job()
-        raise SystemExit(os.EX_TEMPFAIL if error.is_rank_zero else 0) from None  # other ranks exit with a code for errors only
+        code = INTERRUPTED_EXIT_CODE if error.is_interrupt else os.EX_TEMPFAIL
+        raise SystemExit(code if error.is_rank_zero else 0) from None  # other ranks exit with a code for errors only
+    except NonFiniteError as error:
+        command_line = lower_lr_command(cfg, Path(cfg.run_dir))
+        raise TrainingError(f"{error}. With half the learning rate: {command_line}") from None
 
 
 def train_model(cfg: DictConfig) -> dict[str, float]:
     """Train as the config says, or resume; return the metrics, which are also written to metrics.json.
 
     Return the metrics of an earlier process if the run is already finished. Raises ConfigError if the run folder holds a run
-    with another config or the accelerator's memory is too small, CheckpointError if its checkpoint is corrupt, TrainingError
-    if a loss is NaN or inf, and Preempted after a preemption signal.
+    with another config or is in use, or the accelerator's memory is too small; CheckpointError if its checkpoint is corrupt,
+    NonFiniteError if a loss is NaN or inf, and Preempted after a preemption signal or Ctrl-C.
     """
     timer = RunTimer()
+    check_run_name(cfg)
     silence_lightning()
     run_dir = Path(cfg.run_dir)
     seed_everything(cfg.seed, verbose=False)
@@ -86,25 +84,55 @@ def train_model(cfg: DictConfig) -> dict[str, float]:
         compose_training_scenes(to_plain(cfg.synthetic))
     datamodule = build(cfg.data, text_store=texts)
     identity = run_identity(cfg, datamodule.train_set.shards)
-    last = find_resume_checkpoint(cfg, run_dir, identity)
+    find_resume_checkpoint(cfg, run_dir, identity)  # refuses another run before anything else
     module = build_module(cfg)
     module.run_description = run_description(to_plain(cfg), run_provenance(cfg, identity))
     if metrics := read_finished_metrics(cfg, run_dir):
-        log_rank_zero("%s is finished: raise trainer.max_steps to continue it, or set another name=...", run_dir)
         return metrics
-    if last:
-        log_rank_zero("resuming from %s", last)
-    trainer = build_trainer(cfg, run_dir, timer)
+    with lock_run_folder(run_dir):
+        last = find_resume_checkpoint(cfg, run_dir, identity)  # again: another process may have trained until now
+        if metrics := read_finished_metrics(cfg, run_dir):
+            return metrics
+        if last:
+            log_rank_zero("resuming from %s", last)
+        rank_zero_only(write_identity)(run_dir, identity)
+        return fit(cfg, run_dir, module, datamodule, last, timer)
+
+
+def fit(
+    cfg: DictConfig, run_dir: Path, module: StepModule, datamodule: ShardDataModule, last: Path | None, timer: RunTimer
+) -> dict[str, float]:
+    """Train `module` from the checkpoint `last`, or from the beginning; return the metrics.
+
+    Stores in the run folder why the run ended. Raises as `train_model`.
+    """
+    callbacks: list[Callback] = [timer]
+    if cfg.data.get("val_shards"):
+        callbacks.append(build_validations(cfg, run_dir, module))
+    if cfg.resume_from and last is None:
+        source = ContinueFrom(cfg.resume_from, with_optimizer=cfg.resume_optimizer)
+        source.load_weights(module)
+        callbacks.append(source)
+    trainer = build_trainer(cfg, run_dir, *callbacks)
+    rank_zero_only(clear_end)(run_dir)
     log_rank_zero("%s", describe_step_split(trainer, datamodule, module))
     if dropped := describe_dropped_masks(datamodule.train_set):
         log_rank_zero("%s", dropped)
-    rank_zero_only(write_identity)(run_dir, identity)
     rank_zero_only(save_resolved)(cfg, run_dir / "config.yaml")
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
-    except torch.OutOfMemoryError as error:
-        remedy = "lower data.images_per_step or data.max_masks, or set +model.activation_checkpointing=torch"
-        raise ConfigError(f"the accelerator ran out of memory in a training step: {remedy}") from error
+        with explain_fit_errors():
+            trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if last else None, weights_only=True)
+    except Preempted as error:
+        reason = EndReason.INTERRUPTED if error.is_interrupt else EndReason.PREEMPTED
+        rank_zero_only(write_end)(run_dir, reason, cfg, step=error.step)
+        raise
+    except SystemExit:  # Lightning's exit after Ctrl-C outside of the steps
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    except NonFiniteError:
+        rank_zero_only(write_end)(run_dir, EndReason.NAN, cfg, step=trainer.global_step)
+        raise
     return write_results(cfg, run_dir, trainer, module, seconds=timer.seconds())
 
 
@@ -143,64 +171,6 @@ def find_resume_checkpoint(cfg: DictConfig, run_dir: Path, identity: Identity) -
         raise CheckpointError(f"{last} is truncated or corrupt: remove the folder {run_dir} to start again")
     check_same_run(cfg, identity, run_dir)
     return last if last.is_file() else None
-
-
-def read_finished_metrics(cfg: DictConfig, run_dir: Path) -> dict[str, float] | None:
-    """Return the metrics of a run that has made at least `trainer.max_steps` steps, or None."""
-    path = run_dir / "metrics.json"
-    if not path.is_file() or not result_path(cfg, run_dir).is_file():
-        return None
-    metrics: dict[str, float] = json.loads(path.read_bytes())
-    max_steps = cfg.trainer.max_steps
-    return metrics if isinstance(max_steps, int) and metrics["steps"] >= max_steps > 0 else None
-
-
-def result_path(cfg: DictConfig, run_dir: Path) -> Path:
-    """Return the path of the trained model, or of the trained proposer."""
-    return run_dir / ("proposer.pt" if cfg.get("proposer") else "model.pt")
-
-
-def trained_model(cfg: DictConfig, trainer: Trainer, module: StepModule) -> Sam:
-    """Return the trained model with unsharded weights, or their EMA. Valid in the process of rank 0."""
-    weights = getattr(trainer.strategy, "full_weights", None) or module.model.state_dict()
-    return build_inference_model(cfg, {**weights, **(module.ema.full_means if module.ema else {})})
-
-
-def write_results(cfg: DictConfig, run_dir: Path, trainer: Trainer, module: StepModule, *, seconds: float) -> dict[str, float]:
-    """Write the trained model and then metrics.json, which marks the run as finished. Return the metrics.
-
-    seconds: duration of the run (`RunTimer`).
-    """
-    path = result_path(cfg, run_dir)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    metrics |= {"steps": float(trainer.global_step), "seconds": seconds}
-    if trainer.is_global_zero:
-        assert module.run_description is not None, "train_model sets it"
-        provenance = {**module.run_description["provenance"], "steps": trainer.global_step}
-        if isinstance(module, ProposerModule):
-            save_proposer(path, module.proposer, module.model, provenance)
-        else:
-            save_checkpoint(path, trained_model(cfg, trainer, module), to_plain(cfg.model), provenance)
-        atomic_write_bytes(run_dir / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-        log.info("%s", describe_run(cfg, path, trainer, module, metrics))
-    return metrics
-
-
-def describe_run(cfg: DictConfig, path: Path, trainer: Trainer, module: StepModule, metrics: dict[str, float]) -> str:
-    """Return the closing message of a run whose model is at `path`."""
-    shards = cfg.data.val_shards if isinstance(cfg.data.val_shards, str) else "HELDOUT"
-    command = f"sam-evaluate checkpoint={path} shards={shards}"
-    if cfg.get("proposer"):
-        command = f"sam-evaluate protocol=prefill generator@protocol.generator=proposer protocol.generator.file={path}"
-        command += f" checkpoint={cfg.init_checkpoint} shards={shards}"
-    return describe_result(
-        metrics,
-        what=f"{cfg.name} ({sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6:.2f} million parameters)",
-        result=str(path),
-        max_steps=trainer.max_steps,
-        loggers=describe_loggers(trainer.loggers),
-        next_command=command,
-    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ UPDATE_INTERVAL_S = 20.0
 """Seconds between two updates of the stored run time of a process."""
 PREEMPTED_EXIT_CODE = 75
 """Exit code of a training that was preempted and wrote its checkpoint."""
+INTERRUPTED_EXIT_CODE = 130
+"""Exit code of a process that Ctrl-C ended; a training has written its checkpoint."""
 
 
 @runtime_checkable  # the type checks of the tests need it
@@ -73,7 +75,8 @@ class ProcessLauncher:
     def start(self, title: str, module: str, *arguments: str) -> None:
         """Run a module and wait for its end.
 
-        Raises SamTrainError if it fails (its own message is printed above), SystemExit(75) if a training was preempted.
+        Raises SamTrainError if it fails (its own message is printed above), SystemExit(75) if a training was preempted and
+        SystemExit(130) if the process was interrupted.
         """
         console.rule(title, align="left", style="dim")
         command = [sys.executable, "-m", module, *arguments]
@@ -84,6 +87,9 @@ class ProcessLauncher:
         if code == PREEMPTED_EXIT_CODE:
             console.print(f"{title} was preempted and wrote a checkpoint: start the same command again to resume")
             raise SystemExit(PREEMPTED_EXIT_CODE)
+        if code == INTERRUPTED_EXIT_CODE:
+            console.print(f"{title} was interrupted: start the same command again to resume")
+            raise SystemExit(INTERRUPTED_EXIT_CODE)
         if code < 0:
             killed = f"{title} was killed by signal {-code} (signal 9 is sent when memory runs out)"
             raise SamTrainError(f"{killed}; start the same command again to resume")

@@ -30,6 +30,7 @@ class ProposerModule(StepModule):
     Raises ValueError if `ema_decay` is set.
     """
 
+    default_monitor = "val/box_f1"
     progress_metrics = (("loss", "loss"), ("boxes", "boxes"))
     metric_names = ("loss", "focal", "boxes")
 
@@ -85,8 +86,10 @@ class ProposerModule(StepModule):
             self.val_matches.update(pairwise_box_iou(boxes, ground_truth[batch.image_index == i]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log precision and recall of the boxes."""
+        """Log precision, recall and F1 of the boxes."""
         precision, recall = self.val_matches.compute()
         self.val_matches.reset()
+        f1 = 2 * precision * recall / torch.clamp(torch.as_tensor(precision + recall), min=1e-12)
+        self.log("val/box_f1", f1, sync_dist=True)
         self.log("val/box_precision", precision, sync_dist=True)
         self.log("val/box_recall", recall, sync_dist=True)

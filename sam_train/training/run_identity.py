@@ -21,11 +21,12 @@ from sam_train.config import changed_values
 from sam_train.data.sources import ShardSet
 from sam_train.errors import CheckpointError, ConfigError
 from sam_train.files import atomic_write_bytes
+from sam_train.training.continuation import last_checkpoint
 
 FILE = "identity.json"
 RESUME_KEYS = (
     *("model", "data", "prompts", "losses", "optim", "training", "seed", "proposer", "trainer.precision"),
-    *("init_checkpoint", "freeze_image_encoder", "lora", "teacher", "text"),
+    *("init_checkpoint", "resume_from", "freeze_image_encoder", "lora", "teacher", "text"),
 )
 """Config keys and groups that decide the weights and must not change when a run resumes. All others may change: steps, devices,
 loggers, callbacks, caches."""
@@ -45,9 +46,18 @@ Identity = Mapping[str, str]
 
 
 def run_identity(cfg: DictConfig, shards: ShardSet) -> Identity:
-    """Return the identity of the run that a config describes. Raises CheckpointError if a checkpoint does not exist."""
-    checkpoints = {key: checkpoint_hash(cfg[key]) for key in ("init_checkpoint", "teacher") if cfg[key]}
-    return {**checkpoints, "data.shards": describe_shards(shards)}
+    """Return the identity of the run that a config describes.
+
+    The run that `resume_from` names may be trained further: its checkpoint is hashed as long as this run has none of its own.
+    Raises CheckpointError if a checkpoint does not exist.
+    """
+    hashes = {key: checkpoint_hash(cfg[key]) for key in ("init_checkpoint", "teacher") if cfg[key]}
+    if cfg.resume_from:
+        run_dir = Path(cfg.run_dir)
+        has_begun = (run_dir / "checkpoints" / "last.ckpt").is_file() or (run_dir / "metrics.json").is_file()
+        stored = (read_identity(run_dir) or {}).get("resume_from") if has_begun else None
+        hashes["resume_from"] = stored or checkpoint_hash(last_checkpoint(cfg.resume_from))
+    return {**hashes, "data.shards": describe_shards(shards)}
 
 
 def describe_shards(shards: ShardSet) -> str:
@@ -100,8 +110,8 @@ def read_identity(run_dir: Path) -> dict[str, str] | None:
 
 
 def provenance_of(identity: Identity) -> dict[str, str]:
-    """Return the hashes of the initial weights and of the teacher as the provenance of a checkpoint names them."""
-    names = {"init": "init_checkpoint", "teacher": "teacher"}
+    """Return the hashes of initial weights, teacher and continued run as the provenance of a checkpoint names them."""
+    names = {"init": "init_checkpoint", "teacher": "teacher", "resumed_from": "resume_from"}
     return {name: identity[key] for name, key in names.items() if key in identity}
 
 

@@ -22,6 +22,7 @@ from sam_train.training.loggers import build_loggers
 from sam_train.training.preemption import PreemptionCallback
 from sam_train.training.progress import RunProgress
 from sam_train.training.strategies import EncoderFSDP2Strategy
+from sam_train.training.trainer_options import check_trainer_options
 
 IGNORED_WARNINGS = (
     "Using ModelCheckpoint with manual optimization",  # intended: checkpoints are written after the step
@@ -55,15 +56,9 @@ def raise_as_config_error(group: str) -> Iterator[None]:
 def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Trainer:
     """Return Lightning's trainer for a config, with `callbacks` before those of the config.
 
-    Raises ConfigError if trainer.max_steps is missing, or if trainer.precision or trainer.strategy is not supported.
+    Raises ConfigError for options of the trainer that are not supported (`check_trainer_options`).
     """
-    max_steps, precision = cfg.trainer.max_steps, str(cfg.trainer.precision)
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ConfigError(f"trainer.max_steps is {max_steps}: set it to the number of steps, the schedule depends on it")
-    if precision in ("16", "16-mixed"):  # a loss scaler would scale the encoder's gradient twice
-        raise ConfigError(f"trainer.precision is {precision}: loss scaling is not supported, set trainer.precision=bf16-mixed")
-    if "strategy" in cfg.trainer:  # Lightning's own reduce gradients in each backward pass, and the step would do it again
-        raise ConfigError(f"trainer.strategy is {cfg.trainer.strategy}: set strategy= to a name of configs/strategy instead")
+    check_trainer_options(cfg)
     folder = run_dir / "checkpoints"
     all_callbacks: list[Callback] = [
         *callbacks,

@@ -147,8 +147,8 @@ def test_bf16_losses_are_near_those_of_float32(
 ) -> None:
     """bf16-mixed on a CPU."""
     two_ranks.run(overrides(shards, tmp_path, f"strategy={strategy}", "trainer.precision=bf16-mixed", "trainer.max_steps=2"))
-    expected = [float(row["train/loss"]) for row in rows(single_process_run)[:2]]
-    assert [float(row["train/loss"]) for row in rows(tmp_path)[:2]] == pytest.approx(expected, rel=0.05)
+    expected = [float(row["train/loss"]) for row in rows(single_process_run) if row["train/loss"]][:2]
+    assert [float(row["train/loss"]) for row in rows(tmp_path) if row["train/loss"]][:2] == pytest.approx(expected, rel=0.05)
 
 
 def test_rejects_a_number_of_devices_that_does_not_divide_the_step(shards: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training runs that are killed by SIGKILL at a random step resume to bit-identical losses and weights."""
+"""Training runs that SIGKILL or Ctrl-C ends at a random step resume to bit-identical losses and weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from sam_train.shards import write_shard
 
 pytestmark = pytest.mark.slow
 
-STEPS, NUM_RUNS = 8, 10
+STEPS, NUM_RUNS = 12, 10
+EXIT_CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}
 
 
 def start_training(shards: Path, run_dir: Path, *more: str) -> BaseProcess:
@@ -33,15 +34,18 @@ def wait_for_success(process: BaseProcess, run_dir: Path) -> None:
     assert process.exitcode == 0, run_dir.with_suffix(".output").read_text()
 
 
-def kill_after(steps: int, process: BaseProcess, run_dir: Path) -> None:
+def stop_after(steps: int, process: BaseProcess, run_dir: Path, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal after `steps` steps, or after the first step of this process if there have been more."""
     deadline = time.monotonic() + 300
+    steps = max(steps, num_rows(run_dir) + 1)
     while num_rows(run_dir) < steps:
         assert process.is_alive(), f"the run ended before step {steps}: {run_dir.with_suffix('.output').read_text()}"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.kill()
+    assert process.pid
+    os.kill(process.pid, number)
     process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert process.exitcode == EXIT_CODES[number], run_dir.with_suffix(".output").read_text()
 
 
 def num_rows(run_dir: Path) -> int:
@@ -49,7 +53,8 @@ def num_rows(run_dir: Path) -> int:
     return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
 
 
-def test_resumes_after_sigkill_at_random_steps(tmp_path: Path) -> None:
+def test_resumes_after_sigkill_and_ctrl_c_at_random_steps(tmp_path: Path) -> None:
+    """Each run is killed and then interrupted, or the reverse, before it is completed."""
     shards = tmp_path / "shards"
     write_shard(shards / "sa_000000.tar", [make_sample(index, num_masks=1 + index % 2) for index in range(5)])
     wait_for_success(start_training(shards, tmp_path / "unbroken"), tmp_path / "unbroken")
@@ -58,11 +63,13 @@ def test_resumes_after_sigkill_at_random_steps(tmp_path: Path) -> None:
     seed = secrets.randbits(32)
     draw = random.Random(seed)  # noqa: S311 # not a secret
     for index in range(NUM_RUNS):
-        run_dir, step = tmp_path / str(index), draw.randrange(1, STEPS)
-        kill_after(step, start_training(shards, run_dir), run_dir)
-        assert not (run_dir / "metrics.json").exists()
+        run_dir, steps = tmp_path / str(index), sorted(draw.sample(range(1, STEPS - 4), 2))
+        signals = draw.sample([*EXIT_CODES], 2)
+        for step, number in zip(steps, signals, strict=True):
+            stop_after(step, start_training(shards, run_dir), run_dir, number)
+            assert not (run_dir / "metrics.json").exists()
         wait_for_success(start_training(shards, run_dir), run_dir)
-        message = f"killed after step {step}, seed {seed}"
+        message = f"{[number.name for number in signals]} after steps {steps}, seed {seed}"
         found = weights(run_dir)
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == [], message
         assert rows(run_dir)[-1] == log[-1], message
@@ -77,7 +84,7 @@ def test_resumes_after_sigkill_with_two_loader_processes(tmp_path: Path) -> None
     write_shard(shards / "sa_000000.tar", [make_sample(index, num_masks=1 + index % 2) for index in range(5)])
     wait_for_success(start_training(shards, tmp_path / "unbroken"), tmp_path / "unbroken")
     killed = start_training(shards, tmp_path / "killed", "data.num_workers=2")
-    kill_after(5, killed, tmp_path / "killed")
+    stop_after(5, killed, tmp_path / "killed")
     assert killed.pid
     deadline = time.monotonic() + 60
     while processes_of(killed.pid):

@@ -157,10 +157,11 @@ def test_finished_run_with_more_steps_resumes(shards: Path, tmp_path: Path) -> N
 
 
 def test_validation_does_not_change_the_training(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    train_model(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.val_check_interval=3"))
+    """It validates before the first and after the last step too; `monitor=null` keeps the last model."""
+    train_model(config(shards, tmp_path, f"data.val_shards={shards}", "trainer.val_check_interval=3", "monitor=null"))
     expected = weights(uninterrupted)
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(tmp_path).items())
-    assert [row["step"] for row in log_rows(tmp_path) if row["val/miou_at_1"]] == ["2", "5"]
+    assert [row["step"] for row in log_rows(tmp_path) if row["val/miou_at_1"]] == ["0", "2", "5", "6"]
 
 
 def test_validation_skips_unusable_images(shards: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_ema_follows_its_formula_and_resumes(shards: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(WeightEMA, "update", updated)
     monkeypatch.setattr(WeightEMA, "on_train_start", begun)
-    chosen = ["training.ema_decay=0.7", f"data.val_shards={shards}", "trainer.val_check_interval=3"]
+    chosen = ["training.ema_decay=0.7", f"data.val_shards={shards}", "trainer.val_check_interval=3", "monitor=null"]
     run_in_process(overrides(shards, tmp_path / "uninterrupted", *chosen))
     name = "mask_decoder.iou_token.weight"
     mean = start[0][name]
