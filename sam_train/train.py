@@ -28,6 +28,7 @@ from sam_train.data.mask_survey import describe_dropped_masks
 from sam_train.data.synthetic.training_scenes import compose_training_scenes
 from sam_train.errors import CheckpointError, ConfigError, NonFiniteError, TrainingError
 from sam_train.model.tiny_vit import TinyViT
+from sam_train.training.architecture import with_checkpoint_architecture
 from sam_train.training.continuation import ContinueFrom, lower_lr_command
 from sam_train.training.factory import build_module, build_text_embeddings, with_text_encoder
 from sam_train.training.preemption import INTERRUPTED_EXIT_CODE, Preempted, requeue_sweep_job
@@ -52,7 +53,7 @@ def command(cfg: DictConfig) -> None:
     The first process of a preempted run exits with code 75 (EX_TEMPFAIL), that of a run that Ctrl-C ended with 130.
     """
     try:
-        train_model(cfg)
+        train_model(with_checkpoint_architecture(cfg))
     except Preempted as error:
         log_rank_zero("%s", error)
         if error.is_rank_zero and not error.is_interrupt:

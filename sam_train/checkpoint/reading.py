@@ -75,7 +75,14 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Checkpoint:
     checkpoint: path, or name of `sam_train.weights.NAMED_WEIGHTS`.
     Raises CheckpointError if it does not hold a full model.
     """
-    stored = read_stored_weights(checkpoint)
+    return full_model(read_stored_weights(checkpoint))
+
+
+def full_model(stored: StoredWeights) -> Checkpoint:
+    """Return stored weights under the names of this project with their config, which is inferred for released weights.
+
+    Raises CheckpointError if they are not those of a full model.
+    """
     if stored.config is not None:
         return Checkpoint(state=stored.state, config=stored.config, provenance=stored.provenance)
     origin = str(stored.path)

@@ -22,7 +22,7 @@ PLAN = HydraCommand(
     examples=(
         ("sam-train plan experiment=vit_h_sa1b plan.gpu=a100-80gb plan.num_gpus=256", "Estimate the paper's run on 256 GPUs."),
         (
-            "sam-train plan model=vit_b plan.gpu=rtx-4090 plan.out=plan.json",
+            "sam-train plan model=vit_b plan.gpu=rtx4090-24gb plan.out=plan.json",
             "Write the estimate for one consumer GPU as JSON too.",
         ),
     ),
@@ -36,7 +36,7 @@ TRAIN = HydraCommand(
     examples=(
         ("sam-train experiment=nuclei", "Run an experiment: a set of overrides that was measured."),
         (
-            "sam-train data.shards=SHARDS data.val_shards=HELDOUT init_checkpoint=mobile_sam.pth model=mobile_sam name=mine",
+            "sam-train data.shards=SHARDS data.val_shards=HELDOUT init_checkpoint=mobile_sam.pth name=mine",
             "Fine-tune released weights on your shards; the run is written to runs/mine.",
         ),
     ),

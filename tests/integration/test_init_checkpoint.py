@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import make_sample
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint
-from sam_train.config import config_dir
+from sam_train.checkpoint import checkpoint_hash, export_weights, load_checkpoint, save_checkpoint
+from sam_train.cli.commands import TRAIN
+from sam_train.config import build, config_dir, to_plain
 from sam_train.errors import ConfigError
 from sam_train.model import Sam
 from sam_train.model.build import build_mobile_sam, build_sam
 from sam_train.model.tiny_vit import TinyViT
+from sam_train.model.weights import infer_config
 from sam_train.shards import write_shard
 from sam_train.train import train_model
+from sam_train.training.architecture import differences
 
 RUN = [
     "wandb.enabled=false",
@@ -33,6 +39,7 @@ RUN = [
     "model.prompt_dim=16",
     "+model.decoder_mlp_dim=16",
 ]
+NANO = to_plain(OmegaConf.load(f"{config_dir()}/model/vit_nano.yaml"))  # type: ignore[arg-type]
 MOBILE_SAM = ["model=mobile_sam", "model.embed_dims=[8,8,16,16]", "model.depths=[1,1,1,1]", "model.num_heads=[2,2,2,2]"]
 VIT = ["model=vit_b", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.global_attn_indexes=[1]"]
 
@@ -116,3 +123,50 @@ def test_rejects_freezing_without_weights_and_caching_without_freezing(
     export_weights(small_vit(), tmp_path / "sam.pth")
     with pytest.raises(ConfigError, match=message):
         train(shards, tmp_path / "sam.pth", *VIT, *overrides)
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "mobile_sam"])
+def test_model_option_of_released_weights_has_their_architecture(name: str) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
+        config = to_plain(compose("train", overrides=[f"model={name}"]).model)
+    with torch.device("meta"):
+        state = build(config).state_dict()
+    assert differences(infer_config(state, origin=name), config) == {}
+
+
+def train_command(monkeypatch: pytest.MonkeyPatch, shards: Path, run_dir: Path, *overrides: str) -> dict[str, Any]:
+    """Run `sam-train` for one step and return the config of the model that it writes."""
+    line = [value for value in RUN if not value.lstrip("+").startswith("model.")]
+    monkeypatch.setattr(sys, "argv", ["sam-train", *line, f"data.shards={shards}", f"run_dir={run_dir}", *overrides])
+    TRAIN.main()
+    config: dict[str, Any] = torch.load(run_dir / "model.pt", weights_only=True)["config"]
+    return config
+
+
+def test_trains_the_architecture_of_the_checkpoint_without_model(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Released weights, a model.pt and a run to continue; values of `model.` apply to it; another `model=` is refused."""
+    export_weights(small_vit(), tmp_path / "sam.pth")
+    init = f"init_checkpoint={tmp_path / 'sam.pth'}"
+    config = train_command(monkeypatch, shards, tmp_path / "a", init, "+model.drop_path_rate=0.5")
+    assert (config["embed_dim"], config["image_size"], config["drop_path_rate"]) == (32, 64, 0.5)
+    for name, source in (("b", f"init_checkpoint={tmp_path / 'a' / 'model.pt'}"), ("c", f"resume_from={tmp_path / 'a'}")):
+        assert train_command(monkeypatch, shards, tmp_path / name, source)["embed_dim"] == 32
+    with pytest.raises(SystemExit):
+        train_command(monkeypatch, shards, tmp_path / "d", init, "model=vit_nano")
+    message = capsys.readouterr().err
+    assert "sam.pth holds a model of another architecture: image_size" not in message, "both have 64 pixels"
+    assert "patch_size is 16 in the checkpoint and 8 here" in message
+    assert "leave out model=vit_nano to train the architecture of the checkpoint" in message
+
+
+def test_architecture_includes_what_no_shape_shows(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention heads and the activation of IoU scores change no shape of a weight."""
+    config = {**NANO, "num_heads": 4, "iou_sigmoid": True}
+    save_checkpoint(tmp_path / "model.pt", build(config), config, {})
+    init = f"init_checkpoint={tmp_path / 'model.pt'}"
+    found = train_command(monkeypatch, shards, tmp_path / "run", init)
+    assert (found["num_heads"], found["iou_sigmoid"]) == (4, True)
+    found = train_command(monkeypatch, shards, tmp_path / "b", init, "model=vit_nano", "model.num_heads=4")
+    assert "iou_sigmoid" not in found, "it may be chosen"
