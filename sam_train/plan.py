@@ -24,6 +24,7 @@ from sam_train.cost_model.cost_estimate import CostEstimate, HardwareSpec, estim
 from sam_train.cost_model.devices import get_device
 from sam_train.cost_model.step_cost import ForwardBackwardCost, StepCost, count_step
 from sam_train.files import atomic_write_bytes
+from sam_train.training.progress import format_seconds
 
 MASK_DIVISORS = (1, 2, 4, 8)
 """The table of memory per image has a column for data.max_masks divided by each of these."""
@@ -110,7 +111,7 @@ def cost_table(step: StepCost, estimate: CostEstimate, hardware: HardwareSpec, i
     table.add_row(f"seconds per step, at {hardware.efficiency:.0%} of the roofline", f"{estimate.step_s:.3f}")
     table.add_row("communication per GPU and step", f"{estimate.communication_gb:.2f} GB, {estimate.communication_s:.3f} s")
     table.add_row("required loader throughput", f"{estimate.images_per_s:.1f} images per second")
-    table.add_row(f"{max_steps:,} steps", f"{estimate.days:.2f} days, {estimate.gpu_hours:,.0f} GPU hours")
+    table.add_row(f"{max_steps:,} steps", f"{format_seconds(estimate.days * 86400)}, {estimate.gpu_hours:,.1f} GPU hours")
     return table
 
 
