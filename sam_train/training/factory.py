@@ -78,8 +78,9 @@ def _build_step_module(cfg: DictConfig, model: Sam) -> StepModule:
     if not cfg.teacher and not cfg.get("proposer"):
         frozen = FrozenEncoder(model, cfg.embedding_cache) if cfg.freeze_image_encoder else None
         return SamModule(model, simulator, loss, optimizer, frozen_encoder=frozen, validation=validation, **options)
-    check_loss_resolution(options.pop("loss_resolution", "grid"))  # without effect here, as text_alignment_weight
-    options.pop("text_alignment_weight", None)
+    check_loss_resolution(options.pop("loss_resolution", "grid"))  # without effect here, as the next two
+    for name in ("text_alignment_weight", "background_clicks"):
+        options.pop(name, None)
     if cfg.teacher:
         return DistillModule(model, optimizer, teacher=build_teacher(cfg, model), validation=validation, **options)
     return build_proposer_module(cfg, model, loss, optimizer, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from sam_train.losses import LossTerms, SamLoss, text_alignment_loss
 from sam_train.model import Sam
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
+from sam_train.prompts.background_clicks import background_clicks
 from sam_train.prompts.rng import PerImageRng, seeded_generator
 from sam_train.structures import Batch, Prediction, Prompts
 from sam_train.training.click_validation import ClickMeasure, ClickValidation, predicted_masks, upsample_mask_logits
@@ -33,8 +35,11 @@ class SamModule(StepModule):
     text_alignment_weight: weight of the loss that aligns text embeddings with image embeddings in a step that begins with text
         prompts (`text_alignment_loss`). 0 is the paper; a model from random weights does not learn text prompts without it.
     validation: measures the validation images; None measures no clicks.
+    background_clicks: number of clicks on each image, on pixels outside of all masks, whose IoU scores are trained to be 0. For
+        corpora in which every object is annotated: the automatic stage then drops the masks of grid points between the objects.
+        0 is the paper. A pass with masks that `data.max_masks` left out has none, because these masks are not known here.
     Other parameters as in `StepModule`.
-    Raises ValueError if loss_resolution is neither "grid" nor "full".
+    Raises ValueError if loss_resolution is neither "grid" nor "full", or background_clicks is below 0.
     """
 
     progress_metrics = (("loss", "loss"), ("IoU", "iou_last_round"))
@@ -50,6 +55,7 @@ class SamModule(StepModule):
         frozen_encoder: FrozenEncoder | None = None,
         loss_resolution: str = "grid",
         text_alignment_weight: float = 0.0,
+        background_clicks: int = 0,
         gradient_clip: float | None = None,
         compile_encoder: bool = False,
         ema_decay: float | None = None,
@@ -70,6 +76,9 @@ class SamModule(StepModule):
         check_loss_resolution(loss_resolution)
         self.simulator, self.loss = simulator, loss
         self.loss_resolution, self.text_alignment_weight = loss_resolution, text_alignment_weight
+        if background_clicks < 0:
+            raise ValueError(f"background_clicks must be at least 0, got {background_clicks}")
+        self.background_clicks = background_clicks
         self.click_validation = ClickValidation(validation)
 
     def backpropagate(self, batch: Batch, metrics: StepMetricsAccumulator, *, offset: int) -> None:
@@ -89,6 +98,8 @@ class SamModule(StepModule):
             best = prediction.best().detach()
             masks = predicted_masks(best, self.model.image_size)
             prompts = self.simulator.next_prompts(round_, prompts, masks, batch.target_masks, best.mask_logits, rng)
+        if self.background_clicks and not batch.dropped.get("max_masks"):
+            self._backpropagate_background(batch, embeddings, offset=offset)
         if encoded.requires_grad:
             self.manual_backward(encoded, gradient=embeddings.grad)
 
@@ -118,6 +129,15 @@ class SamModule(StepModule):
         if batch.text_embeddings is not None and self.simulator.use_text_prompt(seeded_generator(text_seed)):
             return Prompts.from_text(batch.image_index, batch.text_embeddings)
         return self.simulator.first_prompts(batch.target_masks, batch.image_index, rng)
+
+    def _backpropagate_background(self, batch: Batch, embeddings: Float[Tensor, "B C h w"], *, offset: int) -> None:
+        """Accumulate the gradients of the IoU loss of clicks outside of all masks, whose true IoU is 0."""
+        seeds = self.image_seeds(batch, RngStream.BACKGROUND, offset)
+        prompts = background_clicks(batch, self.background_clicks, seeds)
+        if len(prompts):
+            scores = self.model.decode(embeddings, prompts, multimask_output=True).iou_scores.float()
+            error = self.loss.iou_error(scores, torch.zeros_like(scores), reduction="none")
+            self.manual_backward(self.loss.iou_weight * error.mean(1).sum())
 
     def _with_alignment(
         self, terms: LossTerms, texts: Float[Tensor, "N E"], embeddings: Float[Tensor, "B C h w"], batch: Batch

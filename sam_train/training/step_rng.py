@@ -25,6 +25,7 @@ class RngStream(IntEnum):
     DROPOUT = 3
     DROP_PATH = 4
     TEXT_PROMPT = 5
+    BACKGROUND = 6
 
 
 def image_seeds(num_images: int, stream: RngStream, *, seed: int, step: int, offset: int) -> list[tuple[int, ...]]:

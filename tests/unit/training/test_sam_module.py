@@ -22,13 +22,14 @@ from sam_train.model.embedding_hash import embedding_hash
 from sam_train.model.layers import DropPath
 from sam_train.optim import OptimizerFactory
 from sam_train.prompts import PromptSimulator
+from sam_train.prompts.background_clicks import background_clicks
 from sam_train.prompts.rng import seeded_generator
 from sam_train.shards import Sample
 from sam_train.structures import Batch, Prediction
 from sam_train.training import SamModule
 from sam_train.training.frozen_encoder import FrozenEncoder
 from sam_train.training.step_metrics import ReducedStepMetrics
-from sam_train.training.step_rng import draw_drop_paths
+from sam_train.training.step_rng import RngStream, draw_drop_paths
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
@@ -422,3 +423,32 @@ def test_text_alignment_is_added_to_the_first_round_of_a_step_with_text_prompts(
     assert torch.equal(losses_of(make_batch()), losses_of(make_batch(), text_alignment_weight=0.5)), (
         "a step without text prompts has no alignment loss"
     )
+
+
+def test_background_clicks_train_the_scores_of_pixels_outside_all_masks_to_be_zero() -> None:
+    def gradients(batch: Batch, **values: Any) -> dict[str, Tensor]:
+        module = step_only(**values)
+        module.training_step(batch, 0)
+        return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+    plain, trained = gradients(make_batch()), gradients(make_batch(), background_clicks=3)
+    module = step_only(background_clicks=3)
+    prompts = background_clicks(make_batch(), 3, module.image_seeds(make_batch(), RngStream.BACKGROUND, 0))
+    assert prompts.image_index.tolist() == [0, 0, 0, 1, 1, 1]
+    covered = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
+    covered[0], covered[1] = make_batch().target_masks[:2].any(0), make_batch().target_masks[2]
+    covered[1, 24:] = True  # padding
+    columns, rows = prompts.points_xy[:, 0].long().T
+    assert not covered[prompts.image_index, rows, columns].any()
+    embeddings = module.model.encode_images(make_batch().images, make_batch().sizes_hw)
+    scores = module.model.decode(embeddings, prompts, multimask_output=True).iou_scores
+    (scores.square().mean(1).sum() / len(make_batch().image_index)).backward()
+    for name, parameter in module.named_parameters():
+        extra = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert torch.allclose(trained[name], plain[name] + extra, atol=1e-5), name
+    incomplete = replace(make_batch(), dropped={"max_masks": 1})
+    assert all(torch.equal(a, plain[name]) for name, a in gradients(incomplete, background_clicks=3).items())
+    with pytest.raises(ValueError, match="background_clicks must be at least 0, got -1"):
+        make_module(background_clicks=-1)
+    everything = replace(make_batch(), target_masks=torch.ones_like(make_batch().target_masks))
+    assert len(background_clicks(everything, 2, [(0,), (1,)])) == 0
