@@ -37,9 +37,9 @@ class SamModule(StepModule):
     validation: measures the validation images; None measures no clicks.
     background_clicks: number of clicks on each image, on pixels outside of all masks, whose IoU scores are trained to be 0. For
         corpora in which every object is annotated: the automatic stage then drops the masks of grid points between the objects.
-        0 is the paper. A pass with masks that `data.max_masks` left out has none, because these masks are not known here.
+        None is the paper. A pass with masks that `data.max_masks` left out has none, because these masks are not known here.
     Other parameters as in `StepModule`.
-    Raises ValueError if loss_resolution is neither "grid" nor "full", or background_clicks is below 0.
+    Raises ValueError if loss_resolution is neither "grid" nor "full", or background_clicks is below 1.
     """
 
     progress_metrics = (("loss", "loss"), ("IoU", "iou_last_round"))
@@ -55,7 +55,7 @@ class SamModule(StepModule):
         frozen_encoder: FrozenEncoder | None = None,
         loss_resolution: str = "grid",
         text_alignment_weight: float = 0.0,
-        background_clicks: int = 0,
+        background_clicks: int | None = None,
         gradient_clip: float | None = None,
         compile_encoder: bool = False,
         ema_decay: float | None = None,
@@ -76,8 +76,8 @@ class SamModule(StepModule):
         check_loss_resolution(loss_resolution)
         self.simulator, self.loss = simulator, loss
         self.loss_resolution, self.text_alignment_weight = loss_resolution, text_alignment_weight
-        if background_clicks < 0:
-            raise ValueError(f"background_clicks must be at least 0, got {background_clicks}")
+        if background_clicks is not None and background_clicks < 1:
+            raise ValueError(f"background_clicks must be at least 1, or null for none, got {background_clicks}")
         self.background_clicks = background_clicks
         self.click_validation = ClickValidation(validation)
 
@@ -99,7 +99,7 @@ class SamModule(StepModule):
             masks = predicted_masks(best, self.model.image_size)
             prompts = self.simulator.next_prompts(round_, prompts, masks, batch.target_masks, best.mask_logits, rng)
         if self.background_clicks and not batch.dropped.get("max_masks"):
-            self._backpropagate_background(batch, embeddings, offset=offset)
+            self._backpropagate_background(batch, embeddings, self.background_clicks, offset=offset)
         if encoded.requires_grad:
             self.manual_backward(encoded, gradient=embeddings.grad)
 
@@ -130,10 +130,12 @@ class SamModule(StepModule):
             return Prompts.from_text(batch.image_index, batch.text_embeddings)
         return self.simulator.first_prompts(batch.target_masks, batch.image_index, rng)
 
-    def _backpropagate_background(self, batch: Batch, embeddings: Float[Tensor, "B C h w"], *, offset: int) -> None:
+    def _backpropagate_background(
+        self, batch: Batch, embeddings: Float[Tensor, "B C h w"], num_clicks: int, *, offset: int
+    ) -> None:
         """Accumulate the gradients of the IoU loss of clicks outside of all masks, whose true IoU is 0."""
         seeds = self.image_seeds(batch, RngStream.BACKGROUND, offset)
-        prompts = background_clicks(batch, self.background_clicks, seeds)
+        prompts = background_clicks(batch, num_clicks, seeds)
         if len(prompts):
             scores = self.model.decode(embeddings, prompts, multimask_output=True).iou_scores.float()
             error = self.loss.iou_error(scores, torch.zeros_like(scores), reduction="none")

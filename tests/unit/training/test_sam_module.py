@@ -448,7 +448,7 @@ def test_background_clicks_train_the_scores_of_pixels_outside_all_masks_to_be_ze
         assert torch.allclose(trained[name], plain[name] + extra, atol=1e-5), name
     incomplete = replace(make_batch(), dropped={"max_masks": 1})
     assert all(torch.equal(a, plain[name]) for name, a in gradients(incomplete, background_clicks=3).items())
-    with pytest.raises(ValueError, match="background_clicks must be at least 0, got -1"):
-        make_module(background_clicks=-1)
+    with pytest.raises(ValueError, match="background_clicks must be at least 1, or null for none, got 0"):
+        make_module(background_clicks=0)
     everything = replace(make_batch(), target_masks=torch.ones_like(make_batch().target_masks))
     assert len(background_clicks(everything, 2, [(0,), (1,)])) == 0
