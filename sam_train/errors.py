@@ -20,6 +20,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+INTERRUPTED_EXIT_CODE = 130
+"""Exit code of a command that Ctrl-C ended, as shells report it."""
+
 
 class SamTrainError(Exception):
     """Base class of all errors whose message is written for the user of the command."""
@@ -86,7 +89,7 @@ def exit_with_message(main: Callable[P, R]) -> Callable[P, R]:
     """Decorate an entry point so that an expected error ends the process with one message and exit code 1.
 
     Expected are `SamTrainError` and `OSError`: the user, not the code, fixes a full disk or a missing permission.
-    Ctrl-C exits with code 130.
+    Ctrl-C exits with INTERRUPTED_EXIT_CODE.
     """
 
     @wraps(main)
@@ -98,7 +101,7 @@ def exit_with_message(main: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             print("interrupted: run the same command again to resume", file=sys.stderr)
-            raise SystemExit(130) from None
+            raise SystemExit(INTERRUPTED_EXIT_CODE) from None
 
     return wrapped
 

@@ -26,12 +26,12 @@ from sam_train.config import build, config_hash, save_resolved, to_plain
 from sam_train.data.datamodule import ShardDataModule
 from sam_train.data.mask_survey import describe_dropped_masks
 from sam_train.data.synthetic.training_scenes import compose_training_scenes
-from sam_train.errors import CheckpointError, ConfigError, NonFiniteError, TrainingError
+from sam_train.errors import INTERRUPTED_EXIT_CODE, CheckpointError, ConfigError, NonFiniteError, TrainingError
 from sam_train.model.tiny_vit import TinyViT
 from sam_train.training.architecture import with_checkpoint_architecture
 from sam_train.training.continuation import ContinueFrom, lower_lr_command
 from sam_train.training.factory import build_module, build_text_embeddings, with_text_encoder
-from sam_train.training.preemption import INTERRUPTED_EXIT_CODE, Preempted, requeue_sweep_job
+from sam_train.training.preemption import Preempted, requeue_sweep_job
 from sam_train.training.results import build_validations, read_finished_metrics, write_results
 from sam_train.training.run_end import EndReason, clear_end, write_end
 from sam_train.training.run_identity import Identity, check_same_run, provenance_of, run_identity, write_identity

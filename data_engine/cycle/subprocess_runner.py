@@ -14,14 +14,12 @@ import torch
 from data_engine.console import console
 from data_engine.cycle.pipeline import Cycle
 from data_engine.cycle_folder import CycleFolder
-from sam_train.errors import SamTrainError
+from sam_train.errors import INTERRUPTED_EXIT_CODE, SamTrainError
 
 UPDATE_INTERVAL_S = 20.0
 """Seconds between two updates of the stored run time of a process."""
 PREEMPTED_EXIT_CODE = 75
 """Exit code of a training that was preempted and wrote its checkpoint."""
-INTERRUPTED_EXIT_CODE = 130
-"""Exit code of a process that Ctrl-C ended; a training has written its checkpoint."""
 
 
 @runtime_checkable  # the type checks of the tests need it
@@ -76,7 +74,7 @@ class ProcessLauncher:
         """Run a module and wait for its end.
 
         Raises SamTrainError if it fails (its own message is printed above), SystemExit(75) if a training was preempted and
-        SystemExit(130) if the process was interrupted.
+        SystemExit(INTERRUPTED_EXIT_CODE) if Ctrl-C ended it, a training after it has written its checkpoint.
         """
         console.rule(title, align="left", style="dim")
         command = [sys.executable, "-m", module, *arguments]

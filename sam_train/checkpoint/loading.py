@@ -12,7 +12,7 @@ from sam_train.errors import CheckpointError, ConfigError
 from sam_train.model import Sam
 from sam_train.model.devices import resolve_device
 from sam_train.model.mae import load_mae_encoder
-from sam_train.model.weights import TEXT_PREFIX, convert_released_state, load_weights
+from sam_train.model.weights import ADDED_PARTS, convert_released_state, load_weights
 
 
 def load_checkpoint(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Sam:
@@ -42,7 +42,7 @@ def build_model(content: Checkpoint, *, origin: str) -> Sam:
 def initialize_from_checkpoint(model: Sam, checkpoint: str | os.PathLike[str]) -> str:
     """Initialize a model before training with a checkpoint's weights, or its image encoder with those of a masked auto-encoder.
 
-    The projection of text embeddings keeps its random initialization if the checkpoint has none, as released ones do not.
+    A part of ADDED_PARTS keeps its random initialization if the checkpoint has none, as released ones do not.
     Return a sentence that reports which tensors were loaded. Raises CheckpointError if the weights do not fit the model.
     """
     stored = read_stored_weights(checkpoint)
@@ -54,6 +54,8 @@ def initialize_from_checkpoint(model: Sam, checkpoint: str | os.PathLike[str]) -
         mismatch = f"trained with pixel_statistics={statistics}, but this model has {model.pixel_statistics}"
         raise CheckpointError(f"{origin}: {mismatch}; set model.pixel_statistics={statistics}")
     state = stored.state if stored.config is not None else convert_released_state(stored.state, origin=origin)
-    new = {name: value for name, value in model.state_dict().items() if name.startswith(TEXT_PREFIX) and name not in state}
+    lacking = {name: value for name, value in model.state_dict().items() if name not in state}
+    new = {name: value for name, value in lacking.items() if name.startswith(tuple(ADDED_PARTS))}
     load_weights(model, {**state, **new}, origin=origin)
-    return f"{origin}: all {len(state)} tensors loaded" + (", text projection initialized randomly" if new else "")
+    parts = [part for prefix, part in ADDED_PARTS.items() if any(name.startswith(prefix) for name in new)]
+    return f"{origin}: all {len(state)} tensors loaded" + "".join(f", {part} initialized randomly" for part in parts)

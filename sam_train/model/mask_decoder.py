@@ -81,7 +81,7 @@ class MaskDecoder(nn.Module):
         self, *, dim: int, transformer: TwoWayTransformer, iou_sigmoid: bool = False, iou_from_masks: bool = False
     ) -> None:
         super().__init__()
-        self.iou_sigmoid, self.iou_from_masks = iou_sigmoid, iou_from_masks
+        self.iou_sigmoid = iou_sigmoid
         num_masks = NUM_MULTIMASK_OUTPUTS + 1
         self.transformer = transformer
         self.iou_token = nn.Embedding(1, dim)
@@ -110,6 +110,11 @@ class MaskDecoder(nn.Module):
         for mlp in self.output_hypernetworks_mlps:
             cast(MLP, mlp).init_last_layer(gain=0.3, bias=INITIAL_MASK_LOGIT / upscaled_dim)
         self.iou_prediction_head.init_last_layer(gain=0.02, bias=INITIAL_IOU_LOGIT if self.iou_sigmoid else 0.0)
+
+    @property
+    def iou_from_masks(self) -> bool:
+        """True if the scores also depend on the predicted masks."""
+        return self.mask_statistics_head is not None
 
     def forward(
         self,

@@ -26,6 +26,12 @@ StateDict = Mapping[str, Tensor]
 TEXT_PREFIX = "prompt_encoder.text_projection."
 """Prefix of the tensors that only a model with text prompts has."""
 
+MASK_STATISTICS_PREFIX = "mask_decoder.mask_statistics_head."
+"""Prefix of the tensors that only a model with `iou_from_masks` has."""
+
+ADDED_PARTS = {TEXT_PREFIX: "text projection", MASK_STATISTICS_PREFIX: "mask statistics head"}
+"""Prefix and name of the parts that a model may have beside those of released models: training may add them to any weights."""
+
 
 class NamingScheme(Enum):
     """Program whose tensor names a state dict has."""
@@ -141,8 +147,12 @@ def load_weights(model: Sam, state: StateDict, *, origin: str) -> None:
     or of another shape.
     """
     expected = model.state_dict()
-    text_tensors = [name for name in state if name.startswith(TEXT_PREFIX) and name not in expected]
-    hint = f" (it accepts text prompts: set model.text_dim={state[text_tensors[0]].shape[-1]})" if text_tensors else ""
+    unexpected = [name for name in state if name not in expected]
+    hint = ""
+    if text_tensors := [name for name in unexpected if name.startswith(TEXT_PREFIX)]:
+        hint = f" (it accepts text prompts: set model.text_dim={state[text_tensors[0]].shape[-1]})"
+    elif any(name.startswith(MASK_STATISTICS_PREFIX) for name in unexpected):
+        hint = " (its IoU scores are also computed from the masks: set +model.iou_from_masks=true)"
     check_state_dict(expected, state, origin=origin, hint=hint)
     model.load_state_dict(dict(state))
 

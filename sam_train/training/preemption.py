@@ -12,9 +12,6 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-INTERRUPTED_EXIT_CODE = 130
-"""Exit code of a run that Ctrl-C ended, after its checkpoint is written."""
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that end a run after its step: SIGINT of Ctrl-C; SIGTERM, which SLURM sends before it takes a job's nodes away; and
 those that are requested before the time limit: SIGUSR1 by slurm/train.sbatch, SIGUSR2 by submitit, whose own handler would not

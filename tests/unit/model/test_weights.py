@@ -82,6 +82,20 @@ def test_rejects_weights_of_other_pixel_statistics(model: Sam, theirs: str, ours
     initialize_from_checkpoint(build_sam(**VIT, pixel_statistics=theirs), tmp_path / "model.pt")
 
 
+def test_the_mask_statistics_head_is_added_to_weights_without_it(model: Sam, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.pt", model, {"_target_": "sam_train.model.build.build_sam", **VIT}, {})
+    larger = build_sam(**VIT, iou_from_masks=True)
+    head = {name: tensor.clone() for name, tensor in larger.state_dict().items() if "mask_statistics_head" in name}
+    said = initialize_from_checkpoint(larger, tmp_path / "model.pt")
+    assert said.endswith("tensors loaded, mask statistics head initialized randomly")
+    assert same(larger.state_dict() | model.state_dict(), larger.state_dict())
+    assert all(torch.equal(larger.state_dict()[name], tensor) for name, tensor in head.items())
+    config = {"_target_": "sam_train.model.build.build_sam", **VIT, "iou_from_masks": True}
+    save_checkpoint(tmp_path / "larger.pt", larger, config, {})
+    with pytest.raises(CheckpointError, match=r"unexpected mask_decoder.*set \+model.iou_from_masks=true"):
+        initialize_from_checkpoint(model, tmp_path / "larger.pt")
+
+
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
