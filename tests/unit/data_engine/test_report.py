@@ -613,6 +613,26 @@ def test_overview_shows_stages_and_predictions(finished: FakeRun) -> None:
     assert (below < 128).mean() > 0.05, "predictions and bars"
 
 
+def overview_shape(run: FakeRun) -> tuple[int, ...]:
+    write_report(run.folder)
+    overview = cv2.imread(str(run.folder / "overview.png"))
+    assert overview is not None
+    return overview.shape
+
+
+def test_overview_of_one_promoted_model_has_one_row(run: FakeRun) -> None:
+    """Compare the heights before and after a second model is promoted."""
+    run.begin()
+    run.annotate(STEPS[0], WRITTEN[:2], 0, **COUNTS)
+    run.train(STEPS[0], promoted=True, miou=0.4)
+    shapes = [overview_shape(run)]
+    run.annotate(STEPS[1], WRITTEN[2:], 0, **COUNTS)
+    run.train(STEPS[1], promoted=True, miou=0.5, seed=1)
+    shapes.append(overview_shape(run))
+    assert shapes[0][1] == shapes[1][1]
+    assert shapes[0][0] < 0.6 * shapes[1][0]
+
+
 def test_no_overview_before_the_first_image(run: FakeRun) -> None:
     run.begin()
     write_report(run.folder)
