@@ -11,6 +11,7 @@ out/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from typing import Any
 
 from data_engine.slices.slice_listing import SliceListing, write_listing
 from data_engine.sources import Source
-from sam_train.claims import Claim, Claims
+from sam_train.claims import MACHINE, Claim, Claims
 from sam_train.errors import ConfigError
 from sam_train.files import atomic_write_bytes
 from sam_train.shards import manifest_path
@@ -120,9 +121,10 @@ class EngineRunFolder:
     @staticmethod
     def _refresh(folder: Path) -> None:
         # NFS caches directory entries for up to a minute, including a file's absence, until this client changes the directory.
-        path = folder / f".{token_hex(8)}.tmp"
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        path.unlink()
+        # The processes of a machine share the cache and the file: what a killed process leaves, the next one removes.
+        path = folder / f".refresh-{hashlib.sha256(MACHINE.encode()).hexdigest()[:16]}.tmp"
+        os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o644))
+        path.unlink(missing_ok=True)
 
     def log_slice(self, entry: Mapping[str, Any]) -> None:
         """Append one line to this process's log of slices. Every process has its own file, so lines are never interleaved."""

@@ -19,7 +19,7 @@ from data_engine.engine import check_config, format_summary, hash_config, print_
 from data_engine.estimate import RunEstimate
 from data_engine.ledger import Ledger
 from data_engine.run_summary import iterate_evenly_spaced_samples
-from data_engine.slices import EngineJob, Worker, with_absolute_paths
+from data_engine.slices import EngineJob, EngineRunFolder, Worker, with_absolute_paths
 from data_engine.sources import open_source
 from data_engine.stages import AssistedManual
 from data_engine.thresholds import with_checkpoint_thresholds
@@ -474,3 +474,19 @@ def test_config_hash_does_not_depend_on_renames(overrides: list[str], expected: 
     with initialize_config_dir(version_base="1.3", config_dir=config_dir()):
         config = with_checkpoint_thresholds(compose("engine", overrides=[*overrides, "source=a"]))
     assert hash_config(to_plain(config)) == expected
+
+
+def test_a_process_killed_while_it_refreshes_a_folder_leaves_nothing_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = EngineRunFolder(tmp_path, claim_expires_s=60)
+    (tmp_path / ".engine").mkdir()
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        folder.refresh()
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(left) == 2, "one file in each of the two folders"
+    before = tmp_path.stat().st_mtime_ns
+    folder.refresh()
+    assert not any(path.exists() for path in left)
+    assert tmp_path.stat().st_mtime_ns > before, "the folder has changed, so NFS reads it again"
